@@ -1,0 +1,65 @@
+"""The command line: one subcommand per entry point, one flag per setting.
+
+Flags are spelled like the settings (``--focal_gamma 1.5``, ``--track false``), so ``mlflow run -P`` and the command line take the same
+words. What a user can cause (a bad value, a missing file, a faulty row) ends with a message and exit code 2, without a traceback;
+a stop on request with 130. ``RETINAFLOW_TRACEBACK=1`` shows the traceback all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from retinaflow.config import COMMANDS, resolve
+from retinaflow.training.stopping import Stopped
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code."""
+    given = vars(build_parser().parse_args(arguments))
+    command = given.pop("command")
+    try:
+        config = resolve(COMMANDS[command], given)
+        importlib.import_module(f"retinaflow.commands.{command}").run(config)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("RETINAFLOW_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (Stopped, KeyboardInterrupt) as error:
+        print(f"stopped: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; only flags that are given appear in its result."""
+    parser = argparse.ArgumentParser(
+        prog="retinaflow", description="RetinaNet with focal loss on long-tailed detection data.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, settings in COMMANDS.items():
+        summary = (settings.__doc__ or "").split(": ", 1)[-1]
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        for setting, field in settings.model_fields.items():
+            command.add_argument(
+                f"--{setting}",
+                metavar="VALUE",
+                default=argparse.SUPPRESS,
+                help=f"{field.description} (default: {written(field.default)})".replace("%", "%%"),
+            )
+    return parser
+
+
+def written(default: object) -> str:
+    """A default as it is written on the command line and in MLproject."""
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+

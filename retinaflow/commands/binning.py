@@ -1,0 +1,57 @@
+"""``binning``: frequency bins of the classes, and what every sampling strategy would show of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retinaflow.commands.inputs import TrainingData, epoch_length, load_training_data, sampling_settings, say
+from retinaflow.config import BinningConfig, SamplingFields
+from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
+from retinaflow.scoring.figures import class_frequency, exposure_curves
+from retinaflow.tracking import Run, start_run
+
+
+def run(config: BinningConfig) -> None:
+    """Log bins and exposure, and print the strategies side by side."""
+    data = load_training_data(config)
+    with start_run("binning", track=config.track, experiment=config.experiment, output=Path(config.output)) as run:
+        run.log_params(config.model_dump())
+        log_bins(run, data)
+        log_exposure(run, config, data)
+
+
+def log_bins(run: Run, data: TrainingData) -> None:
+    """``bins.json`` and the class-frequency picture with the bins drawn in."""
+    bins, taxonomy = data.bins, data.train.taxonomy
+    run.log_json(bins.to_document(taxonomy.ids), "bins.json")
+    run.log_figure(
+        class_frequency(
+            bins.images_per_class, edges=bins.edges, bin_of_class=bins.bin_of_class, names=list(taxonomy.labels)
+        ),
+        "class_frequency.png",
+    )
+    if len(data.dropped):
+        run.log_csv(data.dropped, "dropped.csv")
+        say(f"{len(data.dropped):,} rows or images were left out; dropped.csv lists them")
+
+
+def log_exposure(run: Run, config: SamplingFields, data: TrainingData) -> None:
+    """``exposure.csv`` (draws per class and strategy), ``exposure_summary.csv`` and their picture."""
+    exposures = compare_strategies(
+        data.presence,
+        data.bins,
+        length=epoch_length(config, data),
+        settings=sampling_settings(config),
+        seed=config.seed,
+    )
+    summary = exposure_summary(exposures)
+    run.log_csv(exposure_table(exposures, data.presence, data.bins, data.train.taxonomy), "exposure.csv")
+    run.log_csv(summary, "exposure_summary.csv")
+    run.log_figure(
+        exposure_curves(
+            {name: exposure.expected_per_class for name, exposure in exposures.items()},
+            images_per_class=data.presence.images_per_class,
+        ),
+        "exposure.png",
+    )
+    say(summary.to_string(index=False, float_format="%.3g"))

@@ -1,0 +1,129 @@
+"""Detections -> scores, the table per class, the pictures: the same for every command that judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from retinaflow.commands.inputs import say
+from retinaflow.config import DetectionFields
+from retinaflow.data.bins import ClassBins
+from retinaflow.data.image_files import decode
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.detections import Detections
+from retinaflow.detector.postprocess import PostprocessConfig
+from retinaflow.scoring.challenge import Scores, evaluate
+from retinaflow.scoring.contact_sheet import Panel, contact_sheet
+from retinaflow.scoring.figures import ap_vs_frequency
+from retinaflow.scoring.report import per_class_table, summary
+from retinaflow.tracking import Run
+
+SHEET_IMAGES = 12
+SHEET_SCORE = 0.3
+"""Detections below this score are left off the contact sheet, which would be covered by them."""
+_SHEET_PIXELS = 360
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores of one model on one set of images, with the table and the aggregates made from them."""
+
+    scores: Scores
+    table: pd.DataFrame
+    metrics: dict[str, float]
+
+
+def postprocessing(config: DetectionFields) -> PostprocessConfig:
+    """The detection settings in the form the detector takes."""
+    return PostprocessConfig(
+        score_threshold=config.score_threshold,
+        nms=config.nms,
+        nms_iou=config.nms_iou,
+        max_detections=config.max_detections,
+    )
+
+
+def judge(
+    detections: Detections, index: AnnotationIndex, bins: ClassBins, *, group_of_weight: float, prefix: str = "val/"
+) -> Judgement:
+    """The Challenge metric over all images of an index."""
+    scores = evaluate(detections, index, group_of_weight=group_of_weight)
+    table = per_class_table(
+        scores,
+        taxonomy=index.taxonomy,
+        bin_of_class=bins.bin_of_class,
+        images_per_class=bins.images_per_class,
+        boxes_per_class=bins.boxes_per_class,
+    )
+    return Judgement(scores, table, summary(table, prefix=prefix))
+
+
+def log_judgement(run: Run, judgement: Judgement, detections: Detections, index: AnnotationIndex) -> None:
+    """``per_class_ap.csv``, ``ap_vs_frequency.png``, ``detections.png`` and ``metrics.json`` at the artifact root."""
+    run.log_csv(judgement.table, "per_class_ap.csv")
+    run.log_table(judgement.table, "per_class_ap.json")
+    run.log_figure(ap_vs_frequency(judgement.table), "ap_vs_frequency.png")
+    run.log_json(metrics_document(judgement, index), "metrics.json")
+    run.log_figure(detections_sheet(detections, index, judgement.table), "detections.png")
+
+
+def metrics_document(judgement: Judgement, index: AnnotationIndex) -> dict[str, object]:
+    """What was measured, on how much, and what was left out of it."""
+    scores = judgement.scores
+    return {
+        "mAP": scores.mean_ap if np.isfinite(scores.mean_ap) else None,
+        "num_classes_in_mean": scores.num_classes_in_mean,
+        "num_images": len(index),
+        "num_verified_labels": len(index.verified_class),
+        "dropped_detections": vars(scores.dropped) | {"total": scores.dropped.total},
+        "not_a_challenge_score": list(scores.not_a_challenge_score),
+        "metrics": judgement.metrics,
+    }
+
+
+def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
+    """Images for the contact sheet: one of each class, rarest class first, so that the tail is seen."""
+    chosen: dict[int, None] = {}
+    for _ in range(3):
+        for mid in table["class_id"]:
+            holders = index.box_image[np.asarray(index.labels) == index.taxonomy.index_of[mid]]
+            fresh = [int(image) for image in np.unique(holders) if int(image) not in chosen]
+            if fresh and len(chosen) < SHEET_IMAGES:
+                chosen[fresh[len(fresh) // 2]] = None
+    return list(chosen)
+
+
+def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.DataFrame) -> Figure:
+    """Detections against truth on a dozen images."""
+    panels = [_panel(image, detections, index) for image in _sheet_images(index, table)]
+    return contact_sheet(panels, title=f"Detections (score > {SHEET_SCORE:g}) against truth")
+
+
+def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel:
+    height, width = (int(side) for side in index.sizes[image])
+    scale = min(1.0, _SHEET_PIXELS / max(height, width))
+    target = max(round(height * scale), 1), max(round(width * scale), 1)
+    rows = slice(index.box_start[image], index.box_start[image + 1])
+    found = detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE))
+    names = index.taxonomy.labels
+    return Panel(
+        image=decode(index.file_of(image), (height, width), target),
+        title=str(index.image_ids[image]),
+        truth_boxes=np.asarray(index.boxes[rows]),
+        truth_labels=[names[label] for label in index.labels[rows]],
+        truth_group_of=index.is_group_of[rows],
+        detection_boxes=found.boxes,
+        detection_labels=[names[label] for label in found.class_index],
+        detection_scores=found.score,
+    )
+
+
+def say_judgement(judgement: Judgement) -> None:
+    """The aggregates on one line each, and why they are not a Challenge score if they are not."""
+    for name, value in judgement.metrics.items():
+        say(f"{name:<20} {value:.4f}")
+    for reason in judgement.scores.not_a_challenge_score:
+        say(f"not an Open Images Challenge score: {reason}")

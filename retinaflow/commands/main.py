@@ -1,0 +1,77 @@
+"""``main``: does balanced sampling help here? Bins, a uniform and a balanced training, and their AP per bin side by side."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from retinaflow import tracking
+from retinaflow.commands import train
+from retinaflow.commands.binning import log_bins, log_exposure
+from retinaflow.commands.inputs import TrainingData, load_training_data, say
+from retinaflow.config import MainConfig
+from retinaflow.scoring.bootstrap import paired_differences
+from retinaflow.scoring.report import class_groups
+
+RESAMPLES = 1000
+
+
+def run(config: MainConfig) -> None:
+    """One parent run, two children, ``comparison.csv`` at the parent."""
+    data = load_training_data(config)
+    # The baseline is what people do without retinaflow: every image alike, in drawing and in augmentation.
+    baseline = config.model_copy(update={"sampling": "uniform", "rare_augment": config.augment})
+    with tracking.start_run("main", track=config.track, experiment=config.experiment, output=config.output) as parent:
+        parent.log_params(config.model_dump())
+        parent.log_json(config.model_dump(mode="json"), "config.json")
+        parent.set_tags({"retinaflow.data_digest": data.digest})
+        log_bins(parent, data)
+        log_exposure(parent, config, data)
+        say("\n1 of 2: uniform sampling")
+        uniform = train.run(baseline, data=data, name="uniform")
+        say(f"\n2 of 2: {config.sampling} sampling")
+        balanced = train.run(config, data=data, name=config.sampling)
+        table = compare(uniform, balanced, data, names=("uniform", config.sampling), seed=config.seed)
+        parent.log_csv(table, "comparison.csv")
+        parent.log_metrics({f"val/{row.group}": row[3] for row in table.itertuples(index=False)}, step=0)
+    say(f"\nAP by frequency bin (bin 1 is the rarest), difference with its 95% interval over images:\n{_shown(table)}")
+    if config.track:
+        say(f"\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (choose \"Model training\")")
+
+
+def compare(
+    first: train.TrainResult, second: train.TrainResult, data: TrainingData, *, names: tuple[str, str], seed: int
+) -> pd.DataFrame:
+    """One row per group of classes (bins, thirds, all): both APs, the difference, its paired bootstrap interval."""
+    bins = data.bins
+    groups = class_groups(bins.images_per_class, bins.bin_of_class, class_ids=data.train.taxonomy.ids)
+    found = paired_differences(
+        first.judgement.scores.matches,
+        second.judgement.scores.matches,
+        groups=groups,
+        resamples=RESAMPLES,
+        seed=seed,
+    )
+    differences = {**found.groups, "mAP": found.mean}
+    ordered = sorted((name for name in differences if f"val/{name}" in first.judgement.metrics), key=_bins_first)
+    return pd.DataFrame(
+        [
+            {
+                "group": name,
+                "classes": int(groups[name].sum()) if name in groups else first.judgement.scores.num_classes_in_mean,
+                names[0]: first.judgement.metrics[f"val/{name}"],
+                names[1]: second.judgement.metrics[f"val/{name}"],
+                "difference": differences[name].estimate,
+                "low": differences[name].low,
+                "high": differences[name].high,
+            }
+            for name in ordered
+        ]
+    )
+
+
+def _bins_first(name: str) -> tuple[int, str]:
+    return (0 if "bin" in name else 2 if name == "mAP" else 1), name
+
+
+def _shown(table: pd.DataFrame) -> str:
+    return table.to_string(index=False, float_format=lambda value: f"{value:.3f}")

@@ -1,0 +1,312 @@
+"""Settings of every command: frozen, typed, checked; one class per command.
+
+A setting has one name everywhere: flag ``--focal_gamma``, ``-P focal_gamma=``, MLflow parameter, YAML key, field. The docstring of a
+field is its help text and says meaning, unit and special values. Lists are comma-separated; ``none`` is a written value.
+
+``auto`` takes the value of a profile: ``demo`` for the generated set (small pictures, a small head, minutes on a laptop), ``photos`` for
+anything else. :func:`resolve` fills it in, so runs are logged with the values that were used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from retinaflow.data.bins import BinStrategy
+from retinaflow.data.image_files import OnBadImage
+from retinaflow.data.sampling import Strategy
+from retinaflow.data.tables import OnBadRow
+
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "demo": {
+        "image_size": 128,
+        "num_buckets": 5,
+        "fpn_channels": 64,
+        "head_depth": 2,
+        "anchor_scale": 3.0,
+        "batch_size": 16,
+        "epochs": 12,
+        "lr": 1e-3,
+        "eval_every": 3,
+    },
+    "photos": {
+        "image_size": 512,
+        "num_buckets": 7,
+        "fpn_channels": 256,
+        "head_depth": 4,
+        "anchor_scale": 4.0,
+        "batch_size": 8,
+        "epochs": 12,
+        "lr": 3e-4,
+        "eval_every": 1,
+    },
+}
+"""What ``auto`` stands for: ``demo`` when ``data=demo``, else ``photos``."""
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return () if value == "none" else tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+Auto = Literal["auto"]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_none)]
+OptionalText = Annotated[str | None, BeforeValidator(_none)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Behaviour of all settings classes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TrackingSettings(Settings):
+    track: bool = True
+    """Log to MLflow; false writes the same files under ``output`` only."""
+    experiment: str = "retinaflow"
+    """MLflow experiment of a run started without ``mlflow run``."""
+    output: Path = Path("outputs")
+    """Folder for checkpoints and, with track=false, for everything a run would log."""
+    config: OptionalText = None
+    """YAML file of settings, or none; a flag overrides what it says."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+
+
+class DataSettings(TrackingSettings):
+    data: str = "demo"
+    """Folder in the published Open Images layout, or demo for the generated set."""
+    boxes: Paths = ()
+    """CSV files of boxes, instead of those looked up by split; none: look up."""
+    image_labels: Annotated[tuple[Path, ...] | Literal["none"], BeforeValidator(lambda v: v if v == "none" else _split(v))] = ()
+    """CSV files of image-level labels, instead of those looked up by split; none: there are none."""
+    classes: OptionalPath = None
+    """Class list (id,name), instead of the one looked up."""
+    hierarchy: OptionalText = "auto"
+    """Hierarchy JSON; auto: looked up in the data folder; none: no hierarchy."""
+    images: Paths = ()
+    """Image folders, instead of images/, images/SPLIT and SPLIT/ in the data folder."""
+    class_group: str = "all"
+    """Classes to train and judge: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
+    background_ratio: Annotated[float, Field(ge=0)] = 1.0
+    """class_group other than all: training images without its boxes, verified absent first, per image with."""
+    exhaustive: bool = False
+    """Every object of every class is boxed, so a class without label on an image counts as verified absent."""
+    on_bad_row: OnBadRow = "stop"
+    """A row that breaks a rule stops the reading, or is dropped and listed in dropped.csv."""
+    on_bad_image: OnBadImage = "stop"
+    """An image without a readable file stops the run, or is skipped and listed in dropped.csv."""
+
+
+class SplitSettings(DataSettings):
+    train_splits: Annotated[Names, Field(min_length=1)] = ("train",)
+    """Splits to train on."""
+    eval_split: str = "validation"
+    """Split to judge on."""
+    eval_ids: OptionalPath = None
+    """File of image ids to judge on, taken out of the training splits; none: use eval_split."""
+    eval_boxes: Paths = ()
+    """CSV files of boxes to judge on, instead of those of eval_split."""
+    eval_image_labels: Paths = ()
+    """CSV files of image-level labels to judge on, instead of those of eval_split."""
+
+
+class SamplingFields(SplitSettings):
+    bin_strategy: BinStrategy = "log"
+    """How the axis of log10(training images) is cut into bins."""
+    num_bins: Annotated[int, Field(ge=1)] = 7
+    """Number of frequency bins; fewer result when one would be empty. 1: sampling=binned is uniform."""
+    bin_edges: Numbers = ()
+    """Explicit cuts between bins, in training images (10,100,1000); none: by bin_strategy and num_bins."""
+    sampling: Strategy = "binned"
+    """How often images are drawn."""
+    balance: Share = 0.75
+    """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing."""
+    background_rate: Annotated[float, Field(gt=0)] = 1.0
+    """binned: draws of an image without boxes, relative to the least drawn image with boxes."""
+    correction_steps: Annotated[int, Field(ge=0)] = 0
+    """binned: steps that correct the rates for classes that occur together."""
+    repeat_threshold: Annotated[float, Field(gt=0, le=1)] = 0.001
+    """repeat-factor: share of images below which a class is repeated."""
+    max_repeats: Annotated[float, Field(ge=1)] = 100.0
+    """Most draws of one image in an epoch."""
+    epoch_length: Annotated[int, Field(ge=0)] = 0
+    """Images per epoch; 0: as many as there are."""
+    parents: Literal["learn", "expand", "ignore"] = "learn"
+    """Parent classes of the hierarchy: learn them from their children's boxes, expand detections to them, or ignore them."""
+
+
+class BinningConfig(SamplingFields):
+    """``binning``: frequency bins and the exposure of every sampling strategy."""
+
+
+class DetectionFields(Settings):
+    score_threshold: Share = 0.02
+    """Detections below this score are dropped."""
+    nms: Literal["nms", "soft-nms"] = "nms"
+    """How overlapping detections of one class are thinned out."""
+    nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """IoU above which the lower of two detections of a class is dropped (nms)."""
+    max_detections: Annotated[int, Field(ge=1)] = 300
+    """Most detections per image."""
+    group_of_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of a found group-of box: 1 is the Challenge rule, 0 the older V2 rule."""
+
+
+class TrainConfig(SamplingFields, DetectionFields):
+    """``train``: train a detector and judge it."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
+    """ResNet under the feature pyramid."""
+    weights: str = "none"
+    """Start: none (random), imagenet, coco, or a file."""
+    image_size: Annotated[int, Field(ge=32)] | Auto = "auto"
+    """Square root of the area that images are resized to, pixels."""
+    num_buckets: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Aspect buckets; 1: one fixed shape."""
+    fpn_channels: Annotated[int, Field(ge=8)] | Auto = "auto"
+    """Channels of the feature pyramid and the heads; torchvision has 256."""
+    head_norm: Literal["none", "group"] = "group"
+    """Norm in the heads: group (trains faster from scratch; torchvision's v2) or none (torchvision's v1)."""
+    head_depth: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Convolutions in each head; torchvision has 4."""
+    anchor_scale: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Side of the smallest anchor of a level over the level's stride; torchvision has 4."""
+    batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Images per step."""
+    epochs: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Epochs."""
+    lr: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Highest learning rate (AdamW; warm-up, then cosine to 0)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of AdamW, not on biases and norms."""
+    warmup: Share = 0.1
+    """Share of all steps in which the learning rate rises."""
+    clip: Annotated[float, Field(gt=0)] = 5.0
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
+    workers: Annotated[int, Field(ge=-1)] = -1
+    """Loader processes; 0: none; -1: by the machine (none without a GPU)."""
+    balance_start: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the epochs drawn uniformly before the sampling strategy takes over."""
+    augment: Share = 0.5
+    """Augmentation strength for images of the most frequent bin; 0: none."""
+    rare_augment: Share = 0.8
+    """Augmentation strength for images of the rarest bin; bins between lie between."""
+    vertical_flip: bool = False
+    """Flip upside down too (microscopy, aerial pictures)."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """Focal loss exponent; 0: cross-entropy."""
+    focal_alpha: Annotated[Share | None, BeforeValidator(_none)] = 0.25
+    """Focal loss weight of positives; none: no weighting."""
+    box_loss: Literal["l1", "smooth_l1", "giou"] = "l1"
+    """Regression loss."""
+    eval_every: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    resume: OptionalText = None
+    """Run id or checkpoint file to go on from; none: start anew."""
+    register_as: OptionalText = None
+    """Name under which the best model is registered; none: not registered."""
+
+
+class EvaluateConfig(DataSettings, DetectionFields):
+    """``evaluate``: judge a trained model, or a file of predictions."""
+
+    data: str = "trained"
+    """Folder in the published layout, demo, or trained: what the model was judged on in training."""
+    eval_split: str = "validation"
+    """Split to judge on."""
+    eval_ids: OptionalPath = None
+    """File of image ids to judge on; none: all images of the split."""
+    from_run: OptionalText = None
+    """What to judge: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last training run."""
+    predictions: OptionalPath = None
+    """CSV or Parquet of predictions to judge instead of a model."""
+    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
+    """Square root of the area that images are resized to; trained: as in training."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Images per step."""
+    workers: Annotated[int, Field(ge=-1)] = -1
+    """Loader processes; 0: none; -1: by the machine (none without a GPU)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
+    expand_predictions: bool = False
+    """Copy each detection to its class's ancestors before judging."""
+    bootstrap: Annotated[int, Field(ge=0)] = 200
+    """Resamples of the images for intervals; 0: no intervals."""
+
+
+class MainConfig(TrainConfig):
+    """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
+
+
+COMMANDS: Mapping[str, type[TrackingSettings]] = {
+    "main": MainConfig,
+    "binning": BinningConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+
+ConfigType = TypeVar("ConfigType", bound=TrackingSettings)
+
+
+def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
+    """Settings from given values (flags), over those of the YAML file ``config``, over the defaults; ``auto`` filled in.
+
+    Raises ValueError naming each setting, its rule and its value.
+    """
+    values = {**_from_file(given.get("config")), **given}
+    try:
+        settings = kind.model_validate(values)
+        profile = PROFILES["demo" if getattr(settings, "data", "demo") == "demo" else "photos"]
+        unset = {name: profile[name] for name in profile if getattr(settings, name, None) == "auto"}
+        return kind.model_validate({**settings.model_dump(), **unset})
+    except ValidationError as error:
+        by_name: dict[str, Any] = {}
+        for item in error.errors():
+            # A setting of several types (a number or "auto") fails once per type; the first says most.
+            by_name.setdefault(str(item["loc"][0]), item)
+        raise ValueError("\n".join(_explain(name, item) for name, item in by_name.items())) from None
+
+
+def _from_file(path: Any) -> dict[str, Any]:
+    if path is None or path == "none":
+        return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"config={path}: no such file")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"config={path}: not a readable YAML file: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"config={path}: the file must map setting names to values, but holds {type(values).__name__}")
+    return values
+
+
+def _explain(name: str, item: Any) -> str:
+    """One message of the form "rule, but got name=value" from one of pydantic's errors."""
+    if item["type"] == "extra_forbidden":
+        return f"there is no setting {name}; the command's --help lists those there are"
+    limits = item.get("ctx", {})
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    rules = [f"{name} {signs[key]} {limits[key]:g} must hold" for key in signs if key in limits]
+    if item["type"] == "literal_error":
+        rules = [f"{name} must be {limits['expected']}"]
+    elif item["type"] == "too_short":
+        rules = [f"{name} must hold at least one value"]
+    rule = rules[0] if rules else f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+    return f"{rule}, but got {name}={item['input'] if item['input'] not in ('', ()) else '(empty)'}"

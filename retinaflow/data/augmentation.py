@@ -1,0 +1,100 @@
+"""Augmentation whose strength follows rarity: images with rare classes are changed more, since they are repeated more.
+
+The strength s in [0, 1] of an image is base + (rare - base) * rarity, rarity being 1 when the rarest of its classes is in the
+rarest bin and 0 when it is in the most frequent. s scales the range of zoom, shift, rotation, brightness, contrast and hue, and the
+probability of blur, noise and dropout. s = 0 changes nothing at all; s > 0 flips half of the images left to right.
+
+Boxes are carried along; a box of which less than ``MIN_VISIBLE`` of the area is left in view is dropped with its label.
+The only file that imports albumentations. Randomness: one seed per call, no global state.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The library asks its server for a newer version on import otherwise; a training run needs no network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A  # noqa: E402, N812
+import cv2  # noqa: E402
+
+from retinaflow.data.bins import ClassBins  # noqa: E402
+
+MIN_VISIBLE = 0.35
+"""Least share of a box's area that must stay in view for the box to stay."""
+_MEAN_COLOUR = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly each image is augmented. ``strength_of_class [K]``: s for an image whose rarest class this is."""
+
+    strength_of_class: NDArray[np.float64]
+    base: float
+    vertical_flip: bool = False
+
+    @staticmethod
+    def by_rarity(bins: ClassBins, *, base: float, rare: float, vertical_flip: bool = False) -> Augmentation:
+        """Strength by frequency bin, from ``base`` (most frequent bin) to ``rare`` (rarest)."""
+        return Augmentation(base + (rare - base) * bins.rarity(), base, vertical_flip)
+
+    def strength(self, labels: NDArray[np.integer]) -> float:
+        """s of an image with these classes: that of the class furthest from the base; the base for an image without boxes."""
+        if len(labels) == 0:
+            return self.base
+        strengths = self.strength_of_class[labels]
+        return float(strengths[np.abs(strengths - self.base).argmax()])
+
+    def apply(
+        self, image: NDArray[np.uint8], boxes: NDArray[np.float64], *, labels: NDArray[np.integer], seed: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
+        """Augment ``image [H, W, 3]`` and ``boxes [P, 4]`` (normalised xyxy) by the strength of ``labels [P]``.
+
+        Returns the image (same shape), the boxes still in view, clipped to it, and their row numbers in the input.
+        """
+        strength = self.strength(labels)
+        if strength == 0:
+            return image, boxes, np.arange(len(boxes))
+        pipeline = _pipeline(round(strength, 2), self.vertical_flip)
+        pipeline.set_random_seed(seed)
+        result = pipeline(image=image, bboxes=np.clip(boxes, 0, 1), rows=np.arange(len(boxes)))
+        kept = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4)
+        return result["image"], kept, np.asarray(result["rows"], dtype=np.int64)
+
+
+@lru_cache(maxsize=128)
+def _pipeline(s: float, vertical_flip: bool) -> Any:
+    """The transforms at strength s; geometry first, so that colour and noise are drawn on the final pixels."""
+    steps = [
+        A.HorizontalFlip(p=0.5),
+        A.VerticalFlip(p=0.5 if vertical_flip else 0.0),
+        A.Affine(
+            scale=(1 - 0.4 * s, 1 + 0.6 * s),
+            translate_percent={"x": (-0.2 * s, 0.2 * s), "y": (-0.2 * s, 0.2 * s)},
+            rotate=(-12 * s, 12 * s),
+            shear=(-6 * s, 6 * s),
+            fill=_MEAN_COLOUR,
+            interpolation=cv2.INTER_LINEAR,
+            p=0.9,
+        ),
+        A.ColorJitter(
+            brightness=(1 - 0.4 * s, 1 + 0.4 * s),
+            contrast=(1 - 0.4 * s, 1 + 0.4 * s),
+            saturation=(1 - 0.5 * s, 1 + 0.5 * s),
+            hue=(-0.04 * s, 0.04 * s),
+            p=0.8,
+        ),
+        A.GaussianBlur(blur_limit=(3, 5), p=0.15 * s),
+        A.GaussNoise(std_range=(0.01, 0.02 + 0.06 * s), p=0.25 * s),
+        A.CoarseDropout(
+            num_holes_range=(1, 4), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), fill=0, p=0.3 * s
+        ),
+    ]
+    boxes = A.BboxParams(format="albumentations", label_fields=["rows"], min_visibility=MIN_VISIBLE, clip=True)
+    return A.Compose(steps, bbox_params=boxes)

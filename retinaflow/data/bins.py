@@ -1,0 +1,164 @@
+"""Frequency bins: classes of similar frequency are treated alike, rarest bin first.
+
+The frequency of a class is the number of training images that hold it. Bins cut the axis of log10(images) by one of
+
+- ``log``: bins of equal width between the rarest and the most frequent class;
+- ``quantile``: an equal number of classes in each bin;
+- ``jenks``: least sum of squared deviations of log10(images) from the bin means (Jenks 1967; Fisher 1958), exact by
+  dynamic programming over the sorted classes, O(K^2 B);
+- explicit edges in images, ``edges[b] <= n < edges[b + 1]``.
+
+A bin that would hold no class is merged into its neighbour, so fewer bins than asked for may result: ``num_bins`` says how
+many. Classes without a training image belong to no bin (-1).
+
+Worked example: images (4, 9, 40, 100, 1000), ``log``, 2 bins: the cut is at 10^((log10 4 + log10 1000) / 2) = 63.2, so
+(4, 9, 40) form bin 1 and (100, 1000) bin 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.data.presence import Presence
+
+BinStrategy = Literal["log", "quantile", "jenks"]
+
+
+@dataclass(frozen=True)
+class ClassBins:
+    """K classes in B bins. ``bin_of_class [K]`` int32 counts from 0 = rarest, -1 = no training image."""
+
+    images_per_class: NDArray[np.int64]
+    boxes_per_class: NDArray[np.int64]
+    edges: NDArray[np.float64]
+    """``[B + 1]`` images; bin b holds the classes with ``edges[b] <= images < edges[b + 1]``."""
+    bin_of_class: NDArray[np.int32]
+    strategy: str
+    asked: int
+    """Number of bins asked for."""
+
+    @property
+    def num_bins(self) -> int:
+        """B, the bins that were made."""
+        return len(self.edges) - 1
+
+    @property
+    def empty_classes(self) -> NDArray[np.int64]:
+        """Classes without a training image."""
+        return np.flatnonzero(self.bin_of_class < 0)
+
+    def medians(self) -> NDArray[np.float64]:
+        """``[B]`` median images per class of each bin."""
+        return np.array([np.median(self.images_per_class[self.bin_of_class == b]) for b in range(self.num_bins)])
+
+    def rarity(self) -> NDArray[np.float64]:
+        """``[K]`` 1 for the rarest bin, 0 for the most frequent, evenly spaced between; 0 with one bin or no image."""
+        steps = max(self.num_bins - 1, 1)
+        one_bin = self.num_bins == 1
+        return np.where((self.bin_of_class < 0) | one_bin, 0.0, 1.0 - self.bin_of_class / steps)
+
+    def to_document(self, class_ids: Sequence[str]) -> dict[str, Any]:
+        """JSON values: the content of ``bins.json``."""
+        return {
+            "strategy": self.strategy,
+            "num_bins": self.num_bins,
+            "num_bins_asked": self.asked,
+            "edges": self.edges.tolist(),
+            "classes": [
+                {"class_id": mid, "bin": int(b) + 1 if b >= 0 else None, "train_images": int(n), "train_boxes": int(m)}
+                for mid, b, n, m in zip(
+                    class_ids, self.bin_of_class, self.images_per_class, self.boxes_per_class, strict=True
+                )
+            ],
+        }
+
+    @staticmethod
+    def from_document(document: dict[str, Any]) -> ClassBins:
+        """What :meth:`to_document` described."""
+        classes = document["classes"]
+        return ClassBins(
+            np.array([row["train_images"] for row in classes], dtype=np.int64),
+            np.array([row["train_boxes"] for row in classes], dtype=np.int64),
+            np.array(document["edges"], dtype=np.float64),
+            np.array([-1 if row["bin"] is None else row["bin"] - 1 for row in classes], dtype=np.int32),
+            document["strategy"],
+            document["num_bins_asked"],
+        )
+
+
+def make_bins(
+    presence: Presence, *, num_bins: int = 7, strategy: BinStrategy = "log", edges: Sequence[float] = ()
+) -> ClassBins:
+    """Bins of the classes by training images. Explicit ``edges`` (inner cuts, in images) override strategy and number.
+
+    Raises ValueError when no class has an image, num_bins < 1, or edges do not ascend.
+    """
+    images = presence.images_per_class
+    counts = np.sort(images[images > 0])
+    if len(counts) == 0:
+        raise ValueError("bins need at least one class with a training image, but no class has any")
+    if num_bins < 1:
+        raise ValueError(f"num_bins >= 1 must hold, but got num_bins={num_bins}")
+    if list(edges) != sorted(set(edges)):
+        raise ValueError(f"bin edges must ascend, but got {', '.join(map(str, edges))}")
+    cuts = np.asarray(edges, dtype=np.float64) if len(edges) else _CUTS[strategy](counts, min(num_bins, len(counts)))
+    # A cut at or below the rarest class, or with no class up to the next cut, would leave a bin empty.
+    bin_of_count = np.unique(np.searchsorted(cuts, counts, side="right"))
+    inner = cuts[bin_of_count[1:] - 1]
+    bounds = np.concatenate([[float(counts[0])], inner, [float(counts[-1]) + 1]])
+    bin_of_class = np.searchsorted(inner, images, side="right").astype(np.int32)
+    bin_of_class[images == 0] = -1
+    return ClassBins(
+        images,
+        presence.boxes_per_class,
+        bounds,
+        bin_of_class,
+        "edges" if len(edges) else strategy,
+        len(edges) + 1 if len(edges) else num_bins,
+    )
+
+
+def _log_cuts(counts: NDArray[np.int64], num_bins: int) -> NDArray[np.float64]:
+    low, high = np.log10(counts[0]), np.log10(counts[-1])
+    return np.asarray(10 ** np.linspace(low, high, num_bins + 1)[1:-1])
+
+
+def _quantile_cuts(counts: NDArray[np.int64], num_bins: int) -> NDArray[np.float64]:
+    firsts = [part[0] for part in np.array_split(counts, num_bins)[1:]]
+    return np.unique(np.asarray(firsts, dtype=np.float64))
+
+
+def _jenks_cuts(counts: NDArray[np.int64], num_bins: int) -> NDArray[np.float64]:
+    """Least within-bin variance: cost[b][j] = min over i of cost[b-1][i] + SSE(i..j), vectorised over i."""
+    x = np.log10(counts.astype(np.float64))
+    n = len(x)
+    sums, squares = np.concatenate([[0.0], np.cumsum(x)]), np.concatenate([[0.0], np.cumsum(x * x)])
+    start = np.arange(n)
+
+    def sse(stop: int) -> NDArray[np.float64]:
+        """Squared deviations of x[i:stop] from their mean, for every i < stop."""
+        i = start[:stop]
+        return np.asarray(squares[stop] - squares[i] - (sums[stop] - sums[i]) ** 2 / (stop - i))
+
+    cost = np.array([sse(stop)[0] for stop in range(1, n + 1)])
+    first = np.zeros((num_bins, n + 1), dtype=np.int64)
+    for b in range(1, num_bins):
+        new = np.full(n, np.inf)
+        for stop in range(b + 1, n + 1):
+            total = cost[b - 1 : stop - 1] + sse(stop)[b:]
+            best = int(np.argmin(total))
+            new[stop - 1], first[b, stop] = total[best], best + b
+        cost = new
+    cuts, stop = [], n
+    for b in range(num_bins - 1, 0, -1):
+        stop = int(first[b, stop])
+        cuts.append(float(counts[stop]))
+    return np.unique(cuts)
+
+
+_CUTS = {"log": _log_cuts, "quantile": _quantile_cuts, "jenks": _jenks_cuts}

@@ -1,0 +1,109 @@
+"""What each sampling strategy shows the detector: draws per class, and the price paid for balance.
+
+Balance is bought with repetition, so a strategy is judged by two figures together: ``imbalance`` of draws between classes, and the
+effective sample size that is left. :func:`exposure_table` sets all strategies side by side, class by class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.data.bins import ClassBins
+from retinaflow.data.presence import Presence
+from retinaflow.data.sampling import (
+    STRATEGIES,
+    FloatArray,
+    SamplingSettings,
+    Strategy,
+    epoch_plan,
+    expected_draws,
+    image_weights,
+)
+from retinaflow.data.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One strategy's epoch."""
+
+    expected_per_class: FloatArray
+    """``[K]`` expected draws of images that hold the class."""
+    planned_per_class: NDArray[np.int64]
+    """``[K]`` such draws in the plan of epoch 0."""
+    imbalance: float
+    """95th over 5th percentile of expected draws per class, among classes with images."""
+    coverage: float
+    """Share of the images that stand in the plan of epoch 0."""
+    effective_sample_size: float
+    """(sum e)^2 / (I sum e^2): 1 when all images are drawn alike, 1 / I when one image is all there is (Kish 1965)."""
+
+
+def measure_exposure(expected: FloatArray, presence: Presence, *, seed: int) -> Exposure:
+    """Exposure of expected draws ``[I]`` and of the plan they make for epoch 0."""
+    planned = np.bincount(epoch_plan(expected, seed=seed, epoch=0), minlength=presence.num_images).astype(np.float64)
+    per_class = presence.sum_over_images(expected)
+    low, high = np.percentile(per_class[presence.images_per_class > 0], [5, 95])
+    return Exposure(
+        per_class,
+        presence.sum_over_images(planned).astype(np.int64),
+        float(high / low) if low > 0 else float("inf"),
+        float(np.count_nonzero(planned) / presence.num_images),
+        float(expected.sum() ** 2 / (presence.num_images * np.square(expected).sum())),
+    )
+
+
+def compare_strategies(
+    presence: Presence, bins: ClassBins, *, length: int, settings: SamplingSettings, seed: int
+) -> dict[Strategy, Exposure]:
+    """The exposure of all five strategies for one epoch of ``length`` draws."""
+    result: dict[Strategy, Exposure] = {}
+    for strategy in STRATEGIES:
+        weights = image_weights(strategy, presence, bins, settings)
+        expected = expected_draws(weights, length, max_repeats=settings.max_repeats)
+        result[strategy] = measure_exposure(expected, presence, seed=seed)
+    return result
+
+
+def exposure_table(
+    exposures: Mapping[Strategy, Exposure], presence: Presence, bins: ClassBins, taxonomy: Taxonomy
+) -> pd.DataFrame:
+    """One row per class, rarest first: class, class_id, bin, train_images, train_boxes, then for every strategy the columns
+    ``{strategy}_expected`` and ``{strategy}_planned`` draws per epoch and ``{strategy}_repeats`` per image."""
+    images = presence.images_per_class
+    number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
+    table = pd.DataFrame(
+        {
+            "class": taxonomy.labels,
+            "class_id": taxonomy.ids,
+            "bin": number.where(number > 0),
+            "train_images": images,
+            "train_boxes": presence.boxes_per_class,
+        }
+    )
+    for strategy, exposure in exposures.items():
+        table[f"{strategy}_expected"] = exposure.expected_per_class
+        table[f"{strategy}_planned"] = exposure.planned_per_class
+        table[f"{strategy}_repeats"] = np.divide(
+            exposure.expected_per_class, images, out=np.zeros(len(images)), where=images > 0
+        )
+    return table.sort_values(["train_images", "class_id"], ignore_index=True)
+
+
+def exposure_summary(exposures: Mapping[Strategy, Exposure]) -> pd.DataFrame:
+    """One row per strategy: imbalance, coverage, effective sample size (ess)."""
+    return pd.DataFrame(
+        [
+            {
+                "sampling": strategy,
+                "imbalance": exposure.imbalance,
+                "coverage": exposure.coverage,
+                "ess": exposure.effective_sample_size,
+            }
+            for strategy, exposure in exposures.items()
+        ]
+    )

@@ -1,0 +1,98 @@
+"""Class groups: named or listed sets of classes to train and judge (the subproblems of a split label space).
+
+A group is written as one string:
+
+- ``all``: every class;
+- ``people-clothing``: Person with everything below it by Subcategory and Part links, and Clothing with everything
+  below it by Subcategory links; 65 of the 500 Open Images Challenge 2018 classes;
+- ``rest``: all but ``people-clothing``;
+- ``bin:K``: the classes of frequency bin K, 1 = rarest;
+- a comma list of ids or display names; or the path of a file with one id or name per line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.taxonomy import Taxonomy
+
+PERSON = "/m/01g317"
+CLOTHING = "/m/09j2d"
+
+
+class BinOfClass(Protocol):
+    """What ``bin:K`` needs to know: :class:`retinaflow.data.bins.ClassBins` has it."""
+
+    @property
+    def bin_of_class(self) -> NDArray[np.int32]: ...
+
+    @property
+    def num_bins(self) -> int: ...
+
+
+def select_classes(group: str, taxonomy: Taxonomy, bins: BinOfClass | None = None) -> NDArray[np.int64]:
+    """Class indices of a group, ascending. ``bins`` is needed for ``bin:K`` only.
+
+    Raises ValueError when the group names an unknown or ambiguous class, a bin that does not exist, or no class at all.
+    """
+    chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins))), dtype=np.int64)
+    if len(chosen) == 0:
+        raise ValueError(f"class_group={group}: the group must hold at least one of the {len(taxonomy)} classes")
+    return chosen
+
+
+def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None) -> list[int]:
+    if group == "all":
+        return list(range(len(taxonomy)))
+    if group in ("people-clothing", "rest"):
+        people = _people_and_clothing(taxonomy)
+        return [index for index in range(len(taxonomy)) if (index in people) == (group == "people-clothing")]
+    if group.startswith("bin:"):
+        return _bin_members(group, bins)
+    if Path(group).is_file():
+        lines = Path(group).read_text(encoding="utf-8").splitlines()
+        return [_find(line.strip(), taxonomy, where=f"{group} line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    return [_find(key.strip(), taxonomy, where=f"class_group={group}") for key in group.split(",") if key.strip()]
+
+
+def _people_and_clothing(taxonomy: Taxonomy) -> set[int]:
+    members = taxonomy.hierarchy.reachable(PERSON, parts=True) | taxonomy.hierarchy.reachable(CLOTHING)
+    return {taxonomy.index_of[mid] for mid in members if mid in taxonomy.index_of}
+
+
+def _bin_members(group: str, bins: BinOfClass | None) -> list[int]:
+    number = group.removeprefix("bin:")
+    if bins is None or not number.isdigit() or not 1 <= int(number) <= bins.num_bins:
+        known = f"1..{bins.num_bins}" if bins is not None else "none here"
+        raise ValueError(f"class_group={group}: bin:K needs a bin number, 1 = rarest; the bins are {known}")
+    return [int(index) for index in np.flatnonzero(bins.bin_of_class == int(number) - 1)]
+
+
+def _find(key: str, taxonomy: Taxonomy, *, where: str) -> int:
+    try:
+        return taxonomy.find(key)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def limit_background(
+    index: AnnotationIndex, *, ratio: float, seed: int
+) -> tuple[AnnotationIndex, NDArray[np.int64]]:
+    """The images that a sub-model trains on: all with boxes, and up to ``ratio`` times as many without.
+
+    Images on which a class of the group is verified absent come first: only they teach where the classes are not. Returns the
+    smaller index and its image numbers in ``index``, ascending. The draw among the others is by ``seed``.
+    """
+    boxed = np.diff(index.box_start) > 0
+    labelled = np.diff(index.label_start) > 0
+    background = np.flatnonzero(~boxed)
+    order = np.random.default_rng(seed).permutation(len(background))
+    order = order[np.argsort(~labelled[background[order]], kind="stable")]
+    wanted = min(len(background), round(ratio * int(boxed.sum())))
+    images = np.sort(np.concatenate([np.flatnonzero(boxed), background[order[:wanted]]]))
+    return index.take(images), images

@@ -1,0 +1,134 @@
+"""Image files of an index: where they are, how large they are, and their pixels.
+
+Sizes come from the file headers (no pixel is decoded), read by threads. Decoding uses OpenCV, at reduced size where the target
+is at most half as large. EXIF rotation is ignored in both, as the published boxes of Open Images refer to the stored pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from retinaflow.data.index import AnnotationIndex
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+OnBadImage = Literal["stop", "skip"]
+_READ_HEADERS_WITH = 16
+_JPEG_END = b"\xff\xd9"
+_TAIL = 4096
+"""Bytes at the end of a JPEG among which its end marker must be; cameras append thumbnails and padding."""
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be used, and why."""
+
+    image_id: str
+    reason: str
+
+
+def attach_files(
+    index: AnnotationIndex, folders: Sequence[Path], *, on_bad_image: OnBadImage = "stop", quiet: bool = False
+) -> tuple[AnnotationIndex, list[BadImage]]:
+    """The index with the file and size of every image; files are looked up by id in ``folders``, the first hit counts.
+
+    ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises
+    FileNotFoundError (no file) or ValueError (unreadable), naming how many and the first.
+    """
+    root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
+    found = _files_by_stem(folders, root)
+    files = np.array([found.get(str(image_id), "") for image_id in index.image_ids], dtype=np.str_)
+    bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
+    shown = " or ".join(str(folder) for folder in folders)
+    if bad and (on_bad_image == "stop" or len(bad) == len(index)):
+        raise FileNotFoundError(
+            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {shown}; missing is {bad[0].image_id}, for "
+            "example. Is images= right? Give on_bad_image=skip to go on without them."
+        )
+    sizes, unreadable = _read_sizes(files, root, quiet=quiet)
+    bad += [BadImage(str(index.image_ids[image]), reason) for image, reason in unreadable]
+    if unreadable and on_bad_image == "stop":
+        image, reason = unreadable[0]
+        raise ValueError(
+            f"{len(unreadable):,} of {len(index):,} image files cannot be read; {root / files[image]}: {reason}. Replace the file, "
+            "or give on_bad_image=skip to go on without them."
+        )
+    complete = replace(index, files=files, sizes=sizes, images_folder=str(root), path=None)
+    return (complete.take(np.flatnonzero(sizes[:, 0] > 0)) if bad else complete), bad
+
+
+def _files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"images={folder}: no such folder")
+        prefix = os.path.relpath(folder.resolve(), root)
+        for entry in os.scandir(folder):
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() in SUFFIXES:
+                found.setdefault(stem, os.path.normpath(os.path.join(prefix, entry.name)))
+    return found
+
+
+def _read_sizes(
+    files: NDArray[np.str_], root: Path, *, quiet: bool
+) -> tuple[NDArray[np.int32], list[tuple[int, str]]]:
+    sizes = np.zeros((len(files), 2), dtype=np.int32)
+    unreadable = []
+    wanted = [int(image) for image in np.flatnonzero(files != "")]
+    with ThreadPoolExecutor(_READ_HEADERS_WITH) as threads:
+        results = threads.map(lambda image: _header_size(root / str(files[image])), wanted)
+        bar = tqdm(results, total=len(wanted), desc="image sizes", unit="image", disable=True if quiet else None, leave=False)
+        for image, result in zip(wanted, bar, strict=True):
+            if isinstance(result, str):
+                unreadable.append((image, result))
+            else:
+                sizes[image] = result
+    return sizes, unreadable
+
+
+def _header_size(path: Path) -> tuple[int, int] | str:
+    """(height, width), or what is wrong. OpenCV fills the missing rows of a cut JPEG with grey and says nothing, hence the marker."""
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            is_jpeg = image.format == "JPEG"
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - _TAIL, 0))
+            return "the JPEG is cut short" if is_jpeg and _JPEG_END not in file.read() else size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+        return "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArray[np.uint8]:
+    """RGB pixels ``[H, W, 3]`` of exactly ``target`` (height, width), from a file of ``size``.
+
+    Raises ValueError naming the file when it is missing or not an image.
+    """
+    shrink = min(size[0] / target[0], size[1] / target[1])
+    flag = next((flag for factor, flag in _REDUCED if shrink >= factor), cv2.IMREAD_COLOR)
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise ValueError(f"{path}: the image cannot be read: {error.strerror}") from None
+    pixels = cv2.imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
+    if pixels is None:
+        raise ValueError(f"{path}: not a readable image; replace the file, or give on_bad_image=skip")
+    if pixels.shape[:2] != target:
+        area = pixels.shape[0] > target[0]
+        pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
+

@@ -1,0 +1,179 @@
+"""Planned batches -> tensors: the Dataset that decodes, resizes and augments, the collate, and the loader.
+
+A dataset item is asked for with everything that decides it (image, shape, seed), so workers hold no state, can live as long as the
+training, and give the same pixels whichever of them does the work. Images stay uint8 until they are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from retinaflow.boxes import pixels_from_normalised
+from retinaflow.data.augmentation import Augmentation
+from retinaflow.data.batching import PlannedBatch
+from retinaflow.data.image_files import decode
+from retinaflow.data.index import AnnotationIndex
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images of one shape with what is known about them; boxes in pixels of the resized image, xyxy."""
+
+    images: Tensor
+    """``[B, 3, H, W]`` uint8, RGB, channels-last in memory."""
+    boxes: Tensor
+    """``[P, 4]`` float32, ordinary boxes."""
+    labels: Tensor
+    """``[P]`` int64 class of each box."""
+    owner: Tensor
+    """``[P]`` int64 image of each box within the batch, ascending."""
+    ignore_boxes: Tensor
+    """``[G, 4]`` float32, group-of boxes: no negative loss inside for their class, its ancestors and descendants."""
+    ignore_labels: Tensor
+    """``[G]`` int64."""
+    ignore_owner: Tensor
+    """``[G]`` int64, ascending."""
+    negatives: Tensor
+    """``[B, K]`` bool: classes known on the image, which alone may give negative loss."""
+    image_index: Tensor
+    """``[B]`` int64 image in the index."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; from pinned memory without waiting."""
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader when it pins memory."""
+        return replace(self, **{name: value.pin_memory() for name, value in vars(self).items()})
+
+
+class Request(NamedTuple):
+    """One dataset item: which image, at which (height, width), augmented by which seed (None: not at all)."""
+
+    image: int
+    shape: tuple[int, int]
+    seed: int | None
+
+
+class Sample(NamedTuple):
+    """One image ready for a batch; boxes in pixels of the resized image."""
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    is_group_of: NDArray[np.bool_]
+    negatives: NDArray[np.bool_]
+    index: int
+
+
+@dataclass(frozen=True)
+class DetectionDataset(Dataset[Sample]):
+    """Samples of an index by :class:`Request`. Decoding errors are ValueErrors that name the file."""
+
+    index: AnnotationIndex
+    augmentation: Augmentation | None = None
+
+    def __getitem__(self, request: Request) -> Sample:
+        index, image = self.index, request.image
+        height, width = (int(side) for side in index.sizes[image])
+        pixels = decode(index.file_of(image), (height, width), request.shape)
+        rows = np.arange(index.box_start[image], index.box_start[image + 1])
+        boxes = np.asarray(index.boxes[rows])
+        if self.augmentation is not None and request.seed is not None:
+            labels = np.asarray(index.labels[rows])
+            pixels, boxes, kept = self.augmentation.apply(pixels, boxes, labels=labels, seed=request.seed)
+            rows = rows[kept]
+        return Sample(
+            pixels,
+            pixels_from_normalised(boxes, request.shape),
+            index.labels[rows],
+            index.is_group_of[rows],
+            index.verified(image),
+            image,
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one shape -> Batch; group-of boxes become ignore regions."""
+    ordinary = [np.flatnonzero(~sample.is_group_of) for sample in samples]
+    group_of = [np.flatnonzero(sample.is_group_of) for sample in samples]
+    boxes, labels, owner = _gather(samples, ordinary)
+    ignore_boxes, ignore_labels, ignore_owner = _gather(samples, group_of)
+    # [B, H, W, 3] seen as [B, 3, H, W]: channels-last, the memory order in which convolutions are fastest.
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+    negatives = torch.from_numpy(np.stack([sample.negatives for sample in samples]))
+    image_index = torch.tensor([sample.index for sample in samples])
+    return Batch(
+        images, boxes, labels, owner, ignore_boxes, ignore_labels, ignore_owner, negatives, image_index
+    )
+
+
+def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
+    boxes = np.concatenate([sample.boxes[kept] for sample, kept in zip(samples, rows, strict=True)])
+    labels = np.concatenate([sample.labels[kept] for sample, kept in zip(samples, rows, strict=True)])
+    owner = np.repeat(np.arange(len(samples)), [len(kept) for kept in rows])
+    return (
+        torch.from_numpy(boxes.astype(np.float32)),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(owner.astype(np.int64)),
+    )
+
+
+@dataclass
+class _EpochRequests:
+    """A batch sampler whose batches are set anew for each epoch, so that the workers live on."""
+
+    batches: list[list[Request]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class BatchLoader:
+    """Loads planned batches with ``workers`` processes that stay alive from epoch to epoch (0: in this process)."""
+
+    def __init__(self, dataset: DetectionDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
+        self._requests = _EpochRequests()
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self._requests,  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
+        )
+
+    def load(self, batches: Sequence[PlannedBatch], *, seed: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on."""
+        self._requests.batches = [list(_requests(batch, seed)) for batch in batches]
+        return iter(self._loader)
+
+
+def _requests(batch: PlannedBatch, seed: Sequence[int] | None) -> Iterator[Request]:
+    for image, draw in zip(batch.images, batch.draws, strict=True):
+        # The seed goes by the place in the plan, not by the worker or the rank: a repeated image is changed anew each time.
+        own = None if seed is None else int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0])
+        yield Request(int(image), batch.shape, own)
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are the parallelism; threads inside each would only fight over the cores."""
+    del worker
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

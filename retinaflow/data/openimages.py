@@ -1,0 +1,265 @@
+"""The published Open Images files -> AnnotationIndex. The only file that knows their names and columns.
+
+A data folder looks like the published downloads: ``images/`` (or one folder per split), ``{split}-annotations-bbox.csv``,
+``{split}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` and optionally a hierarchy JSON. The names that the
+Challenge 2018 and 2019 and Open Images V4 to V7 use are found too. Columns are read by header name, so the 13 columns of
+2018 and the 7 of 2019 both work; flags that a file lacks are 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
+from retinaflow.data.tables import Faults, Table, read_table
+from retinaflow.data.taxonomy import Hierarchy, Taxonomy
+from retinaflow.detections import Detections
+
+BOX_FILES = (
+    "{split}-annotations-bbox.csv",
+    "challenge-2018-{split}-annotations-bbox.csv",
+    "challenge-2019-{split}-detection-bbox.csv",
+    "oidv6-{split}-annotations-bbox.csv",
+)
+LABEL_FILES = (
+    "{split}-annotations-human-imagelabels.csv",
+    "{split}-annotations-human-imagelabels-boxable.csv",
+    "challenge-2018-{split}-annotations-human-imagelabels.csv",
+    "challenge-2019-{split}-detection-human-imagelabels.csv",
+    "oidv7-{split}-annotations-human-imagelabels.csv",
+)
+CLASS_FILES = (
+    "class-descriptions.csv",
+    "class-descriptions-boxable.csv",
+    "challenge-2018-class-descriptions-500.csv",
+    "challenge-2019-classes-description-500.csv",
+    "oidv7-class-descriptions-boxable.csv",
+)
+HIERARCHY_FILES = (
+    "bbox_labels_hierarchy.json",
+    "bbox_labels_500_hierarchy.json",
+    "bbox_labels_600_hierarchy.json",
+    "challenge-2019-label500-hierarchy.json",
+)
+_CORNERS = ("XMin", "YMin", "XMax", "YMax")
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The files that one set of images is read from."""
+
+    boxes: tuple[Path, ...]
+    image_labels: tuple[Path, ...]
+    classes: Path
+    hierarchy: Path | None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (*self.boxes, *self.image_labels, self.classes, *([self.hierarchy] if self.hierarchy else []))
+
+
+def find_files(
+    data: Path,
+    splits: Sequence[str],
+    *,
+    boxes: Sequence[Path] = (),
+    image_labels: Sequence[Path] | None = (),
+    classes: Path | None = None,
+    hierarchy: Path | None = None,
+    use_hierarchy: bool = True,
+) -> SourceFiles:
+    """The published files of some splits under ``data``; a path that is given stands for the file looked up.
+
+    ``image_labels=None`` does without image-level labels. Raises FileNotFoundError with the names looked for.
+    """
+    if classes is None:
+        classes = _first(data, CLASS_FILES, "classes")
+    if not boxes:
+        boxes = [_first(data, [name.format(split=split) for name in BOX_FILES], "boxes") for split in splits]
+    if image_labels is not None and not image_labels:
+        image_labels = [_first(data, [name.format(split=split) for name in LABEL_FILES], "image_labels") for split in splits]
+    if hierarchy is None and use_hierarchy:
+        hierarchy = next((data / name for name in HIERARCHY_FILES if (data / name).is_file()), None)
+    return SourceFiles(tuple(boxes), tuple(image_labels or ()), classes, hierarchy)
+
+
+def _first(data: Path, names: Sequence[str], setting: str) -> Path:
+    if not data.is_dir():
+        raise FileNotFoundError(f"data={data}: no such folder")
+    for name in names:
+        if (data / name).is_file():
+            return data / name
+    hint = " or image_labels=none if there are none" if setting == "image_labels" else ""
+    raise FileNotFoundError(f"{data} holds none of {', '.join(names)}; add the file, or give its path as {setting}={hint}")
+
+
+def read_taxonomy(classes: Path, hierarchy: Path | None) -> Taxonomy:
+    """The class list (id, name; a header line ``LabelName,DisplayName`` is allowed) and the hierarchy between classes."""
+    if not classes.is_file():
+        raise FileNotFoundError(f"{classes}: no such file; give the class list as classes=")
+    if not classes.read_text(encoding="utf-8-sig").strip():
+        raise ValueError(f"{classes}: the class list must name at least one class, but the file is empty")
+    try:
+        frame = pd.read_csv(classes, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{classes}: not a readable class list: {error}") from None
+    if frame.shape[1] < 2:
+        raise ValueError(f"{classes} line 1: a class needs an id and a name (/m/01g317,Person), but got {frame.iloc[0, 0]!r}")
+    if frame.iloc[0, 0] == "LabelName":
+        frame = frame.iloc[1:]
+    if frame.empty:
+        raise ValueError(f"{classes}: the class list must name at least one class, but holds only a header")
+    try:
+        return Taxonomy(tuple(frame[0]), tuple(frame[1]), _read_hierarchy(hierarchy))
+    except ValueError as error:
+        raise ValueError(f"{classes}: {error}") from None
+
+
+def _read_hierarchy(path: Path | None) -> Hierarchy:
+    if path is None:
+        return Hierarchy()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the hierarchy as hierarchy=, or hierarchy=none")
+    try:
+        return Hierarchy.from_tree(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_annotations(files: SourceFiles, faults: Faults, *, progress: Callable[[str], None]) -> AnnotationIndex:
+    """Read and check every row. Faulty rows stop the reading or are dropped, as ``faults`` says.
+
+    Raises ValueError naming file, line, rule and value. The result knows no image files yet.
+    """
+    taxonomy = read_taxonomy(files.classes, files.hierarchy)
+    box_tables = [_read_boxes(path, taxonomy, faults) for path in files.boxes]
+    label_tables = [_read_labels(path, taxonomy, faults) for path in files.image_labels]
+    for paths, tables in ((files.boxes, box_tables), (files.image_labels, label_tables)):
+        for path, table in zip(paths, tables, strict=True):
+            progress(f"{path.name}: {len(table):,} rows")
+    faults.settle()
+    _refuse_shared_images(box_tables)
+    box_ids = _column(box_tables, "ImageID", object)
+    label_ids = _column(label_tables, "ImageID", object)
+    codes, uniques = pd.factorize(np.concatenate([box_ids, label_ids]), sort=True)
+    box_image, label_image = codes[: len(box_ids)], codes[len(box_ids) :]
+    box_order = np.argsort(box_image, kind="stable")
+    label_order = np.argsort(label_image, kind="stable")
+    count = len(uniques)
+    corners = np.stack([_column(box_tables, name, np.float64) for name in _CORNERS], axis=1)
+    flags = sum((_column(box_tables, name, np.float64) == 1).astype(np.uint8) << bit for bit, name in enumerate(FLAGS))
+    return AnnotationIndex(
+        taxonomy=taxonomy,
+        image_ids=np.asarray(uniques).astype(np.str_) if count else np.zeros(0, dtype="<U1"),
+        files=np.zeros(count, dtype="<U1"),
+        sizes=np.zeros((count, 2), dtype=np.int32),
+        box_start=row_starts(box_image, count),
+        boxes=corners[box_order],
+        labels=_column(box_tables, "class", np.int32)[box_order],
+        flags=np.asarray(flags, dtype=np.uint8)[box_order],
+        label_start=row_starts(label_image, count),
+        verified_class=_column(label_tables, "class", np.int32)[label_order],
+        verified_present=(_column(label_tables, "Confidence", np.float64) == 1)[label_order],
+    )
+
+
+def _read_boxes(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
+    table = read_table(
+        path, text=("ImageID", "LabelName"), numbers=_CORNERS, optional=dict.fromkeys(FLAGS, 0.0), faults=faults
+    )
+    table = _with_class(_with_plain_ids(table, faults), taxonomy, faults)
+    corners = np.stack([table.columns[name] for name in _CORNERS], axis=1)
+    table = table.require(
+        ((corners >= 0) & (corners <= 1)).all(axis=1), "coordinates must lie in [0, 1]", _CORNERS, faults
+    )
+    x_min, x_max = table.columns["XMin"], table.columns["XMax"]
+    table = table.require(x_min < x_max, "XMin < XMax must hold", ("XMin", "XMax"), faults)
+    y_min, y_max = table.columns["YMin"], table.columns["YMax"]
+    return table.require(y_min < y_max, "YMin < YMax must hold", ("YMin", "YMax"), faults)
+
+
+def _read_labels(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
+    table = read_table(path, text=("ImageID", "LabelName"), numbers=("Confidence",), optional={}, faults=faults)
+    return _with_class(_with_plain_ids(table, faults), taxonomy, faults)
+
+
+def _with_class(table: Table, taxonomy: Taxonomy, faults: Faults) -> Table:
+    codes, uniques = pd.factorize(table.columns["LabelName"])
+    known = np.array([taxonomy.index_of.get(mid, -1) for mid in uniques], dtype=np.int32)
+    table.columns["class"] = known[codes] if len(uniques) else np.zeros(len(table), dtype=np.int32)
+    return table.require(table.columns["class"] >= 0, "LabelName must be in the class list", ("LabelName",), faults)
+
+
+def _with_plain_ids(table: Table, faults: Faults) -> Table:
+    codes, uniques = pd.factorize(table.columns["ImageID"])
+    plain = np.array([is_plain_id(image_id) for image_id in uniques], dtype=bool)
+    kept = plain[codes] if len(uniques) else np.ones(len(table), dtype=bool)
+    return table.require(kept, "ImageID must be a plain file name", ("ImageID",), faults)
+
+
+def is_plain_id(image_id: str) -> bool:
+    """Whether an id can name a file inside a folder and nothing else: ids are never trusted as paths."""
+    return isinstance(image_id, str) and image_id.strip(". ") != "" and not any(c in image_id for c in "/\\\0:")
+
+
+def read_predictions(path: Path, index: AnnotationIndex, faults: Faults) -> Detections:
+    """Predictions in the published columns (ImageID, LabelName, Score, XMin, XMax, YMin, YMax), CSV or Parquet.
+
+    ``image_index`` is -1 for an image that the index does not have; boxes are kept as given, valid or not (METRIC rule 3).
+    """
+    table = read_table(path, text=("ImageID", "LabelName"), numbers=("Score", *_CORNERS), optional={}, faults=faults)
+    table = _with_class(table, index.taxonomy, faults)
+    faults.settle()
+    position = pd.Index(index.image_ids).get_indexer(pd.Index(table.columns["ImageID"]))
+    return Detections(
+        position.astype(np.int32),
+        table.columns["class"],
+        table.columns["Score"],
+        np.stack([table.columns[name] for name in _CORNERS], axis=1),
+    )
+
+
+def predictions_frame(detections: Detections, index: AnnotationIndex) -> pd.DataFrame:
+    """Detections in the published columns, rows in their order."""
+    ids = np.asarray(index.taxonomy.ids, dtype=object)
+    corners = {name: detections.boxes[:, column] for column, name in enumerate(_CORNERS)}
+    return pd.DataFrame(
+        {
+            "ImageID": np.asarray(index.image_ids)[detections.image_index],
+            "LabelName": ids[detections.class_index],
+            "Score": detections.score,
+            **corners,
+        }
+    )
+
+
+def read_image_ids(path: Path) -> NDArray[np.str_]:
+    """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"eval_ids={path}: no such file")
+    lines = [line.split(",")[0].strip().strip('"') for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    ids = [line for line in lines if line and line != "ImageID"]
+    if not ids:
+        raise ValueError(f"eval_ids={path}: the list must hold at least one image id, but is empty")
+    return np.array(sorted(set(ids)), dtype=np.str_)
+
+
+def _refuse_shared_images(tables: Sequence[Table]) -> None:
+    seen: dict[str, str] = {}
+    for table in tables if len(tables) > 1 else ():
+        for image_id in pd.unique(table.columns["ImageID"]):
+            if image_id in seen:
+                raise ValueError(f"{table.path.name}: an image must be in one split, but {image_id} is in {seen[image_id]} too")
+            seen[image_id] = table.path.name
+
+
+def _column(tables: Sequence[Table], name: str, dtype: type) -> NDArray[np.generic]:
+    return np.concatenate([table.columns[name] for table in tables]) if tables else np.zeros(0, dtype=dtype)
+

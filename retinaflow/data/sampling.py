@@ -1,0 +1,167 @@
+"""How often each image is drawn in an epoch: five strategies, one plan, one table to compare them.
+
+With n_c images of class c among I images, f_c = n_c / I, and L draws an epoch:
+
+- ``uniform``: every image alike.
+- ``repeat-factor`` (Gupta et al. 2019, LVIS, section 4.2): r_c = max(1, sqrt(t / f_c)); an image weighs the largest r_c of its
+  classes; t = 0.001.
+- ``instance-repeat-factor`` (Yaman et al. 2023): f_c is replaced by sqrt(share of images x share of boxes).
+- ``class-aware`` (Shen et al. 2016): each class gets the same number of draws, spread evenly over its images.
+- ``binned``, this project's own: all classes of a frequency bin share the rate r_b = max(1, T / n_b), n_b the median n_c of the
+  bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs the largest rate among its classes.
+
+Weights become expected draws by scaling to L with no image above ``max_repeats`` (water-filling). One bin is exactly uniform.
+
+Worked example for ``binned``: bins with medians 10, 100 and 1000 images, T = 1000: rates 100, 10 and 1. An image with a class of
+the first and one of the last bin weighs 100. With weights (100, 10, 1, 1), L = 4, max_repeats = 2: the first image is capped at 2,
+the remaining 2 draws are shared 10 : 1 : 1, giving 1.67, 0.17, 0.17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.data.bins import ClassBins
+from retinaflow.data.presence import Presence
+
+Strategy = Literal["uniform", "repeat-factor", "instance-repeat-factor", "class-aware", "binned"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """The dials of all strategies; each strategy reads its own."""
+
+    balance: float = 0.75
+    """binned: quantile of images per class that rarer bins are lifted to, in [0, 1]."""
+    background_rate: float = 1.0
+    """binned: rate of an image without boxes, as a multiple of the smallest bin rate."""
+    correction_steps: int = 0
+    """binned: fixed-point steps that lower a bin's rate when co-occurring rarer classes already lift it."""
+    repeat_threshold: float = 0.001
+    """repeat-factor: the t below which a class is repeated."""
+    max_repeats: float = 100.0
+    """All: most draws of one image in an epoch."""
+
+
+def image_weights(
+    strategy: Strategy, presence: Presence, bins: ClassBins, settings: SamplingSettings | None = None
+) -> FloatArray:
+    """``[I]`` relative weights, > 0 except that an image without any class has weight 0 under ``class-aware``."""
+    return _WEIGHTS[strategy](presence, bins, settings or SamplingSettings())
+
+
+def _uniform(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+    del bins, settings
+    return np.ones(presence.num_images)
+
+
+def _repeat_factor(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+    del bins
+    share = presence.images_per_class / max(presence.num_images, 1)
+    return presence.max_over_classes(_repeats(share, settings.repeat_threshold), empty=1.0)
+
+
+def _instance_repeat_factor(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+    del bins
+    image_share = presence.images_per_class / max(presence.num_images, 1)
+    box_share = presence.boxes_per_class / max(int(presence.boxes_per_class.sum()), 1)
+    return presence.max_over_classes(_repeats(np.sqrt(image_share * box_share), settings.repeat_threshold), empty=1.0)
+
+
+def _repeats(share: FloatArray, threshold: float) -> FloatArray:
+    factor = np.sqrt(np.divide(threshold, share, out=np.ones_like(share), where=share > 0))
+    return np.maximum(1.0, factor)
+
+
+def _class_aware(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+    del bins, settings
+    count = presence.images_per_class
+    return presence.sum_over_classes(np.divide(1.0, count, out=np.zeros(len(count)), where=count > 0))
+
+
+def _binned(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+    in_bins = bins.bin_of_class >= 0
+    target = float(np.quantile(presence.images_per_class[in_bins], settings.balance))
+    rates = np.maximum(1.0, target / bins.medians())
+    weights = _bin_weights(rates, presence, bins, settings.background_rate)
+    for _ in range(settings.correction_steps):
+        drawn = presence.sum_over_images(weights)
+        excess = np.array([np.median(drawn[bins.bin_of_class == b]) for b in range(bins.num_bins)])
+        rates = np.maximum(1.0, rates * np.sqrt(np.maximum(target, bins.medians()) / excess))
+        weights = _bin_weights(rates, presence, bins, settings.background_rate)
+    return weights
+
+
+def _bin_weights(rates: FloatArray, presence: Presence, bins: ClassBins, background_rate: float) -> FloatArray:
+    # A class without a bin (-1) has no image here, so the rate it would pick is never used.
+    of_class = rates[np.maximum(bins.bin_of_class, 0)]
+    return presence.max_over_classes(of_class, empty=float(rates.min()) * background_rate)
+
+
+_WEIGHTS: dict[Strategy, Callable[[Presence, ClassBins, SamplingSettings], FloatArray]] = {
+    "uniform": _uniform,
+    "repeat-factor": _repeat_factor,
+    "instance-repeat-factor": _instance_repeat_factor,
+    "class-aware": _class_aware,
+    "binned": _binned,
+}
+
+
+def expected_draws(weights: FloatArray, length: int, *, max_repeats: float = 100.0) -> FloatArray:
+    """``[I]`` expected draws of each image: proportional to its weight, at most ``max_repeats``, summing to ``length``.
+
+    Water-filling: what is over the cap is shared among the rest until nothing is over. Raises ValueError when the images
+    with weight cannot hold the length even if all are drawn ``max_repeats`` times.
+    """
+    open_images = weights > 0
+    if length > max_repeats * np.count_nonzero(open_images) * (1 + 1e-12):
+        raise ValueError(
+            f"epoch_length <= max_repeats x images must hold, but got epoch_length={length}, max_repeats={max_repeats:g}, "
+            f"images={np.count_nonzero(open_images)}"
+        )
+    expected = np.zeros(len(weights))
+    left = float(length)
+    while left > 0:
+        scaled = weights * (left / weights[open_images].sum())
+        over = open_images & (scaled > max_repeats)
+        if not over.any():
+            expected[open_images] = scaled[open_images]
+            break
+        expected[over] = max_repeats
+        open_images &= ~over
+        left = float(length) - max_repeats * np.count_nonzero(expected >= max_repeats)
+        if not open_images.any():
+            break
+    return expected
+
+
+def epoch_plan(expected: FloatArray, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """``[L]`` image indices in drawing order, L = round(sum of expected): a pure function of its arguments.
+
+    Low-variance (systematic) draws: image i stands floor(e_i) or ceil(e_i) times, with mean e_i, and the length is exact
+    (Cochran 1977, chapter 8). The order in which images take their remainders is shuffled, so neighbours are independent.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    length = round(float(expected.sum()))
+    order = rng.permutation(len(expected))
+    marks = np.cumsum(expected[order]) + rng.random()
+    # The last mark is pinned: rounding in the sum must not lose or add a draw.
+    marks[-1] = marks[-1] - expected.sum() + length if len(marks) else 0
+    counts = np.diff(np.floor(marks), prepend=0.0).astype(np.int64)
+    return np.asarray(rng.permutation(np.repeat(order, counts)))
+
+
+def uses_uniform_plan(epoch: int, *, epochs: int, balance_start: float) -> bool:
+    """Whether an epoch (from 0) comes before the strategy takes over.
+
+    The first round(balance_start x epochs) epochs draw uniformly: deferred re-balancing (Cao et al. 2019) in the hybrid form
+    of Peng et al. 2020.
+    """
+    return epoch < round(balance_start * epochs)

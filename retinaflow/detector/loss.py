@@ -1,0 +1,163 @@
+"""The two losses of a batch: focal loss over classes, a box loss over the anchors that answer for a box.
+
+``detection_loss`` matches anchors, decides what each (image, anchor, class) learns, and sums both losses, divided by
+the number of positive anchors of the batch (Lin et al. 2017, section 4.1). Torchvision divides by the positives of each
+image and averages over images, which gives a box on an image with few boxes more weight; ours weighs all boxes alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from retinaflow.detector.anchors import decode, encode
+from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
+from retinaflow.detector.hierarchy import check_ancestors, check_per_class
+from retinaflow.detector.network import RawOutput
+from retinaflow.detector.targets import BETWEEN, Targets, ignore_masks, match_anchors
+
+BoxLoss = Literal["l1", "smooth_l1", "giou"]
+
+
+@dataclass(frozen=True, eq=False)
+class LossConfig:
+    """What is learnt and how strongly.
+
+    gamma: focusing of the focal loss, >= 0; 0 is weighted cross-entropy. A number, or ``[K]`` float.
+    alpha: weight of positives in [0, 1], negatives get 1 - alpha; None weighs neither. A number, or ``[K]`` float.
+    learn_ancestors: True makes a box positive for its class and every ancestor; False only keeps the ancestors from
+        being negatives there. Without ``ancestors`` both are the same.
+    box_loss: "l1" (torchvision's v1), "smooth_l1" (on the box code), or "giou" (Rezatofighi et al. 2019, on boxes).
+    box_beta: where smooth L1 turns from square to straight, in units of the box code; 0.1 is detectron2's.
+    box_weight: factor of the box loss.
+    match_high, match_low: IoU from which an anchor is foreground, and below which it is background.
+    ignore_ioa: share of an anchor inside a group-of region from which it gives no negative loss for that class.
+    """
+
+    gamma: float | Tensor = 2.0
+    alpha: float | Tensor | None = 0.25
+    learn_ancestors: bool = False
+    box_loss: BoxLoss = "smooth_l1"
+    box_beta: float = 0.1
+    box_weight: float = 1.0
+    match_high: float = 0.5
+    match_low: float = 0.4
+    ignore_ioa: float = 0.5
+
+    def __post_init__(self) -> None:
+        gamma, alpha = torch.as_tensor(self.gamma), torch.as_tensor(0.0 if self.alpha is None else self.alpha)
+        if not bool(((gamma >= 0) & gamma.isfinite()).all()):
+            raise ValueError(f"`gamma >= 0` must hold, but got gamma={self.gamma}.")
+        if not bool(((alpha >= 0) & (alpha <= 1)).all()):
+            raise ValueError(f"`0 <= alpha <= 1` must hold (None for no weights), but got alpha={self.alpha}.")
+        if self.box_loss not in get_args(BoxLoss):
+            raise ValueError(f"box_loss must be one of {get_args(BoxLoss)}, but got {self.box_loss!r}.")
+        if self.box_beta < 0 or self.box_weight < 0:
+            raise ValueError(
+                f"`box_beta >= 0` and `box_weight >= 0` must hold, but got {self.box_beta} and {self.box_weight}."
+            )
+        if not 0 <= self.match_low <= self.match_high <= 1:
+            raise ValueError(
+                f"`0 <= match_low <= match_high <= 1` must hold, but got {self.match_low} and {self.match_high}."
+            )
+        if not 0 < self.ignore_ioa <= 1:
+            raise ValueError(f"`0 < ignore_ioa <= 1` must hold, but got ignore_ioa={self.ignore_ioa}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Scalars, float32: ``class_loss`` and ``box_loss``, both divided by the normaliser, and ``num_positives``, the
+    positive anchors of this batch on this rank (a tensor without gradient; reading it waits for the device)."""
+
+    class_loss: Tensor
+    box_loss: Tensor
+    num_positives: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.class_loss + self.box_loss
+
+
+def detection_loss(
+    output: RawOutput,
+    anchors: Tensor,
+    targets: Targets,
+    *,
+    config: LossConfig,
+    ancestors: Tensor | None = None,
+    normaliser: Tensor | float | None = None,
+) -> Losses:
+    """Both losses of a batch, divided by ``normaliser``, or by max(1, number of positive anchors) if that is None.
+
+    output: of the network, for B images. anchors: ``[A, 4]`` xyxy pixels, ``AnchorGrid.boxes``. All on one device.
+    ancestors: ``[K, K]`` bool, row c marks the strict ancestors of class c; None for classes without a hierarchy.
+
+    Under DistributedDataParallel over W ranks (which averages gradients) pass ``normaliser=1`` and divide the losses by
+    max(1, sum of num_positives over ranks) / W. Raises ValueError where shapes disagree.
+    """
+    _check_shapes(output, anchors, targets, config, ancestors)
+    matched = match_anchors(anchors, targets, high=config.match_high, low=config.match_low)
+    positive = (matched >= 0).flatten().nonzero().squeeze(1)
+    box = matched.flatten()[positive]
+    class_targets = _class_targets(matched, positive, box, anchors, targets, config, ancestors)
+    class_loss = focal_loss(output.class_logits, class_targets, alpha=config.alpha, gamma=config.gamma)
+    box_loss = _box_loss(
+        output.box_deltas.flatten(0, 1)[positive], anchors[positive % len(anchors)], targets.boxes[box], config=config
+    )
+    count = torch.tensor(float(len(positive)), device=anchors.device)
+    divisor = count.clamp(min=1) if normaliser is None else normaliser
+    return Losses(class_loss / divisor, config.box_weight * box_loss / divisor, count)
+
+
+def _class_targets(
+    matched: Tensor,
+    positive: Tensor,
+    box: Tensor,
+    anchors: Tensor,
+    targets: Targets,
+    config: LossConfig,
+    ancestors: Tensor | None,
+) -> ClassTargets:
+    """positive: ``[n]`` rows of the flattened ``matched`` that are foreground, ascending. box: ``[n]``, their boxes."""
+    positives = silent = Pairs(positive, targets.labels[box])
+    if ancestors is not None:
+        lineage = ancestors | torch.eye(targets.num_classes, dtype=torch.bool, device=ancestors.device)
+        nth, label = lineage[positives.label].nonzero(as_tuple=True)
+        silent = Pairs(positive[nth], label)
+        positives = silent if config.learn_ancestors else positives
+    regions = ignore_masks(anchors, targets, ancestors=ancestors, ioa=config.ignore_ioa)
+    return ClassTargets(positives, silent, matched != BETWEEN, targets.negatives, regions)
+
+
+def _box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, *, config: LossConfig) -> Tensor:
+    """The sum over rows (and over the four offsets); all arguments ``[n, 4]``.
+
+    Computed in float32 at least: exp() of an offset soon leaves the range of half precision.
+    """
+    deltas = deltas.to(torch.promote_types(deltas.dtype, torch.float32))
+    anchors, boxes = anchors.to(deltas.dtype), boxes.to(deltas.dtype)
+    if config.box_loss == "giou":
+        return cast(Tensor, generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="sum"))
+    beta = config.box_beta if config.box_loss == "smooth_l1" else 0.0
+    return F.smooth_l1_loss(deltas, encode(boxes, anchors), reduction="sum", beta=beta)
+
+
+def _check_shapes(
+    output: RawOutput, anchors: Tensor, targets: Targets, config: LossConfig, ancestors: Tensor | None
+) -> None:
+    batch, num_classes = targets.batch_size, targets.num_classes
+    expected = (batch, len(anchors), num_classes)
+    if output.class_logits.shape != expected or output.box_deltas.shape != (batch, len(anchors), 4):
+        raise ValueError(
+            f"class_logits must be {expected} (images and classes of targets.negatives, anchors) "
+            f"and box_deltas {(batch, len(anchors), 4)}, "
+            f"but got {tuple(output.class_logits.shape)} and {tuple(output.box_deltas.shape)}."
+        )
+    check_ancestors(ancestors, num_classes)
+    check_per_class("gamma", config.gamma, num_classes)
+    check_per_class("alpha", config.alpha, num_classes)

@@ -1,0 +1,210 @@
+"""RetinaNet: a batch of images -> class logits and box offsets for every anchor.
+
+ResNet + feature pyramid P3..P7 + two heads shared by all levels (Lin et al. 2017, "Focal Loss for Dense Object
+Detection", section 4), put together from torchvision's parts with torchvision's parameter names, so that its published
+weights fit (see ``weights``). Initial values have torchvision's distributions but come from a seed of ours; global
+random state is neither read nor moved.
+
+Cost: ``forward`` holds one [B, A, K] logits tensor. In the channels-last memory format the heads' outputs are already
+in anchor order and are not copied but once, into that tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import Conv2dNormActivation
+
+from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+PRIOR_PROBABILITY = 0.01
+GROUPS = 32
+
+Norm = Literal["batch", "frozen"]
+HeadNorm = Literal["none", "group"]
+P6Source = Literal["p5", "c5"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What a RetinaNet is made of. The defaults are torchvision's ``retinanet_resnet50_fpn`` (v1).
+
+    backbone: one of ``BACKBONES``.
+    num_classes: K, at least 1; there is no background class.
+    anchor_scale: base anchor side as a multiple of the level's stride; 4 is torchvision's.
+    trainable_layers: how many backbone stages learn, from the last one back: 0 (none) to 5 (all).
+    norm: "batch" learns batch statistics (training from nothing); "frozen" keeps the loaded ones (batches of a detector
+        are too small to estimate them anew).
+    head_norm: "none", or "group" for GroupNorm of 32 groups after each head layer (torchvision's v2).
+    head_depth: 3x3 layers in each head before its output layer.
+    fpn_channels: channels of the pyramid and of the heads.
+    p6_from: P6 is computed from "p5" (torchvision's v1) or from the backbone's "c5" (the paper, torchvision's v2).
+    """
+
+    backbone: str
+    num_classes: int
+    anchor_scale: float = 4.0
+    trainable_layers: int = 5
+    norm: Norm = "batch"
+    head_norm: HeadNorm = "none"
+    head_depth: int = 4
+    fpn_channels: int = 256
+    p6_from: P6Source = "p5"
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, but got {self.backbone!r}.")
+        for name, low, high in (("num_classes", 1, None), ("trainable_layers", 0, 5), ("head_depth", 0, None)):
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                bounds = f"{low} <= {name}" + ("" if high is None else f" <= {high}")
+                raise ValueError(f"`{bounds}` must hold, but got {name}={value}.")
+        if self.anchor_scale <= 0:
+            raise ValueError(f"`anchor_scale > 0` must hold, but got anchor_scale={self.anchor_scale}.")
+        for name, kind in (("norm", Norm), ("head_norm", HeadNorm), ("p6_from", P6Source)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {get_args(kind)}, but got {getattr(self, name)!r}.")
+        divisor = GROUPS if self.head_norm == "group" else 1
+        if self.fpn_channels < 1 or self.fpn_channels % divisor:
+            raise ValueError(f"fpn_channels must be a multiple of {divisor}, but got fpn_channels={self.fpn_channels}.")
+
+
+def norm_for(weights: str) -> Norm:
+    """The norm that suits a weights source: "batch" from nothing (``none``), else "frozen"."""
+    return "batch" if weights == "none" else "frozen"
+
+
+def trainable_layers_for(weights: str) -> int:
+    """Backbone stages to train, as torchvision decides: all 5 from nothing (``none``), else the last 3."""
+    return 5 if weights == "none" else 3
+
+
+@dataclass(frozen=True, eq=False)
+class RawOutput:
+    """``class_logits [B, A, K]`` before the sigmoid and ``box_deltas [B, A, 4]`` for ``anchors.decode``.
+
+    A is in the order of ``AnchorGrid.boxes``. Both have the dtype of the computation (half precision under autocast).
+    """
+
+    class_logits: Tensor
+    box_deltas: Tensor
+
+
+class Head(nn.Module):
+    """``head_depth`` 3x3 layers with ReLU and one output layer, the same for every level.
+
+    forward: feature maps ``[B, C, h, w]`` per level -> ``[B, A, outputs]``, A over all levels. The output layer is
+    called ``name`` because published weights call it so.
+    """
+
+    def __init__(self, config: NetworkConfig, *, outputs: int, name: str) -> None:
+        super().__init__()
+        norm: Callable[..., nn.Module] | None = partial(nn.GroupNorm, GROUPS) if config.head_norm == "group" else None
+        width = config.fpn_channels
+        self.conv = nn.Sequential(
+            *(Conv2dNormActivation(width, width, norm_layer=norm) for _ in range(config.head_depth))
+        )
+        self.add_module(name, nn.Conv2d(width, ANCHORS_PER_CELL * outputs, kernel_size=3, padding=1))
+        self.name = name
+        self.outputs = outputs
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        output = self.get_submodule(self.name)
+        maps = [output(self.conv(level)) for level in features]
+        # [B, 9 * outputs, h, w] -> [B, h * w * 9, outputs]: a view, not a copy, when the map is channels-last.
+        return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, self.outputs) for m in maps], dim=1)
+
+
+class RetinaNet(nn.Module):
+    """The network of ``config`` with initial values from ``seed`` (an int, or a CPU generator that is moved on).
+
+    Parameters are named as in torchvision's RetinaNet; nothing else is in the state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: NetworkConfig, *, seed: int | torch.Generator = 0) -> None:
+        super().__init__()
+        self.config = config
+        # Built without storage: the parts would draw their initial values from the global generator.
+        with torch.device("meta"):
+            self.backbone = _backbone(config)
+            self.head = nn.ModuleDict(
+                {
+                    "classification_head": Head(config, outputs=config.num_classes, name="cls_logits"),
+                    "regression_head": Head(config, outputs=4, name="bbox_reg"),
+                }
+            )
+        self.to_empty(device="cpu")
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGE_STD, device="cpu").view(1, 3, 1, 1), persistent=False)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        _initialise(self, generator)
+
+    def forward(self, images: Tensor) -> RawOutput:
+        """images: ``[B, 3, H, W]`` uint8 or float, RGB in 0..255, on the network's device; any H and W."""
+        pixels = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        features = list(self.backbone(pixels).values())
+        return RawOutput(self.head["classification_head"](features), self.head["regression_head"](features))
+
+    def anchors(self, image_size: tuple[int, int]) -> AnchorGrid:
+        """The anchors that the outputs for images of (height, width) pixels refer to, on the network's device."""
+        return anchor_grid(image_size, anchor_scale=self.config.anchor_scale, device=self.mean.device)
+
+
+def _backbone(config: NetworkConfig) -> nn.Module:
+    norm_layer = nn.BatchNorm2d if config.norm == "batch" else FrozenBatchNorm2d
+    body = getattr(resnet, config.backbone)(weights=None, norm_layer=norm_layer)
+    learning = ("layer4", "layer3", "layer2", "layer1", "conv1")[: config.trainable_layers]
+    # The stem's norm learns only together with everything else, as in torchvision.
+    prefixes = learning if config.trainable_layers < 5 else (*learning, "bn1")
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes) if prefixes else False)
+    width_c5 = body.inplanes
+    top = LastLevelP6P7(config.fpn_channels if config.p6_from == "p5" else width_c5, config.fpn_channels)
+    # Torchvision guesses the source from the channel numbers, wrongly where those of P5 and C5 agree.
+    top.use_P5 = config.p6_from == "p5"
+    pyramid: nn.Module = BackboneWithFPN(
+        body,
+        return_layers={"layer2": "0", "layer3": "1", "layer4": "2"},
+        in_channels_list=[width_c5 // 4, width_c5 // 2, width_c5],
+        out_channels=config.fpn_channels,
+        extra_blocks=top,
+    )
+    return pyramid
+
+
+@torch.no_grad()
+def _initialise(model: RetinaNet, generator: torch.Generator) -> None:
+    """Fills every parameter and buffer: torchvision's distributions, drawn in the order of the modules' names."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if name.startswith("backbone.body"):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            elif name.startswith("backbone.fpn"):
+                nn.init.kaiming_uniform_(module.weight, a=1, generator=generator)
+            else:
+                nn.init.normal_(module.weight, std=0.01, generator=generator)
+            if module.bias is not None:
+                # A prior of 0.01 for every class, so that the many negatives do not drown the first steps.
+                prior = math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY) if name.endswith("cls_logits") else 0.0
+                nn.init.constant_(module.bias, -prior)
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            module.reset_parameters()
+        elif isinstance(module, FrozenBatchNorm2d):
+            for buffer, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+                getattr(module, buffer).fill_(value)

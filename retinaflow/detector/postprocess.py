@@ -1,0 +1,210 @@
+"""Logits and offsets -> detections: thresholds, top-k, suppression of doubles, parent classes, normalised boxes.
+
+``detect`` with the default settings gives torchvision's RetinaNet detections (up to the limits of float32 in its
+suppression, which is done in float64 here: torchvision moves the boxes of class k by k image widths, at 500 classes
+that leaves a twentieth of a pixel). Candidates are picked image by image, so no [B, A, K] score tensor is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from retinaflow.detector.anchors import AnchorGrid, decode
+from retinaflow.detector.hierarchy import check_ancestors, check_per_class
+from retinaflow.detector.network import RawOutput
+from retinaflow.detector.suppression import soft_nms
+
+Suppression = Literal["nms", "soft-nms"]
+TopKScope = Literal["level", "class"]
+
+
+@dataclass(frozen=True, eq=False)
+class PostprocessConfig:
+    """How raw outputs become detections. The defaults are torchvision's.
+
+    score_threshold: a detection's score must exceed it; a number in [0, 1), or ``[K]`` float for one per class. It holds
+        for the class that was detected, not again for copies made for parent classes.
+    top_k: candidates kept before suppression, per image and ``top_k_scope``: pyramid "level" (torchvision) or "class"
+        (a frequent class cannot crowd out a rare one).
+    nms: "nms" drops boxes of one class that overlap a better one; "soft-nms" lowers their scores instead (for crowds).
+    nms_iou: overlap above which "nms" drops; also for the copies made for parent classes.
+    soft_sigma: width of the Gaussian of "soft-nms": a box of overlap IoU keeps exp(-IoU^2 / sigma) of its score.
+    max_detections: most detections of one image, over all classes, copies for parent classes among them.
+    """
+
+    score_threshold: float | Tensor = 0.05
+    top_k: int = 1000
+    top_k_scope: TopKScope = "level"
+    nms: Suppression = "nms"
+    nms_iou: float = 0.5
+    soft_sigma: float = 0.5
+    max_detections: int = 300
+
+    def __post_init__(self) -> None:
+        threshold = torch.as_tensor(self.score_threshold)
+        if not bool(((threshold >= 0) & (threshold < 1)).all()):
+            raise ValueError(f"`0 <= score_threshold < 1` must hold, but got {self.score_threshold}.")
+        if self.top_k < 1 or self.max_detections < 1:
+            raise ValueError(
+                f"top_k and max_detections must be at least 1, but got {self.top_k}, {self.max_detections}."
+            )
+        if self.nms not in get_args(Suppression):
+            raise ValueError(f"nms must be one of {get_args(Suppression)}, but got {self.nms!r}.")
+        if self.top_k_scope not in get_args(TopKScope):
+            raise ValueError(f"top_k_scope must be one of {get_args(TopKScope)}, but got {self.top_k_scope!r}.")
+        if not 0 <= self.nms_iou <= 1 or self.soft_sigma <= 0:
+            raise ValueError(
+                f"`0 <= nms_iou <= 1` and `soft_sigma > 0` must hold, but got {self.nms_iou} and {self.soft_sigma}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class BatchDetections:
+    """One row per detection; images in order, best score first within an image.
+
+    owner ``[D]`` int64 (image in the batch), label ``[D]`` int64 (class), score ``[D]`` float32 in (0, 1),
+    boxes ``[D, 4]`` float32 xyxy, normalised to [0, 1] of the image, possibly without area at its border.
+    """
+
+    owner: Tensor
+    label: Tensor
+    score: Tensor
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def take(self, rows: Tensor) -> BatchDetections:
+        """The rows chosen by an index or a boolean tensor, in that order."""
+        return BatchDetections(self.owner[rows], self.label[rows], self.score[rows], self.boxes[rows])
+
+
+@torch.no_grad()
+def detect(
+    output: RawOutput, grid: AnchorGrid, *, config: PostprocessConfig, ancestors: Tensor | None = None
+) -> BatchDetections:
+    """The detections of a batch, on the device of ``output``.
+
+    grid: anchors of the images' shape (``RetinaNet.anchors``). ancestors: ``[K, K]`` bool, row c marks the strict
+    ancestors of class c; given, each detection is also one of every ancestor, with the same score, and of doubles the
+    best stays. Raises ValueError where shapes disagree.
+    """
+    batch, _, num_classes = output.class_logits.shape
+    _check_shapes(output, grid, config, ancestors)
+    threshold = torch.as_tensor(config.score_threshold, dtype=torch.float32, device=output.class_logits.device)
+    threshold = threshold.expand(num_classes)
+    images = [_candidates(output, grid, image, threshold, config) for image in range(batch)]
+    found = _concatenated(images, output.class_logits.device)
+    if config.nms == "soft-nms":
+        found = _soft_suppressed(found, threshold, config)
+    else:
+        found = _suppressed(found, torch.ones_like(found.label, dtype=torch.bool), config)
+    if ancestors is not None:
+        found = _with_ancestors(found, ancestors, config)
+    found = _best_of_each_image(found, config.max_detections)
+    height, width = grid.image_size
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=found.boxes.device)
+    return BatchDetections(found.owner, found.label, found.score, found.boxes / scale)
+
+
+def _candidates(
+    output: RawOutput, grid: AnchorGrid, image: int, threshold: Tensor, config: PostprocessConfig
+) -> BatchDetections:
+    """Anchor-class pairs of one image above their threshold, at most top_k per scope, boxes in pixels, clipped."""
+    logits, num_classes = output.class_logits[image], output.class_logits.shape[2]
+    if config.top_k_scope == "level":
+        scopes = torch.split(logits, list(grid.level_counts))
+        firsts = [sum(grid.level_counts[:level]) for level in range(len(scopes))]
+        chosen = [_top(scope, threshold, config.top_k, first) for scope, first in zip(scopes, firsts, strict=True)]
+    else:
+        # Columns become rows of their own, so that top-k is per class.
+        rows = logits.topk(min(config.top_k, len(logits)), dim=0).indices
+        pairs = (rows * num_classes + torch.arange(num_classes, device=rows.device)).flatten()
+        scores = logits.flatten()[pairs].float().sigmoid()
+        keep = scores > threshold[pairs % num_classes]
+        chosen = [(scores[keep], pairs[keep])]
+    score, pair = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+    anchor, label = pair // num_classes, pair % num_classes
+    boxes = decode(output.box_deltas[image, anchor].float(), grid.boxes[anchor])
+    height, width = grid.image_size
+    boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=2).flatten(1)
+    return BatchDetections(torch.full_like(label, image), label, score, boxes)
+
+
+def _top(logits: Tensor, threshold: Tensor, k: int, first_anchor: int) -> tuple[Tensor, Tensor]:
+    """The k best scores above their threshold of logits ``[a, K]``, and their (anchor * K + class) in the image."""
+    # Most are far below: comparing logits spares their sigmoid. The margin, above bfloat16's rounding of the threshold,
+    # leaves the verdict to the scores.
+    hopeful = (logits > (threshold.logit() - 0.1).to(logits.dtype)).flatten().nonzero().squeeze(1)
+    scores = logits.flatten()[hopeful].float().sigmoid()
+    keep = scores > threshold[hopeful % logits.shape[1]]
+    scores, pairs = scores[keep], hopeful[keep]
+    scores, order = scores.topk(min(k, len(scores)))
+    return scores, pairs[order] + first_anchor * logits.shape[1]
+
+
+def _concatenated(parts: list[BatchDetections], device: torch.device) -> BatchDetections:
+    if not parts:
+        index = torch.zeros(0, dtype=torch.int64, device=device)
+        return BatchDetections(index, index, torch.zeros(0, device=device), torch.zeros(0, 4, device=device))
+    columns = ((part.owner, part.label, part.score, part.boxes) for part in parts)
+    return BatchDetections(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+def _suppressed(found: BatchDetections, contested: Tensor, config: PostprocessConfig) -> BatchDetections:
+    """Hard suppression, by image and class, among the ``contested [D]`` rows; the others stay. Order is kept."""
+    keep = ~contested
+    # Image by image: the GPU's overlap matrix grows with the square of the boxes.
+    for image in torch.unique(found.owner).tolist():
+        rows = (contested & (found.owner == image)).nonzero().squeeze(1)
+        boxes, score = found.boxes[rows].double(), found.score[rows].double()
+        keep[rows[batched_nms(boxes, score, found.label[rows], config.nms_iou)]] = True
+    return found.take(keep)
+
+
+def _soft_suppressed(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) -> BatchDetections:
+    groups = found.owner * len(threshold) + found.label
+    scores = soft_nms(
+        found.boxes,
+        found.score,
+        groups,
+        sigma=config.soft_sigma,
+        threshold=threshold[found.label],
+        max_per_group=config.max_detections,
+    )
+    keep = scores > 0
+    return BatchDetections(found.owner[keep], found.label[keep], scores[keep], found.boxes[keep])
+
+
+def _with_ancestors(found: BatchDetections, ancestors: Tensor, config: PostprocessConfig) -> BatchDetections:
+    """Adds a copy of each detection for each ancestor of its class; in the classes that got copies the best stays."""
+    nth, parent = ancestors[found.label].nonzero(as_tuple=True)
+    copies = BatchDetections(found.owner[nth], parent, found.score[nth], found.boxes[nth])
+    both = _concatenated([found, copies], found.score.device)
+    group = both.owner * len(ancestors) + both.label
+    # Classes without a copy are left as they are: soft suppression may have kept overlapping boxes there on purpose.
+    return _suppressed(both, torch.isin(group, group[len(found) :]), config)
+
+
+def _best_of_each_image(found: BatchDetections, most: int) -> BatchDetections:
+    by_score = found.score.argsort(descending=True, stable=True)
+    found = found.take(by_score[found.owner[by_score].argsort(stable=True)])
+    starts = torch.searchsorted(found.owner, found.owner)
+    rank = torch.arange(len(found), device=found.owner.device) - starts
+    return found.take(rank < most)
+
+
+def _check_shapes(output: RawOutput, grid: AnchorGrid, config: PostprocessConfig, ancestors: Tensor | None) -> None:
+    batch, count, num_classes = output.class_logits.shape
+    if count != len(grid.boxes) or output.box_deltas.shape != (batch, count, 4):
+        raise ValueError(
+            f"The outputs and anchors of one image shape must agree, but got {len(grid.boxes)} anchors, "
+            f"class_logits {tuple(output.class_logits.shape)} and box_deltas {tuple(output.box_deltas.shape)}."
+        )
+    check_ancestors(ancestors, num_classes)
+    check_per_class("score_threshold", config.score_threshold, num_classes)

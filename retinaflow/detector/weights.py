@@ -1,0 +1,210 @@
+"""Published weights into a network: ImageNet backbones and torchvision's COCO detectors.
+
+A source is ``none`` (keep the initial values), ``imagenet``, ``coco``, or the path of a .pth file: a state dict of a
+torchvision ResNet classifier or RetinaNet (v1 or v2 layout, older key names too). Every tensor of the network is either
+loaded, or in the report; what does not fit is an error, never a silent random start. The class layer alone may differ
+(another number of classes) and then keeps its initial values. Files are read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model_weights
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
+
+from retinaflow.detector.network import NetworkConfig, RetinaNet
+
+CLASS_LAYER = "head.classification_head.cls_logits."
+BODY = "backbone.body."
+BATCH_NORM_EPS = 1e-5
+COCO_V1_URL: str = RetinaNet_ResNet50_FPN_Weights.COCO_V1.url
+COCO_V2_URL: str = RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1.url
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What ``load_weights`` did, in names of the network's state dict (``unused``: names of the file).
+
+    source: as asked for. file: what was read, "" for ``none``.
+    loaded: tensors taken from the file. initial: tensors that a classifier's file does not hold (pyramid and heads).
+    replaced: class-layer tensors in the file for another number of classes, left at their initial values.
+    unused: tensors of the file that the network has no place for (a classifier's last layer).
+    """
+
+    source: str
+    file: str
+    loaded: tuple[str, ...]
+    initial: tuple[str, ...]
+    replaced: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.file:
+            return f"weights={self.source}: all {len(self.initial)} tensors keep their initial values"
+        return (
+            f"weights={self.source} ({self.file}): "
+            f"{len(self.loaded)} tensors loaded, {len(self.initial)} not in the file, "
+            f"{len(self.replaced)} replaced for another number of classes, {len(self.unused)} of the file unused"
+        )
+
+
+def load_weights(model: RetinaNet, source: str) -> WeightReport:
+    """Fills ``model`` in place from ``source`` (see the top of the file) and says what was loaded.
+
+    Raises FileNotFoundError when a file is absent and cannot be fetched, ValueError when it is damaged, does not fit
+    the network, or is not published for its backbone; both say what to do.
+    """
+    if source == "none":
+        return WeightReport(source, "", (), tuple(_wanted(model)), (), ())
+    path = _file_of(source, model.config)
+    state = _renamed(_read(path))
+    is_detector = any(key.startswith(("head.", BODY)) for key in state)
+    if not is_detector:
+        state = {key if key.startswith("fc.") else BODY + key: value for key, value in state.items()}
+    if path.name == _name_of(COCO_V1_URL):
+        _absorb_zero_eps(state)
+    return _load(model, state, source=source, path=path, is_detector=is_detector)
+
+
+def _wanted(model: RetinaNet) -> dict[str, Tensor]:
+    """The tensors a file must fill; batch counters carry nothing and are in some files only."""
+    return {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+
+
+def _load(model: RetinaNet, state: dict[str, Tensor], *, source: str, path: Path, is_detector: bool) -> WeightReport:
+    wanted = _wanted(model)
+    replaced = {key for key in state if key.startswith(CLASS_LAYER) and key in wanted and not _fits(state, wanted, key)}
+    missing = [key for key in wanted if key not in state and (is_detector or key.startswith(BODY))]
+    misfits = [key for key in wanted if key in state and key not in replaced and not _fits(state, wanted, key)]
+    unused = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
+    if missing or misfits or any(not key.startswith("fc.") for key in unused):
+        raise ValueError(_misfit_message(model.config, state, wanted, path, missing, misfits, unused))
+    loaded = [key for key in wanted if key in state and key not in replaced]
+    model.load_state_dict({key: state[key] for key in loaded}, strict=False)
+    initial = tuple(key for key in wanted if key not in state)
+    return WeightReport(source, str(path), tuple(loaded), initial, tuple(sorted(replaced)), tuple(unused))
+
+
+def _fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], key: str) -> bool:
+    return state[key].shape == wanted[key].shape
+
+
+def _misfit_message(
+    config: NetworkConfig,
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    path: Path,
+    missing: list[str],
+    misfits: list[str],
+    unused: list[str],
+) -> str:
+    found = [f"{len(missing)} tensors are not in the file (first: {missing[0]})"] if missing else []
+    if misfits:
+        key = misfits[0]
+        shapes = f"{tuple(state[key].shape)} in the file, {tuple(wanted[key].shape)} in the network"
+        found.append(f"{len(misfits)} have another shape (first: {key}, {shapes})")
+    if unused:
+        found.append(f"{len(unused)} have no place in the network (first: {unused[0]})")
+    return (
+        f"The weights in {path} must fit the network, but {'; '.join(found)}. "
+        f"The network has backbone={config.backbone}, "
+        f"head_norm={config.head_norm}, p6_from={config.p6_from}, head_depth={config.head_depth}, "
+        f"fpn_channels={config.fpn_channels}; torchvision's retinanet_resnet50_fpn has resnet50, none, p5, 4, 256 "
+        "and its v2 has resnet50, group, c5, 4, 256. Change these settings, or use weights=imagenet or weights=none."
+    )
+
+
+def _file_of(source: str, config: NetworkConfig) -> Path:
+    if source == "imagenet":
+        return _published(get_model_weights(config.backbone)["IMAGENET1K_V1"].url)
+    if source == "coco":
+        if config.backbone != "resnet50":
+            raise ValueError(
+                f"weights=coco is published for backbone=resnet50 only, but got backbone={config.backbone}; "
+                "use weights=imagenet, or the path of a .pth file."
+            )
+        return _published(COCO_V2_URL if config.head_norm == "group" else COCO_V1_URL)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights must be none, imagenet, coco or the path of a .pth file, but got {source!r}: no such file."
+        )
+    return path
+
+
+def _name_of(url: str) -> str:
+    return PurePosixPath(urlparse(url).path).name
+
+
+def _published(url: str) -> Path:
+    """The file of ``url`` in torch hub's checkpoint folder, fetched (with its hash checked) if it is not there."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _name_of(url)
+    if path.is_file():
+        return path
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = digest.group(1) if digest else None
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=sys.stderr.isatty())
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"The published weights {path.name} are not on this machine and could not be fetched ({error}). "
+            f"Fetch {url} elsewhere and put it at {path}, or give the path of a .pth file, "
+            "or use weights=none (training from nothing)."
+        ) from error
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} must be a state dict that torch.load(weights_only=True) reads, but it is not ({first_line}). "
+            "If it is a published file, delete it and fetch it again."
+        ) from error
+    # Torchvision's reference scripts keep the state dict beside the optimizer under "model".
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{path} must hold a state dict (names -> tensors), but it holds {type(content).__name__}.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Older torchvision names -> those in use since 0.13.
+
+    Heads: ``conv.{2 i}.weight`` -> ``conv.{i}.0.weight``; pyramid:
+    ``inner_blocks.{i}.weight`` -> ``inner_blocks.{i}.0.weight``.
+    """
+    renamed = {}
+    for key, value in state.items():
+        name = re.sub(r"^(head\.\w+\.conv)\.(\d+)\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", key)
+        name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name)
+        renamed[name] = value
+    return renamed
+
+
+def _absorb_zero_eps(state: dict[str, Tensor]) -> None:
+    """Moves the missing epsilon of the COCO v1 file into its batch-norm weights.
+
+    That file was trained with eps = 0 (pytorch/vision pull 2933), where the norms of every other file have 1e-5. The
+    scale w / sqrt(var) equals w' / sqrt(var + eps) for w' = w * sqrt((var + eps) / var), so no setting has to travel
+    along.
+    """
+    for key in [key for key in state if key.endswith(".running_var")]:
+        name = key.removesuffix("running_var") + "weight"
+        variance = state[key].double()
+        ratio = torch.where(variance > 0, (variance + BATCH_NORM_EPS) / variance, torch.ones_like(variance))
+        state[name] = (state[name].double() * ratio.sqrt()).to(state[name].dtype)

@@ -1,0 +1,166 @@
+"""A sheet of images with their boxes drawn in: truth in blue (dashed for group-of), detections in orange with scores.
+
+Works with truth alone (to look at a data set) and with both (to look at a detector). Text has a dark outline, so that
+it can be read on any photo; the two colours are from the palette of Okabe and Ito (2008), told apart by colour-blind
+people. The figure is returned for the caller to save; no global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+from numpy.typing import NDArray
+
+TRUTH = "#56B4E9"
+DETECTION = "#E69F00"
+PANEL_INCHES = 3.2
+DPI = 110
+TWO_LINES = 32
+"""Pixels of the sheet that two lines of text need."""
+
+LineStyle = Literal["-", "--"]
+
+
+def _no_boxes() -> NDArray[np.floating]:
+    return np.zeros((0, 4))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image of the sheet; boxes are normalised xyxy ``[N, 4]``, each with its label text.
+
+    Raises ValueError when the image is not uint8 RGB or texts, flags and scores do not fit their boxes.
+    """
+
+    image: NDArray[np.uint8]
+    """``[H, W, 3]`` RGB."""
+    title: str = ""
+    truth_boxes: NDArray[np.floating] = field(default_factory=_no_boxes)
+    truth_labels: Sequence[str] = ()
+    truth_group_of: Sequence[bool] | NDArray[np.bool_] = ()
+    """One flag per truth box, or empty: none is group-of."""
+    detection_boxes: NDArray[np.floating] = field(default_factory=_no_boxes)
+    detection_labels: Sequence[str] = ()
+    detection_scores: Sequence[float] | NDArray[np.floating] = ()
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(f"a panel needs uint8 [H, W, 3], but got {self.image.dtype} {list(self.image.shape)}")
+        truths, detections = len(self.truth_boxes), len(self.detection_boxes)
+        wanted = {
+            "truth_labels": (len(self.truth_labels), (truths,)),
+            "truth_group_of": (len(self.truth_group_of), (0, truths)),
+            "detection_labels": (len(self.detection_labels), (detections,)),
+            "detection_scores": (len(self.detection_scores), (detections,)),
+        }
+        for name, (length, allowed) in wanted.items():
+            if length not in allowed:
+                raise ValueError(f"{name} needs one value per box ({allowed[-1]}), but has {length}")
+
+
+def contact_sheet(panels: Sequence[Panel], *, columns: int = 4, title: str | None = None) -> Figure:
+    """The panels row by row, ``columns`` to a row, each image in a square cell at its own aspect.
+
+    Raises ValueError when ``columns`` is below 1.
+    """
+    if columns < 1:
+        raise ValueError(f"`columns >= 1` must hold, but got {columns}")
+    columns = max(1, min(columns, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    head = 0.75 if title else 0.4
+    width, height = max(columns * PANEL_INCHES, 2 * PANEL_INCHES), rows * (PANEL_INCHES + 0.3) + head
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    if title:
+        figure.text(0.5, 1 - 0.25 / height, title, ha="center", va="center", fontsize=13)
+    _key(figure, panels, y=1 - (head - 0.2) / height)
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        bottom = height - head - (row + 1) * (PANEL_INCHES + 0.3)
+        cell = (width - columns * PANEL_INCHES) / 2 + column * PANEL_INCHES
+        inner = PANEL_INCHES - 0.12
+        axes = figure.add_axes(((cell + 0.06) / width, (bottom + 0.06) / height, inner / width, inner / height))
+        _draw(axes, panel)
+    return figure
+
+
+def _key(figure: Figure, panels: Sequence[Panel], *, y: float) -> None:
+    """Which colour and line means what, for what occurs."""
+    kinds: tuple[tuple[bool, str, LineStyle, str], ...] = (
+        (any(len(panel.truth_boxes) for panel in panels), TRUTH, "-", "truth"),
+        (any(any(panel.truth_group_of) for panel in panels), TRUTH, "--", "truth, group-of"),
+        (any(len(panel.detection_boxes) for panel in panels), DETECTION, "-", "detection, score"),
+    )
+    handles = [
+        Line2D([], [], color=color, linestyle=style, linewidth=2.5, label=label)
+        for occurs, color, style, label in kinds
+        if occurs
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="center", bbox_to_anchor=(0.5, y), ncols=3, frameon=False, fontsize=9)
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    height, width = panel.image.shape[:2]
+    axes.imshow(
+        panel.image, extent=(0, width, height, 0), interpolation="lanczos" if max(height, width) > 400 else None
+    )
+    axes.set(xlim=(0, width), ylim=(height, 0), anchor="N")
+    axes.set_axis_off()
+    axes.set_title(_fit(panel.title, 40), fontsize=8, pad=3)
+    axes.apply_aspect()
+    scale = np.array([width, height, width, height])
+    flags = panel.truth_group_of if len(panel.truth_group_of) else [False] * len(panel.truth_boxes)
+    for box, label, group_of in zip(panel.truth_boxes, panel.truth_labels, flags, strict=True):
+        _box(axes, box * scale, _fit(label, 22), color=TRUTH, style="--" if group_of else "-", above=True)
+    found = zip(panel.detection_boxes, panel.detection_labels, panel.detection_scores, strict=True)
+    for box, label, score in found:
+        _box(axes, box * scale, f"{_fit(label, 18)} {score:.2f}", color=DETECTION, style="-", above=False)
+
+
+def _box(axes: Axes, box: NDArray[np.floating], label: str, *, color: str, style: LineStyle, above: bool) -> None:
+    """A box in pixels of the image with its text, truth in the top left corner (``above``), detections bottom left.
+
+    Truth and detection of one object nearly coincide; texts at opposite corners do not cover each other. In a box too
+    low for two texts they stand outside of it. No text leaves the image.
+    """
+    x1, y1, x2, y2 = (float(value) for value in box)
+    dark: list[AbstractPathEffect] = [withStroke(linewidth=3.2, foreground="black", alpha=0.65)]
+    outline = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=style, linewidth=1.6)
+    outline.set_path_effects(dark)
+    axes.add_patch(outline)
+    frame = axes.get_window_extent()
+    on_screen = axes.transData.transform([(x1, y1), (x1, y2)])[:, 1]
+    outside = abs(on_screen[0] - on_screen[1]) < TWO_LINES
+    text = axes.annotate(
+        label,
+        (x1, y1 if above else y2),
+        xytext=(3, -3 if above != outside else 3),
+        textcoords="offset points",
+        annotation_clip=False,
+        va="top" if above != outside else "bottom",
+        fontsize=7.5,
+        color=color,
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=2.2, foreground="black")],
+    )
+    extent = text.get_window_extent()
+    shift = [
+        max(0.0, frame.x0 + 4 - extent.x0) or min(0.0, frame.x1 - 4 - extent.x1),
+        max(0.0, frame.y0 + 2 - extent.y0) or min(0.0, frame.y1 - 2 - extent.y1),
+    ]
+    x, y = text.xyann
+    text.xyann = (x + shift[0] * 72 / DPI, y + shift[1] * 72 / DPI)
+
+
+def _fit(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,80 @@
+"""The detector as an MLflow model (models from code): MLflow runs this file and takes what ``set_model`` names.
+
+Input: a frame with a column ``image``, each value a base64-encoded image file or the path of one. Output: one row per detection:
+``image`` (row of the input), ``x1, y1, x2, y2`` (pixels of that image), ``score``, ``label`` (class id).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import set_model
+from numpy.typing import NDArray
+
+from retinaflow.detector.postprocess import PostprocessConfig, detect
+from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
+
+COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label")
+
+
+class DetectorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Loads the checkpoint that was logged with it."""
+
+    checkpoint: Checkpoint
+
+    def load_context(self, context: Any) -> None:
+        """Called once by MLflow."""
+        self.checkpoint = load_checkpoint(Path(context.artifacts["checkpoint"]))
+        self.model = self.checkpoint.build(torch.device("cpu"))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Detections of every image of the frame. Raises ValueError for a value that is no image."""
+        del context, params
+        rows = [row for number, value in enumerate(model_input["image"]) for row in self._detect(number, str(value))]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def _detect(self, number: int, value: str) -> list[tuple[Any, ...]]:
+        pixels = _decode(number, value)
+        height, width = pixels.shape[:2]
+        buckets = self.checkpoint.buckets
+        shape = buckets.shapes[int(buckets.assign(np.array([[height, width]]))[0])]
+        resized = cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if height > shape[0] else cv2.INTER_LINEAR)
+        with torch.inference_mode():
+            output = self.model(torch.from_numpy(resized).permute(2, 0, 1)[None])
+            settings = self.checkpoint.settings
+            config = PostprocessConfig(
+                score_threshold=settings["score_threshold"],
+                nms=settings["nms"],
+                nms_iou=settings["nms_iou"],
+                max_detections=settings["max_detections"],
+            )
+            found = detect(output, self.model.anchors(shape), config=config)
+        boxes = found.boxes.numpy().astype(float) * [width, height, width, height]
+        return [
+            (number, *box, float(score), self.checkpoint.taxonomy.ids[label])
+            for box, score, label in zip(boxes.tolist(), found.score, found.label.tolist(), strict=True)
+        ]
+
+
+def _decode(number: int, value: str) -> NDArray[np.uint8]:
+    try:
+        data = Path(value).read_bytes() if len(value) < 1024 and Path(value).is_file() else base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"row {number}: image must be a file or base64, but is neither") from None
+    array = np.frombuffer(data, dtype=np.uint8)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(array, flags) if len(array) else None
+    if pixels is None:
+        raise ValueError(f"row {number}: not a readable image")
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+set_model(DetectorModel())

@@ -1,0 +1,61 @@
+"""A detector over all images of an index, batch by batch, into columns of detections.
+
+Images are visited bucket by bucket in their own order, never augmented; every image is seen exactly once, and its detections
+do not depend on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from retinaflow.data.batching import AspectBuckets, plan_batches
+from retinaflow.data.images import BatchLoader, DetectionDataset
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.detections import Detections
+from retinaflow.detector.network import RetinaNet
+from retinaflow.detector import postprocess
+from retinaflow.training.precision import Precision, autocast
+
+
+def detect(
+    model: RetinaNet,
+    index: AnnotationIndex,
+    buckets: AspectBuckets,
+    *,
+    config: postprocess.PostprocessConfig,
+    expand_to: torch.Tensor | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: torch.device,
+    precision: Precision = "float32",
+    after_batch: Callable[[int], None] = lambda images: None,
+) -> Iterator[Detections]:
+    """Detections of every batch, normalised to the original images.
+
+    ``expand_to``: ``[K, K]`` bool, row c marks the ancestors that detections of c are copied to, or None. ``after_batch`` is told
+    the number of images done, for a progress bar or to stop by raising. The model is left in the mode it was in.
+    """
+    loader = BatchLoader(DetectionDataset(index), workers=workers, pin_memory=device.type == "cuda")
+    batches = plan_batches(
+        np.arange(len(index)), buckets.assign(np.asarray(index.sizes)), buckets, batch_size=batch_size
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in loader.load(batches):
+            grid = model.anchors((batch.images.shape[2], batch.images.shape[3]))
+            with torch.inference_mode(), autocast(device, precision):
+                output = model(batch.images.to(device, non_blocking=True))
+                found = postprocess.detect(output, grid, config=config, ancestors=expand_to)
+            after_batch(len(batch))
+            yield Detections(
+                batch.image_index[found.owner.cpu()].numpy().astype(np.int32),
+                found.label.cpu().numpy().astype(np.int32),
+                found.score.cpu().numpy(),
+                found.boxes.cpu().numpy(),
+            )
+    finally:
+        model.train(was_training)

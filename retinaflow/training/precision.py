@@ -1,0 +1,29 @@
+"""Which arithmetic a machine is fast at, and the context that uses it.
+
+bfloat16 pays only where the processor multiplies it in hardware (AVX512-BF16 or AMX on x86, compute capability 8 on NVIDIA);
+elsewhere it is emulated and slower than float32. Weights, optimizer and losses stay float32 in both.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def fast_precision(device: torch.device) -> Precision:
+    """What ``precision=auto`` means on a device."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context in which the network runs."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.ops import FrozenBatchNorm2d
+
+from retinaflow.detector.network import NetworkConfig, RetinaNet, norm_for, trainable_layers_for
+from retinaflow.detector.weights import COCO_V1_URL, load_weights
+
+TINY: dict[str, Any] = {"backbone": "resnet18", "fpn_channels": 32, "head_depth": 1}
+V1: dict[str, Any] = {"backbone": "resnet50", "norm": "frozen"}
+V2: dict[str, Any] = {"backbone": "resnet50", "head_norm": "group", "p6_from": "c5"}
+
+
+@pytest.fixture
+def images(generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty torch hub folder, and nothing to fetch from. Yields the checkpoint folder."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    return tmp_path / "checkpoints"
+
+
+def peer(build: Callable[..., nn.Module], num_classes: int, generator: torch.Generator) -> nn.Module:
+    """A torchvision RetinaNet, its heads and norms made uneven so that equality means something."""
+    model = build(weights=None, weights_backbone=None, num_classes=num_classes).eval()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d) and name.startswith("head"):
+                module.weight.normal_(std=0.03, generator=generator)
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def outputs_of(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    # In float64: the activations of a network with random norms grow over the layers, and the rounding with them.
+    model = model.double()
+    with torch.no_grad():
+        batch, _ = model.transform([image.double() / 255 for image in images])
+        heads = model.head(list(model.backbone(batch.tensors).values()))
+    return heads["cls_logits"], heads["bbox_regression"]
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    # What is left is the rounding of the mean, the deviation and the weights, which are kept in float32.
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def sizeless(model: nn.Module, images: Tensor) -> nn.Module:
+    """Torchvision's own resizing switched off: the shortest and longest sides are those of the images."""
+    model.transform.min_size, model.transform.max_size = (min(images.shape[-2:]),), max(images.shape[-2:])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "parts"), [(retinanet_resnet50_fpn, V1), (retinanet_resnet50_fpn_v2, V2)], ids=["v1", "v2"]
+)
+def test_torchvisions_weights_give_torchvisions_outputs(
+    build: Callable[..., nn.Module], parts: dict[str, Any], images: Tensor, generator: torch.Generator, tmp_path: Path
+) -> None:
+    theirs = sizeless(peer(build, 5, generator), images)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    ours = RetinaNet(NetworkConfig(num_classes=5, **parts)).eval()
+    report = load_weights(ours, str(tmp_path / "theirs.pth"))
+    assert (report.initial, report.replaced, report.unused) == ((), (), ())
+    logits, deltas = outputs_of(theirs, images)
+    with torch.no_grad():
+        got = ours.double()(images)
+    assert_same(got.class_logits, logits)
+    assert_same(got.box_deltas, deltas)
+
+
+def test_coco_weights_trained_without_epsilon_give_torchvisions_outputs(
+    images: Tensor, generator: torch.Generator, no_network: Path
+) -> None:
+    theirs = sizeless(peer(retinanet_resnet50_fpn, 5, generator), images)
+    # Small variances, as the published file has: there the epsilon matters.
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("running_var"):
+            buffer.mul_(1e-4)
+        if name.endswith("running_mean"):
+            buffer.mul_(1e-2)
+    for name, parameter in theirs.named_parameters():
+        if ".bn" in name and name.endswith("weight"):
+            parameter.data.mul_(1e-2)
+    frozen = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5)
+    frozen.backbone = _frozen(theirs.backbone)
+    frozen.head, frozen.transform = theirs.head, theirs.transform
+    overwrite_eps(frozen, 0.0)
+    no_network.mkdir()
+    torch.save(theirs.state_dict(), no_network / COCO_V1_URL.rsplit("/", 1)[1])
+    ours = RetinaNet(NetworkConfig(num_classes=5, **V1)).eval()
+    load_weights(ours, "coco")
+    logits, _ = outputs_of(frozen.eval(), images)
+    with torch.no_grad():
+        got = ours.double()(images).class_logits
+    assert_same(got, logits)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    """The module with its batch norms replaced by frozen ones of the same values."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features)
+            frozen.load_state_dict({k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"})
+            setattr(module, name, frozen)
+        else:
+            _frozen(child)
+    return module
+
+
+def test_older_key_names_of_torchvision_load(tmp_path: Path) -> None:
+    source = RetinaNet(NetworkConfig(num_classes=2, **TINY), seed=1)
+    older = {}
+    for key, value in source.state_dict().items():
+        name = key.replace(".conv.0.0.", ".conv.0.")
+        older[name.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if "_blocks." in key else name] = value
+    assert older.keys() != source.state_dict().keys()
+    torch.save({"model": older}, tmp_path / "older.pth")
+    loaded = RetinaNet(NetworkConfig(num_classes=2, **TINY), seed=2)
+    load_weights(loaded, str(tmp_path / "older.pth"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+
+
+def test_only_the_class_layer_is_replaced_when_the_number_of_classes_differs(tmp_path: Path) -> None:
+    torch.save(RetinaNet(NetworkConfig(num_classes=7, **TINY), seed=1).state_dict(), tmp_path / "seven.pth")
+    model = RetinaNet(NetworkConfig(num_classes=3, **TINY), seed=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    report = load_weights(model, str(tmp_path / "seven.pth"))
+    layer = "head.classification_head.cls_logits."
+    assert report.replaced == (layer + "bias", layer + "weight")
+    assert torch.equal(model.state_dict()[layer + "weight"], before[layer + "weight"])
+    assert not torch.equal(
+        model.state_dict()["head.regression_head.bbox_reg.weight"], before["head.regression_head.bbox_reg.weight"]
+    )
+    assert "2 replaced for another number of classes" in str(report)
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_a_classifiers_weights_fill_the_backbone_and_nothing_else(norm: Any, tmp_path: Path) -> None:
+    classifier = resnet18(weights=None)
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
+    model = RetinaNet(NetworkConfig(num_classes=3, norm=norm, **TINY))
+    report = load_weights(model, str(tmp_path / "classifier.pth"))
+    assert torch.equal(model.backbone.body.layer3[0].conv1.weight, classifier.layer3[0].conv1.weight)
+    assert report.unused == ("fc.weight", "fc.bias")
+    assert {name.split(".")[0] + name.split(".")[1] for name in report.initial} == {
+        "backbonefpn", "headclassification_head", "headregression_head",
+    }  # fmt: skip
+
+
+def test_no_weights_keeps_the_initial_values_and_says_so() -> None:
+    model = RetinaNet(NetworkConfig(num_classes=2, **TINY))
+    report = load_weights(model, "none")
+    assert report.loaded == ()
+    assert "initial values" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("source", "parts", "file"),
+    [
+        ("imagenet", {"backbone": "resnet18"}, "resnet18-f37072fd.pth"),
+        ("imagenet", {"backbone": "resnet101"}, "resnet101-63fe2227.pth"),
+        ("coco", {"backbone": "resnet50"}, "retinanet_resnet50_fpn_coco-eeacb38b.pth"),
+        ("coco", V2, "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"),
+    ],
+    ids=["resnet18", "resnet101", "coco-v1", "coco-v2"],
+)
+def test_weights_that_cannot_be_had_say_which_file_from_where_and_the_way_out(
+    source: str, parts: dict[str, Any], file: str, no_network: Path
+) -> None:
+    model = RetinaNet(NetworkConfig(num_classes=2, **parts))
+    with pytest.raises(FileNotFoundError) as caught:
+        load_weights(model, source)
+    message = str(caught.value)
+    assert f"https://download.pytorch.org/models/{file}" in message
+    assert str(no_network / file) in message
+    assert "weights=none" in message
+
+
+def test_published_weights_already_on_the_machine_are_not_fetched(no_network: Path) -> None:
+    no_network.mkdir()
+    torch.save(resnet18(weights=None).state_dict(), no_network / "resnet18-f37072fd.pth")
+    report = load_weights(RetinaNet(NetworkConfig(num_classes=2, **TINY)), "imagenet")
+    assert report.file == str(no_network / "resnet18-f37072fd.pth")
+
+
+def test_coco_weights_for_another_backbone_are_an_error() -> None:
+    with pytest.raises(ValueError, match="published for backbone=resnet50 only"):
+        load_weights(RetinaNet(NetworkConfig(num_classes=2, **TINY)), "coco")
+
+
+def test_a_path_that_is_no_file_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError, match="'imagnet': no such file"):
+        load_weights(RetinaNet(NetworkConfig(num_classes=2, **TINY)), "imagnet")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"head_depth": 2}, "not in the file"),
+        ({"fpn_channels": 64}, "another shape"),
+        ({"backbone": "resnet34"}, "resnet34"),
+    ],
+    ids=["depth", "width", "backbone"],
+)
+def test_weights_of_another_network_are_an_error_that_names_the_settings(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    torch.save(RetinaNet(NetworkConfig(num_classes=2, **TINY)).state_dict(), tmp_path / "net.pth")
+    model = RetinaNet(NetworkConfig(num_classes=2, **{**TINY, **change}))
+    with pytest.raises(ValueError, match=words) as caught:
+        load_weights(model, str(tmp_path / "net.pth"))
+    assert "head_depth=" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"], ids=["empty", "text"])
+def test_a_damaged_file_is_an_error_with_the_next_step(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "bad.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="delete it and fetch it again"):
+        load_weights(RetinaNet(NetworkConfig(num_classes=2, **TINY)), str(tmp_path / "bad.pth"))
+
+
+def test_a_file_without_a_state_dict_is_an_error(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds list"):
+        load_weights(RetinaNet(NetworkConfig(num_classes=2, **TINY)), str(tmp_path / "list.pth"))
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_every_tensor_is_initialised_by_the_seed_and_a_foreign_global_seed_has_no_effect(norm: Any) -> None:
+    config = NetworkConfig(num_classes=2, norm=norm, head_norm="group", **TINY)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first = RetinaNet(config, seed=3).state_dict()
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(2)
+        second = RetinaNet(config, seed=torch.Generator().manual_seed(3)).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = RetinaNet(config, seed=4).state_dict()
+    differing = {key for key in first if not torch.equal(first[key], other[key])}
+    weights = {key for key in first if key.endswith("weight") and first[key].dim() == 4}
+    assert differing == weights
+
+
+def test_a_new_network_gives_every_class_the_prior_of_one_percent(images: Tensor) -> None:
+    model = RetinaNet(NetworkConfig(num_classes=3, **TINY)).eval()
+    with torch.no_grad():
+        score = model(images).class_logits.sigmoid()
+    assert 0.005 < float(score.min()) <= float(score.max()) < 0.02
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (50, 71)])
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
+def test_outputs_line_up_with_the_anchors_of_the_image_shape(
+    size: tuple[int, int], memory_format: torch.memory_format
+) -> None:
+    model = RetinaNet(NetworkConfig(num_classes=4, **TINY)).eval().to(memory_format=memory_format)
+    with torch.no_grad():
+        output = model(torch.zeros(1, 3, *size, dtype=torch.uint8))
+    count = len(model.anchors(size).boxes)
+    assert output.class_logits.shape == (1, count, 4)
+    assert output.box_deltas.shape == (1, count, 4)
+
+
+def test_bytes_and_floats_of_the_same_image_give_the_same_outputs(images: Tensor) -> None:
+    model = RetinaNet(NetworkConfig(num_classes=2, **TINY)).eval()
+    with torch.no_grad():
+        assert torch.equal(model(images).class_logits, model(images.float()).class_logits)
+
+
+def test_p6_comes_from_c5_when_asked_even_if_its_width_is_that_of_p5() -> None:
+    model = RetinaNet(NetworkConfig(backbone="resnet18", num_classes=1, fpn_channels=512, head_depth=0, p6_from="c5"))
+    assert model.backbone.fpn.extra_blocks.use_P5 is False
+
+
+@pytest.mark.parametrize(
+    ("layers", "learning"),
+    [(0, set()), (3, {"layer2", "layer3", "layer4"}), (5, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"})],
+)
+def test_the_last_backbone_stages_learn(layers: int, learning: set[str]) -> None:
+    model = RetinaNet(NetworkConfig(num_classes=1, trainable_layers=layers, **TINY))
+    assert {name.split(".")[0] for name, p in model.backbone.body.named_parameters() if p.requires_grad} == learning
+
+
+def test_training_from_nothing_learns_norms_and_all_stages_pretrained_training_does_not() -> None:
+    assert (norm_for("none"), trainable_layers_for("none")) == ("batch", 5)
+    assert (norm_for("imagenet"), trainable_layers_for("coco")) == ("frozen", 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"backbone": "vgg16"}, "resnet18, resnet34, resnet50, resnet101, resnet152, but got 'vgg16'"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"trainable_layers": 6}, "trainable_layers <= 5"),
+        ({"anchor_scale": 0.0}, "anchor_scale > 0"),
+        ({"norm": "layer"}, "norm must be one of"),
+        ({"head_norm": "group", "fpn_channels": 48}, "multiple of 32"),
+    ],
+)
+def test_settings_that_cannot_be_are_an_error_that_names_the_rule(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        NetworkConfig(**{"backbone": "resnet18", "num_classes": 2, **settings})

@@ -1,0 +1,134 @@
+"""The rules of METRIC.md as plain loops over rows, in order: slow, and independent of ``retinaflow.scoring``.
+
+Shares nothing with the code under test, not even box arithmetic or the closure of the hierarchy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from scoring_scenes import Box, Found, Scene, Truth
+
+
+@dataclass(frozen=True)
+class Entry:
+    score: float
+    image: str
+    group_of: bool
+    row: int
+    right: bool
+    weight: float
+
+
+def slow_ap(scene: Scene, *, iou_threshold: float = 0.5, group_of_weight: float = 1.0) -> list[float]:
+    """AP of every class, NaN without truth."""
+    truths = expanded_truths(scene)
+    verified = verified_classes(scene, truths)
+    result = []
+    for c in range(scene.num_classes):
+        entries: list[Entry] = []
+        for image in scene.image_ids:
+            kept = [
+                (row, found)
+                for row, found in enumerate(scene.found)
+                if found.image == image and found.label == c and (image, c) in verified and is_valid(found.box)
+            ]
+            kept.sort(key=lambda pair: -pair[1].score)
+            own = [truth for truth in truths if truth.image == image and truth.label == c]
+            entries += judge(kept[:10_000], own, iou_threshold=iou_threshold, group_of_weight=group_of_weight)
+        count = sum(group_of_weight if truth.group_of else 1.0 for truth in truths if truth.label == c)
+        result.append(area(entries, count))
+    return result
+
+
+def expanded_truths(scene: Scene) -> list[Truth]:
+    return [replace(row, label=c) for row in scene.truths for c in [row.label, *sorted(ancestors(scene, row.label))]]
+
+
+def ancestors(scene: Scene, label: int) -> set[int]:
+    above = {parent for parent, child in scene.links if child == label}
+    for parent in set(above):
+        above |= ancestors(scene, parent)
+    return above
+
+
+def verified_classes(scene: Scene, truths: list[Truth]) -> set[tuple[str, int]]:
+    verified = {(row.image, row.label) for row in truths}
+    for row in scene.labels:
+        for c in range(scene.num_classes):
+            above = row.present and c in ancestors(scene, row.label)
+            below = not row.present and row.label in ancestors(scene, c)
+            if c == row.label or above or below:
+                verified.add((row.image, c))
+    return verified
+
+
+def judge(
+    kept: list[tuple[int, Found]], truths: list[Truth], *, iou_threshold: float, group_of_weight: float
+) -> list[Entry]:
+    ordinary = [truth.box for truth in truths if not truth.group_of]
+    groups = [truth.box for truth in truths if truth.group_of]
+    taken: set[int] = set()
+    best_absorbed: dict[int, float] = {}
+    entries = []
+    for row, found in kept:
+        best = first_largest([iou(found.box, box) for box in ordinary])
+        if best is not None and iou(found.box, ordinary[best]) >= iou_threshold and best not in taken:
+            taken.add(best)
+            entries.append(Entry(found.score, found.image, False, row, True, 1.0))
+            continue
+        group = first_largest([overlap(found.box, box) / size(found.box) for box in groups])
+        if group is not None and overlap(found.box, groups[group]) / size(found.box) >= iou_threshold:
+            best_absorbed[group] = max(best_absorbed.get(group, 0.0), found.score)
+        else:
+            entries.append(Entry(found.score, found.image, False, row, False, 1.0))
+    if group_of_weight > 0:
+        image = kept[0][1].image if kept else ""
+        entries += [
+            Entry(score, image, True, 0, True, group_of_weight) for score in best_absorbed.values() if score > 0
+        ]
+    return entries
+
+
+def area(entries: list[Entry], count: float) -> float:
+    if count == 0:
+        return math.nan
+    entries = sorted(entries, key=lambda entry: (-entry.score, entry.image, entry.group_of, entry.row))
+    right = wrong = 0.0
+    recalls, precisions = [0.0], [0.0]
+    for entry in entries:
+        right += entry.weight if entry.right else 0.0
+        wrong += 0.0 if entry.right else 1.0
+        recalls.append(right / count)
+        precisions.append(right / (right + wrong))
+    total = 0.0
+    for k in range(1, len(recalls)):
+        total += (recalls[k] - recalls[k - 1]) * max(precisions[k:])
+    return total
+
+
+def mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def is_valid(box: Box) -> bool:
+    return box[0] < box[2] and box[1] < box[3]
+
+
+def first_largest(values: list[float]) -> int | None:
+    return values.index(max(values)) if values else None
+
+
+def size(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1]) if is_valid(box) else 0.0
+
+
+def overlap(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def iou(a: Box, b: Box) -> float:
+    return overlap(a, b) / (size(a) + size(b) - overlap(a, b))
