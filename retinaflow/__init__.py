@@ -3,12 +3,14 @@
 The map of the package, in reading order:
 
 - ``boxes``, ``detections``: box arithmetic; detections as columns.
-- ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages`` and ``tables`` (the published
-  files), ``index`` and ``cache`` (annotations as memory-mapped columns), ``image_files``; ``presence``, ``bins``, ``sampling`` and ``exposure``
-  (frequency bins, balanced epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape); ``demo`` (the generated set).
-- ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``, ``loss``, ``postprocess``.
-- ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``matching`` and ``challenge`` (the Open Images Challenge
-  metric), ``bootstrap``, ``report``, ``figures``, ``contact_sheet``.
+- ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages`` and ``tables``
+  (the published files), ``index`` and ``cache`` (annotations as memory-mapped columns), ``image_files``;
+  ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs); ``batching``,
+  ``augmentation``, ``images`` (batches of one shape); ``demo`` (the generated set).
+- ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
+  ``loss``, ``postprocess``.
+- ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``matching`` and ``challenge`` (the Open
+  Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``contact_sheet``.
 - ``training``: ``loop``, ``inference``, ``checkpoint``, ``precision``, ``stopping``.
 - ``config``, ``tracking``: settings; MLflow. ``served_model``: the detector as an MLflow model.
 - ``commands``: one file per entry point; ``cli``: flags.

@@ -25,7 +25,7 @@ def intersections(a: FloatArray, b: FloatArray) -> FloatArray:
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = np.clip(high - low, 0, None)
-    return sides[..., 0] * sides[..., 1]
+    return np.asarray(sides[..., 0] * sides[..., 1])
 
 
 def iou(a: FloatArray, b: FloatArray) -> FloatArray:

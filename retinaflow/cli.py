@@ -1,8 +1,9 @@
 """The command line: one subcommand per entry point, one flag per setting.
 
-Flags are spelled like the settings (``--focal_gamma 1.5``, ``--track false``), so ``mlflow run -P`` and the command line take the same
-words. What a user can cause (a bad value, a missing file, a faulty row) ends with a message and exit code 2, without a traceback;
-a stop on request with 130. ``RETINAFLOW_TRACEBACK=1`` shows the traceback all the same.
+Flags are spelled like the settings (``--focal_gamma 1.5``, ``--track false``), so ``mlflow run -P`` and the command
+line take the same words. What a user can cause (a bad value, a missing file, a faulty row) ends with a message and
+exit code 2, without a traceback; a stop on request with 130. ``RETINAFLOW_TRACEBACK=1`` shows the traceback all the
+same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from retinaflow.config import COMMANDS, resolve
+from retinaflow.config import COMMANDS
+from retinaflow.resolving import resolve
 from retinaflow.training.stopping import Stopped
 
 
@@ -61,5 +63,3 @@ def written(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     return str(default).lower() if isinstance(default, bool) else str(default)
-
-

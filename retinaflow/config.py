@@ -1,51 +1,24 @@
 """Settings of every command: frozen, typed, checked; one class per command.
 
-A setting has one name everywhere: flag ``--focal_gamma``, ``-P focal_gamma=``, MLflow parameter, YAML key, field. The docstring of a
-field is its help text and says meaning, unit and special values. Lists are comma-separated; ``none`` is a written value.
+A setting has one name everywhere: flag ``--focal_gamma``, ``-P focal_gamma=``, MLflow parameter, YAML key, field. The
+docstring of a field is its help text and says meaning, unit and special values. Lists are comma-separated; ``none``
+is a written value.
 
-``auto`` takes the value of a profile: ``demo`` for the generated set (small pictures, a small head, minutes on a laptop), ``photos`` for
-anything else. :func:`resolve` fills it in, so runs are logged with the values that were used.
+``auto`` stands for a value that depends on the data; :mod:`retinaflow.resolving` fills it in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from retinaflow.data.bins import BinStrategy
 from retinaflow.data.image_files import OnBadImage
 from retinaflow.data.sampling import Strategy
 from retinaflow.data.tables import OnBadRow
-
-PROFILES: Mapping[str, Mapping[str, Any]] = {
-    "demo": {
-        "image_size": 128,
-        "num_buckets": 5,
-        "fpn_channels": 64,
-        "head_depth": 2,
-        "anchor_scale": 3.0,
-        "batch_size": 16,
-        "epochs": 12,
-        "lr": 1e-3,
-        "eval_every": 3,
-    },
-    "photos": {
-        "image_size": 512,
-        "num_buckets": 7,
-        "fpn_channels": 256,
-        "head_depth": 4,
-        "anchor_scale": 4.0,
-        "batch_size": 8,
-        "epochs": 12,
-        "lr": 3e-4,
-        "eval_every": 1,
-    },
-}
-"""What ``auto`` stands for: ``demo`` when ``data=demo``, else ``photos``."""
 
 
 def _split(value: Any) -> Any:
@@ -91,7 +64,9 @@ class DataSettings(TrackingSettings):
     """Folder in the published Open Images layout, or demo for the generated set."""
     boxes: Paths = ()
     """CSV files of boxes, instead of those looked up by split; none: look up."""
-    image_labels: Annotated[tuple[Path, ...] | Literal["none"], BeforeValidator(lambda v: v if v == "none" else _split(v))] = ()
+    image_labels: Annotated[
+        tuple[Path, ...] | Literal["none"], BeforeValidator(lambda v: v if v == "none" else _split(v))
+    ] = ()
     """CSV files of image-level labels, instead of those looked up by split; none: there are none."""
     classes: OptionalPath = None
     """Class list (id,name), instead of the one looked up."""
@@ -146,7 +121,8 @@ class SamplingFields(SplitSettings):
     epoch_length: Annotated[int, Field(ge=0)] = 0
     """Images per epoch; 0: as many as there are."""
     parents: Literal["learn", "expand", "ignore"] = "learn"
-    """Parent classes of the hierarchy: learn them from their children's boxes, expand detections to them, or ignore them."""
+    """Parent classes of the hierarchy: learn them from their children's boxes, expand detections to them, or ignore
+    them."""
 
 
 class BinningConfig(SamplingFields):
@@ -178,9 +154,9 @@ class TrainConfig(SamplingFields, DetectionFields):
     num_buckets: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Aspect buckets; 1: one fixed shape."""
     fpn_channels: Annotated[int, Field(ge=8)] | Auto = "auto"
-    """Channels of the feature pyramid and the heads; torchvision has 256."""
-    head_norm: Literal["none", "group"] = "group"
-    """Norm in the heads: group (trains faster from scratch; torchvision's v2) or none (torchvision's v1)."""
+    """Channels of the feature pyramid and the heads, a multiple of 64 with head_norm=group; torchvision has 256."""
+    head_norm: Literal["none", "group"] | Auto = "auto"
+    """Norm in the heads: group (trains better from scratch), none; auto: none with weights=coco, else group."""
     head_depth: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Convolutions in each head; torchvision has 4."""
     anchor_scale: Annotated[float, Field(gt=0)] | Auto = "auto"
@@ -233,7 +209,8 @@ class EvaluateConfig(DataSettings, DetectionFields):
     eval_ids: OptionalPath = None
     """File of image ids to judge on; none: all images of the split."""
     from_run: OptionalText = None
-    """What to judge: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last training run."""
+    """What to judge: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last
+    training run."""
     predictions: OptionalPath = None
     """CSV or Parquet of predictions to judge instead of a model."""
     image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
@@ -260,53 +237,3 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
-
-ConfigType = TypeVar("ConfigType", bound=TrackingSettings)
-
-
-def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
-    """Settings from given values (flags), over those of the YAML file ``config``, over the defaults; ``auto`` filled in.
-
-    Raises ValueError naming each setting, its rule and its value.
-    """
-    values = {**_from_file(given.get("config")), **given}
-    try:
-        settings = kind.model_validate(values)
-        profile = PROFILES["demo" if getattr(settings, "data", "demo") == "demo" else "photos"]
-        unset = {name: profile[name] for name in profile if getattr(settings, name, None) == "auto"}
-        return kind.model_validate({**settings.model_dump(), **unset})
-    except ValidationError as error:
-        by_name: dict[str, Any] = {}
-        for item in error.errors():
-            # A setting of several types (a number or "auto") fails once per type; the first says most.
-            by_name.setdefault(str(item["loc"][0]), item)
-        raise ValueError("\n".join(_explain(name, item) for name, item in by_name.items())) from None
-
-
-def _from_file(path: Any) -> dict[str, Any]:
-    if path is None or path == "none":
-        return {}
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"config={path}: no such file")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"config={path}: not a readable YAML file: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"config={path}: the file must map setting names to values, but holds {type(values).__name__}")
-    return values
-
-
-def _explain(name: str, item: Any) -> str:
-    """One message of the form "rule, but got name=value" from one of pydantic's errors."""
-    if item["type"] == "extra_forbidden":
-        return f"there is no setting {name}; the command's --help lists those there are"
-    limits = item.get("ctx", {})
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    rules = [f"{name} {signs[key]} {limits[key]:g} must hold" for key in signs if key in limits]
-    if item["type"] == "literal_error":
-        rules = [f"{name} must be {limits['expected']}"]
-    elif item["type"] == "too_short":
-        rules = [f"{name} must hold at least one value"]
-    rule = rules[0] if rules else f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}"
-    return f"{rule}, but got {name}={item['input'] if item['input'] not in ('', ()) else '(empty)'}"

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Detections:
-    """``image_index [D]`` int32, ``class_index [D]`` int32, ``score [D]`` float, ``boxes [D, 4]`` float, normalised xyxy."""
+    """``image_index [D]`` int32, ``class_index [D]`` int32, ``score [D]`` float, ``boxes [D, 4]`` float, normalised
+    xyxy."""
 
     image_index: NDArray[np.int32]
     class_index: NDArray[np.int32]

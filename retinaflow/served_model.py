@@ -1,7 +1,7 @@
 """The detector as an MLflow model (models from code): MLflow runs this file and takes what ``set_model`` names.
 
-Input: a frame with a column ``image``, each value a base64-encoded image file or the path of one. Output: one row per detection:
-``image`` (row of the input), ``x1, y1, x2, y2`` (pixels of that image), ``score``, ``label`` (class id).
+Input: a frame with a column ``image``, each value a base64-encoded image file or the path of one. Output: one row per
+detection: ``image`` (row of the input), ``x1, y1, x2, y2`` (pixels of that image), ``score``, ``label`` (class id).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import torch
 from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
 
 from retinaflow.detector.postprocess import PostprocessConfig, detect
@@ -25,7 +25,7 @@ from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label")
 
 
-class DetectorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class DetectorModel(PythonModel):
     """Loads the checkpoint that was logged with it."""
 
     checkpoint: Checkpoint
@@ -46,7 +46,9 @@ class DetectorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         height, width = pixels.shape[:2]
         buckets = self.checkpoint.buckets
         shape = buckets.shapes[int(buckets.assign(np.array([[height, width]]))[0])]
-        resized = cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if height > shape[0] else cv2.INTER_LINEAR)
+        resized = cv2.resize(
+            pixels, shape[::-1], interpolation=cv2.INTER_AREA if height > shape[0] else cv2.INTER_LINEAR
+        )
         with torch.inference_mode():
             output = self.model(torch.from_numpy(resized).permute(2, 0, 1)[None])
             settings = self.checkpoint.settings
@@ -66,7 +68,11 @@ class DetectorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 def _decode(number: int, value: str) -> NDArray[np.uint8]:
     try:
-        data = Path(value).read_bytes() if len(value) < 1024 and Path(value).is_file() else base64.b64decode(value, validate=True)
+        data = (
+            Path(value).read_bytes()
+            if len(value) < 1024 and Path(value).is_file()
+            else base64.b64decode(value, validate=True)
+        )
     except (binascii.Error, ValueError):
         raise ValueError(f"row {number}: image must be a file or base64, but is neither") from None
     array = np.frombuffer(data, dtype=np.uint8)

@@ -1,78 +1,41 @@
-"""The way to MLflow, and the only file that imports it (but for ``served_model.py``, which runs inside MLflow's own server).
+"""The way to MLflow, and the only file that imports it (but for ``served_model.py``, which runs inside MLflow's own
+server).
 
-A command opens a run with :func:`start_run` and gets a :class:`Run`; with ``track=false`` it gets a :class:`FolderRun` that puts the
-same files into a folder, so commands never ask whether they are tracked. Under ``mlflow run`` the run that it made is joined.
-A run ends as FINISHED, as KILLED when it was stopped on request, else as FAILED.
+A command opens a run with :func:`start_run` and gets a :class:`Run`. Under ``mlflow run`` the run that it made is
+joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as FAILED.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
 import tempfile
-from abc import ABC, abstractmethod
+import time
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
+from retinaflow.run_files import FileRun, FolderRun, Run, as_text
 from retinaflow.training.stopping import Stopped
 
 # MLflow reports usage to its makers unless told not to; a training run needs no network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-import mlflow  # noqa: E402
-from mlflow.entities import Metric  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 
-PICTURE_DPI = 110
-
-
-class Run(Protocol):
-    """Where a command's results go."""
-
-    run_id: str
-
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-    def log_file(self, path: Path, folder: str | None = None) -> None: ...
-    def log_json(self, document: Any, name: str) -> None: ...
-    def log_csv(self, table: pd.DataFrame, name: str) -> None: ...
-    def log_table(self, table: pd.DataFrame, name: str) -> None: ...
-    def log_figure(self, figure: Figure, name: str) -> None: ...
+SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv-python-headless")
+"""What a logged model needs besides its own copy of this package."""
 
 
-class _Files(ABC):
-    """Turns results into files; what happens to the files is up to ``log_file``."""
-
-    @abstractmethod
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file with the run, in a folder of its artifacts or at their root."""
-
-    def log_json(self, document: Any, name: str) -> None:
-        with _named(name) as path:
-            path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
-            self.log_file(path)
-
-    def log_csv(self, table: pd.DataFrame, name: str) -> None:
-        with _named(name) as path:
-            table.to_csv(path, index=False, float_format="%.6g")
-            self.log_file(path)
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        with _named(name) as path:
-            figure.savefig(path, dpi=PICTURE_DPI)
-            self.log_file(path)
-
-
-class MlflowRun(_Files):
+class MlflowRun(FileRun):
     """A run in the MLflow store."""
 
     def __init__(self, run_id: str) -> None:
@@ -82,11 +45,11 @@ class MlflowRun(_Files):
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling."""
         known = self._client.get_run(self.run_id).data.params
-        new = {name: _text(value) for name, value in params.items() if name not in known}
+        new = {name: as_text(value) for name, value in params.items() if name not in known}
         mlflow.log_params(new, run_id=self.run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        now = int(pd.Timestamp.now().timestamp() * 1000)
+        now = int(time.time() * 1000)
         self._client.log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in metrics.items()])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -99,34 +62,6 @@ class MlflowRun(_Files):
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """A table for the evaluation view of ``mlflow ui`` (class x run). Log each name once: MLflow appends."""
         self._client.log_table(self.run_id, table.astype(object).where(table.notna(), None), name)
-
-
-class FolderRun(_Files):
-    """The same files in a folder, and the metrics in ``metrics.jsonl``."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.run_id = folder.name
-        self.folder = folder
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self.log_json({name: _text(value) for name, value in params.items()}, "params.json")
-
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.log_json(dict(tags), "tags.json")
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        target = self.folder / (folder or "") / path.name
-        if path.resolve() != target.resolve():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-
-    def log_table(self, table: pd.DataFrame, name: str) -> None:
-        """Nothing: ``log_csv`` has written the table, and a folder has no evaluation view."""
 
 
 @contextlib.contextmanager
@@ -165,19 +100,15 @@ def launched_by_mlflow() -> bool:
     return "MLFLOW_RUN_ID" in os.environ
 
 
-def resolved_settings(run_id: str) -> dict[str, Any]:
-    """``config.json`` of a run: the settings it used."""
-    document: dict[str, Any] = json.loads(fetch(run_id, "config.json").read_text(encoding="utf-8"))
-    return document
-
-
 def fetch(run_id: str, artifact: str) -> Path:
     """A local copy of a run's artifact. Raises ValueError when the run or the artifact does not exist."""
     try:
         mlflow.get_run(run_id)
         path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=tempfile.mkdtemp())
     except (MlflowException, OSError) as error:
-        raise ValueError(f"run {run_id} has no {artifact} in {mlflow.get_tracking_uri()}: {_first_line(error)}") from None
+        raise ValueError(
+            f"run {run_id} has no {artifact} in {mlflow.get_tracking_uri()}: {_first_line(error)}"
+        ) from None
     return Path(path)
 
 
@@ -186,14 +117,16 @@ def fetch_model(uri: str) -> Path:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp()))
     except (MlflowException, OSError) as error:
-        raise ValueError(f"from_run={uri}: no such model in {mlflow.get_tracking_uri()}: {_first_line(error)}") from None
+        raise ValueError(
+            f"from_run={uri}: no such model in {mlflow.get_tracking_uri()}: {_first_line(error)}"
+        ) from None
     found = sorted(folder.rglob("*.pt"))
     if not found:
         raise ValueError(f"from_run={uri}: the model holds no checkpoint; was it logged by retinaflow?")
     return found[0]
 
 
-def last_run(command: str, experiment: str) -> str:
+def last_run(command: str) -> str:
     """Id of the newest finished run of a command. Raises ValueError when there is none."""
     runs = mlflow.search_runs(
         search_all_experiments=True,
@@ -204,8 +137,8 @@ def last_run(command: str, experiment: str) -> str:
     )
     if not runs:
         raise ValueError(
-            f"there is no finished {command} run in {mlflow.get_tracking_uri()} (experiment {experiment}); train one first, or name a "
-            "run, a model or a checkpoint file as from_run="
+            f"there is no finished {command} run in {mlflow.get_tracking_uri()}; train one first, or name a run, "
+            "a model or a checkpoint file as from_run="
         )
     return str(runs[0].info.run_id)
 
@@ -217,18 +150,23 @@ def log_model(run: Run, checkpoint: Path, *, register_as: str | None) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    outputs = [ColSpec(DataType.long, "image"), *(ColSpec(DataType.double, name) for name in ("x1", "y1", "x2", "y2", "score"))]
+    outputs = [
+        ColSpec(DataType.long, "image"),
+        *(ColSpec(DataType.double, name) for name in ("x1", "y1", "x2", "y2", "score")),
+    ]
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]), outputs=Schema([*outputs, ColSpec(DataType.string, "label")])
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema([*outputs, ColSpec(DataType.string, "label")]),
     )
     with _quiet():
         mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"checkpoint": str(checkpoint)},
+            code_paths=[str(Path(__file__).parent)],
             signature=signature,
             registered_model_name=register_as,
-            pip_requirements=["retinaflow"],
+            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
         )
 
 
@@ -249,19 +187,15 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / name
-
-
 def _commit() -> dict[str, str]:
     """Commit of the working tree this runs from, and whether it was changed; nothing outside a checkout."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -272,13 +206,5 @@ def _commit() -> dict[str, str]:
     return {"retinaflow.commit": commit, "retinaflow.dirty": str(bool(git("status", "--porcelain"))).lower()}
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return ",".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-

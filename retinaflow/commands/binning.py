@@ -7,8 +7,9 @@ from pathlib import Path
 from retinaflow.commands.inputs import TrainingData, epoch_length, load_training_data, sampling_settings, say
 from retinaflow.config import BinningConfig, SamplingFields
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
+from retinaflow.run_files import Run
 from retinaflow.scoring.figures import class_frequency, exposure_curves
-from retinaflow.tracking import Run, start_run
+from retinaflow.tracking import start_run
 
 
 def run(config: BinningConfig) -> None:

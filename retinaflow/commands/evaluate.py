@@ -11,13 +11,15 @@ import torch
 from retinaflow import tracking
 from retinaflow.commands.inputs import TrainingData, load_training_data, read_split, say
 from retinaflow.commands.judging import Judgement, judge, log_judgement, metrics_document, postprocessing, say_judgement
-from retinaflow.config import EvaluateConfig, TrainConfig, resolve
+from retinaflow.config import EvaluateConfig, TrainConfig
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import predictions_frame, read_image_ids, read_predictions
 from retinaflow.data.tables import Faults
 from retinaflow.detections import Detections
+from retinaflow.resolving import resolve
+from retinaflow.run_files import FolderRun, Run
 from retinaflow.scoring.bootstrap import Intervals, bootstrap_intervals
 from retinaflow.scoring.report import class_groups
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
@@ -48,9 +50,9 @@ def run(config: EvaluateConfig) -> Judgement:
         return judgement
 
 
-def _targets(config: EvaluateConfig, run: tracking.Run) -> list[tracking.Run]:
+def _targets(config: EvaluateConfig, run: Run) -> list[Run]:
     """The run, and the output folder too when the run is in MLflow."""
-    return [run, tracking.FolderRun(config.output)] if config.track else [run]
+    return [run, FolderRun(config.output)] if config.track else [run]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class _Predictions:
     def open(config: EvaluateConfig) -> _Predictions:
         assert config.predictions is not None
         labels = None if config.image_labels == "none" else config.image_labels
-        index = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels, with_images=False).index
+        index = read_split(
+            config, [config.eval_split], boxes=config.boxes, image_labels=labels, with_images=False
+        ).index
         index = _only_listed(index, config)
         found = read_predictions(config.predictions, index, Faults(config.on_bad_row))
         nothing = np.zeros(index.num_classes, dtype=np.int64)
@@ -91,7 +95,7 @@ class _Model:
 
     @staticmethod
     def open(config: EvaluateConfig) -> _Model:
-        name = config.from_run or tracking.last_run("train", config.experiment)
+        name = config.from_run or tracking.last_run("train")
         path = find_checkpoint(name)
         say(f"judging {path}")
         checkpoint = load_checkpoint(path)
@@ -104,7 +108,9 @@ class _Model:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         buckets = checkpoint.buckets
         if config.image_size != "trained":
-            buckets = AspectBuckets.fit(self.judged.sizes, image_size=config.image_size, num_buckets=len(buckets.shapes))
+            buckets = AspectBuckets.fit(
+                self.judged.sizes, image_size=config.image_size, num_buckets=len(buckets.shapes)
+            )
         is_ancestor = torch.from_numpy(self.judged.taxonomy.is_ancestor).to(device)
         parts = detect(
             checkpoint.build(device),
@@ -167,13 +173,11 @@ def _intervals(config: EvaluateConfig, judgement: Judgement, source: _Model | _P
         return None
     bins = source.bins
     groups = class_groups(bins.images_per_class, bins.bin_of_class, class_ids=source.judged.taxonomy.ids)
-    return bootstrap_intervals(
-        judgement.scores.matches, groups=groups, resamples=config.bootstrap, seed=config.seed
-    )
+    return bootstrap_intervals(judgement.scores.matches, groups=groups, resamples=config.bootstrap, seed=config.seed)
 
 
 def _write(
-    run: tracking.Run,
+    run: Run,
     judgement: Judgement,
     intervals: Intervals | None,
     detections: Detections,
@@ -182,7 +186,9 @@ def _write(
     document = metrics_document(judgement, source.judged)
     if intervals is not None:
         named = {"mAP": intervals.mean, **intervals.groups}
-        document["intervals"] = {name: [value.low, value.high] for name, value in named.items() if value.low == value.low}
+        document["intervals"] = {
+            name: [value.low, value.high] for name, value in named.items() if value.low == value.low
+        }
         low = dict(zip(source.judged.taxonomy.ids, intervals.ap_low, strict=True))
         high = dict(zip(source.judged.taxonomy.ids, intervals.ap_high, strict=True))
         judgement.table["ap_low"] = judgement.table["class_id"].map(low)

@@ -100,7 +100,9 @@ def _image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) 
     candidates = [folder / "images", *(base / split for split in splits for base in (folder / "images", folder))]
     found = [path for path in candidates if path.is_dir()]
     if not found:
-        raise FileNotFoundError(f"{folder} holds no folder {' or '.join(p.name for p in candidates)}; give it as images=")
+        raise FileNotFoundError(
+            f"{folder} holds no folder {' or '.join(p.name for p in candidates)}; give it as images="
+        )
     return found
 
 
@@ -133,8 +135,8 @@ def _split(
         chosen = np.isin(whole.image_ids, read_image_ids(settings.eval_ids))
         if not chosen.any() or chosen.all():
             raise ValueError(
-                f"eval_ids={settings.eval_ids}: some but not all training images must be listed, but {chosen.sum():,} of "
-                f"{len(whole):,} are"
+                f"eval_ids={settings.eval_ids}: some but not all training images must be listed, but {chosen.sum():,} "
+                f"of {len(whole):,} are"
             )
         return whole.take(np.flatnonzero(~chosen)), whole.take(np.flatnonzero(chosen)), loaded.dropped
     eval_labels = settings.eval_image_labels if settings.eval_image_labels else (None if labels is None else ())
@@ -142,8 +144,8 @@ def _split(
     shared = np.intersect1d(whole.image_ids, judged.index.image_ids)
     if len(shared):
         raise ValueError(
-            f"images must not be trained on and judged on, but {len(shared):,} are in both {','.join(settings.train_splits)} and "
-            f"{settings.eval_split}, {shared[0]} for example"
+            f"images must not be trained on and judged on, but {len(shared):,} are in both "
+            f"{','.join(settings.train_splits)} and {settings.eval_split}, {shared[0]} for example"
         )
     return whole, judged.index, pd.concat([loaded.dropped, judged.dropped], ignore_index=True)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retinaflow.boxes import iou
 from retinaflow.commands.inputs import say
 from retinaflow.config import DetectionFields
 from retinaflow.data.bins import ClassBins
@@ -15,15 +16,17 @@ from retinaflow.data.image_files import decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.detector.postprocess import PostprocessConfig
+from retinaflow.run_files import Run
 from retinaflow.scoring.challenge import Scores, evaluate
 from retinaflow.scoring.contact_sheet import Panel, contact_sheet
 from retinaflow.scoring.figures import ap_vs_frequency
 from retinaflow.scoring.report import per_class_table, summary
-from retinaflow.tracking import Run
 
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.3
 """Detections below this score are left off the contact sheet, which would be covered by them."""
+SHEET_BOXES = 10
+SHEET_OVERLAP = 0.6
 _SHEET_PIXELS = 360
 
 
@@ -107,7 +110,7 @@ def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel:
     scale = min(1.0, _SHEET_PIXELS / max(height, width))
     target = max(round(height * scale), 1), max(round(width * scale), 1)
     rows = slice(index.box_start[image], index.box_start[image + 1])
-    found = detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE))
+    found = _clearest(detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE)))
     names = index.taxonomy.labels
     return Panel(
         image=decode(index.file_of(image), (height, width), target),
@@ -119,6 +122,15 @@ def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel:
         detection_labels=[names[label] for label in found.class_index],
         detection_scores=found.score,
     )
+
+
+def _clearest(found: Detections) -> Detections:
+    """What a person can read: at one place the best class only, and at most ``SHEET_BOXES`` boxes."""
+    kept: list[int] = []
+    for row in np.argsort(-found.score, kind="stable"):
+        if len(kept) < SHEET_BOXES and (iou(found.boxes[[row]], found.boxes[kept]) < SHEET_OVERLAP).all():
+            kept.append(int(row))
+    return found.take(np.array(kept, dtype=np.int64))
 
 
 def say_judgement(judgement: Judgement) -> None:

@@ -1,4 +1,5 @@
-"""``main``: does balanced sampling help here? Bins, a uniform and a balanced training, and their AP per bin side by side."""
+"""``main``: does balanced sampling help here? Bins, a uniform and a balanced training, and their AP per bin side by
+side."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def run(config: MainConfig) -> None:
         parent.log_metrics({f"val/{row.group}": row[3] for row in table.itertuples(index=False)}, step=0)
     say(f"\nAP by frequency bin (bin 1 is the rarest), difference with its 95% interval over images:\n{_shown(table)}")
     if config.track:
-        say(f"\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (choose \"Model training\")")
+        say(f'\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (choose "Model training")')
 
 
 def compare(

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
-from retinaflow.commands.inputs import TrainingData, epoch_length, load_training_data, plans, say
-from retinaflow.commands.judging import Judgement, judge, log_judgement, postprocessing, say_judgement
+from retinaflow.commands.inputs import TrainingData, load_training_data, say
+from retinaflow.commands.judging import Judgement, log_judgement, say_judgement
+from retinaflow.commands.session import Session, find_resumed
 from retinaflow.config import TrainConfig
-from retinaflow.data.augmentation import Augmentation
-from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.images import DetectionDataset
-from retinaflow.detections import Detections
-from retinaflow.detector.loss import LossConfig
-from retinaflow.detector.network import NetworkConfig, RetinaNet, norm_for, trainable_layers_for
-from retinaflow.detector.weights import load_weights
-from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
-from retinaflow.training.inference import detect
-from retinaflow.training.loop import EpochResult, FitSettings, StepResult, Trainer
-from retinaflow.training.precision import Precision, fast_precision
+from retinaflow.run_files import Run
 from retinaflow.training.stopping import StopRequest
-
-CURVE_POINTS_EVERY = 10
-"""Steps between logged points of the loss curves: a write to a remote store takes longer than a small step."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,7 @@ class TrainResult:
 
 def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | None = None) -> TrainResult:
     """Train as configured. ``data``: already loaded data of the same settings; ``name``: of the run."""
-    resumed = _resumed(config)
+    resumed = find_resumed(config)
     data = data or load_training_data(config)
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
@@ -58,10 +41,12 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
     ):
         folder = config.output / (run.run_id if config.track else name or "train") / "checkpoints"
         _log_inputs(run, config, data)
-        session = _Session.start(config, data, resumed.checkpoint if resumed else None)
+        session = Session.start(config, data, resumed.checkpoint if resumed else None)
         best = session.train(run, folder, stop)
         detections, judgement = session.judge_checkpoint(best, stop)
-        run.log_metrics({f"best/{name.removeprefix('val/')}": v for name, v in judgement.metrics.items()}, step=session.trainer.step)
+        run.log_metrics(
+            {f"best/{name.removeprefix('val/')}": v for name, v in judgement.metrics.items()}, step=session.trainer.step
+        )
         log_judgement(run, judgement, detections, data.judged)
         run.log_file(best, "checkpoints")
         tracking.log_model(run, best, register_as=config.register_as)
@@ -70,239 +55,9 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
         return TrainResult(run.run_id, best, judgement)
 
 
-@dataclass(frozen=True)
-class _Resumed:
-    checkpoint: Checkpoint
-    run_id: str | None
-
-
-def _resumed(config: TrainConfig) -> _Resumed | None:
-    """The checkpoint to go on from; for a run id its ``last.pt``, here or among the run's artifacts."""
-    if config.resume is None:
-        return None
-    if Path(config.resume).is_file():
-        checkpoint, run_id = load_checkpoint(Path(config.resume)), None
-    else:
-        local = config.output / config.resume / "checkpoints" / "last.pt"
-        path = local if local.is_file() else tracking.fetch(config.resume, "checkpoints/last.pt")
-        checkpoint, run_id = load_checkpoint(path), config.resume
-    if checkpoint.progress is None:
-        raise ValueError(f"resume={config.resume}: the checkpoint is for use, not for going on; give a last.pt")
-    return _Resumed(checkpoint, run_id)
-
-
-def _log_inputs(run: tracking.Run, config: TrainConfig, data: TrainingData) -> None:
+def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
     run.log_params(config.model_dump())
     run.log_json(config.model_dump(mode="json"), "config.json")
     run.set_tags({"retinaflow.data_digest": data.digest})
     log_bins(run, data)
     log_exposure(run, config, data)
-
-
-class _Session:
-    """One training in progress: the trainer, what it trains on, and the best so far."""
-
-    def __init__(self, config: TrainConfig, data: TrainingData, trainer: Trainer, buckets: AspectBuckets) -> None:
-        self.config = config
-        self.data = data
-        self.trainer = trainer
-        self.buckets = buckets
-        self.best = float("-inf")
-
-    @staticmethod
-    def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None) -> _Session:
-        """Build the detector, with weights from the settings or from a checkpoint to go on from."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = fast_precision(device) if config.precision == "auto" else config.precision
-        buckets = resumed.buckets if resumed else AspectBuckets.fit(
-            data.train.sizes, image_size=_number(config.image_size), num_buckets=_number(config.num_buckets)
-        )
-        model = RetinaNet(_network(config, data.train.num_classes), seed=config.seed)
-        if resumed is None:
-            report = load_weights(model, config.weights)
-            say(str(report))
-        else:
-            _refuse_other_data(resumed, data)
-            model.load_state_dict(resumed.state)
-        model = on_device(model, device)
-        ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
-        trainer = Trainer(
-            model,
-            fit_settings(config, data, precision=precision, device=device),
-            device=device,
-            ancestors=None if config.parents == "ignore" else ancestors,
-        )
-        session = _Session(config, data, trainer, buckets)
-        if resumed is not None and resumed.progress is not None:
-            trainer.load_state(resumed.progress)
-            session.best = resumed.progress["best"]
-        shapes = ", ".join(f"{height}x{width}" for height, width in buckets.shapes)
-        say(f"{config.backbone} on {device.type}, {precision}, images of {shapes} (height x width)")
-        return session
-
-    def train(self, run: tracking.Run, folder: Path, stop: StopRequest) -> Path:
-        """All epochs; ``last.pt`` after each, ``best.pt`` whenever val/mAP rises. Returns the best."""
-        config, trainer = self.config, self.trainer
-        assert isinstance(config.eval_every, int)
-        augmentation = Augmentation.by_rarity(
-            self.data.bins, base=config.augment, rare=config.rare_augment, vertical_flip=config.vertical_flip
-        )
-        dataset = DetectionDataset(self.data.train, augmentation)
-        best = folder / "best.pt"
-        try:
-            with _Progress(run, trainer, epoch_length(config, self.data), stop) as progress:
-                for epoch in trainer.fit(
-                    dataset, self.buckets, plans(config, self.data), after_step=progress.after_step
-                ):
-                    last_epoch = epoch.epoch == trainer.settings.epochs
-                    value = self._evaluate(run, epoch, stop) if epoch.epoch % config.eval_every == 0 or last_epoch else None
-                    if value is not None and value > self.best:
-                        self.best = value
-                        save_checkpoint(self.checkpoint(progress=False), best)
-                    save_checkpoint(self.checkpoint(progress=True), folder / "last.pt")
-                    progress.after_epoch(epoch, value)
-        finally:
-            if (folder / "last.pt").is_file():
-                run.log_file(folder / "last.pt", "checkpoints")
-        return best if best.is_file() else folder / "last.pt"
-
-    def _evaluate(self, run: tracking.Run, epoch: EpochResult, stop: StopRequest) -> float:
-        _, judgement = self._judge(self.trainer.model, stop)
-        run.log_metrics(judgement.metrics, step=epoch.step)
-        # No class with truth: every epoch is as good as any, and the last one is kept.
-        return judgement.metrics.get("val/mAP", float(epoch.epoch))
-
-    def judge_checkpoint(self, path: Path, stop: StopRequest) -> tuple[Detections, Judgement]:
-        """Detections and scores of a saved checkpoint: what is logged is what the file gives."""
-        return self._judge(load_checkpoint(path).build(self.trainer.device), stop)
-
-    def _judge(self, model: RetinaNet, stop: StopRequest) -> tuple[Detections, Judgement]:
-        trainer, config = self.trainer, self.config
-        expand = config.parents == "expand"
-        parts = detect(
-            model,
-            self.data.judged,
-            self.buckets,
-            config=postprocessing(config),
-            expand_to=torch.from_numpy(self.data.judged.taxonomy.is_ancestor).to(trainer.device) if expand else None,
-            workers=trainer.settings.workers,
-            device=trainer.device,
-            precision=trainer.settings.precision,
-            after_batch=lambda images: stop.check(),
-        )
-        detections = Detections.concatenate(list(parts))
-        judgement = judge(detections, self.data.judged, self.data.bins, group_of_weight=config.group_of_weight)
-        return detections, judgement
-
-    def checkpoint(self, *, progress: bool) -> Checkpoint:
-        """The present state as a checkpoint, with or without what going on needs."""
-        trainer = self.trainer
-        return Checkpoint(
-            network=trainer.model.config,
-            state={name: value.cpu() for name, value in trainer.model.state_dict().items()},
-            taxonomy=self.data.train.taxonomy,
-            bins=self.data.bins,
-            buckets=self.buckets,
-            parents=self.config.parents,
-            settings=self.config.model_dump(mode="json"),
-            data_digest=self.data.digest,
-            epoch=trainer.epoch,
-            progress={**trainer.state(), "best": self.best} if progress else None,
-        )
-
-
-class _Progress:
-    """A bar on a terminal, a line per epoch in a log, points of the curves in the run."""
-
-    def __init__(self, run: tracking.Run, trainer: Trainer, length: int, stop: StopRequest) -> None:
-        self._run, self._trainer, self._length, self._stop = run, trainer, length, stop
-        self._stack = ExitStack()
-        self._bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        total = self._trainer.settings.epochs * self._length
-        done = self._trainer.epoch * self._length
-        self._bar = self._stack.enter_context(
-            tqdm(total=total, initial=done, unit="image", desc="training", disable=None, leave=False)
-        )
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._stack.close()
-
-    def after_step(self, step: StepResult) -> None:
-        self._bar.update(step.images - self._bar.n)
-        self._bar.set_postfix({"class": f"{step.loss_class:.3f}", "box": f"{step.loss_box:.3f}"}, refresh=False)
-        if step.step % CURVE_POINTS_EVERY == 0:
-            self._run.log_metrics(
-                {
-                    "train/loss": step.loss_class + step.loss_box,
-                    "train/loss_class": step.loss_class,
-                    "train/loss_box": step.loss_box,
-                    "train/lr": step.lr,
-                },
-                step=step.step,
-            )
-        self._stop.check()
-
-    def after_epoch(self, epoch: EpochResult, value: float | None) -> None:
-        self._run.log_metrics(
-            {"train/images_per_second": epoch.images_per_second, "train/epoch": epoch.epoch}, step=epoch.step
-        )
-        judged = "" if value is None else f"  val/mAP {value:.4f}"
-        text = (
-            f"epoch {epoch.epoch:>3}/{self._trainer.settings.epochs}  loss class {epoch.loss_class:.3f} box "
-            f"{epoch.loss_box:.3f}  {epoch.images_per_second:.1f} images/s{judged}"
-        )
-        tqdm.write(text) if not self._bar.disable else say(text)
-
-
-def fit_settings(config: TrainConfig, data: TrainingData, *, precision: Precision, device: torch.device) -> FitSettings:
-    """The optimisation settings, with what depends on data and machine filled in."""
-    automatic = min(8, torch.get_num_threads()) if device.type == "cuda" else 0
-    return FitSettings(
-        epochs=_number(config.epochs),
-        batch_size=_number(config.batch_size),
-        lr=float(config.lr),
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        clip=config.clip,
-        precision=precision,
-        workers=automatic if config.workers < 0 else config.workers,
-        seed=config.seed,
-        loss=LossConfig(
-            gamma=config.focal_gamma,
-            alpha=config.focal_alpha,
-            learn_ancestors=config.parents == "learn",
-            box_loss=config.box_loss,
-        ),
-    )
-
-
-def _network(config: TrainConfig, num_classes: int) -> NetworkConfig:
-    return NetworkConfig(
-        backbone=config.backbone,
-        num_classes=num_classes,
-        anchor_scale=float(config.anchor_scale),
-        trainable_layers=trainable_layers_for(config.weights),
-        norm=norm_for(config.weights),
-        head_norm=config.head_norm,
-        head_depth=_number(config.head_depth),
-        fpn_channels=_number(config.fpn_channels),
-    )
-
-
-def _number(value: int | str) -> int:
-    """A setting that may have been ``auto``: :func:`retinaflow.config.resolve` has filled it in."""
-    if not isinstance(value, int):
-        raise ValueError(f"auto settings must be resolved before use, but got {value!r}")
-    return value
-
-
-def _refuse_other_data(resumed: Checkpoint, data: TrainingData) -> None:
-    if resumed.data_digest != data.digest:
-        raise ValueError(
-            f"resume: the data must be that of the checkpoint, but its digest is {data.digest}, the checkpoint's {resumed.data_digest}"
-        )
-
-

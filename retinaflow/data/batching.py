@@ -1,10 +1,10 @@
 """Aspect buckets and batches of one shape.
 
-A bucket is a fixed (height, width), multiples of 32, of about ``image_size`` squared pixels; buckets are spaced evenly in
-log(height / width) over the range of the training images. Every image is resized to exactly its bucket's shape, so there is no
-padding and shapes repeat. A batch comes from one bucket; images left over at the end of an epoch are batched by
-similarity of shape. Every image of the plan stands in exactly one batch, and under several ranks every rank gets as many batches as any
-other, their union being the plan.
+A bucket is a fixed (height, width), multiples of 32, of about ``image_size`` squared pixels; buckets are spaced evenly
+in log(height / width) over the range of the training images. Every image is resized to exactly its bucket's shape, so
+there is no padding and shapes repeat. A batch comes from one bucket; images left over at the end of an epoch are batched
+by similarity of shape. Every image of the plan stands in exactly one batch, and under several ranks every rank gets as
+many batches as any other, none of them empty, their union being the plan.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ class AspectBuckets:
         if num_buckets == 1:
             centres = np.array([np.median(aspect)])
         else:
-            centres = np.linspace(*np.percentile(aspect, [1, 99]), num_buckets)
+            low, high = np.percentile(aspect, [1, 99])
+            centres = np.linspace(low, high, num_buckets)
         return AspectBuckets(tuple(dict.fromkeys(_shape(float(centre), image_size) for centre in centres)))
 
     def assign(self, sizes: NDArray[np.integer]) -> NDArray[np.int64]:
         """``[I]`` bucket of each image: the nearest in log(height / width)."""
         own = np.log(sizes[:, 0] / sizes[:, 1])
         buckets = np.log([height / width for height, width in self.shapes])
-        return np.abs(own[:, None] - buckets[None, :]).argmin(axis=1)
+        return np.asarray(np.abs(own[:, None] - buckets[None, :]).argmin(axis=1))
 
 
 def _shape(log_aspect: float, image_size: int) -> tuple[int, int]:
@@ -77,9 +78,12 @@ def plan_batches(
 ) -> list[PlannedBatch]:
     """The batches of one rank, in the order of the plan: a batch stands where its last image was drawn.
 
-    ``batch_size`` is per rank. Images left over in the buckets are ordered by shape and cut into batches that take the bucket
-    of their middle image.
+    ``batch_size`` is per rank. Images left over in the buckets are ordered by shape and cut into batches that take the
+    bucket of their middle image; with ``batch_size`` 1 one of these may hold two. Raises ValueError when a plan has fewer
+    images than there are ranks.
     """
+    if 0 < len(plan) < world_size:
+        raise ValueError(f"an epoch needs an image per process, but got images={len(plan)}, nproc={world_size}")
     full = batch_size * world_size
     bucket = bucket_of_image[plan]
     ready: list[tuple[int, int, NDArray[np.int64]]] = []
@@ -91,8 +95,12 @@ def plan_batches(
         left.append(draws[whole:])
     ready.sort(key=lambda item: item[0])
     rest = np.concatenate(left)
-    # Parts of nearly equal size, so that no rank stays without an image while another has several.
-    for part in np.array_split(rest, -(-len(rest) // full)) if len(rest) else ():
+    if 0 < len(rest) < world_size:
+        rest = np.concatenate([ready.pop()[2], rest])
+        rest = rest[np.argsort(bucket[rest], kind="stable")]
+    # Parts of nearly equal size with an image for every rank.
+    parts = min(-(-len(rest) // full), len(rest) // world_size)
+    for part in np.array_split(rest, parts) if parts else ():
         ready.append((len(plan), int(bucket[part[len(part) // 2]]), part))
     own = [(number, part[rank::world_size]) for _, number, part in ready]
     return [PlannedBatch(buckets.shapes[number], plan[draws], draws) for number, draws in own]

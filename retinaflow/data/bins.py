@@ -8,8 +8,8 @@ The frequency of a class is the number of training images that hold it. Bins cut
   dynamic programming over the sorted classes, O(K^2 B);
 - explicit edges in images, ``edges[b] <= n < edges[b + 1]``.
 
-A bin that would hold no class is merged into its neighbour, so fewer bins than asked for may result: ``num_bins`` says how
-many. Classes without a training image belong to no bin (-1).
+A bin that would hold no class is merged into its neighbour, so fewer bins than asked for may result: ``num_bins`` says
+how many. Classes without a training image belong to no bin (-1).
 
 Worked example: images (4, 9, 40, 100, 1000), ``log``, 2 bins: the cut is at 10^((log10 4 + log10 1000) / 2) = 63.2, so
 (4, 9, 40) form bin 1 and (100, 1000) bin 2.

@@ -1,8 +1,8 @@
 """Built indexes kept on disk, so that a second start reads no CSV and no image header.
 
-A cached index lies under a key made of the inputs' paths, sizes and times of change, the reader's options and its version;
-any change gives another key. A damaged one is rebuilt, and that is said. ``RETINAFLOW_CACHE`` names the folder (default
-``~/.cache/retinaflow``).
+A cached index lies under a key made of the inputs' paths, sizes and times of change, the reader's options and its
+version; any change gives another key. A damaged one is rebuilt, and that is said. ``RETINAFLOW_CACHE`` names the folder
+(default ``~/.cache/retinaflow``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from retinaflow.data.image_files import OnBadImage, attach_files
-from retinaflow.data.index import FORMAT, AnnotationIndex, read_document
+from retinaflow.data.column_store import DOCUMENT, FORMAT
+from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import SourceFiles, read_annotations
 from retinaflow.data.tables import Fault, Faults, OnBadRow
 
@@ -47,10 +48,10 @@ def load_index(
 ) -> LoadedIndex:
     """The index of some published files, from the cache where it is there and whole, else built and cached."""
     place = cache_folder() / "index" / _key(files, images, on_bad_row, on_bad_image)
-    if (place / "index.json").exists():
+    if (place / DOCUMENT).exists():
         try:
             index = AnnotationIndex.open(place)
-            dropped = pd.DataFrame(read_document(place)["notes"]["dropped"], columns=list(Fault._fields))
+            dropped = pd.DataFrame(index.notes["dropped"], columns=list(Fault._fields))
             return LoadedIndex(index, dropped)
         except (ValueError, KeyError) as error:
             say(f"the cached index is rebuilt: {error}")

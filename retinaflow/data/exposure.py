@@ -1,7 +1,8 @@
 """What each sampling strategy shows the detector: draws per class, and the price paid for balance.
 
-Balance is bought with repetition, so a strategy is judged by two figures together: ``imbalance`` of draws between classes, and the
-effective sample size that is left. :func:`exposure_table` sets all strategies side by side, class by class.
+Balance is bought with repetition, so a strategy is judged by two figures together: ``imbalance`` of draws between
+classes, and the effective sample size that is left. :func:`exposure_table` sets all strategies side by side, class by
+class.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def compare_strategies(
 def exposure_table(
     exposures: Mapping[Strategy, Exposure], presence: Presence, bins: ClassBins, taxonomy: Taxonomy
 ) -> pd.DataFrame:
-    """One row per class, rarest first: class, class_id, bin, train_images, train_boxes, then for every strategy the columns
-    ``{strategy}_expected`` and ``{strategy}_planned`` draws per epoch and ``{strategy}_repeats`` per image."""
+    """One row per class, rarest first: class, class_id, bin, train_images, train_boxes, then for every strategy the
+    columns ``{strategy}_expected`` and ``{strategy}_planned`` draws per epoch and ``{strategy}_repeats`` per image."""
     images = presence.images_per_class
     number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
     table = pd.DataFrame(

@@ -12,6 +12,7 @@ A group is written as one string:
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -54,9 +55,10 @@ def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None) -> list[in
         return [index for index in range(len(taxonomy)) if (index in people) == (group == "people-clothing")]
     if group.startswith("bin:"):
         return _bin_members(group, bins)
-    if Path(group).is_file():
-        lines = Path(group).read_text(encoding="utf-8").splitlines()
-        return [_find(line.strip(), taxonomy, where=f"{group} line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    # os.path, as Path.is_file fails on a comma list that is longer than a file name may be.
+    if os.path.isfile(group):  # noqa: PTH113
+        lines = enumerate(Path(group).read_text(encoding="utf-8-sig").splitlines(), 1)
+        return [_find(line.strip(), taxonomy, where=f"{group} line {n}") for n, line in lines if line.strip()]
     return [_find(key.strip(), taxonomy, where=f"class_group={group}") for key in group.split(",") if key.strip()]
 
 
@@ -80,19 +82,17 @@ def _find(key: str, taxonomy: Taxonomy, *, where: str) -> int:
         raise ValueError(f"{where}: {error}") from None
 
 
-def limit_background(
-    index: AnnotationIndex, *, ratio: float, seed: int
-) -> tuple[AnnotationIndex, NDArray[np.int64]]:
+def limit_background(index: AnnotationIndex, *, ratio: float, seed: int) -> tuple[AnnotationIndex, NDArray[np.int64]]:
     """The images that a sub-model trains on: all with boxes, and up to ``ratio`` times as many without.
 
-    Images on which a class of the group is verified absent come first: only they teach where the classes are not. Returns the
-    smaller index and its image numbers in ``index``, ascending. The draw among the others is by ``seed``.
+    Images on which a class of the group is verified absent come first: only they teach where the classes are not.
+    Returns the smaller index and its image numbers in ``index``, ascending. The draw among the others is by ``seed``.
     """
     boxed = np.diff(index.box_start) > 0
-    labelled = np.diff(index.label_start) > 0
+    absent = np.bincount(index.label_image[~index.verified_present], minlength=len(index)) > 0
     background = np.flatnonzero(~boxed)
     order = np.random.default_rng(seed).permutation(len(background))
-    order = order[np.argsort(~labelled[background[order]], kind="stable")]
+    order = order[np.argsort(~absent[background[order]], kind="stable")]
     wanted = min(len(background), round(ratio * int(boxed.sum())))
     images = np.sort(np.concatenate([np.flatnonzero(boxed), background[order[:wanted]]]))
     return index.take(images), images

@@ -80,15 +80,15 @@ def _files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
     return found
 
 
-def _read_sizes(
-    files: NDArray[np.str_], root: Path, *, quiet: bool
-) -> tuple[NDArray[np.int32], list[tuple[int, str]]]:
+def _read_sizes(files: NDArray[np.str_], root: Path, *, quiet: bool) -> tuple[NDArray[np.int32], list[tuple[int, str]]]:
     sizes = np.zeros((len(files), 2), dtype=np.int32)
     unreadable = []
     wanted = [int(image) for image in np.flatnonzero(files != "")]
     with ThreadPoolExecutor(_READ_HEADERS_WITH) as threads:
         results = threads.map(lambda image: _header_size(root / str(files[image])), wanted)
-        bar = tqdm(results, total=len(wanted), desc="image sizes", unit="image", disable=True if quiet else None, leave=False)
+        bar = tqdm(
+            results, total=len(wanted), desc="image sizes", unit="image", disable=True if quiet else None, leave=False
+        )
         for image, result in zip(wanted, bar, strict=True):
             if isinstance(result, str):
                 unreadable.append((image, result))
@@ -131,4 +131,3 @@ def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArra
 
 
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
-

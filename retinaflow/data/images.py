@@ -1,7 +1,8 @@
 """Planned batches -> tensors: the Dataset that decodes, resizes and augments, the collate, and the loader.
 
-A dataset item is asked for with everything that decides it (image, shape, seed), so workers hold no state, can live as long as the
-training, and give the same pixels whichever of them does the work. Images stay uint8 until they are on the device.
+A dataset item is asked for with everything that decides it (image, shape, seed), so workers hold no state, can live as
+long as the training, and give the same pixels whichever of them does the work. Images stay uint8 until they are on the
+device.
 """
 
 from __future__ import annotations
@@ -71,11 +72,12 @@ class Sample(NamedTuple):
     """One image ready for a batch; boxes in pixels of the resized image."""
 
     image: NDArray[np.uint8]
-    boxes: NDArray[np.float64]
+    boxes: NDArray[np.floating]
     labels: NDArray[np.int32]
     is_group_of: NDArray[np.bool_]
     negatives: NDArray[np.bool_]
-    index: int
+    number: int
+    """Of the image, in the index."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     # [B, H, W, 3] seen as [B, 3, H, W]: channels-last, the memory order in which convolutions are fastest.
     images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     negatives = torch.from_numpy(np.stack([sample.negatives for sample in samples]))
-    image_index = torch.tensor([sample.index for sample in samples])
-    return Batch(
-        images, boxes, labels, owner, ignore_boxes, ignore_labels, ignore_owner, negatives, image_index
-    )
+    image_index = torch.tensor([sample.number for sample in samples])
+    return Batch(images, boxes, labels, owner, ignore_boxes, ignore_labels, ignore_owner, negatives, image_index)
 
 
 def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,12 +151,14 @@ class BatchLoader:
         self._requests = _EpochRequests()
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_sampler=self._requests,  # type: ignore[arg-type]
+            batch_sampler=self._requests,
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=_one_thread,
+            # Its own generator: the loader draws a number per epoch, by default from the global one.
+            generator=torch.Generator(),
         )
 
     def load(self, batches: Sequence[PlannedBatch], *, seed: Sequence[int] | None = None) -> Iterator[Batch]:
@@ -167,7 +169,7 @@ class BatchLoader:
 
 def _requests(batch: PlannedBatch, seed: Sequence[int] | None) -> Iterator[Request]:
     for image, draw in zip(batch.images, batch.draws, strict=True):
-        # The seed goes by the place in the plan, not by the worker or the rank: a repeated image is changed anew each time.
+        # The seed goes by the place in the plan, not by worker or rank: a repeated image is changed anew each time.
         own = None if seed is None else int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0])
         yield Request(int(image), batch.shape, own)
 

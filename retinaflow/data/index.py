@@ -2,21 +2,16 @@
 
 Rows of one image are contiguous: boxes ``box_start[i]:box_start[i + 1]``, image-level labels
 ``label_start[i]:label_start[i + 1]``. Boxes and labels stand as published (not expanded along the hierarchy). A saved
-index is a folder with one ``.npy`` file per column and ``index.json`` (the taxonomy, notes, a CRC-32 per column); it is
-written beside its place and renamed, so a reader sees a whole index or none.
+index is a folder of columns and a document (the taxonomy and notes), see :mod:`retinaflow.data.column_store`.
 
-Cost: building is a few vectorised passes; opening maps the files and checks their CRCs; a pickled opened index is its path,
-so a loader worker shares the pages of the file instead of a copy.
+Cost: building is a few vectorised passes; opening maps the files and checks their CRCs; a pickled opened index is its
+path, so a loader worker shares the pages of the file instead of a copy.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -26,10 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retinaflow.data.column_store import open_columns, save_columns
 from retinaflow.data.taxonomy import Taxonomy
-
-FORMAT = 1
-"""Version of the folder layout; a folder of another version is not opened."""
 
 FLAGS = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside")
 """Published flags of a box, in the order of their bits in ``flags``."""
@@ -78,6 +71,8 @@ class AnnotationIndex:
     """Folder that ``files`` are relative to."""
     path: Path | None = field(default=None, compare=False)
     """Folder this index was opened from, or None."""
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What :meth:`save` was told to keep beside the columns, for an index that was opened."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -89,7 +84,7 @@ class AnnotationIndex:
     @cached_property
     def is_group_of(self) -> NDArray[np.bool_]:
         """``[N]`` True where one box covers a group of touching instances."""
-        return (self.flags & _GROUP_OF) != 0
+        return np.asarray((self.flags & _GROUP_OF) != 0)
 
     @cached_property
     def box_image(self) -> NDArray[np.int32]:
@@ -103,13 +98,13 @@ class AnnotationIndex:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over classes, hierarchy and all annotation columns: equal digests mean equal data (files and sizes apart)."""
+        """sha256 over classes, hierarchy and all annotation columns, without files and sizes: equal means equal data."""
         hasher = hashlib.sha256(json.dumps(self.taxonomy.to_document(), sort_keys=True).encode())
         for name in _COLUMNS:
             if name not in ("files", "sizes"):
                 column = np.ascontiguousarray(getattr(self, name))
                 hasher.update(f"{name} {column.shape}".encode())
-                hasher.update(column.astype("S").tobytes() if column.dtype.kind == "U" else column.tobytes())
+                hasher.update((np.strings.encode(column, "utf-8") if column.dtype.kind == "U" else column).tobytes())
         return hasher.hexdigest()
 
     def file_of(self, image: int) -> Path:
@@ -119,8 +114,8 @@ class AnnotationIndex:
     def take(self, images: NDArray[np.integer]) -> AnnotationIndex:
         """The index of some images, ascending and each once."""
         images = np.unique(images)
-        box_rows, box_start = _rows_of(images, self.box_start)
-        label_rows, label_start = _rows_of(images, self.label_start)
+        box_rows, box_start = rows_of(images, self.box_start)
+        label_rows, label_start = rows_of(images, self.label_start)
         return replace(
             self,
             image_ids=self.image_ids[images],
@@ -174,9 +169,11 @@ class AnnotationIndex:
 
     def exhaustive(self) -> AnnotationIndex:
         """The index with every class that is not known on an image entered as verified absent there."""
-        unknown = ~np.stack([self.verified(image) for image in range(len(self))])
-        image, added = np.nonzero(unknown)
-        images = np.concatenate([self.label_image, image])
+        known = np.zeros((len(self), self.num_classes), dtype=bool)
+        for image in range(len(self)):
+            known[image] = self.verified(image)
+        image_of_added, added = np.nonzero(~known)
+        images = np.concatenate([self.label_image, image_of_added])
         order = np.argsort(images, kind="stable")
         return replace(
             self,
@@ -188,65 +185,30 @@ class AnnotationIndex:
 
     def save(self, folder: Path, *, notes: Mapping[str, Any] | None = None) -> None:
         """Write the index as ``folder``, atomically; an index that stands there already is replaced."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            checksums = {}
-            for name in _COLUMNS:
-                column = np.ascontiguousarray(getattr(self, name))
-                np.save(partial / f"{name}.npy", column)
-                checksums[name] = zlib.crc32((partial / f"{name}.npy").read_bytes())
-            document = {
-                "format": FORMAT,
-                "images_folder": self.images_folder,
-                "taxonomy": self.taxonomy.to_document(),
-                "crc32": checksums,
-                "notes": dict(notes or {}),
-            }
-            (partial / "index.json").write_text(json.dumps(document), encoding="utf-8")
-            _put_in_place(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        document = {
+            "images_folder": self.images_folder,
+            "taxonomy": self.taxonomy.to_document(),
+            "notes": dict(notes or {}),
+        }
+        save_columns(folder, {name: getattr(self, name) for name in _COLUMNS}, document)
 
     @staticmethod
     def open(folder: Path) -> AnnotationIndex:
         """Map a saved index. Raises ValueError when it is missing, of another format, or damaged."""
-        document = read_document(folder)
-        columns: dict[str, Any] = {}
-        for name in _COLUMNS:
-            file = folder / f"{name}.npy"
-            if not file.is_file() or zlib.crc32(np.memmap(file, mode="r")) != document["crc32"].get(name):
-                raise ValueError(f"{file}: the column is missing or damaged; delete the folder {folder} to rebuild it")
-            columns[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+        columns, document = open_columns(folder)
+        taxonomy = Taxonomy.from_document(document["taxonomy"])
         return AnnotationIndex(
-            taxonomy=Taxonomy.from_document(document["taxonomy"]), images_folder=document["images_folder"], path=folder, **columns
+            taxonomy=taxonomy,
+            images_folder=document["images_folder"],
+            notes=document["notes"],
+            path=folder,
+            **columns,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
             return AnnotationIndex.open, (self.path,)
         return AnnotationIndex, tuple(getattr(self, item.name) for item in fields(self))
-
-
-def read_document(folder: Path) -> dict[str, Any]:
-    """``index.json`` of a saved index; its ``notes`` are what :meth:`AnnotationIndex.save` was given."""
-    try:
-        document: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: not a saved index ({error})") from None
-    if document.get("format") != FORMAT:
-        raise ValueError(f"{folder}: index format {document.get('format')} is not the {FORMAT} this version reads")
-    return document
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    old = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "old"
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def row_starts(owner: NDArray[np.integer], count: int) -> NDArray[np.int64]:
@@ -256,7 +218,7 @@ def row_starts(owner: NDArray[np.integer], count: int) -> NDArray[np.int64]:
     return starts
 
 
-def _rows_of(images: NDArray[np.integer], start: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def rows_of(images: NDArray[np.integer], start: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the chosen images in order, and their new starts."""
     counts = start[images + 1] - start[images]
     new_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

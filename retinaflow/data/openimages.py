@@ -1,25 +1,26 @@
 """The published Open Images files -> AnnotationIndex. The only file that knows their names and columns.
 
-A data folder looks like the published downloads: ``images/`` (or one folder per split), ``{split}-annotations-bbox.csv``,
-``{split}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` and optionally a hierarchy JSON. The names that the
-Challenge 2018 and 2019 and Open Images V4 to V7 use are found too. Columns are read by header name, so the 13 columns of
-2018 and the 7 of 2019 both work; flags that a file lacks are 0.
+A data folder looks like the published downloads: ``images/`` (or one folder per split),
+``{split}-annotations-bbox.csv``, ``{split}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` and optionally
+a hierarchy JSON. The names that the Challenge 2018 and 2019 and Open Images V4 to V7 use are found too. Columns are read
+by header name, so the 13 columns of 2018 and the 7 of 2019 both work; flags that a file lacks are 0.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
 from retinaflow.data.tables import Faults, Table, read_table
-from retinaflow.data.taxonomy import Hierarchy, Taxonomy
+from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.detections import Detections
 
 BOX_FILES = (
@@ -84,7 +85,8 @@ def find_files(
     if not boxes:
         boxes = [_first(data, [name.format(split=split) for name in BOX_FILES], "boxes") for split in splits]
     if image_labels is not None and not image_labels:
-        image_labels = [_first(data, [name.format(split=split) for name in LABEL_FILES], "image_labels") for split in splits]
+        looked_for = [[name.format(split=split) for name in LABEL_FILES] for split in splits]
+        image_labels = [_first(data, names, "image_labels") for names in looked_for]
     if hierarchy is None and use_hierarchy:
         hierarchy = next((data / name for name in HIERARCHY_FILES if (data / name).is_file()), None)
     return SourceFiles(tuple(boxes), tuple(image_labels or ()), classes, hierarchy)
@@ -97,40 +99,9 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
         if (data / name).is_file():
             return data / name
     hint = " or image_labels=none if there are none" if setting == "image_labels" else ""
-    raise FileNotFoundError(f"{data} holds none of {', '.join(names)}; add the file, or give its path as {setting}={hint}")
-
-
-def read_taxonomy(classes: Path, hierarchy: Path | None) -> Taxonomy:
-    """The class list (id, name; a header line ``LabelName,DisplayName`` is allowed) and the hierarchy between classes."""
-    if not classes.is_file():
-        raise FileNotFoundError(f"{classes}: no such file; give the class list as classes=")
-    if not classes.read_text(encoding="utf-8-sig").strip():
-        raise ValueError(f"{classes}: the class list must name at least one class, but the file is empty")
-    try:
-        frame = pd.read_csv(classes, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{classes}: not a readable class list: {error}") from None
-    if frame.shape[1] < 2:
-        raise ValueError(f"{classes} line 1: a class needs an id and a name (/m/01g317,Person), but got {frame.iloc[0, 0]!r}")
-    if frame.iloc[0, 0] == "LabelName":
-        frame = frame.iloc[1:]
-    if frame.empty:
-        raise ValueError(f"{classes}: the class list must name at least one class, but holds only a header")
-    try:
-        return Taxonomy(tuple(frame[0]), tuple(frame[1]), _read_hierarchy(hierarchy))
-    except ValueError as error:
-        raise ValueError(f"{classes}: {error}") from None
-
-
-def _read_hierarchy(path: Path | None) -> Hierarchy:
-    if path is None:
-        return Hierarchy()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the hierarchy as hierarchy=, or hierarchy=none")
-    try:
-        return Hierarchy.from_tree(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    raise FileNotFoundError(
+        f"{data} holds none of {', '.join(names)}; add the file, or give its path as {setting}={hint}"
+    )
 
 
 def read_annotations(files: SourceFiles, faults: Faults, *, progress: Callable[[str], None]) -> AnnotationIndex:
@@ -146,6 +117,11 @@ def read_annotations(files: SourceFiles, faults: Faults, *, progress: Callable[[
             progress(f"{path.name}: {len(table):,} rows")
     faults.settle()
     _refuse_shared_images(box_tables)
+    return _assemble(taxonomy, box_tables, label_tables)
+
+
+def _assemble(taxonomy: Taxonomy, box_tables: Sequence[Table], label_tables: Sequence[Table]) -> AnnotationIndex:
+    """Sort the rows by image, keeping their order within each."""
     box_ids = _column(box_tables, "ImageID", object)
     label_ids = _column(label_tables, "ImageID", object)
     codes, uniques = pd.factorize(np.concatenate([box_ids, label_ids]), sort=True)
@@ -176,9 +152,8 @@ def _read_boxes(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
     )
     table = _with_class(_with_plain_ids(table, faults), taxonomy, faults)
     corners = np.stack([table.columns[name] for name in _CORNERS], axis=1)
-    table = table.require(
-        ((corners >= 0) & (corners <= 1)).all(axis=1), "coordinates must lie in [0, 1]", _CORNERS, faults
-    )
+    inside = np.asarray(((corners >= 0) & (corners <= 1)).all(axis=1))
+    table = table.require(inside, "coordinates must lie in [0, 1]", _CORNERS, faults)
     x_min, x_max = table.columns["XMin"], table.columns["XMax"]
     table = table.require(x_min < x_max, "XMin < XMax must hold", ("XMin", "XMax"), faults)
     y_min, y_max = table.columns["YMin"], table.columns["YMax"]
@@ -193,20 +168,19 @@ def _read_labels(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
 def _with_class(table: Table, taxonomy: Taxonomy, faults: Faults) -> Table:
     codes, uniques = pd.factorize(table.columns["LabelName"])
     known = np.array([taxonomy.index_of.get(mid, -1) for mid in uniques], dtype=np.int32)
-    table.columns["class"] = known[codes] if len(uniques) else np.zeros(len(table), dtype=np.int32)
+    table = table.with_column("class", known[codes])
     return table.require(table.columns["class"] >= 0, "LabelName must be in the class list", ("LabelName",), faults)
 
 
 def _with_plain_ids(table: Table, faults: Faults) -> Table:
     codes, uniques = pd.factorize(table.columns["ImageID"])
     plain = np.array([is_plain_id(image_id) for image_id in uniques], dtype=bool)
-    kept = plain[codes] if len(uniques) else np.ones(len(table), dtype=bool)
-    return table.require(kept, "ImageID must be a plain file name", ("ImageID",), faults)
+    return table.require(plain[codes], "ImageID must be a plain file name", ("ImageID",), faults)
 
 
 def is_plain_id(image_id: str) -> bool:
     """Whether an id can name a file inside a folder and nothing else: ids are never trusted as paths."""
-    return isinstance(image_id, str) and image_id.strip(". ") != "" and not any(c in image_id for c in "/\\\0:")
+    return image_id.strip(". ") != "" and not any(c in image_id for c in "/\\\0:")
 
 
 def read_predictions(path: Path, index: AnnotationIndex, faults: Faults) -> Detections:
@@ -256,10 +230,11 @@ def _refuse_shared_images(tables: Sequence[Table]) -> None:
     for table in tables if len(tables) > 1 else ():
         for image_id in pd.unique(table.columns["ImageID"]):
             if image_id in seen:
-                raise ValueError(f"{table.path.name}: an image must be in one split, but {image_id} is in {seen[image_id]} too")
+                raise ValueError(
+                    f"{table.path.name}: an image must be in one split, but {image_id} is in {seen[image_id]} too"
+                )
             seen[image_id] = table.path.name
 
 
-def _column(tables: Sequence[Table], name: str, dtype: type) -> NDArray[np.generic]:
+def _column(tables: Sequence[Table], name: str, dtype: type) -> NDArray[Any]:
     return np.concatenate([table.columns[name] for table in tables]) if tables else np.zeros(0, dtype=dtype)
-

@@ -1,7 +1,8 @@
 """Which classes each image holds: what bins count and sampling weighs.
 
-A pair (image, class) stands once however many boxes it has. With ``expand`` a box counts for its class's ancestors too, which
-is what a detector trained with ``parents=learn`` sees. Cost: one sort of N int64 keys.
+A pair (image, class) stands once however many boxes it has. With ``expand`` a box counts for its class's ancestors too,
+which is what a detector trained with ``parents=learn`` sees. Cost: one sort of N int64 keys, and with ``expand`` one more
+of the pairs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.index import AnnotationIndex, row_starts, rows_of
 
 
 @dataclass(frozen=True)
 class Presence:
-    """P pairs sorted by image, then class: ``image [P]``, ``class_index [P]`` int32, ``boxes [P]`` boxes of that class there."""
+    """P pairs sorted by image, then class: ``image [P]`` and ``class_index [P]`` int32, and in ``boxes [P]`` how many
+    boxes of that class the image has."""
 
     image: NDArray[np.int32]
     class_index: NDArray[np.int32]
@@ -44,25 +46,25 @@ class Presence:
 
     def sum_over_classes(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         """``[I]`` sum of the values of an image's classes."""
-        return np.bincount(self.image, weights=value[self.class_index], minlength=self.num_images)
+        return np.bincount(self.image, value[self.class_index], self.num_images).astype(np.float64)
 
     def sum_over_images(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
         """``[K]`` sum of the values of a class's images."""
-        return np.bincount(self.class_index, weights=value[self.image], minlength=self.num_classes)
+        return np.bincount(self.class_index, value[self.image], self.num_classes).astype(np.float64)
 
 
 def class_presence(index: AnnotationIndex, *, expand: bool = False) -> Presence:
     """Count the boxes of every (image, class) pair of an index, group-of boxes as one."""
-    image = index.box_image.astype(np.int64)
-    labels = np.asarray(index.labels, dtype=np.int64)
+    width = index.num_classes
+    keys, boxes = np.unique(index.box_image.astype(np.int64) * width + index.labels, return_counts=True)
     if expand:
-        row, ancestor = np.nonzero(index.taxonomy.is_ancestor[labels])
-        image, labels = np.concatenate([image, image[row]]), np.concatenate([labels, ancestor])
-    keys, counts = np.unique(image * index.num_classes + labels, return_counts=True)
-    return Presence(
-        (keys // index.num_classes).astype(np.int32),
-        (keys % index.num_classes).astype(np.int32),
-        counts.astype(np.int64),
-        len(index),
-        index.num_classes,
-    )
+        # Pairs, not boxes, are copied to the ancestors: N boxes x K classes would be gigabytes at full size.
+        child, ancestor = np.nonzero(index.taxonomy.is_ancestor)
+        rows, start = rows_of(keys % width, row_starts(child, width))
+        copied = np.repeat(np.arange(len(keys)), np.diff(start))
+        keys, place = np.unique(
+            np.concatenate([keys, keys[copied] // width * width + ancestor[rows]]), return_inverse=True
+        )
+        boxes = np.bincount(place, weights=np.concatenate([boxes, boxes[copied]]), minlength=len(keys))
+    image, class_index = (keys // width).astype(np.int32), (keys % width).astype(np.int32)
+    return Presence(image, class_index, boxes.astype(np.int64), len(index), width)

@@ -3,18 +3,20 @@
 With n_c images of class c among I images, f_c = n_c / I, and L draws an epoch:
 
 - ``uniform``: every image alike.
-- ``repeat-factor`` (Gupta et al. 2019, LVIS, section 4.2): r_c = max(1, sqrt(t / f_c)); an image weighs the largest r_c of its
-  classes; t = 0.001.
+- ``repeat-factor`` (Gupta et al. 2019, LVIS, section 4.2): r_c = max(1, sqrt(t / f_c)); an image weighs the largest r_c
+  of its classes; t = 0.001.
 - ``instance-repeat-factor`` (Yaman et al. 2023): f_c is replaced by sqrt(share of images x share of boxes).
 - ``class-aware`` (Shen et al. 2016): each class gets the same number of draws, spread evenly over its images.
-- ``binned``, this project's own: all classes of a frequency bin share the rate r_b = max(1, T / n_b), n_b the median n_c of the
-  bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs the largest rate among its classes.
+- ``binned``, this project's own: all classes of a frequency bin share the rate r_b = max(1, T / n_b), n_b the median
+  n_c of the bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs the largest rate among its
+  classes.
 
-Weights become expected draws by scaling to L with no image above ``max_repeats`` (water-filling). One bin is exactly uniform.
+Weights become expected draws by scaling to L with no image above ``max_repeats`` (water-filling). One bin is exactly
+uniform.
 
-Worked example for ``binned``: bins with medians 10, 100 and 1000 images, T = 1000: rates 100, 10 and 1. An image with a class of
-the first and one of the last bin weighs 100. With weights (100, 10, 1, 1), L = 4, max_repeats = 2: the first image is capped at 2,
-the remaining 2 draws are shared 10 : 1 : 1, giving 1.67, 0.17, 0.17.
+Worked example for ``binned``: bins with medians 10, 100 and 1000 images, T = 1000: rates 100, 10 and 1. An image with a
+class of the first and one of the last bin weighs 100. With weights (100, 10, 1, 1), L = 4, max_repeats = 2: the first
+image is capped at 2, the remaining 2 draws are shared 10 : 1 : 1, giving 1.67, 0.17, 0.17.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class SamplingSettings:
 def image_weights(
     strategy: Strategy, presence: Presence, bins: ClassBins, settings: SamplingSettings | None = None
 ) -> FloatArray:
-    """``[I]`` relative weights, > 0 except that an image without any class has weight 0 under ``class-aware``."""
+    """``[I]`` relative weights, > 0 except that an image without any class has weight 0 under ``class-aware``, and
+    under ``binned`` with a ``background_rate`` of 0."""
     return _WEIGHTS[strategy](presence, bins, settings or SamplingSettings())
 
 
@@ -117,14 +120,14 @@ _WEIGHTS: dict[Strategy, Callable[[Presence, ClassBins, SamplingSettings], Float
 def expected_draws(weights: FloatArray, length: int, *, max_repeats: float = 100.0) -> FloatArray:
     """``[I]`` expected draws of each image: proportional to its weight, at most ``max_repeats``, summing to ``length``.
 
-    Water-filling: what is over the cap is shared among the rest until nothing is over. Raises ValueError when the images
-    with weight cannot hold the length even if all are drawn ``max_repeats`` times.
+    Water-filling: what is over the cap is shared among the rest until nothing is over. Raises ValueError when the
+    images with weight cannot hold the length even if all are drawn ``max_repeats`` times.
     """
     open_images = weights > 0
     if length > max_repeats * np.count_nonzero(open_images) * (1 + 1e-12):
         raise ValueError(
-            f"epoch_length <= max_repeats x images must hold, but got epoch_length={length}, max_repeats={max_repeats:g}, "
-            f"images={np.count_nonzero(open_images)}"
+            f"epoch_length <= max_repeats x images must hold, but got epoch_length={length}, "
+            f"max_repeats={max_repeats:g}, images={np.count_nonzero(open_images)}"
         )
     expected = np.zeros(len(weights))
     left = float(length)
@@ -145,23 +148,24 @@ def expected_draws(weights: FloatArray, length: int, *, max_repeats: float = 100
 def epoch_plan(expected: FloatArray, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """``[L]`` image indices in drawing order, L = round(sum of expected): a pure function of its arguments.
 
-    Low-variance (systematic) draws: image i stands floor(e_i) or ceil(e_i) times, with mean e_i, and the length is exact
-    (Cochran 1977, chapter 8). The order in which images take their remainders is shuffled, so neighbours are independent.
+    Low-variance (systematic) draws: image i stands floor(e_i) or ceil(e_i) times, with mean e_i, and the length is
+    exact (Cochran 1977, chapter 8). The order in which images take their remainders is shuffled, so neighbours are
+    independent.
     """
     rng = np.random.default_rng([seed, epoch])
     length = round(float(expected.sum()))
     order = rng.permutation(len(expected))
-    marks = np.cumsum(expected[order]) + rng.random()
-    # The last mark is pinned: rounding in the sum must not lose or add a draw.
-    marks[-1] = marks[-1] - expected.sum() + length if len(marks) else 0
-    counts = np.diff(np.floor(marks), prepend=0.0).astype(np.int64)
+    # Between 0 and the length, and the last one pinned: rounding in the sum must not lose or add a draw.
+    marks = np.minimum(np.floor(np.cumsum(expected[order]) + rng.random()), length)
+    marks[-1:] = length
+    counts = np.diff(marks, prepend=0.0).astype(np.int64)
     return np.asarray(rng.permutation(np.repeat(order, counts)))
 
 
 def uses_uniform_plan(epoch: int, *, epochs: int, balance_start: float) -> bool:
     """Whether an epoch (from 0) comes before the strategy takes over.
 
-    The first round(balance_start x epochs) epochs draw uniformly: deferred re-balancing (Cao et al. 2019) in the hybrid form
-    of Peng et al. 2020.
+    The first round(balance_start x epochs) epochs draw uniformly: deferred re-balancing (Cao et al. 2019) in the hybrid
+    form of Peng et al. 2020.
     """
     return epoch < round(balance_start * epochs)

@@ -92,7 +92,9 @@ def read_table(
     wanted = [*text, *numbers]
     missing = [name for name in wanted if name not in header]
     if missing:
-        raise ValueError(f"{path} line 1: the header must name {', '.join(wanted)}, but lacks {', '.join(missing)}; got {header}")
+        raise ValueError(
+            f"{path} line 1: the header must name {', '.join(wanted)}, but lacks {', '.join(missing)}; got {header}"
+        )
     present = wanted + [name for name in optional if name in header]
     twice = sorted({name for name in present if header.count(name) > 1})
     if twice:
@@ -128,13 +130,17 @@ def _read(path: Path, present: list[str], text: set[str], faults: Faults) -> tup
         return table, np.arange(table.num_rows, dtype=np.int64) + 1
     types = {name: pa.string() if name in text else pa.float64() for name in present}
     try:
-        table = pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(column_types=types, include_columns=present))
+        table = pa_csv.read_csv(
+            path, convert_options=pa_csv.ConvertOptions(column_types=types, include_columns=present)
+        )
         return table, np.arange(table.num_rows, dtype=np.int64) + 2
     except pa.ArrowInvalid:
         return _read_carefully(path, present, text, faults)
 
 
-def _read_carefully(path: Path, present: list[str], text: set[str], faults: Faults) -> tuple[pa.Table, NDArray[np.int64]]:
+def _read_carefully(
+    path: Path, present: list[str], text: set[str], faults: Faults
+) -> tuple[pa.Table, NDArray[np.int64]]:
     """Everything as text, one thread, so that each bad row can be named."""
     bad_lines: list[int] = []
 
@@ -149,7 +155,9 @@ def _read_carefully(path: Path, present: list[str], text: set[str], faults: Faul
             path,
             read_options=pa_csv.ReadOptions(use_threads=False),
             parse_options=pa_csv.ParseOptions(invalid_row_handler=note),
-            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(present, pa.string()), include_columns=present),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(present, pa.string()), include_columns=present
+            ),
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a readable CSV file: {error}") from None
@@ -161,7 +169,9 @@ def _read_carefully(path: Path, present: list[str], text: set[str], faults: Faul
         if name not in text:
             numeric = pd.to_numeric(values, errors="coerce").astype(np.float64).to_numpy()
             for row in np.flatnonzero(np.isnan(numeric) & good):
-                faults.found.append(Fault(path.name, int(lines[row]), f"{name} must be a number", repr(values.iloc[row])))
+                faults.found.append(
+                    Fault(path.name, int(lines[row]), f"{name} must be a number", repr(values.iloc[row]))
+                )
             good &= ~np.isnan(numeric)
             columns[name] = numeric
         else:

@@ -5,13 +5,15 @@ file. Its :class:`Hierarchy` is a directed acyclic graph over class ids (MIDs): 
 nodes that are not in the class list still pass ancestry on. ``Subcategory`` links make ancestors; ``Part`` links (a
 Human arm is part of a Person) only serve the rule of the group ``people-clothing``.
 
-Class groups are resolved in :mod:`retinaflow.data.groups`. Cost: the closure is computed once, K <= 600 takes milliseconds.
+Class groups are resolved in :mod:`retinaflow.data.groups`. Cost: the closure is computed once, K <= 600 takes
+milliseconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -45,15 +47,18 @@ class Hierarchy:
 
         Raises ValueError when a node has no ``LabelName`` or when the links form a cycle.
         """
+        if not isinstance(tree, dict):
+            raise ValueError(f"the hierarchy must be one node, but got a {type(tree).__name__}")
         links: dict[str, dict[tuple[str, str], None]] = {"Subcategory": {}, "Part": {}}
         nodes: dict[str, None] = {}
         pending: list[tuple[str | None, dict[str, Any]]] = [(None, tree)]
         while pending:
             name, node = pending.pop()
             for kind, found in links.items():
-                for child in node.get(kind, ()):
+                for child in node.get(kind) or ():
                     if not isinstance(child, dict) or not isinstance(child.get("LabelName"), str):
-                        raise ValueError(f"every {kind} of {name or 'the root'} must have a LabelName, but got {child!r}")
+                        parent = name or "the root"
+                        raise ValueError(f"every {kind} of {parent} must have a LabelName, but got {child!r}")
                     nodes[child["LabelName"]] = None
                     if name is not None:
                         found[(name, child["LabelName"])] = None
@@ -122,13 +127,15 @@ class Taxonomy:
     def labels(self) -> tuple[str, ...]:
         """Names for people: the display name, with the id where the name is not unique."""
         return tuple(
-            f"{name} ({mid})" if self.names.count(name) > 1 else name for mid, name in zip(self.ids, self.names, strict=True)
+            f"{name} ({mid})" if self.names.count(name) > 1 else name
+            for mid, name in zip(self.ids, self.names, strict=True)
         )
 
     def find(self, key: str) -> int:
         """Class index of an id or display name (case does not matter for names).
 
-        Raises ValueError for an unknown key (with near names) and for a name that several classes share (with their ids).
+        Raises ValueError for an unknown key (with near names) and for a name that several classes share (with their
+        ids).
         """
         if key in self.index_of:
             return self.index_of[key]
@@ -136,9 +143,8 @@ class Taxonomy:
         if len(matches) == 1:
             return matches[0]
         if matches:
-            raise ValueError(
-                f"the class name {key!r} is not unique; use one of the ids {', '.join(self.ids[index] for index in matches)}"
-            )
+            ids = ", ".join(self.ids[index] for index in matches)
+            raise ValueError(f"the class name {key!r} is not unique; use one of the ids {ids}")
         raise ValueError(f"no class has the id or name {key!r}{_near(key, self.names)}")
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Taxonomy:
@@ -169,7 +175,5 @@ class Taxonomy:
 
 
 def _near(key: str, names: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
     near = get_close_matches(key, list(names), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""

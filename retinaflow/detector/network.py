@@ -77,9 +77,13 @@ class NetworkConfig:
         for name, kind in (("norm", Norm), ("head_norm", HeadNorm), ("p6_from", P6Source)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {get_args(kind)}, but got {getattr(self, name)!r}.")
-        divisor = GROUPS if self.head_norm == "group" else 1
-        if self.fpn_channels < 1 or self.fpn_channels % divisor:
-            raise ValueError(f"fpn_channels must be a multiple of {divisor}, but got fpn_channels={self.fpn_channels}.")
+        # One channel per group would have nothing to normalise over on the 1 x 1 maps of small images.
+        step = 2 * GROUPS if self.head_norm == "group" else 1
+        if self.fpn_channels < 1 or self.fpn_channels % step:
+            raise ValueError(
+                f"fpn_channels must be a positive multiple of {step} with head_norm={self.head_norm}, "
+                f"but got fpn_channels={self.fpn_channels}."
+            )
 
 
 def norm_for(weights: str) -> Norm:

@@ -27,8 +27,8 @@ TopKScope = Literal["level", "class"]
 class PostprocessConfig:
     """How raw outputs become detections. The defaults are torchvision's.
 
-    score_threshold: a detection's score must exceed it; a number in [0, 1), or ``[K]`` float for one per class. It holds
-        for the class that was detected, not again for copies made for parent classes.
+    score_threshold: a detection's score must exceed it; a number in [0, 1), or ``[K]`` float for one per class.
+        It holds for the class that was detected, not again for copies made for parents.
     top_k: candidates kept before suppression, per image and ``top_k_scope``: pyramid "level" (torchvision) or "class"
         (a frequent class cannot crowd out a rare one).
     nms: "nms" drops boxes of one class that overlap a better one; "soft-nms" lowers their scores instead (for crowds).
@@ -67,8 +67,9 @@ class PostprocessConfig:
 class BatchDetections:
     """One row per detection; images in order, best score first within an image.
 
-    owner ``[D]`` int64 (image in the batch), label ``[D]`` int64 (class), score ``[D]`` float32 in (0, 1),
-    boxes ``[D, 4]`` float32 xyxy, normalised to [0, 1] of the image, possibly without area at its border.
+    owner ``[D]`` int64 (image in the batch), label ``[D]`` int64 (class), score ``[D]`` float in (0, 1),
+    boxes ``[D, 4]`` float xyxy, normalised to [0, 1] of the image, possibly without area at its border.
+    Float32, or float64 where the outputs were.
     """
 
     owner: Tensor
@@ -96,10 +97,12 @@ def detect(
     """
     batch, _, num_classes = output.class_logits.shape
     _check_shapes(output, grid, config, ancestors)
-    threshold = torch.as_tensor(config.score_threshold, dtype=torch.float32, device=output.class_logits.device)
-    threshold = threshold.expand(num_classes)
+    # Scores and boxes of half-precision outputs are float32.
+    output = RawOutput(output.class_logits, _at_least_float32(output.box_deltas))
+    dtype, device = torch.promote_types(output.class_logits.dtype, torch.float32), output.class_logits.device
+    threshold = torch.as_tensor(config.score_threshold, dtype=dtype, device=device).expand(num_classes)
     images = [_candidates(output, grid, image, threshold, config) for image in range(batch)]
-    found = _concatenated(images, output.class_logits.device)
+    found = _concatenated(images, device)
     if config.nms == "soft-nms":
         found = _soft_suppressed(found, threshold, config)
     else:
@@ -108,7 +111,7 @@ def detect(
         found = _with_ancestors(found, ancestors, config)
     found = _best_of_each_image(found, config.max_detections)
     height, width = grid.image_size
-    scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=found.boxes.device)
+    scale = torch.tensor([width, height, width, height], dtype=found.boxes.dtype, device=device)
     return BatchDetections(found.owner, found.label, found.score, found.boxes / scale)
 
 
@@ -125,12 +128,12 @@ def _candidates(
         # Columns become rows of their own, so that top-k is per class.
         rows = logits.topk(min(config.top_k, len(logits)), dim=0).indices
         pairs = (rows * num_classes + torch.arange(num_classes, device=rows.device)).flatten()
-        scores = logits.flatten()[pairs].float().sigmoid()
+        scores = _at_least_float32(logits.flatten()[pairs]).sigmoid()
         keep = scores > threshold[pairs % num_classes]
         chosen = [(scores[keep], pairs[keep])]
     score, pair = (torch.cat(parts) for parts in zip(*chosen, strict=True))
     anchor, label = pair // num_classes, pair % num_classes
-    boxes = decode(output.box_deltas[image, anchor].float(), grid.boxes[anchor])
+    boxes = decode(output.box_deltas[image, anchor], grid.boxes[anchor])
     height, width = grid.image_size
     boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=2).flatten(1)
     return BatchDetections(torch.full_like(label, image), label, score, boxes)
@@ -141,11 +144,15 @@ def _top(logits: Tensor, threshold: Tensor, k: int, first_anchor: int) -> tuple[
     # Most are far below: comparing logits spares their sigmoid. The margin, above bfloat16's rounding of the threshold,
     # leaves the verdict to the scores.
     hopeful = (logits > (threshold.logit() - 0.1).to(logits.dtype)).flatten().nonzero().squeeze(1)
-    scores = logits.flatten()[hopeful].float().sigmoid()
+    scores = _at_least_float32(logits.flatten()[hopeful]).sigmoid()
     keep = scores > threshold[hopeful % logits.shape[1]]
     scores, pairs = scores[keep], hopeful[keep]
     scores, order = scores.topk(min(k, len(scores)))
     return scores, pairs[order] + first_anchor * logits.shape[1]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _concatenated(parts: list[BatchDetections], device: torch.device) -> BatchDetections:

@@ -5,6 +5,11 @@ were made once (an image drawn n times counts n times, in truth and detections).
 validation images; the detector is taken as given, so intervals say nothing about training with another seed. A class
 whose truths lie on few images has a wide interval, and is left out of the mean in resamples where it has no truth.
 
+AP is biased upwards on resamples: a right detection drawn twice pushes precision up, a wrong one drawn twice costs
+less, the more so the fewer truths a class has. In a random scene the shift was 0.016 for classes of 20 to 60 truths and
+0.003 above 127, so with many rare classes the interval of a mean can lie wholly above its estimate. Paired differences
+suffer less, since both runs shift alike: compare runs by those, not by two intervals.
+
 Resample r is the r-th draw of ``numpy.random.default_rng(seed)``, whatever the block size; no global state. Cost:
 resamples x entries, about 0.1 s per 1,000 resamples and 1,000 entries.
 

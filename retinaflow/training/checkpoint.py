@@ -29,8 +29,8 @@ FORMAT = 1
 class Checkpoint:
     """A detector with its classes, bins and input shapes.
 
-    ``settings``: the resolved configuration of the run. ``epoch``: epochs done. ``progress``: optimizer and best value, None in a
-    checkpoint that is only for use.
+    ``settings``: the resolved configuration of the run. ``epoch``: epochs done. ``progress``: optimizer and best
+    value, None in a checkpoint that is only for use.
     """
 
     network: NetworkConfig
@@ -74,7 +74,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             torch.save(document, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        Path(partial).replace(path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
@@ -84,7 +84,8 @@ _PLAIN = ("parents", "settings", "data_digest", "epoch", "progress")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises FileNotFoundError, or ValueError for a file that is not a whole checkpoint."""
+    """Read a checkpoint to the CPU. Raises FileNotFoundError, or ValueError for a file that is not a whole
+    checkpoint."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
@@ -102,5 +103,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
         buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
         **{name: document[name] for name in _PLAIN},
     )
-
-

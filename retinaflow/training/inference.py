@@ -1,7 +1,7 @@
 """A detector over all images of an index, batch by batch, into columns of detections.
 
-Images are visited bucket by bucket in their own order, never augmented; every image is seen exactly once, and its detections
-do not depend on its neighbours in the batch.
+Images are visited bucket by bucket in their own order, never augmented; every image is seen exactly once, and its
+detections do not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from retinaflow.data.batching import AspectBuckets, plan_batches
 from retinaflow.data.images import BatchLoader, DetectionDataset
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.detector.network import RetinaNet
 from retinaflow.detector import postprocess
+from retinaflow.detector.network import RetinaNet
 from retinaflow.training.precision import Precision, autocast
 
 
@@ -35,8 +35,9 @@ def detect(
 ) -> Iterator[Detections]:
     """Detections of every batch, normalised to the original images.
 
-    ``expand_to``: ``[K, K]`` bool, row c marks the ancestors that detections of c are copied to, or None. ``after_batch`` is told
-    the number of images done, for a progress bar or to stop by raising. The model is left in the mode it was in.
+    ``expand_to``: ``[K, K]`` bool, row c marks the ancestors that detections of c are copied to, or None.
+    ``after_batch`` is told the number of images done, for a progress bar or to stop by raising. The model is left in
+    the mode it was in.
     """
     loader = BatchLoader(DetectionDataset(index), workers=workers, pin_memory=device.type == "cuda")
     batches = plan_batches(

@@ -1,8 +1,8 @@
 """Training as a generator: every epoch is one :class:`EpochResult`, and what to do with it is the caller's business.
 
-AdamW, linear warm-up and cosine decay by step, clipped gradients. All randomness is a function of (seed, epoch, place in the plan), so
-going on from a checkpoint gives what an uninterrupted training gives, bit for bit on a CPU. A non-finite loss stops the training
-and names the images of the batch.
+AdamW, linear warm-up and cosine decay by step, clipped gradients. All randomness is a function of (seed, epoch, place
+in the plan), so going on from a checkpoint gives what an uninterrupted training gives, bit for bit on a CPU. A
+non-finite loss stops the training and names the images of the batch.
 
 The epoch's images come from ``plans(epoch)``: the loop knows nothing of sampling strategies.
 """
@@ -137,15 +137,15 @@ class Trainer:
         losses = detection_loss(
             output, anchors, targets_of(batch), config=self.settings.loss, ancestors=self._ancestors
         )
-        values = float(losses.class_loss), float(losses.box_loss)
+        values = losses.class_loss.item(), losses.box_loss.item()
         if not all(map(math.isfinite, values)):
             ids = ", ".join(str(dataset.index.image_ids[image]) for image in batch.image_index.tolist())
             raise FloatingPointError(
-                f"the loss must be finite, but got class {values[0]}, box {values[1]} at step {self.step}, lr={lr:.3g}, images {ids}. "
-                "Lower lr, or look at these images."
+                f"the loss must be finite, but got class {values[0]}, box {values[1]} at step {self.step}, "
+                f"lr={lr:.3g}, images {ids}. Lower lr, or look at these images."
             )
         self._optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self._optimizer.step()
         return values

@@ -1,7 +1,7 @@
 """Which arithmetic a machine is fast at, and the context that uses it.
 
-bfloat16 pays only where the processor multiplies it in hardware (AVX512-BF16 or AMX on x86, compute capability 8 on NVIDIA);
-elsewhere it is emulated and slower than float32. Weights, optimizer and losses stay float32 in both.
+bfloat16 pays only where the processor multiplies it in hardware (AVX512-BF16 or AMX on x86, compute capability 8 on
+NVIDIA); elsewhere it is emulated and slower than float32. Weights, optimizer and losses stay float32 in both.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stop on request: SIGTERM, Ctrl-C, or the end of the process that started the training.
 
-Inside ``with StopRequest() as stop`` a first signal only sets ``stop.reason``; the loop looks at it after every step, leaves a
-checkpoint and ends in order. A second signal ends at once. ``mlflow run`` dies on SIGTERM without passing it on, so with
-``watch_parent`` the loss of the parent process counts as a request too.
+Inside ``with StopRequest() as stop`` a first signal only sets ``stop.reason``; the loop looks at it after every step,
+leaves a checkpoint and ends in order. A second signal ends at once. ``mlflow run`` dies on SIGTERM without passing it
+on, so with ``watch_parent`` the loss of the parent process counts as a request too.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ class StopRequest:
             raise Stopped(self.reason)
 
     def __enter__(self) -> Self:
-        # Python delivers signals to the main thread only; elsewhere (a notebook's worker) there is nothing to listen to.
+        # Python delivers signals to the main thread only; elsewhere (a notebook's worker) there is nothing to listen
+        # to.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -197,7 +197,7 @@ def test_bfloat16_outputs_give_float32_losses_near_those_of_float32(
 
 
 def test_a_tiny_network_learns_one_image_by_heart(generator: torch.Generator) -> None:
-    config = NetworkConfig("resnet18", 2, fpn_channels=32, head_depth=1, head_norm="group")
+    config = NetworkConfig("resnet18", 2, fpn_channels=64, head_depth=1, head_norm="group")
     model = RetinaNet(config, seed=1)
     image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8, generator=generator)
     box = torch.tensor([[16.0, 8.0, 56.0, 48.0]])
@@ -205,13 +205,13 @@ def test_a_tiny_network_learns_one_image_by_heart(generator: torch.Generator) ->
     anchors = model.anchors((64, 96)).boxes
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     history = []
-    for _ in range(30):
+    for _ in range(12):
         losses = detection_loss(model(image), anchors, targets, config=LossConfig())
         optimiser.zero_grad()
         losses.total.backward()
         optimiser.step()
         history.append(float(losses.total.detach()))
-    assert history[-1] < 0.3 * history[0]
+    assert history[-1] < 0.5 * history[0]
     with torch.no_grad():
         output = model(image)
     best = int(output.class_logits[0, :, 1].argmax())

@@ -42,7 +42,7 @@ def torchvisions_matches(targets: Targets, anchors: Tensor) -> Tensor:
 def test_matching_a_batch_is_torchvisions_matcher_on_each_image(
     block: int, targets: Targets, random_boxes: Callable[[int], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets_module, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(targets_module, "CPU_BLOCK", block)
     crowd = with_boxes(random_boxes(60), [0] * 3 + [2] * 1 + [3] * 56, batch=5)
     for batch in (targets, crowd):
         assert torch.equal(match_anchors(ANCHORS, batch), torchvisions_matches(batch, ANCHORS))
@@ -90,7 +90,7 @@ def test_the_order_of_boxes_changes_nothing_but_their_numbers(random_boxes: Call
 def test_anchors_in_group_of_regions_silence_the_class_its_ancestors_and_its_descendants(
     block: int, targets: Targets, ancestors: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets_module, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(targets_module, "CPU_BLOCK", block)
     masks = ignore_masks(ANCHORS, targets, ancestors=ancestors)
     assert masks is not None
     got = torch.einsum("bra,brk->bak", masks.anchors.float(), masks.classes.float()) > 0

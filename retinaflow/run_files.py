@@ -1,0 +1,99 @@
+"""Where a command's results go: a run that takes parameters, metrics, tags, tables and pictures.
+
+:class:`FolderRun` (``track=false``) writes them to a folder; :class:`retinaflow.tracking.MlflowRun` writes the same
+files to MLflow. A command takes a :class:`Run` and never asks which of the two it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+PICTURE_DPI = 110
+
+
+class Run(Protocol):
+    """Where a command's results go."""
+
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    def log_file(self, path: Path, folder: str | None = None) -> None: ...
+    def log_json(self, document: Any, name: str) -> None: ...
+    def log_csv(self, table: pd.DataFrame, name: str) -> None: ...
+    def log_table(self, table: pd.DataFrame, name: str) -> None: ...
+    def log_figure(self, figure: Figure, name: str) -> None: ...
+
+
+class FileRun(ABC):
+    """Turns results into files; what happens to the files is up to ``log_file``."""
+
+    @abstractmethod
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file with the run, in a folder of its artifacts or at their root."""
+
+    def log_json(self, document: Any, name: str) -> None:
+        with _named(name) as path:
+            path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+            self.log_file(path)
+
+    def log_csv(self, table: pd.DataFrame, name: str) -> None:
+        with _named(name) as path:
+            table.to_csv(path, index=False, float_format="%.6g")
+            self.log_file(path)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        with _named(name) as path:
+            figure.savefig(path, dpi=PICTURE_DPI)
+            self.log_file(path)
+
+
+class FolderRun(FileRun):
+    """The same files in a folder, and the metrics in ``metrics.jsonl``."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run_id = folder.name
+        self.folder = folder
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self.log_json({name: as_text(value) for name, value in params.items()}, "params.json")
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.log_json(dict(tags), "tags.json")
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        target = self.folder / (folder or "") / path.name
+        if path.resolve() != target.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """Nothing: ``log_csv`` has written the table, and a folder has no evaluation view."""
+
+
+def as_text(value: Any) -> str:
+    """A parameter value as it is written on the command line."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / name
