@@ -43,10 +43,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Settings(BaseModel):
     """Behaviour of all settings classes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TrackingSettings(Settings):
+    """Where the results go; part of every command."""
+
     track: bool = True
     """Log to MLflow; false writes the same files under ``output`` only."""
     experiment: str = "retinaflow"
@@ -60,6 +62,8 @@ class TrackingSettings(Settings):
 
 
 class DataSettings(TrackingSettings):
+    """Which files are read, and which of their classes."""
+
     data: str = "demo"
     """Folder in the published Open Images layout, or demo for the generated set."""
     boxes: Paths = ()
@@ -87,6 +91,8 @@ class DataSettings(TrackingSettings):
 
 
 class SplitSettings(DataSettings):
+    """What is trained on and what is judged on."""
+
     train_splits: Annotated[Names, Field(min_length=1)] = ("train",)
     """Splits to train on."""
     eval_split: str = "validation"
@@ -100,6 +106,8 @@ class SplitSettings(DataSettings):
 
 
 class SamplingFields(SplitSettings):
+    """Frequency bins and how images are drawn."""
+
     bin_strategy: BinStrategy = "log"
     """How the axis of log10(training images) is cut into bins."""
     num_bins: Annotated[int, Field(ge=1)] = 7
@@ -130,6 +138,8 @@ class BinningConfig(SamplingFields):
 
 
 class DetectionFields(Settings):
+    """From the network's output to detections and their score."""
+
     score_threshold: Share = 0.02
     """Detections below this score are dropped."""
     nms: Literal["nms", "soft-nms"] = "nms"

@@ -6,7 +6,7 @@ laptop), ``photos`` for anything else. Runs are logged with the values that were
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,14 +54,16 @@ def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
     try:
         settings = kind.model_validate(values)
         profile = PROFILES["demo" if getattr(settings, "data", "demo") == "demo" else "photos"]
-        unset = {name: profile[name] for name in profile if getattr(settings, name, None) == "auto"}
+        # The published COCO detector has no norm in its heads; everything else starts its heads anew.
+        head_norm = "none" if getattr(settings, "weights", None) == "coco" else "group"
+        automatic = {**profile, "head_norm": head_norm}
+        unset = {name: value for name, value in automatic.items() if getattr(settings, name, None) == "auto"}
         return kind.model_validate({**settings.model_dump(), **unset})
     except ValidationError as error:
-        by_name: dict[str, Any] = {}
+        by_name: dict[str, list[Any]] = {}
         for item in error.errors():
-            # A setting of several types (a number or "auto") fails once per type; the first says most.
-            by_name.setdefault(str(item["loc"][0]), item)
-        raise ValueError("\n".join(_explain(name, item) for name, item in by_name.items())) from None
+            by_name.setdefault(str(item["loc"][0]), []).append(item)
+        raise ValueError("\n".join(_explain(name, items) for name, items in by_name.items())) from None
 
 
 def _from_file(path: Any) -> dict[str, Any]:
@@ -71,22 +73,37 @@ def _from_file(path: Any) -> dict[str, Any]:
         raise FileNotFoundError(f"config={path}: no such file")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config={path}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"config={path}: the file must map setting names to values, but holds {type(values).__name__}")
     return values
 
 
-def _explain(name: str, item: Any) -> str:
-    """One message of the form "rule, but got name=value" from one of pydantic's errors."""
+_KINDS = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+}
+
+
+def _explain(name: str, items: Sequence[Any]) -> str:
+    """One message of the form "rule, but got name=value" from pydantic's errors about one setting."""
+    # A setting of several types (a number or "auto") fails once per type; the first says most.
+    item = items[0]
     if item["type"] == "extra_forbidden":
-        return f"there is no setting {name}; the command's --help lists those there are"
+        return f"there is no setting {name}, but got {name}={item['input']}; the command's --help lists those there are"
     limits = item.get("ctx", {})
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     rules = [f"{name} {signs[key]} {limits[key]:g} must hold" for key in signs if key in limits]
     if item["type"] == "literal_error":
         rules = [f"{name} must be {limits['expected']}"]
+    elif item["type"] in _KINDS:
+        words = [other["ctx"]["expected"] for other in items[1:] if other["type"] == "literal_error"]
+        rules = [f"{name} must be {' or '.join([_KINDS[item['type']], *words])}"]
     elif item["type"] == "too_short":
         rules = [f"{name} must hold at least one value"]
     rule = rules[0] if rules else f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}"

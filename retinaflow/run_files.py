@@ -49,7 +49,7 @@ class FileRun(ABC):
 
     def log_csv(self, table: pd.DataFrame, name: str) -> None:
         with _named(name) as path:
-            table.to_csv(path, index=False, float_format="%.6g")
+            table.to_csv(path, index=False)
             self.log_file(path)
 
     def log_figure(self, figure: Figure, name: str) -> None:
@@ -74,7 +74,9 @@ class FolderRun(FileRun):
             file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.log_json(dict(tags), "tags.json")
+        path = self.folder / "tags.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.log_json({**known, **tags}, "tags.json")
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         target = self.folder / (folder or "") / path.name

@@ -34,6 +34,8 @@ class DetectorModel(PythonModel):
         """Called once by MLflow."""
         self.checkpoint = load_checkpoint(Path(context.artifacts["checkpoint"]))
         self.model = self.checkpoint.build(torch.device("cpu"))
+        expand = self.checkpoint.parents == "expand"
+        self.ancestors = torch.from_numpy(self.checkpoint.taxonomy.is_ancestor) if expand else None
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Detections of every image of the frame. Raises ValueError for a value that is no image."""
@@ -58,7 +60,7 @@ class DetectorModel(PythonModel):
                 nms_iou=settings["nms_iou"],
                 max_detections=settings["max_detections"],
             )
-            found = detect(output, self.model.anchors(shape), config=config)
+            found = detect(output, self.model.anchors(shape), config=config, ancestors=self.ancestors)
         boxes = found.boxes.numpy().astype(float) * [width, height, width, height]
         return [
             (number, *box, float(score), self.checkpoint.taxonomy.ids[label])

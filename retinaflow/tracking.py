@@ -31,6 +31,9 @@ import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+_LAUNCHED = "MLFLOW_RUN_ID" in os.environ
+"""Noted now, as MLflow takes the variable away with the first run it starts."""
+
 SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv-python-headless")
 """What a logged model needs besides its own copy of this package."""
 
@@ -78,11 +81,14 @@ def start_run(
     # Under `mlflow run` the experiment and the run are set by it; naming another raises.
     launched = "MLFLOW_RUN_ID" in os.environ
     nested = mlflow.active_run() is not None
-    if not launched and not nested and resume is None:
-        mlflow.set_experiment(experiment)
-    started = mlflow.start_run(
-        run_id=resume, run_name=name if nested or not launched else None, nested=nested, log_system_metrics=False
-    )
+    try:
+        if not launched and not nested and resume is None:
+            mlflow.set_experiment(experiment)
+        started = mlflow.start_run(
+            run_id=resume, run_name=name if nested or not launched else None, nested=nested, log_system_metrics=False
+        )
+    except MlflowException as error:
+        raise ValueError(f"no run can be started in {store_uri()}: {_first_line(error)}") from None
     run = MlflowRun(started.info.run_id)
     run.set_tags({"retinaflow.command": command, **_commit()})
     try:
@@ -97,7 +103,7 @@ def start_run(
 
 def launched_by_mlflow() -> bool:
     """Whether ``mlflow run`` started this process."""
-    return "MLFLOW_RUN_ID" in os.environ
+    return _LAUNCHED
 
 
 def fetch(run_id: str, artifact: str) -> Path:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from retinaflow import tracking
 from retinaflow.commands.inputs import TrainingData, load_training_data, read_split, say
-from retinaflow.commands.judging import Judgement, judge, log_judgement, metrics_document, postprocessing, say_judgement
+from retinaflow.commands.judging import (
+    Judgement,
+    judge,
+    log_pictures,
+    log_tables,
+    metrics_document,
+    postprocessing,
+    say_judgement,
+)
 from retinaflow.config import EvaluateConfig, TrainConfig
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
@@ -19,8 +28,8 @@ from retinaflow.data.openimages import predictions_frame, read_image_ids, read_p
 from retinaflow.data.tables import Faults
 from retinaflow.detections import Detections
 from retinaflow.resolving import resolve
-from retinaflow.run_files import FolderRun, Run
-from retinaflow.scoring.bootstrap import Intervals, bootstrap_intervals
+from retinaflow.run_files import FolderRun, Run, as_text
+from retinaflow.scoring.bootstrap import bootstrap_intervals
 from retinaflow.scoring.report import class_groups
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.training.inference import detect
@@ -42,10 +51,12 @@ def run(config: EvaluateConfig) -> Judgement:
         if config.expand_predictions:
             detections = expand_to_ancestors(detections, source.judged)
         judgement = judge(detections, source.judged, source.bins, group_of_weight=config.group_of_weight)
-        intervals = _intervals(config, judgement, source)
+        document = metrics_document(judgement, source.judged)
+        if config.bootstrap > 0:
+            judgement, document["intervals"] = _with_intervals(judgement, source, config)
         run.log_metrics(judgement.metrics, step=0)
         for target in _targets(config, run):
-            _write(target, judgement, intervals, detections, source)
+            _write(target, judgement, document, detections, source)
         say_judgement(judgement)
         return judgement
 
@@ -62,20 +73,26 @@ class _Predictions:
     name: str
     judged: AnnotationIndex
     bins: ClassBins
+    dropped: pd.DataFrame
     found: Detections
 
     @staticmethod
     def open(config: EvaluateConfig) -> _Predictions:
         assert config.predictions is not None
         labels = None if config.image_labels == "none" else config.image_labels
-        index = read_split(
-            config, [config.eval_split], boxes=config.boxes, image_labels=labels, with_images=False
-        ).index
-        index = _only_listed(index, config)
-        found = read_predictions(config.predictions, index, Faults(config.on_bad_row))
+        if config.data == "trained" and (not config.boxes or labels == () or config.classes is None):
+            raise ValueError(
+                "predictions need annotations to be judged by: data must be a folder, or boxes, image_labels and "
+                "classes must be given, but got data=trained"
+            )
+        loaded = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels, with_images=False)
+        index = _only_listed(loaded.index, config)
+        faults = Faults(config.on_bad_row)
+        found = read_predictions(config.predictions, index, faults)
+        dropped = pd.concat([loaded.dropped, faults.frame()], ignore_index=True)
         nothing = np.zeros(index.num_classes, dtype=np.int64)
         no_bins = ClassBins(nothing, nothing, np.zeros(1), np.full(index.num_classes, -1, np.int32), "none", 0)
-        return _Predictions(str(config.predictions), index, no_bins, found)
+        return _Predictions(str(config.predictions), index, no_bins, dropped, found)
 
     def detections(self, stop: StopRequest) -> Detections:
         """The rows of the file."""
@@ -90,6 +107,7 @@ class _Model:
     name: str
     judged: AnnotationIndex
     bins: ClassBins
+    dropped: pd.DataFrame
     checkpoint: Checkpoint
     config: EvaluateConfig
 
@@ -99,8 +117,8 @@ class _Model:
         path = find_checkpoint(name)
         say(f"judging {path}")
         checkpoint = load_checkpoint(path)
-        judged = _judged_images(config, checkpoint)
-        return _Model(name, judged, checkpoint.bins, checkpoint, config)
+        judged, dropped = _judged_images(config, checkpoint)
+        return _Model(name, judged, checkpoint.bins, dropped, checkpoint, config)
 
     def detections(self, stop: StopRequest) -> Detections:
         """Run the detector over all images."""
@@ -136,17 +154,36 @@ def find_checkpoint(name: str) -> Path:
     return tracking.fetch(name, "checkpoints/best.pt")
 
 
-def _judged_images(config: EvaluateConfig, checkpoint: Checkpoint) -> AnnotationIndex:
+def _judged_images(config: EvaluateConfig, checkpoint: Checkpoint) -> tuple[AnnotationIndex, pd.DataFrame]:
     if config.data == "trained":
-        trained: TrainingData = load_training_data(resolve(TrainConfig, checkpoint.settings))
-        return trained.judged
+        _refuse_choice_of_data(config, checkpoint)
+        # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
+        trained: TrainingData = load_training_data(resolve(TrainConfig, {**checkpoint.settings, "config": None}))
+        return trained.judged, trained.dropped
     labels = None if config.image_labels == "none" else config.image_labels
-    index = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels).index
+    loaded = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels)
+    index = loaded.index
     missing = [mid for mid in checkpoint.taxonomy.ids if mid not in index.taxonomy.index_of]
     if missing:
         raise ValueError(f"the class list must hold the model's classes, but lacks {', '.join(missing[:5])}")
     classes = np.array([index.taxonomy.index_of[mid] for mid in checkpoint.taxonomy.ids])
-    return _only_listed(index.with_classes(classes), config)
+    return _only_listed(index.with_classes(classes), config), loaded.dropped
+
+
+def _refuse_choice_of_data(config: EvaluateConfig, checkpoint: Checkpoint) -> None:
+    """What the model was judged on in training leaves nothing to choose."""
+    same = {name: getattr(EvaluateConfig(), name) for name in _CHOICE_OF_DATA}
+    if config.eval_split == checkpoint.settings["eval_split"]:
+        same["eval_split"] = config.eval_split
+    given = [name for name, value in same.items() if getattr(config, name) != value]
+    if given:
+        name = given[0]
+        raise ValueError(
+            f"data must be given for {name} to apply, but got data=trained, {name}={as_text(getattr(config, name))}"
+        )
+
+
+_CHOICE_OF_DATA = ("eval_split", "eval_ids", "boxes", "image_labels", "classes", "hierarchy", "images", "class_group")
 
 
 def _only_listed(index: AnnotationIndex, config: EvaluateConfig) -> AnnotationIndex:
@@ -168,35 +205,32 @@ def expand_to_ancestors(detections: Detections, index: AnnotationIndex) -> Detec
     return Detections(copies.image_index, classes[order], copies.score, copies.boxes)
 
 
-def _intervals(config: EvaluateConfig, judgement: Judgement, source: _Model | _Predictions) -> Intervals | None:
-    if config.bootstrap == 0:
-        return None
-    bins = source.bins
-    groups = class_groups(bins.images_per_class, bins.bin_of_class, class_ids=source.judged.taxonomy.ids)
-    return bootstrap_intervals(judgement.scores.matches, groups=groups, resamples=config.bootstrap, seed=config.seed)
+def _with_intervals(
+    judgement: Judgement, source: _Model | _Predictions, config: EvaluateConfig
+) -> tuple[Judgement, dict[str, list[float]]]:
+    """The judgement with columns ``ap_low`` and ``ap_high``, and the intervals of the aggregates by name."""
+    taxonomy, bins = source.judged.taxonomy, source.bins
+    groups = class_groups(bins.images_per_class, bins.bin_of_class, class_ids=taxonomy.ids)
+    found = bootstrap_intervals(judgement.scores.matches, groups=groups, resamples=config.bootstrap, seed=config.seed)
+    table = judgement.table.assign(
+        ap_low=judgement.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_low, strict=True))),
+        ap_high=judgement.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_high, strict=True))),
+    )
+    named = {"mAP": found.mean, **found.groups}
+    bounds = {name: [value.low, value.high] for name, value in named.items() if np.isfinite(value.low)}
+    return replace(judgement, table=table), bounds
 
 
 def _write(
     run: Run,
     judgement: Judgement,
-    intervals: Intervals | None,
+    document: dict[str, object],
     detections: Detections,
     source: _Model | _Predictions,
 ) -> None:
-    document = metrics_document(judgement, source.judged)
-    if intervals is not None:
-        named = {"mAP": intervals.mean, **intervals.groups}
-        document["intervals"] = {
-            name: [value.low, value.high] for name, value in named.items() if value.low == value.low
-        }
-        low = dict(zip(source.judged.taxonomy.ids, intervals.ap_low, strict=True))
-        high = dict(zip(source.judged.taxonomy.ids, intervals.ap_high, strict=True))
-        judgement.table["ap_low"] = judgement.table["class_id"].map(low)
-        judgement.table["ap_high"] = judgement.table["class_id"].map(high)
+    log_tables(run, judgement, document)
+    if len(source.dropped):
+        run.log_csv(source.dropped, "dropped.csv")
     if isinstance(source, _Model):
-        log_judgement(run, judgement, detections, source.judged)
+        log_pictures(run, judgement, detections, source.judged)
         run.log_csv(predictions_frame(detections, source.judged), "predictions.csv")
-    else:
-        run.log_csv(judgement.table, "per_class_ap.csv")
-        run.log_table(judgement.table, "per_class_ap.json")
-    run.log_json(document, "metrics.json")

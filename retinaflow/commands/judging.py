@@ -64,12 +64,16 @@ def judge(
     return Judgement(scores, table, summary(table, prefix=prefix))
 
 
-def log_judgement(run: Run, judgement: Judgement, detections: Detections, index: AnnotationIndex) -> None:
-    """``per_class_ap.csv``, ``ap_vs_frequency.png``, ``detections.png`` and ``metrics.json`` at the artifact root."""
+def log_tables(run: Run, judgement: Judgement, document: dict[str, object]) -> None:
+    """``per_class_ap.csv``, the same for the table view of ``mlflow ui``, and ``metrics.json``."""
     run.log_csv(judgement.table, "per_class_ap.csv")
     run.log_table(judgement.table, "per_class_ap.json")
+    run.log_json(document, "metrics.json")
+
+
+def log_pictures(run: Run, judgement: Judgement, detections: Detections, index: AnnotationIndex) -> None:
+    """``ap_vs_frequency.png`` and ``detections.png``."""
     run.log_figure(ap_vs_frequency(judgement.table), "ap_vs_frequency.png")
-    run.log_json(metrics_document(judgement, index), "metrics.json")
     run.log_figure(detections_sheet(detections, index, judgement.table), "detections.png")
 
 

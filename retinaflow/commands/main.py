@@ -17,10 +17,17 @@ RESAMPLES = 1000
 
 
 def run(config: MainConfig) -> None:
-    """One parent run, two children, ``comparison.csv`` at the parent."""
+    """One parent run, two children, ``comparison.csv`` at the parent.
+
+    Raises ValueError for settings that leave nothing to compare.
+    """
+    if config.sampling == "uniform":
+        raise ValueError("main compares a strategy with uniform sampling, but got sampling=uniform; run train for one")
+    if config.resume is not None:
+        raise ValueError(f"main trains two detectors anew, but got resume={config.resume}; run train to go on with one")
     data = load_training_data(config)
     # The baseline is what people do without retinaflow: every image alike, in drawing and in augmentation.
-    baseline = config.model_copy(update={"sampling": "uniform", "rare_augment": config.augment})
+    baseline = config.model_copy(update={"sampling": "uniform", "rare_augment": config.augment, "register_as": None})
     with tracking.start_run("main", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
@@ -36,7 +43,7 @@ def run(config: MainConfig) -> None:
         parent.log_metrics({f"val/{row.group}": row[3] for row in table.itertuples(index=False)}, step=0)
     say(f"\nAP by frequency bin (bin 1 is the rarest), difference with its 95% interval over images:\n{_shown(table)}")
     if config.track:
-        say(f'\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (choose "Model training")')
+        say(f'\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (pick "Training runs")')
 
 
 def compare(

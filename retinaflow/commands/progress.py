@@ -23,6 +23,7 @@ class Progress:
         self._run, self._trainer, self._length, self._stop = run, trainer, length, stop
         self._stack = ExitStack()
         self._bar: Any = None
+        self._not_logged: StepResult | None = None
 
     def __enter__(self) -> Progress:
         total = self._trainer.settings.epochs * self._length
@@ -38,19 +39,27 @@ class Progress:
     def after_step(self, step: StepResult) -> None:
         self._bar.update(step.images - self._bar.n)
         self._bar.set_postfix({"class": f"{step.loss_class:.3f}", "box": f"{step.loss_box:.3f}"}, refresh=False)
+        self._not_logged = step
         if step.step % CURVE_POINTS_EVERY == 0:
-            self._run.log_metrics(
-                {
-                    "train/loss": step.loss_class + step.loss_box,
-                    "train/loss_class": step.loss_class,
-                    "train/loss_box": step.loss_box,
-                    "train/lr": step.lr,
-                },
-                step=step.step,
-            )
+            self._log_point(step)
         self._stop.check()
 
+    def _log_point(self, step: StepResult) -> None:
+        self._run.log_metrics(
+            {
+                "train/loss": step.loss_class + step.loss_box,
+                "train/loss_class": step.loss_class,
+                "train/loss_box": step.loss_box,
+                "train/lr": step.lr,
+            },
+            step=step.step,
+        )
+        self._not_logged = None
+
     def after_epoch(self, epoch: EpochResult, value: float | None) -> None:
+        # Each epoch ends with a point, so that a small set has curves too.
+        if self._not_logged is not None:
+            self._log_point(self._not_logged)
         self._run.log_metrics(
             {"train/images_per_second": epoch.images_per_second, "train/epoch": epoch.epoch}, step=epoch.step
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,10 @@ from retinaflow.training.stopping import StopRequest
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from, and the MLflow run it belongs to, if any."""
+    """A checkpoint to go on from, the best one before it, and the MLflow run they belong to, if any."""
 
     checkpoint: Checkpoint
+    best: Path | None
     run_id: str | None
 
 
@@ -40,14 +42,19 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
     if config.resume is None:
         return None
     if Path(config.resume).is_file():
-        checkpoint, run_id = load_checkpoint(Path(config.resume)), None
+        path, run_id = Path(config.resume), None
+    elif Path(config.resume).suffix == ".pt":
+        raise FileNotFoundError(f"resume={config.resume}: no such checkpoint file")
     else:
-        local = config.output / config.resume / "checkpoints" / "last.pt"
-        path = local if local.is_file() else tracking.fetch(config.resume, "checkpoints/last.pt")
-        checkpoint, run_id = load_checkpoint(path), config.resume
+        folder = config.output / config.resume / "checkpoints"
+        if not (folder / "last.pt").is_file():
+            folder = tracking.fetch(config.resume, "checkpoints")
+        path, run_id = folder / "last.pt", config.resume
+    checkpoint = load_checkpoint(path)
     if checkpoint.progress is None:
         raise ValueError(f"resume={config.resume}: the checkpoint is for use, not for going on; give a last.pt")
-    return Resumed(checkpoint, run_id)
+    best = path.with_name("best.pt")
+    return Resumed(checkpoint, best if best.is_file() else None, run_id)
 
 
 class Session:
@@ -95,8 +102,11 @@ class Session:
         say(f"{config.backbone} on {device.type}, {precision}, images of {shapes} (height x width)")
         return session
 
-    def train(self, run: Run, folder: Path, stop: StopRequest) -> Path:
-        """All epochs; ``last.pt`` after each, ``best.pt`` whenever val/mAP rises. Returns the best."""
+    def train(self, run: Run, folder: Path, stop: StopRequest, *, best_before: Path | None = None) -> Path:
+        """The remaining epochs; ``last.pt`` after each, ``best.pt`` whenever val/mAP rises. Returns the best.
+
+        ``best_before``: the best checkpoint of the training that is gone on with.
+        """
         config, trainer = self.config, self.trainer
         assert isinstance(config.eval_every, int)
         augmentation = Augmentation.by_rarity(
@@ -104,6 +114,9 @@ class Session:
         )
         dataset = DetectionDataset(self.data.train, augmentation)
         best = folder / "best.pt"
+        if best_before is not None and best_before.resolve() != best.resolve():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best_before, best)
         try:
             with Progress(run, trainer, epoch_length(config, self.data), stop) as progress:
                 for epoch in trainer.fit(
@@ -119,8 +132,9 @@ class Session:
                     save_checkpoint(self.checkpoint(progress=True), folder / "last.pt")
                     progress.after_epoch(epoch, value)
         finally:
-            if (folder / "last.pt").is_file():
-                run.log_file(folder / "last.pt", "checkpoints")
+            for path in (folder / "last.pt", best):
+                if path.is_file():
+                    run.log_file(path, "checkpoints")
         return best if best.is_file() else folder / "last.pt"
 
     def _evaluate(self, run: Run, epoch: EpochResult, stop: StopRequest) -> float:
@@ -128,6 +142,11 @@ class Session:
         run.log_metrics(judgement.metrics, step=epoch.step)
         # No class with truth: every epoch is as good as any, and the last one is kept.
         return judgement.metrics.get("val/mAP", float(epoch.epoch))
+
+    def machine_tags(self) -> dict[str, str]:
+        """What the machine decided: where it computes and with which arithmetic."""
+        trainer = self.trainer
+        return {"retinaflow.device": trainer.device.type, "retinaflow.precision": trainer.settings.precision}
 
     def judge_checkpoint(self, path: Path, stop: StopRequest) -> tuple[Detections, Judgement]:
         """Detections and scores of a saved checkpoint: what is logged is what the file gives."""
@@ -197,21 +216,20 @@ def _network(config: TrainConfig, num_classes: int) -> NetworkConfig:
         anchor_scale=float(config.anchor_scale),
         trainable_layers=trainable_layers_for(config.weights),
         norm=norm_for(config.weights),
-        head_norm=_head_norm(config),
+        head_norm=_resolved_norm(config),
         head_depth=_number(config.head_depth),
         fpn_channels=_number(config.fpn_channels),
     )
 
 
-def _head_norm(config: TrainConfig) -> HeadNorm:
-    """The published COCO detector has no norm in its heads; everything else starts its heads anew."""
-    if config.head_norm != "auto":
-        return config.head_norm
-    return "none" if config.weights == "coco" else "group"
+def _resolved_norm(config: TrainConfig) -> HeadNorm:
+    if config.head_norm == "auto":
+        raise ValueError("auto settings must be resolved before use, but got head_norm=auto")
+    return config.head_norm
 
 
 def _number(value: int | str) -> int:
-    """A setting that may have been ``auto``: :func:`retinaflow.config.resolve` has filled it in."""
+    """A setting that may have been ``auto``: :func:`retinaflow.resolving.resolve` has filled it in."""
     if not isinstance(value, int):
         raise ValueError(f"auto settings must be resolved before use, but got {value!r}")
     return value

@@ -8,7 +8,7 @@ from pathlib import Path
 from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.commands.inputs import TrainingData, load_training_data, say
-from retinaflow.commands.judging import Judgement, log_judgement, say_judgement
+from retinaflow.commands.judging import Judgement, log_pictures, log_tables, metrics_document, say_judgement
 from retinaflow.commands.session import Session, find_resumed
 from retinaflow.config import TrainConfig
 from retinaflow.run_files import Run
@@ -42,13 +42,14 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
         folder = config.output / (run.run_id if config.track else name or "train") / "checkpoints"
         _log_inputs(run, config, data)
         session = Session.start(config, data, resumed.checkpoint if resumed else None)
-        best = session.train(run, folder, stop)
+        run.set_tags(session.machine_tags())
+        best = session.train(run, folder, stop, best_before=resumed.best if resumed else None)
         detections, judgement = session.judge_checkpoint(best, stop)
         run.log_metrics(
             {f"best/{name.removeprefix('val/')}": v for name, v in judgement.metrics.items()}, step=session.trainer.step
         )
-        log_judgement(run, judgement, detections, data.judged)
-        run.log_file(best, "checkpoints")
+        log_tables(run, judgement, metrics_document(judgement, data.judged))
+        log_pictures(run, judgement, detections, data.judged)
         tracking.log_model(run, best, register_as=config.register_as)
         say_judgement(judgement)
         say(f"run {run.run_id}, best checkpoint {best}")

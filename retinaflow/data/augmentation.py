@@ -1,9 +1,9 @@
 """Augmentation whose strength follows rarity: images with rare classes are changed more, since they are repeated more.
 
 The strength s in [0, 1] of an image is base + (rare - base) * rarity, rarity being 1 when the rarest of its classes is
-in the rarest bin and 0 when it is in the most frequent. s scales the range of zoom, shift, rotation, brightness, contrast
-and hue, and the probability of blur, noise and dropout. s = 0 changes nothing at all; s > 0 flips half of the images left
-to right.
+in the rarest bin and 0 when it is in the most frequent. s scales the range of zoom, shift, rotation, brightness,
+contrast and hue, and the probability of blur, noise and dropout. s = 0 changes nothing at all; s > 0 flips half of the
+images left to right.
 
 Boxes are carried along; a box of which less than ``MIN_VISIBLE`` of the area is left in view is dropped with its label.
 The only file that imports albumentations. Randomness: one seed per call, no global state.
@@ -46,7 +46,7 @@ class Augmentation:
         return Augmentation(base + (rare - base) * bins.rarity(), base, vertical_flip)
 
     def strength(self, labels: NDArray[np.integer]) -> float:
-        """s of an image with these classes: that of the class furthest from the base; the base for an image without any."""
+        """s of an image with these classes: that of the class furthest from the base; the base without any."""
         if len(labels) == 0:
             return self.base
         strengths = self.strength_of_class[labels]

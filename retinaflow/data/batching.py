@@ -2,9 +2,9 @@
 
 A bucket is a fixed (height, width), multiples of 32, of about ``image_size`` squared pixels; buckets are spaced evenly
 in log(height / width) over the range of the training images. Every image is resized to exactly its bucket's shape, so
-there is no padding and shapes repeat. A batch comes from one bucket; images left over at the end of an epoch are batched
-by similarity of shape. Every image of the plan stands in exactly one batch, and under several ranks every rank gets as
-many batches as any other, none of them empty, their union being the plan.
+there is no padding and shapes repeat. A batch comes from one bucket; images left over at the end of an epoch are
+batched by similarity of shape. Every image of the plan stands in exactly one batch, and under several ranks every rank
+gets as many batches as any other, none of them empty, their union being the plan.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _shape(log_aspect: float, image_size: int) -> tuple[int, int]:
 
     def error(shape: tuple[int, int]) -> float:
         height, width = shape
-        return float(abs(np.log(height * width / image_size**2)) + abs(np.log(height / width) - log_aspect))
+        total = abs(np.log(height * width / image_size**2)) + abs(np.log(height / width) - log_aspect)
+        # Rounded, so that equally good shapes are told apart by their order and a tall bucket mirrors a wide one.
+        return round(float(total), 9)
 
     return min(options, key=error)
 
@@ -79,8 +81,8 @@ def plan_batches(
     """The batches of one rank, in the order of the plan: a batch stands where its last image was drawn.
 
     ``batch_size`` is per rank. Images left over in the buckets are ordered by shape and cut into batches that take the
-    bucket of their middle image; with ``batch_size`` 1 one of these may hold two. Raises ValueError when a plan has fewer
-    images than there are ranks.
+    bucket of their middle image; with ``batch_size`` 1 one of these may hold two. Raises ValueError when a plan has
+    fewer images than there are ranks.
     """
     if 0 < len(plan) < world_size:
         raise ValueError(f"an epoch needs an image per process, but got images={len(plan)}, nproc={world_size}")

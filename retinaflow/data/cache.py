@@ -17,8 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from retinaflow.data.image_files import OnBadImage, attach_files
 from retinaflow.data.column_store import DOCUMENT, FORMAT
+from retinaflow.data.image_files import OnBadImage, attach_files
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import SourceFiles, read_annotations
 from retinaflow.data.tables import Fault, Faults, OnBadRow

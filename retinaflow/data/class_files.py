@@ -29,7 +29,7 @@ def _read_class_list(path: Path) -> list[tuple[str, str]]:
         raise FileNotFoundError(f"{path}: no such file; give the class list as classes=")
     try:
         reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")))
-        rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(row)]
+        rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: the class list must be a CSV file in UTF-8: {error}") from None
     width = len(rows[0][1]) if rows else 0

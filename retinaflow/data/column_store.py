@@ -8,7 +8,6 @@ bytes to write and one to open.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import zlib

@@ -1,7 +1,8 @@
 """Image files of an index: where they are, how large they are, and their pixels.
 
-Sizes come from the file headers (no pixel is decoded), read by threads. Decoding uses OpenCV, at reduced size where the target
-is at most half as large. EXIF rotation is ignored in both, as the published boxes of Open Images refer to the stored pixels.
+Sizes come from the file headers (no pixel is decoded), read by threads. Decoding uses OpenCV, at reduced size where the
+target is at most half as large. EXIF rotation is ignored in both, as the published boxes of Open Images refer to the
+stored pixels.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _READ_HEADERS_WITH = 16
 _JPEG_END = b"\xff\xd9"
 _TAIL = 4096
 """Bytes at the end of a JPEG among which its end marker must be; cameras append thumbnails and padding."""
+_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
+"""How OpenCV decodes at 1 / factor of the size."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def attach_files(
     """The index with the file and size of every image; files are looked up by id in ``folders``, the first hit counts.
 
     ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises
-    FileNotFoundError (no file) or ValueError (unreadable), naming how many and the first.
+    FileNotFoundError (no file) or ValueError (unreadable), naming how many and the first. So it does when none is left.
     """
     root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
     found = _files_by_stem(folders, root)
@@ -52,16 +55,16 @@ def attach_files(
     shown = " or ".join(str(folder) for folder in folders)
     if bad and (on_bad_image == "stop" or len(bad) == len(index)):
         raise FileNotFoundError(
-            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {shown}; missing is {bad[0].image_id}, for "
-            "example. Is images= right? Give on_bad_image=skip to go on without them."
+            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {shown}; missing is "
+            f"{bad[0].image_id}, for example. Is images= right? Give on_bad_image=skip to go on without them."
         )
     sizes, unreadable = _read_sizes(files, root, quiet=quiet)
     bad += [BadImage(str(index.image_ids[image]), reason) for image, reason in unreadable]
-    if unreadable and on_bad_image == "stop":
+    if unreadable and (on_bad_image == "stop" or len(bad) == len(index)):
         image, reason = unreadable[0]
         raise ValueError(
-            f"{len(unreadable):,} of {len(index):,} image files cannot be read; {root / files[image]}: {reason}. Replace the file, "
-            "or give on_bad_image=skip to go on without them."
+            f"{len(unreadable):,} of {len(index):,} image files cannot be read; {root / files[image]}: {reason}. "
+            "Replace the file, or give on_bad_image=skip to go on without them."
         )
     complete = replace(index, files=files, sizes=sizes, images_folder=str(root), path=None)
     return (complete.take(np.flatnonzero(sizes[:, 0] > 0)) if bad else complete), bad
@@ -73,10 +76,11 @@ def _files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
         if not folder.is_dir():
             raise FileNotFoundError(f"images={folder}: no such folder")
         prefix = os.path.relpath(folder.resolve(), root)
-        for entry in os.scandir(folder):
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in SUFFIXES:
-                found.setdefault(stem, os.path.normpath(os.path.join(prefix, entry.name)))
+        # Sorted, so that the first hit is always the same.
+        for name in sorted(entry.name for entry in os.scandir(folder)):
+            stem, dot, suffix = name.rpartition(".")
+            if f"{dot}{suffix.lower()}" in SUFFIXES:
+                found.setdefault(stem, name if prefix == "." else f"{prefix}/{name}")
     return found
 
 
@@ -98,11 +102,12 @@ def _read_sizes(files: NDArray[np.str_], root: Path, *, quiet: bool) -> tuple[ND
 
 
 def _header_size(path: Path) -> tuple[int, int] | str:
-    """(height, width), or what is wrong. OpenCV fills the missing rows of a cut JPEG with grey and says nothing, hence the marker."""
+    """(height, width), or what is wrong."""
     try:
         with Image.open(path) as image:
             size = image.height, image.width
             is_jpeg = image.format == "JPEG"
+        # OpenCV fills the missing rows of a cut JPEG with grey and says nothing.
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - _TAIL, 0))
             return "the JPEG is cut short" if is_jpeg and _JPEG_END not in file.read() else size
@@ -128,6 +133,3 @@ def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArra
         area = pixels.shape[0] > target[0]
         pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
-_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))

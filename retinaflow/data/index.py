@@ -98,7 +98,7 @@ class AnnotationIndex:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over classes, hierarchy and all annotation columns, without files and sizes: equal means equal data."""
+        """sha256 over classes, hierarchy and all annotation columns, not files and sizes: equal means equal data."""
         hasher = hashlib.sha256(json.dumps(self.taxonomy.to_document(), sort_keys=True).encode())
         for name in _COLUMNS:
             if name not in ("files", "sizes"):

@@ -1,9 +1,9 @@
 """The published Open Images files -> AnnotationIndex. The only file that knows their names and columns.
 
 A data folder looks like the published downloads: ``images/`` (or one folder per split),
-``{split}-annotations-bbox.csv``, ``{split}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` and optionally
-a hierarchy JSON. The names that the Challenge 2018 and 2019 and Open Images V4 to V7 use are found too. Columns are read
-by header name, so the 13 columns of 2018 and the 7 of 2019 both work; flags that a file lacks are 0.
+``{split}-annotations-bbox.csv``, ``{split}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` and
+optionally a hierarchy JSON. The names that the Challenge 2018 and 2019 and Open Images V4 to V7 use are found too.
+Columns are read by header name, so the 13 columns of 2018 and the 7 of 2019 both work; flags that a file lacks are 0.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def is_plain_id(image_id: str) -> bool:
 def read_predictions(path: Path, index: AnnotationIndex, faults: Faults) -> Detections:
     """Predictions in the published columns (ImageID, LabelName, Score, XMin, XMax, YMin, YMax), CSV or Parquet.
 
-    ``image_index`` is -1 for an image that the index does not have; boxes are kept as given, valid or not (METRIC rule 3).
+    ``image_index`` is -1 for an image that the index does not have; boxes are kept as given, valid or not (METRIC rule
+    3).
     """
     table = read_table(path, text=("ImageID", "LabelName"), numbers=("Score", *_CORNERS), optional={}, faults=faults)
     table = _with_class(table, index.taxonomy, faults)

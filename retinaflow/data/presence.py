@@ -1,8 +1,8 @@
 """Which classes each image holds: what bins count and sampling weighs.
 
 A pair (image, class) stands once however many boxes it has. With ``expand`` a box counts for its class's ancestors too,
-which is what a detector trained with ``parents=learn`` sees. Cost: one sort of N int64 keys, and with ``expand`` one more
-of the pairs.
+which is what a detector trained with ``parents=learn`` sees. Cost: one sort of N int64 keys, and with ``expand`` one
+more of the pairs.
 """
 
 from __future__ import annotations

@@ -130,6 +130,8 @@ def expected_draws(weights: FloatArray, length: int, *, max_repeats: float = 100
             f"max_repeats={max_repeats:g}, images={np.count_nonzero(open_images)}"
         )
     expected = np.zeros(len(weights))
+    # Relative to the largest, so that equal weights give exactly equal draws.
+    weights = weights / weights.max() if open_images.any() else weights
     left = float(length)
     while left > 0:
         scaled = weights * (left / weights[open_images].sum())

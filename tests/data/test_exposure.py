@@ -1,0 +1,84 @@
+"""What a strategy shows the detector, in figures worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_index import make_index, random_index
+
+from retinaflow.data.bins import make_bins
+from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table, measure_exposure
+from retinaflow.data.presence import class_presence
+from retinaflow.data.sampling import STRATEGIES, SamplingSettings
+
+# Class 0 on images 0, 1 and 2, class 1 on image 2, class 2 nowhere; image 3 is empty.
+FOUR = class_presence(make_index([[0], [0], [0, 1], []], classes=3))
+
+
+def test_the_three_figures_by_hand() -> None:
+    exposure = measure_exposure(np.array([1.0, 1.0, 2.0, 0.0]), FOUR, seed=0)
+    assert exposure.expected_per_class.tolist() == [4, 2, 0]
+    assert exposure.planned_per_class.tolist() == [4, 2, 0], "whole expected counts are drawn exactly"
+    # Percentiles of (2, 4), the class without images left out: 2 + 0.95 x 2 = 3.9 over 2 + 0.05 x 2 = 2.1.
+    assert exposure.imbalance == pytest.approx(3.9 / 2.1)
+    assert exposure.coverage == 3 / 4
+    # (1 + 1 + 2)^2 / (4 x (1 + 1 + 4)) = 16 / 24.
+    assert exposure.effective_sample_size == pytest.approx(2 / 3)
+
+
+def test_uniform_draws_have_full_coverage_and_effective_size() -> None:
+    exposure = measure_exposure(np.ones(4), FOUR, seed=0)
+    assert exposure.coverage == 1
+    assert exposure.effective_sample_size == 1
+    assert exposure.planned_per_class.tolist() == FOUR.images_per_class.tolist()
+
+
+def test_one_image_drawn_alone_has_the_effective_size_of_one_image() -> None:
+    exposure = measure_exposure(np.array([4.0, 0.0, 0.0, 0.0]), FOUR, seed=0)
+    assert exposure.effective_sample_size == 1 / 4
+    assert exposure.coverage == 1 / 4
+
+
+def test_a_class_that_is_never_drawn_makes_the_imbalance_infinite() -> None:
+    presence = class_presence(make_index([[0], [1]], classes=2))
+    assert measure_exposure(np.array([2.0, 0.0]), presence, seed=0).imbalance < float("inf"), "5th percentile of (0, 2)"
+    presence = class_presence(make_index([[0]] + [[number] for number in range(1, 40)], classes=40))
+    expected = np.zeros(40)
+    expected[0] = 40
+    assert measure_exposure(expected, presence, seed=0).imbalance == float("inf")
+
+
+def test_the_table_has_one_row_per_class_rarest_first_and_three_columns_per_strategy() -> None:
+    index = make_index([[0], [0], [0, 1, 1], []], classes=3)
+    presence = class_presence(index)
+    bins = make_bins(presence, num_bins=2)
+    exposures = {"uniform": measure_exposure(np.ones(4), presence, seed=0)}
+    table = exposure_table(exposures, presence, bins, index.taxonomy)  # type: ignore[arg-type]
+    assert table["class"].tolist() == ["c2", "c1", "c0"]
+    assert table["class_id"].tolist() == ["/m/2", "/m/1", "/m/0"]
+    assert table["train_images"].tolist() == [0, 1, 3]
+    assert table["train_boxes"].tolist() == [0, 2, 3]
+    assert table["bin"].tolist()[1:] == [1, 2]
+    assert pd.isna(table["bin"][0]), "a class without images has no bin"
+    assert table["uniform_expected"].tolist() == [0, 1, 3]
+    assert table["uniform_planned"].tolist() == [0, 1, 3]
+    assert table["uniform_repeats"].tolist() == [0, 1, 1]
+
+
+def test_all_strategies_are_compared_on_one_epoch_length() -> None:
+    index = random_index(1, images=80)
+    presence = class_presence(index)
+    bins = make_bins(presence)
+    exposures = compare_strategies(presence, bins, length=50, settings=SamplingSettings(), seed=0)
+    assert tuple(exposures) == STRATEGIES
+    summary = exposure_summary(exposures)
+    assert list(summary.columns) == ["sampling", "imbalance", "coverage", "ess"]
+    assert summary["sampling"].tolist() == list(STRATEGIES)
+    assert (summary["ess"] <= 1 + 1e-12).all()
+    assert summary["ess"][0] == pytest.approx(1), "uniform"
+    assert (summary["coverage"] <= 50 / 80).all()
+    assert len(exposure_table(exposures, presence, bins, index.taxonomy)) == index.num_classes
+    # Planned draws are within one of the expected ones per image, so they agree per class up to its images.
+    for exposure in exposures.values():
+        assert (np.abs(exposure.planned_per_class - exposure.expected_per_class) <= presence.images_per_class).all()

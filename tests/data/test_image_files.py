@@ -1,0 +1,175 @@
+"""Image files: found by id, measured from their headers, decoded to a size; and ways in which they can be broken."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from made_index import make_index
+from numpy.typing import NDArray
+from PIL import Image
+
+from retinaflow.data.image_files import attach_files, decode
+from retinaflow.data.index import AnnotationIndex
+
+HEIGHT, WIDTH = 48, 80
+RGB = (200, 90, 30)
+
+
+def encoded(kind: str) -> bytes:
+    """A picture of HEIGHT x WIDTH in one colour, grey where the kind knows no colour."""
+    mode = {"grey": "L", "cmyk": "CMYK", "alpha": "RGBA"}.get(kind, "RGB")
+    if kind == "16 bit":
+        image = Image.fromarray(np.full((HEIGHT, WIDTH), 100 * 257, dtype=np.uint16))
+    else:
+        image = Image.new("RGB", (WIDTH, HEIGHT), RGB).convert(mode)
+        image = image.quantize(4) if kind == "palette" else image
+    buffer = io.BytesIO()
+    image.save(buffer, {"jpeg": "JPEG", "grey": "JPEG", "cmyk": "JPEG", "webp": "WEBP"}.get(kind, "PNG"))
+    return buffer.getvalue()
+
+
+def folder_of(tmp_path: Path, **files: bytes) -> tuple[AnnotationIndex, Path]:
+    """An index whose images i0000, i0001, ... are the given files, in order, and their folder."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, (suffix, content) in enumerate(files.items()):
+        (folder / f"i{number:04d}.{suffix.split('_')[0]}").write_bytes(content)
+    return make_index([[0]] * len(files), classes=1), folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "colour"),
+    [
+        ("jpeg", RGB),
+        ("png", RGB),
+        ("webp", RGB),
+        ("palette", RGB),
+        ("alpha", RGB),
+        # 0.299 x 200 + 0.587 x 90 + 0.114 x 30 = 116
+        ("grey", (116, 116, 116)),
+        ("cmyk", RGB),
+        ("16 bit", (100, 100, 100)),
+    ],
+)
+@pytest.mark.parametrize("target", [(HEIGHT, WIDTH), (32, 96), (96, 160), (12, 20)], ids=str)
+def test_every_kind_of_file_becomes_rgb_pixels_of_exactly_the_asked_height_and_width(
+    kind: str, colour: tuple[int, int, int], target: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(encoded(kind))
+    pixels = decode(path, (HEIGHT, WIDTH), target)
+    assert pixels.shape == (*target, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - colour).max() <= 4
+
+
+def test_sizes_are_height_and_width_from_the_headers_of_files_found_by_id(tmp_path: Path) -> None:
+    index, folder = folder_of(tmp_path, jpg=encoded("jpeg"), PNG=encoded("png"), webp=encoded("webp"), txt=b"")
+    index = index.take(np.arange(3))
+    complete, bad = attach_files(index, [folder], quiet=True)
+    assert complete.sizes.tolist() == [[HEIGHT, WIDTH]] * 3
+    assert bad == []
+    assert [complete.file_of(image).name for image in range(3)] == ["i0000.jpg", "i0001.PNG", "i0002.webp"]
+    assert complete.file_of(0).is_file()
+
+
+def test_files_in_several_folders_are_found_and_the_first_folder_counts(tmp_path: Path) -> None:
+    for name, kind in (("one", "jpeg"), ("two/deep", "png")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "i0000.jpg").write_bytes(encoded(kind))
+    (tmp_path / "two" / "deep" / "i0001.png").write_bytes(encoded("png"))
+    (tmp_path / "two" / "deep" / "i0001.jpg").write_bytes(encoded("jpeg"))
+    index = make_index([[0], [0]], classes=1)
+    complete, _ = attach_files(index, [tmp_path / "one", tmp_path / "two" / "deep"], quiet=True)
+    # Of two files with one id in a folder, the first by name counts: i0001.jpg.
+    assert complete.files.tolist() == ["one/i0000.jpg", "two/deep/i0001.jpg"]
+    other, _ = attach_files(index, [tmp_path / "two" / "deep", tmp_path / "one"], quiet=True)
+    assert other.files.tolist()[0] == "two/deep/i0000.jpg"
+
+
+def test_no_images_need_no_files(tmp_path: Path) -> None:
+    complete, bad = attach_files(make_index([], classes=1), [tmp_path], quiet=True)
+    assert len(complete) == 0
+    assert bad == []
+
+
+BROKEN = {
+    "cut JPEG": (encoded("jpeg")[:-60], "the JPEG is cut short"),
+    "header only": (encoded("jpeg")[:200], "Truncated File Read"),
+    "zero bytes": (b"", "not an image file"),
+    "text": (b"<html>not found</html>", "not an image file"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_unreadable_file_stops_with_its_path_and_reason_or_is_skipped_and_listed(name: str, tmp_path: Path) -> None:
+    content, reason = BROKEN[name]
+    index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"), jpg_1=content, jpg_2=encoded("jpeg"))
+    with pytest.raises(ValueError, match=rf"1 of 3 image files cannot be read; .*i0001\.jpg: ({reason})\. Replace"):
+        attach_files(index, [folder], quiet=True)
+    complete, bad = attach_files(index, [folder], on_bad_image="skip", quiet=True)
+    assert complete.image_ids.tolist() == ["i0000", "i0002"]
+    assert complete.boxes.tolist() == index.boxes[[0, 2]].tolist()
+    assert [image.image_id for image in bad] == ["i0001"]
+    assert bad[0].reason == reason
+
+
+def test_a_missing_file_stops_with_the_count_or_is_skipped_and_listed(tmp_path: Path) -> None:
+    index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"), jpg_1=encoded("jpeg"))
+    (folder / "i0000.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images have a file under .*images; missing is i0000"):
+        attach_files(index, [folder], quiet=True)
+    complete, bad = attach_files(index, [folder], on_bad_image="skip", quiet=True)
+    assert complete.image_ids.tolist() == ["i0001"]
+    assert [(image.image_id, image.reason) for image in bad] == [("i0000", "no file")]
+
+
+def test_a_wrong_folder_is_refused_even_when_images_may_be_skipped(tmp_path: Path) -> None:
+    index, folder = folder_of(tmp_path, jpg_0=b"", jpg_1=b"")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"0 of 2 images have a file under .*empty.*Is images= right\?"):
+        attach_files(index, [tmp_path / "empty"], on_bad_image="skip", quiet=True)
+    with pytest.raises(ValueError, match="2 of 2 image files cannot be read"):
+        attach_files(index, [folder], on_bad_image="skip", quiet=True)
+    with pytest.raises(FileNotFoundError, match=r"images=.*nowhere: no such folder"):
+        attach_files(index, [tmp_path / "nowhere"], quiet=True)
+
+
+@pytest.mark.parametrize("name", ["zero bytes", "text", "missing"])
+def test_a_decoding_error_names_the_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.jpg"
+    if name != "missing":
+        path.write_bytes(BROKEN[name][0])
+    with pytest.raises(ValueError, match=r"broken\.jpg: (not a readable image|the image cannot be read)"):
+        decode(path, (HEIGHT, WIDTH), (32, 32))
+
+
+def pattern() -> NDArray[np.uint8]:
+    """A smooth picture of 256 x 512 whose red grows to the right and whose green grows downwards."""
+    y, x = np.mgrid[0:256, 0:512]
+    return np.stack([x / 2, y / 1.0, np.full_like(x, 60)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("target", [(256, 512), (128, 256), (96, 160), (64, 128), (32, 64), (32, 32)], ids=str)
+def test_decoding_at_reduced_size_gives_what_decoding_and_shrinking_gives(
+    target: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(pattern()).save(path)
+    expected = cv2.resize(pattern(), target[::-1], interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(decode(path, (256, 512), target).astype(int) - expected).mean() < 1.5
+
+
+def test_exif_rotation_is_ignored_in_the_size_and_in_the_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    index, folder = folder_of(tmp_path, jpg=b"")
+    Image.fromarray(pattern()).save(folder / "i0000.jpg", exif=exif, quality=95)
+    complete, _ = attach_files(index, [folder], quiet=True)
+    assert complete.sizes.tolist() == [[256, 512]]
+    pixels = decode(complete.file_of(0), (256, 512), (256, 512))
+    assert np.abs(pixels.astype(int) - pattern()).mean() < 4

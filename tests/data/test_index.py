@@ -1,0 +1,239 @@
+"""The index of annotations: selections against slow loops, what is known on an image, and the way to disk and back."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_index import boxes_of, labels_of, make_index, make_taxonomy, parents_of, random_index
+
+from retinaflow.data.index import AnnotationIndex, row_starts
+
+COLUMNS = ("image_ids", "files", "sizes", "box_start", "boxes", "labels", "flags", "label_start")
+VERIFIED = ("verified_class", "verified_present")
+
+
+def assert_same(a: AnnotationIndex, b: AnnotationIndex) -> None:
+    assert a.taxonomy.to_document() == b.taxonomy.to_document()
+    for name in COLUMNS + VERIFIED:
+        first, second = getattr(a, name), getattr(b, name)
+        assert first.dtype.kind == second.dtype.kind, name
+        np.testing.assert_array_equal(first, second, err_msg=name)
+
+
+def test_an_index_without_images_can_be_asked_everything() -> None:
+    empty = make_index([], classes=3)
+    assert len(empty) == 0
+    assert len(empty.take(np.zeros(0, dtype=np.int64))) == 0
+    assert empty.with_classes(np.array([2, 0])).num_classes == 2
+    assert len(empty.exhaustive().verified_class) == 0
+    assert len(empty.digest) == 64
+
+
+def test_row_starts_by_hand_give_empty_owners_empty_ranges() -> None:
+    assert row_starts(np.array([0, 0, 2]), 4).tolist() == [0, 2, 2, 3, 3]
+    assert row_starts(np.zeros(0, dtype=np.int64), 0).tolist() == [0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_take_gives_the_chosen_images_with_their_rows_and_nothing_else(seed: int) -> None:
+    index = random_index(seed)
+    chosen = np.random.default_rng(seed).choice(len(index), 11, replace=False)
+    taken = index.take(np.concatenate([chosen, chosen[:3]]))
+    wanted = [str(index.image_ids[image]) for image in sorted(chosen)]
+    assert taken.image_ids.tolist() == wanted, "ascending, each once"
+    assert boxes_of(taken) == {name: boxes_of(index)[name] for name in wanted}
+    assert labels_of(taken) == {name: labels_of(index)[name] for name in wanted}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_taking_all_images_changes_nothing(seed: int) -> None:
+    index = random_index(seed)
+    assert_same(index.take(np.arange(len(index))), index)
+
+
+@pytest.mark.parametrize("classes", [[0], [6, 2, 3], [7, 6, 5, 4, 3, 2, 1, 0]], ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_with_classes_keeps_every_image_and_the_rows_of_the_classes(seed: int, classes: list[int]) -> None:
+    index = random_index(seed)
+    chosen = index.with_classes(np.array(classes))
+    ids = {f"/m/{number}" for number in classes}
+    assert chosen.taxonomy.ids == tuple(f"/m/{number}" for number in classes), "class k is classes[k]"
+    assert boxes_of(chosen) == {name: [row for row in rows if row[0] in ids] for name, rows in boxes_of(index).items()}
+    assert labels_of(chosen) == {
+        name: [row for row in rows if row[0] in ids] for name, rows in labels_of(index).items()
+    }
+
+
+def test_what_is_known_by_hand_goes_up_for_present_and_down_for_absent() -> None:
+    # 0 > 1 > 2 and 3 > 4. Image 0: class 1 present, so 0 too. Image 1: class 1 absent, so 2 too. Image 2: a box of 2,
+    # so 1 and 0. Image 3: nothing. Image 4: class 3 absent, so 4 too, and class 2 absent.
+    index = make_index(
+        [[], [], [2], [], []],
+        classes=5,
+        links=[(0, 1), (1, 2), (3, 4)],
+        labelled=[[(1, True)], [(1, False)], [], [], [(3, False), (2, False)]],
+    )
+    known = [np.flatnonzero(index.verified(image)).tolist() for image in range(5)]
+    assert known == [[0, 1], [1, 2], [0, 1, 2], [], [2, 3, 4]]
+
+
+def slowly_known(index: AnnotationIndex, image: int) -> set[int]:
+    above = parents_of(index.taxonomy)
+    known: set[int] = set()
+    for row in range(index.box_start[image], index.box_start[image + 1]):
+        known |= {int(index.labels[row])} | above[int(index.labels[row])]
+    for row in range(index.label_start[image], index.label_start[image + 1]):
+        label = int(index.verified_class[row])
+        below = {child for child in above if label in above[child]}
+        known |= {label} | (above[label] if index.verified_present[row] else below)
+    return known
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_known_agrees_with_a_slow_loop(seed: int) -> None:
+    index = random_index(seed)
+    for image in range(len(index)):
+        assert set(np.flatnonzero(index.verified(image)).tolist()) == slowly_known(index, image)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exhaustive_adds_an_absent_label_for_every_unknown_class_and_no_other(seed: int) -> None:
+    index = random_index(seed)
+    full = index.exhaustive()
+    assert all(full.verified(image).all() for image in range(len(full)))
+    assert boxes_of(full) == boxes_of(index)
+    before, after = labels_of(index), labels_of(full)
+    for image, name in enumerate(before):
+        unknown = set(range(index.num_classes)) - slowly_known(index, image)
+        assert after[name] == before[name] + [(f"/m/{label}", False) for label in sorted(unknown)]
+
+
+def test_box_image_and_label_image_name_the_owner_of_every_row() -> None:
+    index = make_index([[0, 1], [], [1]], classes=2, labelled=[[], [(0, True)], [(1, False)]])
+    assert index.box_image.tolist() == [0, 0, 2]
+    assert index.label_image.tolist() == [1, 2]
+
+
+def test_a_saved_index_opened_again_is_the_same_and_is_mapped(tmp_path: Path) -> None:
+    index = replace(
+        random_index(1),
+        sizes=np.arange(60, dtype=np.int32).reshape(30, 2),
+        files=np.array([f"sub/{number}.jpg" for number in range(30)]),
+        images_folder="/somewhere",
+    )
+    index.save(tmp_path / "deep" / "index", notes={"dropped": [["a.csv", 3]]})
+    again = AnnotationIndex.open(tmp_path / "deep" / "index")
+    assert_same(again, index)
+    assert again.digest == index.digest
+    assert again.file_of(4) == Path("/somewhere/sub/4.jpg")
+    assert again.notes == {"dropped": [["a.csv", 3]]}
+    assert isinstance(again.boxes, np.memmap)
+    assert not again.boxes.flags.writeable
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["index"], "nothing is left beside it"
+
+
+def test_an_index_without_images_survives_the_way_to_disk(tmp_path: Path) -> None:
+    empty = make_index([], classes=2)
+    empty.save(tmp_path / "index")
+    assert_same(AnnotationIndex.open(tmp_path / "index"), empty)
+
+
+def test_saving_again_replaces_the_index_that_stands_there(tmp_path: Path) -> None:
+    random_index(1).save(tmp_path / "index")
+    random_index(2).save(tmp_path / "index")
+    assert_same(AnnotationIndex.open(tmp_path / "index"), random_index(2))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failed_save_leaves_the_index_that_stands_there_alone(tmp_path: Path) -> None:
+    random_index(1).save(tmp_path / "index")
+    with pytest.raises(TypeError):
+        random_index(2).save(tmp_path / "index", notes={"no JSON": object()})
+    assert_same(AnnotationIndex.open(tmp_path / "index"), random_index(1))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+FILES = [*(f"{name}.npy" for name in COLUMNS + VERIFIED), "index.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("where", [0.3, 0.99], ids=["near the start", "near the end"])
+def test_a_flipped_bit_in_any_file_is_noticed(name: str, where: float, tmp_path: Path) -> None:
+    random_index(1).save(tmp_path / "index")
+    file = tmp_path / "index" / name
+    content = bytearray(file.read_bytes())
+    content[int(where * len(content))] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged|not a saved index|not the 2 this version reads"):
+        AnnotationIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, b"", b"[]"], ids=["missing", "empty", "other"])
+def test_a_missing_or_emptied_file_is_noticed(name: str, content: bytes | None, tmp_path: Path) -> None:
+    random_index(1).save(tmp_path / "index")
+    (tmp_path / "index" / name).unlink() if content is None else (tmp_path / "index" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=str(tmp_path / "index")):
+        AnnotationIndex.open(tmp_path / "index")
+
+
+def test_an_index_of_another_format_is_not_opened(tmp_path: Path) -> None:
+    random_index(1).save(tmp_path / "index")
+    document = json.loads((tmp_path / "index" / "index.json").read_text(encoding="utf-8"))
+    (tmp_path / "index" / "index.json").write_text(json.dumps(document | {"format": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match="index format 1 is not the 2 this version reads"):
+        AnnotationIndex.open(tmp_path / "index")
+
+
+def test_a_pickled_opened_index_is_its_path_and_maps_the_same_files(tmp_path: Path) -> None:
+    random_index(1, images=2000).save(tmp_path / "index")
+    opened = AnnotationIndex.open(tmp_path / "index")
+    pickled = pickle.dumps(opened)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    assert_same(again, opened)
+    assert isinstance(again.boxes, np.memmap)
+    assert again.boxes.filename == opened.boxes.filename
+
+
+def test_a_pickled_index_in_memory_carries_its_columns(tmp_path: Path) -> None:
+    random_index(1).save(tmp_path / "index")
+    part = AnnotationIndex.open(tmp_path / "index").take(np.array([3, 4, 9]))
+    (tmp_path / "index" / "boxes.npy").unlink()
+    assert_same(pickle.loads(pickle.dumps(part)), part)
+
+
+def changed(index: AnnotationIndex, name: str) -> AnnotationIndex:
+    if name == "taxonomy":
+        return replace(index, taxonomy=make_taxonomy(index.num_classes, [(0, 7)]))
+    column = getattr(index, name).copy()
+    if name in ("box_start", "label_start"):
+        column[1] += 1 if column[1] < column[2] else -1
+    elif name == "image_ids":
+        column[0] = "h9999"
+    else:
+        column.flat[0] = not column.flat[0] if column.dtype == bool else column.flat[0] + 1
+    return replace(index, **{name: column})
+
+
+@pytest.mark.parametrize("name", ["taxonomy", "image_ids", *COLUMNS[3:], *VERIFIED])
+def test_a_change_in_any_annotation_changes_the_digest(name: str) -> None:
+    index = random_index(3)
+    assert changed(index, name).digest != index.digest
+
+
+def test_files_and_sizes_do_not_change_the_digest() -> None:
+    index = random_index(3)
+    other = replace(index, files=np.full(30, "x.jpg"), sizes=np.full((30, 2), 7, np.int32), images_folder="elsewhere")
+    assert other.digest == index.digest
+
+
+def test_ids_in_any_script_have_a_digest() -> None:
+    index = replace(make_index([[0], [0]], classes=1), image_ids=np.array(["größe", "日本"]))
+    other = replace(index, image_ids=np.array(["größe", "日木"]))
+    assert index.digest != other.digest

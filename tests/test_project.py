@@ -1,0 +1,380 @@
+"""The house rules: who may import whom, what stays behind which fence, and that the papers agree with the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import retinaflow
+from retinaflow.cli import written
+from retinaflow.config import COMMANDS, Settings
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "retinaflow"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [path.relative_to(PACKAGE).as_posix() for path in SOURCES]
+
+MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
+    "__init__": (),
+    "boxes": (),
+    "detections": (),
+    "data": ("boxes", "detections", "data"),
+    "detector": ("boxes", "detections", "detector"),
+    "scoring": ("boxes", "detections", "scoring", "data.taxonomy"),
+    "training": ("boxes", "detections", "data", "detector", "training"),
+    "config": ("data",),
+    "resolving": ("config",),
+    "run_files": (),
+    "tracking": ("run_files", "training.stopping"),
+    "served_model": ("boxes", "detections", "data", "detector", "training"),
+    "commands": (
+        *("boxes", "detections", "data", "detector", "scoring", "training"),
+        *("config", "resolving", "run_files", "tracking", "commands"),
+    ),
+    "cli": ("config", "resolving", "training.stopping", "commands"),
+    "__main__": ("cli",),
+}
+"""Top-level module or folder -> what it may import, by prefix. A module that is not here has no place in the order."""
+
+ONLY_IN: Mapping[str, tuple[str, ...]] = {
+    "mlflow": ("tracking.py", "served_model.py"),
+    "albumentations": ("data/augmentation.py",),
+    "optuna": ("commands/search.py",),
+}
+COLUMN_FILES = re.compile(r"data/(openimages|index|demo\w*|taxonomy|class_files)\.py")
+MAX_FILE, MAX_FUNCTION = 350, 60
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / module).read_text(encoding="utf-8"), filename=module)
+
+
+def _imports(module: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """(line, imported module, names) of every import anywhere in a file, relative ones made absolute."""
+    place = ["retinaflow", *Path(module).parent.parts]
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, ()
+        elif isinstance(node, ast.ImportFrom):
+            base = place[: len(place) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            yield node.lineno, source, tuple(alias.name for alias in node.names)
+
+
+def _own_edges(module: str) -> Iterator[tuple[int, str]]:
+    """(line, target) of imports from the package, target without the leading ``retinaflow.``."""
+    for line, source, names in _imports(module):
+        if source.split(".")[0] != "retinaflow":
+            continue
+        inside = source.removeprefix("retinaflow").removeprefix(".")
+        is_folder = (PACKAGE / inside.replace(".", "/")).is_dir()
+        for target in [f"{inside}.{name}".strip(".") for name in names] if is_folder else [inside]:
+            yield line, target
+
+
+def _under(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _strings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def _listed_files() -> list[Path]:
+    """What git tracks or would track."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+# Imports
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    top = Path(module).parts[0].removesuffix(".py")
+    assert top in MAY_IMPORT, f"retinaflow/{module} has no place in the order of imports (MAY_IMPORT)"
+    wrong = [f"line {n}: {target}" for n, target in _own_edges(module) if not _under(target, MAY_IMPORT[top])]
+    assert not wrong, f"retinaflow/{module} may import {', '.join(MAY_IMPORT[top]) or 'nothing'}, but imports {wrong}"
+
+
+def test_imports_of_the_package_form_no_cycle() -> None:
+    from graphlib import TopologicalSorter
+
+    names = {module.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for module in MODULES}
+    edges = {
+        module.removesuffix(".py").replace("/", "."): {target for _, target in _own_edges(module) if target in names}
+        for module in MODULES
+        if not module.endswith("__init__.py")
+    }
+    TopologicalSorter(edges).prepare()
+
+
+def test_the_settings_import_nothing_from_data_but_names_of_choices() -> None:
+    for line, source, names in _imports("config.py"):
+        if source.startswith("retinaflow.data."):
+            module = source.removeprefix("retinaflow.").replace(".", "/") + ".py"
+            aliases = {
+                target.id
+                for node in _tree(module).body
+                if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal[")
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            assert set(names) <= aliases, f"config.py line {line}: {set(names) - aliases} of {source} is no Literal"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_stays_behind_its_fence(library: str) -> None:
+    wrong = [
+        f"retinaflow/{module} line {line}"
+        for module in MODULES
+        if module not in ONLY_IN[library]
+        for line, source, _ in _imports(module)
+        if source.split(".")[0] == library
+    ]
+    assert not wrong, f"{library} may be imported by {', '.join(ONLY_IN[library])} only, but {wrong} do too"
+
+
+def test_scoring_and_data_do_without_torch() -> None:
+    wrong = [
+        f"retinaflow/{module} line {line}"
+        for module in MODULES
+        if module.startswith(("scoring/", "data/")) and module != "data/images.py"
+        for line, source, _ in _imports(module)
+        if source.split(".")[0] in ("torch", "torchvision")
+    ]
+    assert not wrong, f"of data and scoring only data/images.py may import torch, but {wrong} do too"
+
+
+def test_published_column_names_stand_in_their_readers_and_writers_only() -> None:
+    wrong = [
+        f"retinaflow/{module} line {line}: {text!r}"
+        for module in MODULES
+        if not COLUMN_FILES.fullmatch(module)
+        for line, text in _strings(_tree(module))
+        if text in ("ImageID", "LabelName", "IsGroupOf")
+    ]
+    assert not wrong, f"only {COLUMN_FILES.pattern} may know a column name, but got {wrong}"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = ("torch", "mlflow", "numpy", "pandas", "pydantic", "cv2")
+    code = f"import sys, retinaflow; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+# Form
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    empty = {"utils", "util", "common", "helpers", "helper", "manager", "base", "core", "misc"}
+    python = [path for path in _listed_files() if path.suffix == ".py"]
+    assert not [str(path) for path in python if path.stem.lower() in empty]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_and_its_functions_are_short(module: str) -> None:
+    lines = len((PACKAGE / module).read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_FILE, f"retinaflow/{module} has {lines} lines"
+    long = [
+        f"{node.name} ({node.end_lineno - node.lineno + 1} lines)"
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= MAX_FUNCTION
+    ]
+    assert not long, f"retinaflow/{module}: {long} are longer than {MAX_FUNCTION} lines"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if (PACKAGE / name).stat().st_size])
+def test_every_file_and_public_name_says_what_it_is(module: str) -> None:
+    tree = _tree(module)
+    assert ast.get_docstring(tree), f"retinaflow/{module} has no docstring"
+    silent = [
+        f"{node.name} (line {node.lineno})"
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert not silent, f"retinaflow/{module}: {silent} have no docstring"
+
+
+# MLproject, conda.yaml, pyproject.toml
+
+
+def _mlproject() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
+    return document
+
+
+def _pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def _same(first: str, second: str) -> bool:
+    try:
+        return float(first) == float(second)
+    except ValueError:
+        return first == second
+
+
+def test_every_entry_point_is_a_command_and_every_command_an_entry_point() -> None:
+    assert set(_mlproject()["entry_points"]) == set(COMMANDS)
+
+
+def test_every_command_has_a_module_that_runs_it() -> None:
+    for name in COMMANDS:
+        functions = [node.name for node in _tree(f"commands/{name}.py").body if isinstance(node, ast.FunctionDef)]
+        assert "run" in functions, f"commands/{name}.py has no function run"
+
+
+@pytest.mark.parametrize("entry_point", _mlproject()["entry_points"])
+def test_a_declared_parameter_is_a_setting_with_the_same_default(entry_point: str) -> None:
+    fields = COMMANDS[entry_point].model_fields
+    for name, declared in _mlproject()["entry_points"][entry_point]["parameters"].items():
+        assert name in fields, f"MLproject declares {entry_point} {name}, which is no setting"
+        default = written(fields[name].default)
+        assert _same(str(declared["default"]), default), (
+            f"MLproject gives {entry_point} {name}={declared['default']}, config.py {name}={default}"
+        )
+
+
+@pytest.mark.parametrize("entry_point", _mlproject()["entry_points"])
+def test_a_command_hands_on_every_declared_parameter_under_its_own_name(entry_point: str) -> None:
+    declared = _mlproject()["entry_points"][entry_point]
+    flags = [word for name in declared["parameters"] for word in (f"--{name}", f"{{{name}}}")]
+    words = shlex.split(declared["command"])
+    assert words[:4] == ["python", "-m", "retinaflow", entry_point]
+    assert words[4:] == flags, f"MLproject {entry_point}: the flags must be those of the parameters, in their order"
+
+
+@pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
+def test_every_setting_says_what_it_means(kind: type[Settings]) -> None:
+    silent = [name for name, field in kind.model_fields.items() if not (field.description or "").strip()]
+    assert not silent, f"{kind.__name__}: {silent} have no docstring"
+
+
+def test_conda_and_pip_install_the_same_packages() -> None:
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text(encoding="utf-8"))
+    pip = next(item["pip"] for item in conda["dependencies"] if isinstance(item, dict))
+    assert pip == _pyproject()["project"]["dependencies"]
+    assert "python=3.11" in conda["dependencies"]
+    assert _pyproject()["project"]["requires-python"] == ">=3.11"
+
+
+def test_the_packages_that_the_project_is_built_on_are_required() -> None:
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
+
+    project = _pyproject()["project"]
+    wanted = {"torch", "torchvision", "mlflow", "optuna", "pandas", "numpy", "albumentations"}
+    assert wanted <= names(project["dependencies"])
+    assert "pytest" in names(project["optional-dependencies"]["test"])
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\S+)", changes, flags=re.MULTILINE)
+    assert headings, "CHANGELOG.md has no heading '## VERSION'"
+    assert {_pyproject()["project"]["version"], headings[0]} == {retinaflow.__version__}
+
+
+# README and docs
+
+
+def _readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _mlflow_commands() -> list[list[str]]:
+    """Words of every ``mlflow run`` in the README, continued lines joined."""
+    text = re.sub(r"\\\n\s*", " ", _readme())
+    return [line.strip("` ").split() for line in re.findall(r"mlflow run [^\n`]*", text)]
+
+
+@pytest.mark.parametrize("entry_point", COMMANDS)
+def test_the_readme_shows_every_entry_point(entry_point: str) -> None:
+    assert re.search(rf"mlflow run \. -e {entry_point}\b", _readme()), (
+        f"README.md lacks `mlflow run . -e {entry_point}`"
+    )
+
+
+def test_the_readme_names_only_settings_that_exist() -> None:
+    known = {name for kind in COMMANDS.values() for name in kind.model_fields}
+    named = re.findall(r"-P\s+(\w+)=", _readme())
+    assert named, "README.md shows no -P NAME=VALUE"
+    assert not [name for name in named if name not in known]
+
+
+def test_the_readme_gives_each_command_settings_of_its_own() -> None:
+    for words in _mlflow_commands():
+        entry_point = words[words.index("-e") + 1] if "-e" in words else "main"
+        assert entry_point in COMMANDS, f"README.md runs {entry_point}, which is no entry point"
+        given = [words[n + 1].split("=")[0] for n, word in enumerate(words[:-1]) if word == "-P"]
+        unknown = [name for name in given if name not in COMMANDS[entry_point].model_fields]
+        assert not unknown, f"README.md gives {entry_point} the settings {unknown}, which it does not have"
+
+
+def test_the_readme_tests_as_the_build_does() -> None:
+    install, test = re.compile(r"pip install\b.*\.\[test\]"), re.compile(r"^\s*pytest\b", flags=re.MULTILINE)
+    for name in ("README.md", ".ci/run"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        first = install.search(text)
+        assert first, f"{name} lacks pip install '.[test]'"
+        assert test.search(text, first.end()), f"{name} runs no pytest after pip install '.[test]'"
+
+
+def _documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", _documents(), ids=lambda path: path.name)
+def test_links_and_pictures_of_a_document_exist(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(<?([^)\s>]+)>?(?:\s[^)]*)?\)|<(?:img|a)\s[^>]*(?:src|href)=\"([^\"]+)\"", text)
+    missing = [
+        target
+        for target in (markdown or html for markdown, html in targets)
+        if not re.match(r"[a-z]+:|#", target) and not (document.parent / target.split("#")[0]).exists()
+    ]
+    assert not missing, f"{document.name} links to {missing}, which do not exist"
+
+
+def test_pictures_are_small() -> None:
+    pictures = [path for path in _listed_files() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".gif", ".svg"}]
+    large = {str(path.relative_to(ROOT)): path.stat().st_size for path in pictures if path.stat().st_size > 300_000}
+    assert not large, f"pictures must be under 300 kB, but got {large}"
+
+
+def test_no_file_names_this_machine_or_a_package_registry() -> None:
+    machine = re.compile(rb"(?<![\w.*-])/(?:root|work|tmp)/|(?<![\w.*-])/home/[a-z]")
+    registry = re.compile(rb"pypi\.org|pythonhosted\.org|anaconda\.(?:org|com)|pytorch\.org/whl|registry\.npmjs\.org")
+    found = []
+    for path in _listed_files():
+        data = path.read_bytes()
+        if b"\0" in data[:8192]:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)} line {data.count(bytes([10]), 0, hit.start()) + 1}: {hit.group().decode()}"
+            for pattern in (machine, registry)
+            for hit in pattern.finditer(data)
+        ]
+    assert not found, f"files must not name machine paths or registries, but got {found}"
