@@ -140,7 +140,7 @@ class BinningConfig(SamplingFields):
 class DetectionFields(Settings):
     """From the network's output to detections and their score."""
 
-    score_threshold: Share = 0.02
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Detections below this score are dropped."""
     nms: Literal["nms", "soft-nms"] = "nms"
     """How overlapping detections of one class are thinned out."""

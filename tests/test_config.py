@@ -120,6 +120,7 @@ BAD: list[tuple[str, str, str]] = [
         "vgg16",
         "backbone must be 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', but got backbone=vgg16",
     ),
+    ("score_threshold", "1", "score_threshold < 1 must hold, but got score_threshold=1"),
     ("sampling", "fair", "but got sampling=fair"),
     ("epochs", "x", "epochs must be a whole number or 'auto', but got epochs=x"),
     ("epochs", "0", "epochs >= 1 must hold, but got epochs=0"),

@@ -1,7 +1,7 @@
 """A detector over all images of an index, batch by batch, into columns of detections.
 
-Images are visited bucket by bucket in their own order, never augmented; every image is seen exactly once, and its
-detections do not depend on its neighbours in the batch.
+Images are visited bucket by bucket in their own order, never augmented; every image is seen exactly once and in the
+shape of its own bucket, so its detections depend neither on its neighbours in the batch nor on the batch size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from retinaflow.data.batching import AspectBuckets, plan_batches
+from retinaflow.data.batching import AspectBuckets, PlannedBatch
 from retinaflow.data.images import BatchLoader, DetectionDataset
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
@@ -40,13 +40,10 @@ def detect(
     the mode it was in.
     """
     loader = BatchLoader(DetectionDataset(index), workers=workers, pin_memory=device.type == "cuda")
-    batches = plan_batches(
-        np.arange(len(index)), buckets.assign(np.asarray(index.sizes)), buckets, batch_size=batch_size
-    )
     was_training = model.training
     model.eval()
     try:
-        for batch in loader.load(batches):
+        for batch in loader.load(list(_batches(index, buckets, batch_size))):
             grid = model.anchors((batch.images.shape[2], batch.images.shape[3]))
             with torch.inference_mode(), autocast(device, precision):
                 output = model(batch.images.to(device, non_blocking=True))
@@ -60,3 +57,13 @@ def detect(
             )
     finally:
         model.train(was_training)
+
+
+def _batches(index: AnnotationIndex, buckets: AspectBuckets, batch_size: int) -> Iterator[PlannedBatch]:
+    """Unlike those of training, batches are not filled up with images of other buckets, which would change shape."""
+    bucket = buckets.assign(np.asarray(index.sizes))
+    for number, shape in enumerate(buckets.shapes):
+        images = np.flatnonzero(bucket == number)
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            yield PlannedBatch(shape, part, part)

@@ -1,0 +1,85 @@
+"""A small detector and the tiny data set, ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from retinaflow.data.augmentation import Augmentation
+from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.bins import ClassBins, make_bins
+from retinaflow.data.cache import load_index
+from retinaflow.data.images import DetectionDataset
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import find_files
+from retinaflow.data.presence import class_presence
+from retinaflow.data.sampling import epoch_plan
+from retinaflow.detector.loss import LossConfig
+from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.training.checkpoint import on_device
+from retinaflow.training.loop import FitSettings, Trainer
+
+CPU = torch.device("cpu")
+
+
+class MakeDataset(Protocol):
+    """The fixture ``tiny_dataset`` of ``tests/conftest.py``."""
+
+    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Twelve images, their bins and buckets; trainers of one small detector."""
+
+    index: AnnotationIndex
+    bins: ClassBins
+    buckets: AspectBuckets
+
+    @property
+    def dataset(self) -> DetectionDataset:
+        """Augmented, as in training."""
+        return DetectionDataset(self.index, Augmentation.by_rarity(self.bins, base=0.3, rare=0.8))
+
+    @property
+    def plans(self) -> Callable[[int], NDArray[np.int64]]:
+        """Every image once an epoch."""
+        return lambda epoch: epoch_plan(np.ones(len(self.index)), seed=0, epoch=epoch)
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The smallest detector there is."""
+        return NetworkConfig("resnet18", self.index.num_classes, head_norm="group", head_depth=1, fpn_channels=64)
+
+    def trainer(self, *, epochs: int, seed: int = 0, lr: float = 1e-3) -> Trainer:
+        """A new detector that nothing was done to."""
+        settings = FitSettings(
+            epochs=epochs,
+            batch_size=4,
+            lr=lr,
+            weight_decay=0.01,
+            warmup=0.1,
+            clip=5.0,
+            precision="float32",
+            workers=0,
+            seed=seed,
+            loss=LossConfig(learn_ancestors=True, box_loss="l1"),
+        )
+        model = on_device(RetinaNet(self.network, seed=seed), CPU)
+        return Trainer(model, settings, device=CPU, ancestors=torch.from_numpy(self.index.taxonomy.is_ancestor))
+
+
+@pytest.fixture
+def lab(tiny_dataset: MakeDataset) -> Lab:
+    """The tiny data set at 64 pixels, in three buckets."""
+    data = tiny_dataset()
+    index = load_index(find_files(data, ["train"]), [data / "images"], say=lambda text: None).index
+    buckets = AspectBuckets.fit(index.sizes, image_size=64, num_buckets=3)
+    return Lab(index, make_bins(class_presence(index, expand=True), num_bins=3), buckets)

@@ -1,0 +1,44 @@
+"""Precision: what auto means on which machine, and what the context computes in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from retinaflow.training.precision import autocast, fast_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        pytest.param({"avx512_bf16": True}, "bfloat16", id="AVX512-BF16"),
+        pytest.param({"amx_bf16": True}, "bfloat16", id="AMX"),
+        pytest.param({"avx2": True, "avx512_bf16": False}, "float32", id="AVX2"),
+        pytest.param({}, "float32", id="unknown"),
+    ],
+)
+def test_auto_is_bfloat16_only_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fast_precision(CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("major", "expected"), [(7, "float32"), (8, "bfloat16"), (9, "bfloat16")], ids=["Volta", "Ampere", "Hopper"]
+)
+def test_auto_on_a_gpu_goes_by_its_generation(monkeypatch: pytest.MonkeyPatch, major: int, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 5))
+    assert fast_precision(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_network_computes_in_the_precision_and_keeps_its_weights_in_float32(
+    precision: str, dtype: torch.dtype
+) -> None:
+    layer = torch.nn.Linear(3, 2)
+    with autocast(CPU, precision):  # type: ignore[arg-type]
+        assert layer(torch.ones(1, 3)).dtype == dtype
+    assert layer.weight.dtype == torch.float32

@@ -1,0 +1,181 @@
+"""The training loop: it learns, repeats itself bit for bit, and says which images broke it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from retinaflow.training.loop import StepResult, Trainer, learning_rate
+
+HAND_WORKED = [
+    # Ten steps, two of them rising: 1/2, 1, then half a cosine over the other eight.
+    pytest.param(0, 10, 0.2, 0.5, id="half way up"),
+    pytest.param(1, 10, 0.2, 1.0, id="top of the rise"),
+    pytest.param(2, 10, 0.2, 1.0, id="start of the cosine"),
+    # (4 - 2) / 8 = 1/4 of the way: (1 + cos 45 degrees) / 2.
+    pytest.param(4, 10, 0.2, (1 + 2**-0.5) / 2, id="a quarter down"),
+    pytest.param(6, 10, 0.2, 0.5, id="half way down"),
+    pytest.param(10, 10, 0.2, 0.0, id="after the last step"),
+    pytest.param(12, 10, 0.2, 0.0, id="further on"),
+    pytest.param(0, 10, 0.0, 1.0, id="no warm-up"),
+    pytest.param(0, 1, 1.0, 1.0, id="one step in all"),
+    pytest.param(4, 10, 1.0, 0.5, id="rising all along"),
+]
+
+
+@pytest.mark.parametrize(("step", "total", "warmup", "expected"), HAND_WORKED)
+def test_the_learning_rate_is(step: int, total: int, warmup: float, expected: float) -> None:
+    assert learning_rate(step, total, highest=0.3, warmup=warmup) == pytest.approx(0.3 * expected, abs=1e-15)
+
+
+def _train(lab: Any, trainer: Trainer) -> list[Any]:
+    return list(trainer.fit(lab.dataset, lab.buckets, lab.plans))
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
+
+
+def _assert_same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def test_the_loss_of_a_tiny_problem_falls(lab: Any) -> None:
+    results = _train(lab, lab.trainer(epochs=5))
+    assert results[-1].loss_class < 0.7 * results[0].loss_class
+    assert results[-1].loss_box < results[0].loss_box
+
+
+def test_results_count_epochs_steps_and_images(lab: Any) -> None:
+    steps: list[StepResult] = []
+    trainer = lab.trainer(epochs=2)
+    results = list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=steps.append))
+    assert [result.epoch for result in results] == [1, 2]
+    assert [result.images for result in results] == [12, 24]
+    assert [step.step for step in steps] == list(range(1, results[-1].step + 1))
+    assert steps[-1].images == 24
+    assert all(result.images_per_second > 0 for result in results)
+    # The mean over an epoch weighs every image alike.
+    sizes = np.diff([0, *(step.images for step in steps)])
+    second = [step.step > results[0].step for step in steps]
+    mean = np.average([step.loss_class for step in steps], weights=sizes * second)
+    assert results[1].loss_class == pytest.approx(mean, rel=1e-12)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_global_seeds_are(lab: Any) -> None:
+    first = lab.trainer(epochs=1)
+    _train(lab, first)
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    random.seed(123)
+    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+    second = lab.trainer(epochs=1)
+    _train(lab, second)
+    _assert_same_bits(first.model.state_dict(), second.model.state_dict())
+    after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert np.array_equal(before[1], after[1])
+    assert before[2] == after[2]
+
+
+def test_another_seed_gives_other_weights(lab: Any) -> None:
+    """Or the law above would hold for a training that does nothing."""
+    weights = []
+    for seed in (0, 1):
+        trainer = lab.trainer(epochs=1)
+        trainer.settings = type(trainer.settings)(**{**vars(trainer.settings), "seed": seed})
+        _train(lab, trainer)
+        weights.append(trainer.model.state_dict())
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_going_on_from_a_checkpoint_equals_an_uninterrupted_training(lab: Any, tmp_path: Any) -> None:
+    whole = lab.trainer(epochs=2)
+    whole_results = _train(lab, whole)
+
+    broken = lab.trainer(epochs=2)
+    next(iter(broken.fit(lab.dataset, lab.buckets, lab.plans)))
+    checkpoint = Checkpoint(
+        network=lab.network,
+        state=broken.model.state_dict(),
+        taxonomy=lab.index.taxonomy,
+        bins=lab.bins,
+        buckets=lab.buckets,
+        parents="learn",
+        settings={},
+        data_digest="",
+        epoch=broken.epoch,
+        progress=broken.state(),
+    )
+    save_checkpoint(checkpoint, tmp_path / "last.pt")
+
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    resumed = lab.trainer(epochs=2, seed=7)
+    resumed.settings = whole.settings
+    resumed.model.load_state_dict(loaded.state)
+    assert loaded.progress is not None
+    resumed.load_state(loaded.progress)
+    rest = _train(lab, resumed)
+
+    assert [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in rest] == [
+        (r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in whole_results[1:]
+    ]
+    _assert_same_bits(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_a_finished_training_has_nothing_left_to_do(lab: Any) -> None:
+    trainer = lab.trainer(epochs=1)
+    _train(lab, trainer)
+    weights = _copy(trainer.model.state_dict())
+    assert _train(lab, trainer) == []
+    _assert_same_bits(weights, trainer.model.state_dict())
+
+
+def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: Any) -> None:
+    trainer = lab.trainer(epochs=1)
+    with torch.no_grad():
+        next(iter(trainer.model.parameters())).fill_(float("nan"))
+    weights = _copy(trainer.model.state_dict())
+    seen: list[StepResult] = []
+    with pytest.raises(FloatingPointError) as caught:
+        list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=seen.append))
+    named = str(caught.value).split("images ")[1].split(".")[0].split(", ")
+    assert 1 <= len(named) <= 4
+    assert set(named) <= {str(image_id) for image_id in lab.index.image_ids}
+    assert "the loss must be finite, but got class nan" in str(caught.value)
+    assert seen == []
+    learnt = dict(trainer.model.named_parameters())
+    for name, value in trainer.model.state_dict().items():
+        if name in learnt:
+            assert torch.equal(value.nan_to_num(), weights[name].nan_to_num())
+
+
+def test_after_step_may_stop_the_training(lab: Any) -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(result: StepResult) -> None:
+        if result.step == 2:
+            raise Enough
+
+    trainer = lab.trainer(epochs=3)
+    with pytest.raises(Enough):
+        list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=stop))
+    assert (trainer.step, trainer.epoch) == (2, 0)
+
+
+def test_biases_and_norms_do_not_decay(lab: Any) -> None:
+    trainer = lab.trainer(epochs=1)
+    groups = trainer.state()["optimizer"]["param_groups"]
+    counts = {group["weight_decay"]: len(group["params"]) for group in groups}
+    shapes = [parameter.dim() for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert counts == {0.01: sum(dim > 1 for dim in shapes), 0.0: sum(dim <= 1 for dim in shapes)}
