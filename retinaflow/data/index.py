@@ -132,21 +132,34 @@ class AnnotationIndex:
         )
 
     def with_classes(self, classes: NDArray[np.integer]) -> AnnotationIndex:
-        """The same images with the boxes and labels of some classes only; class ``classes[k]`` becomes class k."""
-        renumber = np.full(self.num_classes, -1, dtype=np.int32)
-        renumber[classes] = np.arange(len(classes), dtype=np.int32)
-        box_kept = renumber[self.labels] >= 0
-        label_kept = renumber[self.verified_class] >= 0
+        """The same images with some classes only; class ``classes[k]`` becomes class k.
+
+        What is known of other classes and says something of these is kept: a box or present label of a child goes to
+        its nearest chosen ancestors, an absent label of a parent to its nearest chosen descendants. So the hierarchy
+        expands the result to what it would have made of the chosen classes in the whole index. (A class with two
+        nearest chosen ancestors is entered under both, which gives an ancestor of these two copies.)
+        """
+        up = self.taxonomy.stand_ins(classes, upwards=True)
+        down = self.taxonomy.stand_ins(classes, upwards=False)
+        box_rows, labels = _spoken_for(self.labels, up)
+        present_rows, present = _spoken_for(self.verified_class, up)
+        absent_rows, absent = _spoken_for(self.verified_class, down)
+        is_present = self.verified_present[present_rows]
+        is_absent = ~self.verified_present[absent_rows]
+        rows = np.concatenate([present_rows[is_present], absent_rows[is_absent]])
+        verified = np.concatenate([present[is_present], absent[is_absent]])
+        order = np.argsort(rows, kind="stable")
+        rows, verified = rows[order], verified[order]
         return replace(
             self,
             taxonomy=self.taxonomy.subset(classes),
-            box_start=row_starts(self.box_image[box_kept], len(self)),
-            boxes=self.boxes[box_kept],
-            labels=renumber[self.labels[box_kept]],
-            flags=self.flags[box_kept],
-            label_start=row_starts(self.label_image[label_kept], len(self)),
-            verified_class=renumber[self.verified_class[label_kept]],
-            verified_present=self.verified_present[label_kept],
+            box_start=row_starts(self.box_image[box_rows], len(self)),
+            boxes=self.boxes[box_rows],
+            labels=labels,
+            flags=self.flags[box_rows],
+            label_start=row_starts(self.label_image[rows], len(self)),
+            verified_class=verified,
+            verified_present=self.verified_present[rows],
             path=None,
         )
 
@@ -209,6 +222,17 @@ class AnnotationIndex:
         if self.path is not None:
             return AnnotationIndex.open, (self.path,)
         return AnnotationIndex, tuple(getattr(self, item.name) for item in fields(self))
+
+
+def _spoken_for(labels: NDArray[np.int32], stand_ins: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows of ``labels [N]`` that some chosen class speaks for, once for each such class, and that class."""
+    counts = stand_ins.sum(axis=1)
+    _, heirs = np.nonzero(stand_ins)
+    first = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    of_row = counts[labels]
+    rows = np.repeat(np.arange(len(labels)), of_row)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(of_row) - of_row, of_row)
+    return rows, heirs[first[labels[rows]] + within].astype(np.int32)
 
 
 def row_starts(owner: NDArray[np.integer], count: int) -> NDArray[np.int64]:

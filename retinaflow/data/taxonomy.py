@@ -153,6 +153,22 @@ class Taxonomy:
             tuple(self.ids[index] for index in indices), tuple(self.names[index] for index in indices), self.hierarchy
         )
 
+    def stand_ins(self, classes: Sequence[int] | NDArray[np.integer], *, upwards: bool) -> NDArray[np.bool_]:
+        """``[K, G]``: which of the chosen classes speak for class c when only they are kept.
+
+        A chosen class speaks for itself. For another class they are its nearest chosen ancestors (``upwards``: a box
+        of a Taxi is one of a Car) or descendants (a verified absent Vehicle is an absent Car): those from which the
+        hierarchy leads to all the others.
+        """
+        chosen = np.asarray(classes, dtype=np.int64)
+        related = self.is_ancestor if upwards else self.is_ancestor.T
+        found = related[:, chosen].copy()
+        # A class further off follows from a nearer one that is related to it.
+        further = related[np.ix_(chosen, chosen)].astype(np.int64)
+        found &= (found.astype(np.int64) @ further) == 0
+        found[chosen] = np.eye(len(chosen), dtype=bool)
+        return found
+
     def to_document(self) -> dict[str, Any]:
         """Plain JSON values that :meth:`from_document` reads; equal taxonomies give equal documents."""
         return {

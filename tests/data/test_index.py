@@ -12,6 +12,7 @@ import pytest
 from made_index import boxes_of, labels_of, make_index, make_taxonomy, parents_of, random_index
 
 from retinaflow.data.index import AnnotationIndex, row_starts
+from retinaflow.data.taxonomy import Hierarchy, Taxonomy
 
 COLUMNS = ("image_ids", "files", "sizes", "box_start", "boxes", "labels", "flags", "label_start")
 VERIFIED = ("verified_class", "verified_present")
@@ -57,16 +58,26 @@ def test_taking_all_images_changes_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [[0], [6, 2, 3], [7, 6, 5, 4, 3, 2, 1, 0]], ids=str)
-@pytest.mark.parametrize("seed", range(2))
-def test_with_classes_keeps_every_image_and_the_rows_of_the_classes(seed: int, classes: list[int]) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_some_classes_alone_expand_to_what_they_are_in_the_whole(seed: int, classes: list[int]) -> None:
     index = random_index(seed)
     chosen = index.with_classes(np.array(classes))
-    ids = {f"/m/{number}" for number in classes}
     assert chosen.taxonomy.ids == tuple(f"/m/{number}" for number in classes), "class k is classes[k]"
-    assert boxes_of(chosen) == {name: [row for row in rows if row[0] in ids] for name, rows in boxes_of(index).items()}
-    assert labels_of(chosen) == {
-        name: [row for row in rows if row[0] in ids] for name, rows in labels_of(index).items()
-    }
+    assert chosen.image_ids.tolist() == index.image_ids.tolist(), "every image stays"
+    for image in range(len(index)):
+        assert chosen.verified(image).tolist() == index.verified(image)[classes].tolist()
+        whole = {row for row in slowly_expanded(index, image) if row[0] in chosen.taxonomy.index_of}
+        assert slowly_expanded(chosen, image) == whole
+
+
+def slowly_expanded(index: AnnotationIndex, image: int) -> set[tuple[str, tuple[float, ...]]]:
+    """(class id, box) of every box of an image and of all ancestors of its class."""
+    found = set()
+    for row in range(index.box_start[image], index.box_start[image + 1]):
+        label = int(index.labels[row])
+        for of_class in [label, *index.taxonomy.ancestors(label)]:
+            found.add((index.taxonomy.ids[of_class], tuple(index.boxes[row])))
+    return found
 
 
 def test_what_is_known_by_hand_goes_up_for_present_and_down_for_absent() -> None:
@@ -237,3 +248,32 @@ def test_ids_in_any_script_have_a_digest() -> None:
     index = replace(make_index([[0], [0]], classes=1), image_ids=np.array(["größe", "日本"]))
     other = replace(index, image_ids=np.array(["größe", "日木"]))
     assert index.digest != other.digest
+
+
+def test_with_classes_hands_boxes_up_to_and_absences_down_to_the_nearest_chosen_class() -> None:
+    # vehicle > car > taxi; vehicle > bus. Chosen: vehicle, car, bus.
+    hierarchy = Hierarchy(subcategories=(("v", "c"), ("c", "t"), ("v", "b")), nodes=("v", "c", "t", "b"))
+    taxonomy = Taxonomy(("v", "c", "t", "b"), ("Vehicle", "Car", "Taxi", "Bus"), hierarchy)
+    index = AnnotationIndex(
+        taxonomy=taxonomy,
+        image_ids=np.array(["i1", "i2"]),
+        files=np.array(["", ""]),
+        sizes=np.zeros((2, 2), np.int32),
+        box_start=np.array([0, 2, 2]),
+        boxes=np.array([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]),
+        labels=np.array([2, 3], np.int32),
+        flags=np.zeros(2, np.uint8),
+        label_start=np.array([0, 1, 3]),
+        verified_class=np.array([2, 0, 2], np.int32),
+        verified_present=np.array([True, False, False]),
+    )
+    chosen = index.with_classes(np.array([0, 1, 3]))
+    # The taxi is a car (index 1) and, by the hierarchy that is kept, a vehicle; it gets no second box for the vehicle.
+    assert chosen.labels.tolist() == [1, 2]
+    # i1: the present taxi is a present car. i2: the absent vehicle stays itself; the absent taxi says nothing of a car.
+    assert chosen.label_start.tolist() == [0, 1, 2]
+    assert chosen.verified_class.tolist() == [1, 0]
+    assert chosen.verified_present.tolist() == [True, False]
+    # Without the vehicle in the group its absence goes to what is nearest below it: car and bus, not taxi again.
+    below = index.with_classes(np.array([1, 3]))
+    assert below.verified_class[below.label_start[1] :].tolist() == [0, 1]
