@@ -66,6 +66,7 @@ class Session:
         self.trainer = trainer
         self.buckets = buckets
         self.best = float("-inf")
+        self._best_found: tuple[Detections, Judgement] | None = None
 
     @staticmethod
     def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None) -> Session:
@@ -123,12 +124,9 @@ class Session:
                     dataset, self.buckets, plans(config, self.data), after_step=progress.after_step
                 ):
                     last_epoch = epoch.epoch == trainer.settings.epochs
-                    value = (
-                        self._evaluate(run, epoch, stop) if epoch.epoch % config.eval_every == 0 or last_epoch else None
-                    )
-                    if value is not None and value > self.best:
-                        self.best = value
-                        save_checkpoint(self.checkpoint(progress=False), best)
+                    value = None
+                    if epoch.epoch % config.eval_every == 0 or last_epoch:
+                        value = self._evaluate(run, epoch, best, stop)
                     save_checkpoint(self.checkpoint(progress=True), folder / "last.pt")
                     progress.after_epoch(epoch, value)
         finally:
@@ -137,20 +135,26 @@ class Session:
                     run.log_file(path, "checkpoints")
         return best if best.is_file() else folder / "last.pt"
 
-    def _evaluate(self, run: Run, epoch: EpochResult, stop: StopRequest) -> float:
-        _, judgement = self._judge(self.trainer.model, stop)
-        run.log_metrics(judgement.metrics, step=epoch.step)
+    def _evaluate(self, run: Run, epoch: EpochResult, best: Path, stop: StopRequest) -> float:
+        """Judge the present weights; keep them, and what they found, when they are the best so far."""
+        found = self._judge(self.trainer.model, stop)
+        metrics = found[1].metrics
+        run.log_metrics(metrics, step=epoch.step)
         # No class with truth: every epoch is as good as any, and the last one is kept.
-        return judgement.metrics.get("val/mAP", float(epoch.epoch))
+        value = metrics.get("val/mAP", float(epoch.epoch))
+        if value > self.best:
+            self.best, self._best_found = value, found
+            save_checkpoint(self.checkpoint(progress=False), best)
+        return value
 
     def machine_tags(self) -> dict[str, str]:
         """What the machine decided: where it computes and with which arithmetic."""
         trainer = self.trainer
         return {"retinaflow.device": trainer.device.type, "retinaflow.precision": trainer.settings.precision}
 
-    def judge_checkpoint(self, path: Path, stop: StopRequest) -> tuple[Detections, Judgement]:
-        """Detections and scores of a saved checkpoint: what is logged is what the file gives."""
-        return self._judge(load_checkpoint(path).build(self.trainer.device), stop)
+    def judge_best(self, path: Path, stop: StopRequest) -> tuple[Detections, Judgement]:
+        """Detections and scores of the best checkpoint, judged anew only when an earlier process wrote it."""
+        return self._best_found or self._judge(load_checkpoint(path).build(self.trainer.device), stop)
 
     def _judge(self, model: RetinaNet, stop: StopRequest) -> tuple[Detections, Judgement]:
         trainer, config = self.trainer, self.config

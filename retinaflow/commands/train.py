@@ -44,7 +44,7 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
         session = Session.start(config, data, resumed.checkpoint if resumed else None)
         run.set_tags(session.machine_tags())
         best = session.train(run, folder, stop, best_before=resumed.best if resumed else None)
-        detections, judgement = session.judge_checkpoint(best, stop)
+        detections, judgement = session.judge_best(best, stop)
         run.log_metrics(
             {f"best/{name.removeprefix('val/')}": v for name, v in judgement.metrics.items()}, step=session.trainer.step
         )

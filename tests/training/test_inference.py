@@ -16,7 +16,7 @@ from retinaflow.training.checkpoint import on_device
 from retinaflow.training.inference import detect
 
 CPU = torch.device("cpu")
-EVERYTHING = PostprocessConfig(score_threshold=0.0, top_k=20, max_detections=20)
+EVERYTHING = PostprocessConfig(score_threshold=0.0, top_k=100, max_detections=20)
 
 
 def _model(lab: Any) -> RetinaNet:

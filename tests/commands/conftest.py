@@ -1,0 +1,93 @@
+"""A real MLflow store, the tiny data set, and trainings that several tests look at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import mlflow
+import pytest
+
+from retinaflow.cli import main
+from retinaflow.commands import train
+from retinaflow.config import TrainConfig
+from retinaflow.resolving import resolve
+
+Result = TypeVar("Result")
+SMALL = {
+    "image_size": 64,
+    "num_buckets": 1,
+    "batch_size": 4,
+    "fpn_channels": 64,
+    "head_depth": 1,
+    "epochs": 2,
+    "precision": "float32",
+}
+"""The smallest training there is."""
+
+
+class TinyDataset(Protocol):
+    """The fixture of ``tests/conftest.py``."""
+
+    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
+
+
+@dataclass
+class Workshop:
+    """One folder for all tests here; the store, the data and the outputs lie in it."""
+
+    folder: Path
+    done: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder}/mlflow.db"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "tiny"
+
+    def once(self, name: str, make: Callable[[], Result]) -> Result:
+        """The result of the first call of that name."""
+        if name not in self.done:
+            self.done[name] = make()
+        result: Result = self.done[name]
+        return result
+
+    def settings(self, **more: Any) -> TrainConfig:
+        """Settings of a small training."""
+        return resolve(TrainConfig, {"data": str(self.data), **SMALL, **more})
+
+    def cli(self, command: str, **given: Any) -> int:
+        """The exit code of a command line."""
+        return main([command, *(word for name, value in given.items() for word in (f"--{name}", str(value)))])
+
+
+@pytest.fixture(scope="session")
+def _workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    folder = tmp_path_factory.mktemp("commands")
+    yield Workshop(folder)
+    # Checkpoints of 45 MB and more must not outlive the tests.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def workshop(_workshop: Workshop, tiny_dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    """The workshop as current folder, its store as MLflow's."""
+    if not _workshop.data.exists():
+        shutil.move(tiny_dataset(), _workshop.data)
+    monkeypatch.chdir(_workshop.folder)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(_workshop.uri)
+    yield _workshop
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def trained(workshop: Workshop) -> train.TrainResult:
+    """A tracked training of two epochs, registered as tiny-detector."""
+    return workshop.once("trained", lambda: train.run(workshop.settings(register_as="tiny-detector")))
