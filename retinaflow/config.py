@@ -116,8 +116,8 @@ class SamplingFields(SplitSettings):
     """Explicit cuts between bins, in training images (10,100,1000); none: by bin_strategy and num_bins."""
     sampling: Strategy = "binned"
     """How often images are drawn."""
-    balance: Share = 0.75
-    """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing."""
+    balance: Share | Auto = "auto"
+    """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing; auto: 0.75, demo 0.3."""
     background_rate: Annotated[float, Field(gt=0)] = 1.0
     """binned: draws of an image without boxes, relative to the least drawn image with boxes."""
     correction_steps: Annotated[int, Field(ge=0)] = 0
@@ -214,6 +214,8 @@ class EvaluateConfig(DataSettings, DetectionFields):
 
     data: str = "trained"
     """Folder in the published layout, demo, or trained: what the model was judged on in training."""
+    output: Path = Path("outputs/evaluate")
+    """Folder that the tables and pictures are written to, tracked or not."""
     eval_split: str = "validation"
     """Split to judge on."""
     eval_ids: OptionalPath = None

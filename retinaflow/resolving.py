@@ -17,15 +17,16 @@ from retinaflow.config import TrackingSettings
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "demo": {
-        "image_size": 128,
+        "image_size": 112,
         "num_buckets": 5,
         "fpn_channels": 64,
         "head_depth": 2,
         "anchor_scale": 3.0,
-        "batch_size": 16,
-        "epochs": 12,
+        "batch_size": 4,
+        "epochs": 4,
         "lr": 1e-3,
-        "eval_every": 3,
+        "eval_every": 2,
+        "balance": 0.3,
     },
     "photos": {
         "image_size": 512,
@@ -37,6 +38,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 12,
         "lr": 3e-4,
         "eval_every": 1,
+        "balance": 0.75,
     },
 }
 """What ``auto`` stands for: ``demo`` when ``data=demo``, else ``photos``."""

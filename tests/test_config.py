@@ -23,7 +23,7 @@ def test_a_flag_goes_over_the_yaml_file_and_that_over_the_default(tmp_path: Path
     config = _yaml(tmp_path, "num_bins: 5\nbalance: 0.25\n")
     settings = resolve(TrainConfig, {"config": config, "num_bins": "3"})
     assert (settings.num_bins, settings.balance, settings.max_repeats) == (3, 0.25, 100.0)
-    assert resolve(TrainConfig, {}).balance == 0.75
+    assert resolve(TrainConfig, {}).num_bins == 7
 
 
 def test_a_yaml_file_takes_lists_and_the_words_of_the_command_line(tmp_path: Path) -> None:

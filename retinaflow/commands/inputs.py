@@ -157,7 +157,7 @@ def _bins(settings: SamplingFields, presence: Presence) -> ClassBins:
 def sampling_settings(settings: SamplingFields) -> SamplingSettings:
     """The dials of the sampler among the settings."""
     return SamplingSettings(
-        balance=settings.balance,
+        balance=float(settings.balance),
         background_rate=settings.background_rate,
         correction_steps=settings.correction_steps,
         repeat_threshold=settings.repeat_threshold,

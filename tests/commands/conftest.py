@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,8 +69,15 @@ class Workshop:
 
 @pytest.fixture(scope="session")
 def _workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    folder = tmp_path_factory.mktemp("commands")
-    yield Workshop(folder)
+    workshop = Workshop(tmp_path_factory.mktemp("commands"))
+    folder, before = workshop.folder, mlflow.get_tracking_uri()
+    with warnings.catch_warnings():
+        # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(workshop.uri)
+        mlflow.search_experiments()
+    mlflow.set_tracking_uri(before)
+    yield workshop
     # Checkpoints of 45 MB and more must not outlive the tests.
     shutil.rmtree(folder, ignore_errors=True)
 
