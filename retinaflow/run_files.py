@@ -92,6 +92,8 @@ def as_text(value: Any) -> str:
     """A parameter value as it is written on the command line."""
     if isinstance(value, tuple | list):
         return ",".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "none" if value is None else str(value)
 
 

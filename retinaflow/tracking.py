@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -63,8 +64,13 @@ class MlflowRun(FileRun):
         self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_table(self, table: pd.DataFrame, name: str) -> None:
-        """A table for the evaluation view of ``mlflow ui`` (class x run). Log each name once: MLflow appends."""
-        self._client.log_table(self.run_id, table.astype(object).where(table.notna(), None), name)
+        """A table for the evaluation view of ``mlflow ui`` (class x run)."""
+        values = table.astype(object).where(table.notna(), None)
+        if any(item.path == name for item in self._client.list_artifacts(self.run_id)):
+            # MLflow appends to a table that is there; a run that is gone on with replaces it.
+            self.log_json({"columns": list(values), "data": values.to_numpy().tolist()}, name)
+        else:
+            self._client.log_table(self.run_id, values, name)
 
 
 @contextlib.contextmanager
@@ -183,12 +189,14 @@ def store_uri() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow's chatter about models and migrations, on its own logger, is not for the user of a training."""
+    """MLflow's chatter about models and type hints, logged or warned, is not for the user of a training."""
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
 

@@ -104,7 +104,11 @@ def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
 
 
 def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.DataFrame) -> Figure:
-    """Detections against truth on a dozen images."""
+    """Detections against truth on a dozen images; classes that only the hierarchy implies are left off.
+
+    A parent scores higher than its children at the same place, and would hide which of them was found.
+    """
+    detections = detections.take(np.isin(detections.class_index, index.labels))
     panels = [_panel(image, detections, index) for image in _sheet_images(index, table)]
     return contact_sheet(panels, title=f"Detections (score > {SHEET_SCORE:g}) against truth")
 

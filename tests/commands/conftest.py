@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,9 +53,14 @@ class Workshop:
         return self.folder / "tiny"
 
     def once(self, name: str, make: Callable[[], Result]) -> Result:
-        """The result of the first call of that name."""
+        """The result of the first call of that name; a failure is not tried again."""
         if name not in self.done:
-            self.done[name] = make()
+            try:
+                self.done[name] = make()
+            except Exception as error:
+                self.done[name] = error
+        if isinstance(self.done[name], Exception):
+            raise self.done[name]
         result: Result = self.done[name]
         return result
 
@@ -92,6 +98,8 @@ def workshop(_workshop: Workshop, tiny_dataset: TinyDataset, monkeypatch: pytest
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(_workshop.uri)
     yield _workshop
+    # Choosing an experiment is remembered in the environment.
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
     mlflow.set_tracking_uri(before)
 
 

@@ -1,0 +1,289 @@
+"""``main``, ``binning`` and ``train`` as people start them: runs, stops, resumes and failures in a real store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from retinaflow.commands import binning, main, train
+from retinaflow.commands.inputs import load_training_data
+from retinaflow.commands.train import TrainResult
+from retinaflow.config import BinningConfig, MainConfig
+from retinaflow.resolving import resolve
+from retinaflow.training.checkpoint import load_checkpoint
+from retinaflow.training.stopping import Stopped
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_FLAGS = {"image_size": 64, "num_buckets": 1, "batch_size": 4, "fpn_channels": 64, "head_depth": 1, "epochs": 1}
+
+
+def _runs(command: str) -> list[Run]:
+    """Runs of a command, newest first."""
+    return mlflow.search_runs(
+        filter_string=f"tags.`retinaflow.command` = '{command}'",
+        experiment_names=["retinaflow"],
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+
+
+def _names(run_id: str) -> set[str]:
+    return {item.path for item in MlflowClient().list_artifacts(run_id)}
+
+
+# binning
+
+
+def test_binning_logs_bins_and_exposure_as_one_finished_run(workshop: Any) -> None:
+    binning.run(resolve(BinningConfig, {"data": str(workshop.data), "num_bins": 2}))
+    run = _runs("binning")[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["num_bins"] == "2"
+    assert _names(run.info.run_id) >= {"bins.json", "class_frequency.png", "exposure.csv", "exposure_summary.csv"}
+    document = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/bins.json")
+    assert document["num_bins"] == 2
+    assert sum(row["train_boxes"] for row in document["classes"]) >= 16
+    path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="exposure.csv")
+    exposure = pd.read_csv(path)
+    assert exposure["class"][0] == "Bus"
+    # Uniform drawing of twelve images an epoch shows every class as often as it has images.
+    np.testing.assert_allclose(exposure["uniform_expected"], exposure["train_images"])
+
+
+# What is trained on
+
+
+def test_images_of_eval_ids_are_judged_on_and_not_trained_on(workshop: Any) -> None:
+    Path("ids.txt").write_text("ImageID\ntrain001\ntrain005\nelsewhere\n")
+    data = load_training_data(workshop.settings(eval_ids="ids.txt"))
+    assert set(data.judged.image_ids) == {"train001", "train005"}
+    assert set(data.train.image_ids) == {f"train{n:03d}" for n in range(12)} - {"train001", "train005"}
+
+
+def test_with_one_bucket_every_batch_has_the_median_shape(workshop: Any, trained: TrainResult) -> None:
+    del workshop
+    assert load_checkpoint(trained.checkpoint).buckets.shapes == ((64, 64),)
+
+
+def test_a_group_of_two_names_trains_and_judges_two_classes(workshop: Any) -> None:
+    output = workshop.folder / "pair"
+    result = train.run(workshop.settings(class_group="Car,Tree", epochs=1, track="false", output=str(output)))
+    checkpoint = load_checkpoint(result.checkpoint)
+    assert checkpoint.taxonomy.names == ("Car", "Tree")
+    assert checkpoint.network.num_classes == 2
+    table = pd.read_csv(output / "train" / "per_class_ap.csv")
+    assert set(table["class"]) == {"Car", "Tree"}
+
+
+@pytest.mark.parametrize("parents", ["learn", "expand", "ignore"])
+def test_parents_count_their_childrens_images_unless_they_are_ignored(workshop: Any, parents: str) -> None:
+    data = load_training_data(workshop.settings(parents=parents))
+    images = dict(zip(data.train.taxonomy.names, data.bins.images_per_class.tolist(), strict=True))
+    own, below = _images_of(workshop, "Vehicle"), _images_of(workshop, "Car", "Bus")
+    assert len(own) < len(own | below)
+    assert images["Vehicle"] == len(own if parents == "ignore" else own | below)
+
+
+@pytest.mark.parametrize("parents", ["expand", "ignore"])
+def test_parents_that_are_not_learnt_are_expanded_to_or_ignored(workshop: Any, parents: str) -> None:
+    output = workshop.folder / parents
+    config = workshop.settings(parents=parents, epochs=1, track="false", output=str(output))
+    result = train.run(config)
+    assert load_checkpoint(result.checkpoint).parents == parents
+    assert 0 <= result.judgement.metrics["val/mAP"] <= 1
+    if parents == "expand":
+        given = {"from_run": result.checkpoint, "output": output, "track": "false", "bootstrap": 0}
+        assert workshop.cli("evaluate", **given, score_threshold="0.005", max_detections=1000) == 0
+        found = pd.read_csv(output / "predictions.csv")
+        trees, plants = (found[found["LabelName"] == mid] for mid in ("/m/0tree", "/m/0plant"))
+        assert len(trees)
+        assert set(trees["ImageID"]) <= set(plants["ImageID"])
+
+
+def _images_of(workshop: Any, *names: str) -> set[str]:
+    boxes = pd.read_csv(workshop.data / "train-annotations-bbox.csv")
+    classes = pd.read_csv(workshop.data / "class-descriptions.csv", names=["id", "name"])
+    return set(boxes[boxes["LabelName"].isin(classes[classes["name"].isin(names)]["id"])]["ImageID"])
+
+
+# Without MLflow
+
+
+def test_without_tracking_the_same_files_go_to_the_output_folder(trained: TrainResult, workshop: Any) -> None:
+    before = len(_runs("train"))
+    output = workshop.folder / "untracked"
+    result = train.run(workshop.settings(track="false", output=str(output)))
+    files = {path.name for path in (output / "train").iterdir() if path.is_file()}
+    only_in_mlflow = {"per_class_ap.json", "checkpoints"}
+    assert files - {"params.json", "metrics.jsonl", "tags.json"} == _names(trained.run_id) - only_in_mlflow
+    assert result.checkpoint == output / "train" / "checkpoints" / "best.pt"
+    assert len(_runs("train")) == before
+
+    points = [json.loads(line) for line in (output / "train" / "metrics.jsonl").read_text().splitlines()]
+    names = {name for point in points for name in point} - {"step"}
+    assert names == set(MlflowClient().get_run(trained.run_id).data.metrics)
+    # Same settings, same numbers, wherever they go.
+    last = {name: value for point in points for name, value in point.items()}
+    tracked = MlflowClient().get_run(trained.run_id).data.metrics
+    for name in ("train/loss", "val/mAP", "best/mAP"):
+        assert last[name] == tracked[name]
+
+
+# Stops, failures, resumes
+
+
+def _signal_when(path_of: Any, number: signal.Signals) -> threading.Thread:
+    """Send this process a signal as soon as a file is there."""
+
+    def wait() -> None:
+        for _ in range(6000):
+            if path_of() is not None:
+                os.kill(os.getpid(), number)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_stopped_training_is_killed_and_goes_on_as_if_nothing_had_been(workshop: Any) -> None:
+    output = workshop.folder / "stopped"
+    config = workshop.settings(epochs=4, eval_every=4, output=str(output))
+    thread = _signal_when(lambda: next(output.glob("*/checkpoints/last.pt"), None), signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train.run(config)
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert mlflow.active_run() is None
+
+    killed = _runs("train")[0]
+    assert killed.info.status == "KILLED"
+    assert "SIGTERM" in killed.data.tags["retinaflow.end"]
+    run_id = killed.info.run_id
+    assert _names(run_id) >= {"config.json", "bins.json", "checkpoints"}
+    kept = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="checkpoints/last.pt")
+    epoch = load_checkpoint(Path(kept)).epoch
+    assert 1 <= epoch < 4
+
+    # From the artifacts alone, as on another machine.
+    elsewhere = workshop.settings(epochs=4, eval_every=4, output=str(workshop.folder / "elsewhere"), resume=run_id)
+    result = train.run(elsewhere)
+    assert result.run_id == run_id
+    client = MlflowClient()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run_id, "train/epoch")]
+    assert steps == [3, 6, 9, 12]
+
+    whole = train.run(workshop.settings(epochs=4, eval_every=4, track="false", output=str(workshop.folder / "whole")))
+    ours, theirs = (load_checkpoint(path.with_name("last.pt")) for path in (result.checkpoint, whole.checkpoint))
+    assert not [name for name in ours.state if not torch.equal(ours.state[name], theirs.state[name])]
+    assert result.judgement.metrics == whole.judgement.metrics
+
+
+def test_a_finished_training_can_be_resumed_and_keeps_its_best(trained: TrainResult, workshop: Any) -> None:
+    """Nothing is left to train: the run is judged again, from artifacts, with the weights it had."""
+    again = train.run(workshop.settings(output=str(workshop.folder / "third place"), resume=trained.run_id))
+    assert again.run_id == trained.run_id
+    assert again.judgement.metrics == trained.judgement.metrics
+
+
+def test_other_data_is_refused_for_going_on(trained: TrainResult, workshop: Any) -> None:
+    last = trained.checkpoint.with_name("last.pt")
+    Path("some.txt").write_text("train001\n")
+    with pytest.raises(ValueError, match="the data must be that of the checkpoint, but its digest is"):
+        train.run(workshop.settings(resume=str(last), eval_ids="some.txt", track="false"))
+
+
+def test_a_training_that_fails_ends_as_failed_and_says_why(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert workshop.cli("train", data=workshop.data, **SMALL_FLAGS, lr="1e30", warmup=0, clip="1e30") == 2
+    assert "the loss must be finite" in capsys.readouterr().err
+    run = _runs("train")[0]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["retinaflow.end"].startswith("FloatingPointError: the loss must be finite")
+    assert mlflow.active_run() is None
+
+
+# main
+
+
+def test_main_is_a_parent_run_with_two_children_and_their_comparison(workshop: Any) -> None:
+    main.run(resolve(MainConfig, {**workshop.settings(epochs=1, register_as="pair").model_dump(mode="json")}))
+    parent = _runs("main")[0]
+    assert parent.info.status == "FINISHED"
+    children = [run for run in _runs("train") if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {run.info.run_name for run in children} == {"uniform", "binned"}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    path = mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="comparison.csv")
+    table = pd.read_csv(path).set_index("group")
+    assert list(table.columns) == ["classes", "uniform", "binned", "difference", "low", "high"]
+    assert (table.index[0], table.index[-1]) == ("mAP_bin_1", "mAP")
+    for run in children:
+        name = run.info.run_name
+        for group in table.index:
+            assert table.loc[group, name] == pytest.approx(run.data.metrics[f"best/{group}"], abs=1e-12)
+    np.testing.assert_allclose(table["difference"], table["binned"] - table["uniform"], atol=1e-12)
+    assert (table["low"] <= table["difference"] + 1e-12).all()
+    assert (table["difference"] <= table["high"] + 1e-12).all()
+    assert parent.data.metrics["val/mAP"] == pytest.approx(table.loc["mAP", "binned"], abs=1e-12)
+    # The baseline is not what is put to use.
+    assert [int(version.version) for version in MlflowClient().search_model_versions("name='pair'")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"sampling": "uniform"}, "but got sampling=uniform"), ({"resume": "abc"}, "but got resume=abc")],
+    ids=["two alike", "resume"],
+)
+def test_main_refuses_what_it_cannot_compare(
+    workshop: Any, given: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert workshop.cli("main", data=workshop.data, **given) == 2
+    assert message in capsys.readouterr().err
+
+
+# mlflow run
+
+
+@pytest.mark.slow
+def test_mlflow_run_makes_one_run_of_the_train_entry_point(workshop: Any) -> None:
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    settings = {
+        "data": workshop.data,
+        "num_bins": 2,
+        **SMALL_FLAGS,
+        "output": workshop.folder / "by mlflow",
+    }
+    words = [word for name, value in settings.items() for word in ("-P", f"{name}={value}")]
+    command = [str(binaries / "mlflow"), "run", str(ROOT), "-e", "train", "--env-manager", "local"]
+    done = subprocess.run(
+        [*command, "--experiment-name", "by mlflow", *words],
+        env=environment,
+        cwd=workshop.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = mlflow.search_runs(experiment_names=["by mlflow"], output_format="list")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    params = runs[0].data.params
+    assert (params["num_bins"], params["epochs"], params["sampling"]) == ("2", "1", "binned")
+    assert 0 <= runs[0].data.metrics["best/mAP"] <= 1
+    assert "per_class_ap.csv" in _names(runs[0].info.run_id)
