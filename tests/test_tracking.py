@@ -158,6 +158,16 @@ def test_a_folder_gets_the_files_that_mlflow_gets(store: MlflowClient, tmp_path:
     assert store.get_run(run.run_id).info.status == "FINISHED"
 
 
+def test_a_table_that_is_logged_again_replaces_the_first(store: MlflowClient) -> None:
+    """A run that is gone on with is judged again."""
+    with _start() as run:  # type: ignore[attr-defined]
+        run.log_table(TABLE, "table.json")
+        run.log_table(TABLE.assign(ap=[0.5, 0.25]), "table.json")
+    shown = mlflow.artifacts.load_dict(f"runs:/{run.run_id}/table.json")
+    assert shown == {"columns": ["class", "ap", "bin"], "data": [["A", 0.5, 1], ["B", 0.25, None]]}
+    assert "table.json" in store.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"]
+
+
 def test_a_csv_keeps_every_digit(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).random(50) * 10.0 ** np.arange(-25, 25)
     FolderRun(tmp_path).log_csv(pd.DataFrame({"ap": numbers}), "table.csv")
