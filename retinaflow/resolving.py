@@ -23,9 +23,9 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "head_depth": 2,
         "anchor_scale": 3.0,
         "batch_size": 4,
-        "epochs": 4,
+        "epochs": 3,
         "lr": 1e-3,
-        "eval_every": 2,
+        "eval_every": 3,
         "balance": 0.3,
     },
     "photos": {

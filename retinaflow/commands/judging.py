@@ -25,7 +25,7 @@ from retinaflow.scoring.report import per_class_table, summary
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.3
 """Detections below this score are left off the contact sheet, which would be covered by them."""
-SHEET_BOXES = 10
+SHEET_BOXES = 25
 SHEET_OVERLAP = 0.6
 _SHEET_PIXELS = 360
 
@@ -92,13 +92,15 @@ def metrics_document(judgement: Judgement, index: AnnotationIndex) -> dict[str, 
 
 
 def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
-    """Images for the contact sheet: one of each class, rarest class first, so that the tail is seen."""
+    """Images for the contact sheet: one of each class in turn, rarest class first, so that the tail is seen."""
     chosen: dict[int, None] = {}
-    for _ in range(3):
+    for _ in range(SHEET_IMAGES):
         for mid in table["class_id"]:
+            if len(chosen) == SHEET_IMAGES:
+                return list(chosen)
             holders = index.box_image[np.asarray(index.labels) == index.taxonomy.index_of[mid]]
             fresh = [int(image) for image in np.unique(holders) if int(image) not in chosen]
-            if fresh and len(chosen) < SHEET_IMAGES:
+            if fresh:
                 chosen[fresh[len(fresh) // 2]] = None
     return list(chosen)
 
