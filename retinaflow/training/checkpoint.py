@@ -52,8 +52,7 @@ class Checkpoint:
 
 
 def on_device(model: RetinaNet, device: torch.device) -> RetinaNet:
-    """The model on a device in the channels-last memory order: several times faster on a CPU
-    (``benchmarks/memory_format.py``)."""
+    """The model on a device in the channels-last memory order, the loader's own (``benchmarks/memory_format.py``)."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
