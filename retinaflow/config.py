@@ -171,22 +171,43 @@ class TrainConfig(SamplingFields, DetectionFields):
     """Convolutions in each head; torchvision has 4."""
     anchor_scale: Annotated[float, Field(gt=0)] | Auto = "auto"
     """Side of the smallest anchor of a level over the level's stride; torchvision has 4."""
+    batch_norm: Literal["train", "frozen"] | Auto = "auto"
+    """Batch norms of the backbone: train, or frozen at loaded statistics; auto: train from scratch, else frozen."""
+    trainable_layers: Annotated[int, Field(ge=0, le=5)] | Auto = "auto"
+    """Backbone stages that learn, from the last one back; 5: all, 0: none; auto: 5 from scratch, else 3."""
     batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Images per step."""
+    """Images per batch, over all processes."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients make one step of the optimizer."""
     epochs: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Epochs."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum."""
     lr: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """Highest learning rate (AdamW; warm-up, then cosine to 0)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay of AdamW, not on biases and norms."""
+    """Highest learning rate; auto: 0.0003 (demo 0.001) for adamw, 0.01 per 16 images of a step for sgd."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """sgd: momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = "auto"
+    """Weight decay, not on biases and norms; auto: 0.01 for adamw, 0.0001 for sgd."""
     warmup: Share = 0.1
     """Share of all steps in which the learning rate rises."""
-    clip: Annotated[float, Field(gt=0)] = 5.0
-    """Largest norm of the gradient."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """Learning rate after the warm-up: half a cosine to 0, dropping at milestones, or constant."""
+    milestones: Numbers = (0.667, 0.889)
+    """schedule=steps: shares of the training after which the learning rate drops."""
+    lr_drop: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """schedule=steps: factor of the learning rate at each milestone."""
+    clip: Annotated[float, Field(ge=0)] = 5.0
+    """Largest norm of the gradient; 0: any."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights, which is judged and kept; 0: none. Rises with the steps taken, so
+    0.9998 suits short trainings too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
     workers: Annotated[int, Field(ge=-1)] = -1
-    """Loader processes; 0: none; -1: by the machine (none without a GPU)."""
+    """Loader processes of each process; 0: none; -1: by the machine (none without a GPU)."""
+    nproc: Annotated[int, Field(ge=1)] = 1
+    """Processes that train together on this machine, one per GPU. Several machines: start it with torchrun."""
     balance_start: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the epochs drawn uniformly before the sampling strategy takes over."""
     augment: Share = 0.5
@@ -203,8 +224,14 @@ class TrainConfig(SamplingFields, DetectionFields):
     """Regression loss."""
     eval_every: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Epochs between evaluations; the last epoch is always evaluated."""
+    keep_best: Literal["val/mAP", "val/mAP_rare", "val/mAP_common", "val/mAP_frequent"] = "val/mAP"
+    """Metric by which the best epoch is kept, and which early stopping watches."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Early stopping: evaluations in a row without a better keep_best after which training ends; 0: never."""
+    save_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes between checkpoints within an epoch, the first after the first step; 0: after epochs only."""
     resume: OptionalText = None
-    """Run id or checkpoint file to go on from; none: start anew."""
+    """Run id or checkpoint file to go on from, by its settings; none: start anew."""
     register_as: OptionalText = None
     """Name under which the best model is registered; none: not registered."""
 

@@ -56,16 +56,37 @@ def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
     try:
         settings = kind.model_validate(values)
         profile = PROFILES["demo" if getattr(settings, "data", "demo") == "demo" else "photos"]
-        # The published COCO detector has no norm in its heads; everything else starts its heads anew.
-        head_norm = "none" if getattr(settings, "weights", None) == "coco" else "group"
-        automatic = {**profile, "head_norm": head_norm}
+        automatic = {**profile, **_by_other_settings({**profile, **_known(settings.model_dump())})}
         unset = {name: value for name, value in automatic.items() if getattr(settings, name, None) == "auto"}
-        return kind.model_validate({**settings.model_dump(), **unset})
+        complete = kind.model_validate({**settings.model_dump(), **unset})
+        # Which settings were given stays known: a resumed training takes the others from its checkpoint.
+        return kind.model_construct(_fields_set=set(values), **dict(complete))
     except ValidationError as error:
         by_name: dict[str, list[Any]] = {}
         for item in error.errors():
             by_name.setdefault(str(item["loc"][0]), []).append(item)
         raise ValueError("\n".join(_explain(name, items) for name, items in by_name.items())) from None
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value != "auto"}
+
+
+def _by_other_settings(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``auto`` stands for where that depends on other settings."""
+    weights = known.get("weights", "none")
+    automatic: dict[str, Any] = {
+        # The published COCO detector has no norm in its heads; everything else starts its heads anew.
+        "head_norm": "none" if weights == "coco" else "group",
+        # A detector's batches are too small to estimate the statistics of a trained backbone anew.
+        "batch_norm": "train" if weights == "none" else "frozen",
+        "trainable_layers": 5 if weights == "none" else 3,
+        "weight_decay": 1e-4 if known.get("optimizer") == "sgd" else 0.01,
+    }
+    if known.get("optimizer") == "sgd":
+        # The published RetinaNets' 0.01 for 16 images, scaled with the images of a step (Goyal et al. 2017).
+        automatic["lr"] = 0.01 * known["batch_size"] * known["accumulate"] / 16
+    return automatic
 
 
 def _from_file(path: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,20 +59,75 @@ class FileRun(ABC):
             self.log_file(path)
 
 
-class FolderRun(FileRun):
-    """The same files in a folder, and the metrics in ``metrics.jsonl``."""
+class NullRun(FileRun):
+    """Keeps nothing: the run of a process that works along while another one logs."""
 
-    def __init__(self, folder: Path) -> None:
+    run_id = "none"
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Nothing."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Nothing."""
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class LoggedPoints:
+    """The last step of each metric that a run had when it was gone on with.
+
+    A training that was killed repeats the steps since its last checkpoint, and their points are there already.
+    """
+
+    last_step: Mapping[str, int]
+
+    def beyond(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        """The metrics that have no point at this step yet."""
+        return {name: float(value) for name, value in metrics.items() if step > self.last_step.get(name, -1)}
+
+
+class FolderRun(FileRun):
+    """The same files in a folder, and the metrics in ``metrics.jsonl``: begun anew, or gone on with (``resumed``)."""
+
+    def __init__(self, folder: Path, *, resumed: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.run_id = folder.name
         self.folder = folder
+        self._metrics = folder / "metrics.jsonl"
+        if not resumed:
+            self._metrics.unlink(missing_ok=True)
+        self._logged = LoggedPoints(self._points_kept())
+
+    def _points_kept(self) -> dict[str, int]:
+        """The last step of each metric in the file, from which a line cut by a kill is taken away."""
+        if not self._metrics.is_file():
+            return {}
+        text = self._metrics.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._metrics.write_text(whole, encoding="utf-8")
+        last: dict[str, int] = {}
+        for point in map(json.loads, whole.splitlines()):
+            step = point.pop("step")
+            last |= {name: max(step, last.get(name, -1)) for name in point}
+        return last
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         self.log_json({name: as_text(value) for name, value in params.items()}, "params.json")
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{name: float(value) for name, value in metrics.items()}}) + "\n")
+        new = self._logged.beyond(metrics, step)
+        if new:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **new}) + "\n")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         path = self.folder / "tags.json"

@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from retinaflow.run_files import FileRun, FolderRun, Run, as_text
+from retinaflow.run_files import FileRun, FolderRun, LoggedPoints, Run, as_text
 from retinaflow.training.stopping import Stopped
 
 # MLflow reports usage to its makers unless told not to; a training run needs no network.
@@ -42,9 +42,15 @@ SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv
 class MlflowRun(FileRun):
     """A run in the MLflow store."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, *, resumed: bool = False) -> None:
         self.run_id = run_id
         self._client = mlflow.MlflowClient()
+        self._logged = LoggedPoints(self._last_steps() if resumed else {})
+
+    def _last_steps(self) -> dict[str, int]:
+        names = self._client.get_run(self.run_id).data.metrics
+        history = self._client.get_metric_history
+        return {name: max(point.step for point in history(self.run_id, name)) for name in names}
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling."""
@@ -54,7 +60,9 @@ class MlflowRun(FileRun):
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, [Metric(name, float(value), now, step) for name, value in metrics.items()])
+        new = self._logged.beyond(metrics, step)
+        if new:
+            self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in new.items()])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
@@ -82,7 +90,7 @@ def start_run(
     ``resume``: id of an MLflow run to go on with instead of a new one.
     """
     if not track:
-        yield FolderRun(output)
+        yield FolderRun(output, resumed=resume is not None)
         return
     # Under `mlflow run` the experiment and the run are set by it; naming another raises.
     launched = "MLFLOW_RUN_ID" in os.environ
@@ -95,7 +103,7 @@ def start_run(
         )
     except MlflowException as error:
         raise ValueError(f"no run can be started in {store_uri()}: {_first_line(error)}") from None
-    run = MlflowRun(started.info.run_id)
+    run = MlflowRun(started.info.run_id, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit()})
     try:
         yield run
@@ -110,6 +118,23 @@ def start_run(
 def launched_by_mlflow() -> bool:
     """Whether ``mlflow run`` started this process."""
     return _LAUNCHED
+
+
+def is_run(run_id: str) -> bool:
+    """Whether the store knows a run."""
+    try:
+        mlflow.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
+def params_of(run_id: str) -> dict[str, str]:
+    """The parameters of a run as they were logged; none of a run that the store does not know."""
+    try:
+        return dict(mlflow.get_run(run_id).data.params)
+    except MlflowException:
+        return {}
 
 
 def fetch(run_id: str, artifact: str) -> Path:

@@ -66,7 +66,30 @@ def test_no_setting_of_the_network_is_left_auto(data: str) -> None:
 def test_every_auto_has_a_value_in_both_profiles() -> None:
     automatic = {name for name, field in TrainConfig.model_fields.items() if field.default == "auto"}
     assert set(PROFILES["demo"]) == set(PROFILES["photos"])
-    assert automatic - {"hierarchy", "precision", "head_norm"} == set(PROFILES["demo"])
+    by_other_settings = {"head_norm", "batch_norm", "trainable_layers", "weight_decay"}
+    assert automatic - {"hierarchy", "precision"} - by_other_settings == set(PROFILES["demo"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"batch_norm": "train", "trainable_layers": 5, "weight_decay": 0.01, "lr": 1e-3}),
+        ({"weights": "imagenet"}, {"batch_norm": "frozen", "trainable_layers": 3, "weight_decay": 0.01}),
+        # 4 batches of 8 images: 0.01 * 32 / 16.
+        ({"optimizer": "sgd", "batch_size": 8, "accumulate": 4}, {"lr": 0.02, "weight_decay": 1e-4}),
+        ({"optimizer": "sgd", "data": "photos"}, {"lr": 0.005}),
+        ({"optimizer": "sgd", "lr": 0.3, "weight_decay": 0}, {"lr": 0.3, "weight_decay": 0.0}),
+    ],
+    ids=["from scratch", "loaded weights", "sgd", "sgd with the batch of the profile", "given"],
+)
+def test_a_recipe_fits_its_weights_and_its_optimizer(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    settings = resolve(TrainConfig, given).model_dump()
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_it_stays_known_which_settings_were_given(tmp_path: Path) -> None:
+    given = {"config": _yaml(tmp_path, "num_bins: 5\n"), "lr": "0.1"}
+    assert resolve(TrainConfig, given).model_fields_set == {"config", "num_bins", "lr"}
 
 
 def test_settings_cannot_be_changed_once_made() -> None:

@@ -3,90 +3,71 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from retinaflow import tracking
 from retinaflow.commands.inputs import TrainingData, epoch_length, plans, say
 from retinaflow.commands.judging import Judgement, judge, postprocessing
 from retinaflow.commands.progress import Progress
+from retinaflow.commands.recipe import build_network, fit_settings, resolved
 from retinaflow.config import TrainConfig
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.images import DetectionDataset
 from retinaflow.detections import Detections
-from retinaflow.detector.loss import LossConfig
-from retinaflow.detector.network import HeadNorm, NetworkConfig, RetinaNet, norm_for, trainable_layers_for
+from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
 from retinaflow.run_files import Run
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
-from retinaflow.training.inference import detect
-from retinaflow.training.loop import EpochResult, FitSettings, Trainer
-from retinaflow.training.precision import Precision, fast_precision
-from retinaflow.training.stopping import StopRequest
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A checkpoint to go on from, the best one before it, and the MLflow run they belong to, if any."""
-
-    checkpoint: Checkpoint
-    best: Path | None
-    run_id: str | None
-
-
-def find_resumed(config: TrainConfig) -> Resumed | None:
-    """The checkpoint to go on from; for a run id its ``last.pt``, here or among the run's artifacts."""
-    if config.resume is None:
-        return None
-    if Path(config.resume).is_file():
-        path, run_id = Path(config.resume), None
-    elif Path(config.resume).suffix == ".pt":
-        raise FileNotFoundError(f"resume={config.resume}: no such checkpoint file")
-    else:
-        folder = config.output / config.resume / "checkpoints"
-        if not (folder / "last.pt").is_file():
-            folder = tracking.fetch(config.resume, "checkpoints")
-        path, run_id = folder / "last.pt", config.resume
-    checkpoint = load_checkpoint(path)
-    if checkpoint.progress is None:
-        raise ValueError(f"resume={config.resume}: the checkpoint is for use, not for going on; give a last.pt")
-    best = path.with_name("best.pt")
-    return Resumed(checkpoint, best if best.is_file() else None, run_id)
+from retinaflow.training.inference import detect, merged
+from retinaflow.training.loop import EpochResult, StepResult, Trainer
+from retinaflow.training.precision import fast_precision
+from retinaflow.training.stopping import Stopped, StopRequest
+from retinaflow.training.world import ALONE, World
 
 
 class Session:
-    """One training in progress: the trainer, what it trains on, and the best so far."""
+    """One training in progress: the trainer, what it trains on, and the best so far.
 
-    def __init__(self, config: TrainConfig, data: TrainingData, trainer: Trainer, buckets: AspectBuckets) -> None:
+    Of several processes the first one prints, logs, saves and scores; all of them train and detect.
+    """
+
+    def __init__(
+        self, config: TrainConfig, data: TrainingData, trainer: Trainer, buckets: AspectBuckets, world: World = ALONE
+    ) -> None:
         self.config = config
         self.data = data
         self.trainer = trainer
         self.buckets = buckets
+        self.world = world
         self.best = float("-inf")
+        self.without_gain = 0
+        """Evaluations since the best one."""
         self._best_found: tuple[Detections, Judgement] | None = None
+        self._curve: dict[str, Any] | None = None
+        self._last_saved = float("-inf")
 
     @staticmethod
-    def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None) -> Session:
+    def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None, *, world: World = ALONE) -> Session:
         """Build the detector, with weights from the settings or from a checkpoint to go on from."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         precision = fast_precision(device) if config.precision == "auto" else config.precision
         buckets = (
             resumed.buckets
             if resumed
             else AspectBuckets.fit(
-                data.train.sizes, image_size=_number(config.image_size), num_buckets=_number(config.num_buckets)
+                data.train.sizes, image_size=resolved(config.image_size), num_buckets=resolved(config.num_buckets)
             )
         )
-        model = RetinaNet(_network(config, data.train.num_classes), seed=config.seed)
+        model = RetinaNet(build_network(config, data.train.num_classes), seed=config.seed)
         if resumed is None:
-            report = load_weights(model, config.weights)
-            say(str(report))
+            with world.first_on_machine():
+                say(str(load_weights(model, config.weights)))
         else:
             _refuse_other_data(resumed, data)
-            model.load_state_dict(resumed.state)
         model = on_device(model, device)
         ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
         trainer = Trainer(
@@ -94,92 +75,165 @@ class Session:
             fit_settings(config, precision=precision, device=device),
             device=device,
             ancestors=None if config.parents == "ignore" else ancestors,
+            world=world,
         )
-        session = Session(config, data, trainer, buckets)
+        session = Session(config, data, trainer, buckets, world)
         if resumed is not None and resumed.progress is not None:
-            trainer.load_state(resumed.progress)
-            session.best = resumed.progress["best"]
+            trainer.load(resumed.state, resumed.progress)
+            session.best, session.without_gain = resumed.progress["best"], resumed.progress["without_gain"]
+            session._curve = resumed.progress["curve"]
+            say(f"going on after step {trainer.step}, in epoch {trainer.epoch + 1}")
         shapes = ", ".join(f"{height}x{width}" for height, width in buckets.shapes)
-        say(f"{config.backbone} on {device.type}, {precision}, images of {shapes} (height x width)")
+        many = f" in {world.size} processes" if world.size > 1 else ""
+        say(f"{config.backbone} on {device.type}{many}, {precision}, images of {shapes} (height x width)")
         return session
 
     def train(self, run: Run, folder: Path, stop: StopRequest, *, best_before: Path | None = None) -> Path:
-        """The remaining epochs; ``last.pt`` after each, ``best.pt`` whenever val/mAP rises. Returns the best.
+        """The remaining epochs; ``last.pt`` within and after each, ``best.pt`` whenever ``keep_best`` rises.
 
-        ``best_before``: the best checkpoint of the training that is gone on with.
+        Returns the best. ``best_before``: the best checkpoint of the training that is gone on with.
         """
         config, trainer = self.config, self.trainer
-        assert isinstance(config.eval_every, int)
         augmentation = Augmentation.by_rarity(
             self.data.bins, base=config.augment, rare=config.rare_augment, vertical_flip=config.vertical_flip
         )
         dataset = DetectionDataset(self.data.train, augmentation)
-        best = folder / "best.pt"
+        best, last = folder / "best.pt", folder / "last.pt"
         if best_before is not None and best_before.resolve() != best.resolve():
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best_before, best)
+        length = epoch_length(config, self.data)
         try:
-            with Progress(run, trainer, epoch_length(config, self.data), stop) as progress:
-                for epoch in trainer.fit(
-                    dataset, self.buckets, plans(config, self.data), after_step=progress.after_step
-                ):
-                    last_epoch = epoch.epoch == trainer.settings.epochs
-                    value = None
-                    if epoch.epoch % config.eval_every == 0 or last_epoch:
-                        value = self._evaluate(run, epoch, best, stop)
-                    save_checkpoint(self.checkpoint(progress=True), folder / "last.pt")
-                    progress.after_epoch(epoch, value)
-        finally:
-            for path in (folder / "last.pt", best):
-                if path.is_file():
-                    run.log_file(path, "checkpoints")
-        return best if best.is_file() else folder / "last.pt"
+            with Progress(run, trainer, length, stop, quiet=not self.world.is_first, curve=self._curve) as progress:
 
-    def _evaluate(self, run: Run, epoch: EpochResult, best: Path, stop: StopRequest) -> float:
-        """Judge the present weights; keep them, and what they found, when they are the best so far."""
-        found = self._judge(self.trainer.model, stop)
-        metrics = found[1].metrics
-        run.log_metrics(metrics, step=epoch.step)
-        # No class with truth: every epoch is as good as any, and the last one is kept.
-        value = metrics.get("val/mAP", float(epoch.epoch))
+                def after_step(step: StepResult) -> None:
+                    progress.after_step(step)
+                    self._save_when_due(last, run, progress)
+                    progress.stop_if_asked()
+
+                if not self._is_over():
+                    for epoch in trainer.fit(dataset, self.buckets, plans(config, self.data), after_step=after_step):
+                        judgement = self._evaluate(run, epoch, best, stop)
+                        trainer.finish_epoch()
+                        progress.after_epoch(epoch, None if judgement is None else judgement.metrics)
+                        self._save(last, run, progress, must=epoch.epoch == trainer.settings.epochs)
+                        if self._is_over():
+                            break
+        except (Stopped, FloatingPointError) as reason:
+            # Both come between two steps: the state is whole.
+            self._save(last, run, progress)
+            if isinstance(reason, FloatingPointError):
+                raise FloatingPointError(f"{reason} The state before this step is in {last}.") from None
+            raise
+        finally:
+            for path in (last, best):
+                if self.world.is_first and path.is_file():
+                    run.log_file(path, "checkpoints")
+        return best if best.is_file() else last
+
+    def _is_over(self) -> bool:
+        """Whether early stopping ends the training here."""
+        patience = self.config.patience
+        over = 0 < patience <= self.without_gain and self.trainer.epoch < self.trainer.settings.epochs
+        if over:
+            say(f"early stop: {self.config.keep_best} has not risen in {self.without_gain} evaluations")
+        return over
+
+    def _save_when_due(self, path: Path, run: Run, progress: Progress) -> None:
+        """Within an epoch: after the first step and then every ``save_minutes``."""
+        seconds = self.config.save_minutes * 60
+        if seconds > 0 and time.monotonic() - self._last_saved >= seconds:
+            self._save(path, run, progress)
+
+    def _save(self, path: Path, run: Run, progress: Progress, *, must: bool = False) -> None:
+        """Write the checkpoint to go on from. One that cannot be written stops only a training that ends with it
+        (``must``): the last whole one is still there, and the next may find room."""
+        if not self.world.is_first:
+            return
+        self._last_saved = time.monotonic()
+        try:
+            save_checkpoint(self.checkpoint(progress={"run_id": run.run_id, "curve": progress.curve}), path)
+        except OSError as error:
+            if must:
+                raise
+            say(f"no checkpoint at step {self.trainer.step}, training goes on: {error}")
+
+    def _evaluate(self, run: Run, epoch: EpochResult, best: Path, stop: StopRequest) -> Judgement | None:
+        """Judge the present weights when their turn has come; keep them, and what they found, when best so far."""
+        every = resolved(self.config.eval_every)
+        if epoch.epoch % every and epoch.epoch != self.trainer.settings.epochs:
+            return None
+        found = self._judge(self.trainer.best_guess, stop, self.world)
+        value = None
+        if found is not None:
+            run.log_metrics(found[1].metrics, step=epoch.step)
+            # No class with truth: every epoch is as good as any, and the last one is kept.
+            value = found[1].metrics.get(self.config.keep_best, float(epoch.epoch))
+        value = self.world.share(value)
+        assert value is not None
+        self.without_gain += 1
         if value > self.best:
-            self.best, self._best_found = value, found
-            save_checkpoint(self.checkpoint(progress=False), best)
-        return value
+            self.best, self.without_gain, self._best_found = value, 0, found
+            if self.world.is_first:
+                save_checkpoint(self.checkpoint(), best)
+        return None if found is None else found[1]
 
     def machine_tags(self) -> dict[str, str]:
-        """What the machine decided: where it computes and with which arithmetic."""
+        """What the machine decided: where it computes, in how many processes and with which arithmetic."""
         trainer = self.trainer
-        return {"retinaflow.device": trainer.device.type, "retinaflow.precision": trainer.settings.precision}
+        return {
+            "retinaflow.device": trainer.device.type,
+            "retinaflow.precision": trainer.settings.precision,
+            "retinaflow.processes": str(self.world.size),
+        }
 
     def judge_best(self, path: Path, stop: StopRequest) -> tuple[Detections, Judgement]:
         """Detections and scores of the best checkpoint, judged anew only when an earlier process wrote it."""
-        return self._best_found or self._judge(load_checkpoint(path).build(self.trainer.device), stop)
+        found = self._best_found or self._judge(load_checkpoint(path).build(self.trainer.device), stop, ALONE)
+        assert found is not None
+        return found
 
-    def _judge(self, model: RetinaNet, stop: StopRequest) -> tuple[Detections, Judgement]:
+    def _judge(self, model: RetinaNet, stop: StopRequest, world: World) -> tuple[Detections, Judgement] | None:
+        """Each process detects on its share of the images; the first one scores them all, the others get None."""
         trainer, config = self.trainer, self.config
         expand = config.parents == "expand"
-        parts = detect(
-            model,
-            self.data.judged,
-            self.buckets,
-            config=postprocessing(config),
-            expand_to=torch.from_numpy(self.data.judged.taxonomy.is_ancestor).to(trainer.device) if expand else None,
-            workers=trainer.settings.workers,
-            device=trainer.device,
-            precision=trainer.settings.precision,
-            after_batch=lambda images: stop.check(),
-        )
-        detections = Detections.concatenate(list(parts))
+        parts: list[Detections] = []
+        try:
+            for found in detect(
+                model,
+                self.data.judged,
+                self.buckets,
+                config=postprocessing(config),
+                expand_to=torch.from_numpy(self.data.judged.taxonomy.is_ancestor).to(trainer.device)
+                if expand
+                else None,
+                workers=trainer.settings.workers,
+                device=trainer.device,
+                precision=trainer.settings.precision,
+                rank=world.rank,
+                world_size=world.size,
+                after_batch=lambda images: stop.check(),
+            ):
+                parts.append(found)
+        except Stopped:
+            pass
+        # All leave together: a process that went alone would leave the others waiting for it.
+        if world.any(stop.reason is not None):
+            raise Stopped(stop.reason or "another process was asked to stop")
+        gathered = world.gather(parts)
+        if gathered is None:
+            return None
+        detections = merged(gathered)
         judgement = judge(detections, self.data.judged, self.data.bins, group_of_weight=config.group_of_weight)
         return detections, judgement
 
-    def checkpoint(self, *, progress: bool) -> Checkpoint:
-        """The present state as a checkpoint, with or without what going on needs."""
+    def checkpoint(self, *, progress: dict[str, Any] | None = None) -> Checkpoint:
+        """The present state as a checkpoint; ``progress``: what going on needs besides the training's own state."""
         trainer = self.trainer
+        own = {"best": self.best, "without_gain": self.without_gain}
         return Checkpoint(
             network=trainer.model.config,
-            state={name: value.cpu() for name, value in trainer.model.state_dict().items()},
+            state={name: value.cpu() for name, value in trainer.best_guess.state_dict().items()},
             taxonomy=self.data.train.taxonomy,
             bins=self.data.bins,
             buckets=self.buckets,
@@ -187,56 +241,8 @@ class Session:
             settings=self.config.model_dump(mode="json"),
             data_digest=self.data.digest,
             epoch=trainer.epoch,
-            progress={**trainer.state(), "best": self.best} if progress else None,
+            progress=None if progress is None else {**trainer.state(), **own, **progress},
         )
-
-
-def fit_settings(config: TrainConfig, *, precision: Precision, device: torch.device) -> FitSettings:
-    """The optimisation settings, with what depends on data and machine filled in."""
-    automatic = min(8, torch.get_num_threads()) if device.type == "cuda" else 0
-    return FitSettings(
-        epochs=_number(config.epochs),
-        batch_size=_number(config.batch_size),
-        lr=float(config.lr),
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        clip=config.clip,
-        precision=precision,
-        workers=automatic if config.workers < 0 else config.workers,
-        seed=config.seed,
-        loss=LossConfig(
-            gamma=config.focal_gamma,
-            alpha=config.focal_alpha,
-            learn_ancestors=config.parents == "learn",
-            box_loss=config.box_loss,
-        ),
-    )
-
-
-def _network(config: TrainConfig, num_classes: int) -> NetworkConfig:
-    return NetworkConfig(
-        backbone=config.backbone,
-        num_classes=num_classes,
-        anchor_scale=float(config.anchor_scale),
-        trainable_layers=trainable_layers_for(config.weights),
-        norm=norm_for(config.weights),
-        head_norm=_resolved_norm(config),
-        head_depth=_number(config.head_depth),
-        fpn_channels=_number(config.fpn_channels),
-    )
-
-
-def _resolved_norm(config: TrainConfig) -> HeadNorm:
-    if config.head_norm == "auto":
-        raise ValueError("auto settings must be resolved before use, but got head_norm=auto")
-    return config.head_norm
-
-
-def _number(value: int | str) -> int:
-    """A setting that may have been ``auto``: :func:`retinaflow.resolving.resolve` has filled it in."""
-    if not isinstance(value, int):
-        raise ValueError(f"auto settings must be resolved before use, but got {value!r}")
-    return value
 
 
 def _refuse_other_data(resumed: Checkpoint, data: TrainingData) -> None:

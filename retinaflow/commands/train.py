@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +13,13 @@ from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.commands.inputs import TrainingData, load_training_data, say
 from retinaflow.commands.judging import Judgement, log_pictures, log_tables, metrics_document, say_judgement
-from retinaflow.commands.session import Session, find_resumed
+from retinaflow.commands.processes import processes
+from retinaflow.commands.resuming import Resumed, continued, find_resumed
+from retinaflow.commands.session import Session
 from retinaflow.config import TrainConfig
-from retinaflow.run_files import Run
+from retinaflow.run_files import NullRun, Run
 from retinaflow.training.stopping import StopRequest
+from retinaflow.training.world import World
 
 
 @dataclass(frozen=True)
@@ -25,35 +32,69 @@ class TrainResult:
 
 
 def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | None = None) -> TrainResult:
-    """Train as configured. ``data``: already loaded data of the same settings; ``name``: of the run."""
+    """Train as configured. ``data``: already loaded data of the same settings; ``name``: of the run.
+
+    Of several processes only the first one returns; the others exit when their part is done.
+    """
+    with processes(config.nproc) as world, _speaking(world):
+        config, resumed = world.share(_prepared(config) if world.is_first else None) or _prepared(config)
+        with world.first_on_machine():
+            data = data or load_training_data(config)
+        _refuse_different_data(data, world)
+        with (
+            StopRequest(watch_parent=tracking.launched_by_mlflow() or not world.is_first) as stop,
+            _run(config, name, resumed, world) as run,
+        ):
+            folder = config.output / (run.run_id if config.track else name or "train") / "checkpoints"
+            if world.is_first:
+                _log_inputs(run, config, data)
+            session = Session.start(config, data, resumed.checkpoint if resumed else None, world=world)
+            run.set_tags(session.machine_tags())
+            best = session.train(run, folder, stop, best_before=resumed.best if resumed and world.is_first else None)
+            if not world.is_first:
+                sys.exit(0)
+            return _concluded(run, session, best, stop)
+
+
+def _refuse_different_data(data: TrainingData, world: World) -> None:
+    digests = world.collect(data.digest)
+    if len(set(digests)) > 1:
+        raise ValueError(f"all processes must read the same data, but their digests are {', '.join(digests)}, by rank")
+
+
+def _prepared(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
+    """The settings to train by, and what to go on from."""
     resumed = find_resumed(config)
-    data = data or load_training_data(config)
-    with (
-        StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run(
-            "train",
-            track=config.track,
-            experiment=config.experiment,
-            output=config.output / (name or "train"),
-            name=name,
-            resume=resumed.run_id if resumed else None,
-        ) as run,
-    ):
-        folder = config.output / (run.run_id if config.track else name or "train") / "checkpoints"
-        _log_inputs(run, config, data)
-        session = Session.start(config, data, resumed.checkpoint if resumed else None)
-        run.set_tags(session.machine_tags())
-        best = session.train(run, folder, stop, best_before=resumed.best if resumed else None)
-        detections, judgement = session.judge_best(best, stop)
-        run.log_metrics(
-            {f"best/{name.removeprefix('val/')}": v for name, v in judgement.metrics.items()}, step=session.trainer.step
-        )
-        log_tables(run, judgement, metrics_document(judgement, data.judged))
-        log_pictures(run, judgement, detections, data.judged)
-        tracking.log_model(run, best, register_as=config.register_as)
-        say_judgement(judgement)
-        say(f"run {run.run_id}, best checkpoint {best}")
-        return TrainResult(run.run_id, best, judgement)
+    return (continued(config, resumed.checkpoint), resumed) if resumed else (config, None)
+
+
+@contextlib.contextmanager
+def _speaking(world: World) -> Iterator[None]:
+    """The first process alone prints."""
+    with contextlib.ExitStack() as stack:
+        if not world.is_first:
+            nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        yield
+
+
+def _run(
+    config: TrainConfig, name: str | None, resumed: Resumed | None, world: World
+) -> contextlib.AbstractContextManager[Run]:
+    if not world.is_first:
+        return contextlib.nullcontext(NullRun())
+    resume = resumed.run_id if resumed else None
+    if resume is not None and config.track and not tracking.is_run(resume):
+        say(f"the checkpoint's run {resume} is not in {tracking.store_uri()}: a new run goes on with it")
+        resume = None
+    return tracking.start_run(
+        "train",
+        track=config.track,
+        experiment=config.experiment,
+        output=config.output / (name or "train"),
+        name=name,
+        resume=resume,
+    )
 
 
 def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
@@ -62,3 +103,18 @@ def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
     run.set_tags({"retinaflow.data_digest": data.digest})
     log_bins(run, data)
     log_exposure(run, config, data)
+
+
+def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> TrainResult:
+    """Judge the best checkpoint, log what it is worth, and the model."""
+    data, config = session.data, session.config
+    detections, judgement = session.judge_best(best, stop)
+    run.log_metrics(
+        {f"best/{name.removeprefix('val/')}": v for name, v in judgement.metrics.items()}, step=session.trainer.step
+    )
+    log_tables(run, judgement, metrics_document(judgement, data.judged))
+    log_pictures(run, judgement, detections, data.judged)
+    tracking.log_model(run, best, register_as=config.register_as)
+    say_judgement(judgement)
+    say(f"run {run.run_id}, best checkpoint {best}")
+    return TrainResult(run.run_id, best, judgement)

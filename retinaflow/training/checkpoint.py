@@ -1,14 +1,14 @@
 """Checkpoints: one file that holds a detector, what it was trained on and, while training, everything needed to go on.
 
-Written to a temporary file, flushed to disk and renamed, so a file of that name is always whole. Read with
-``weights_only=True``: a checkpoint holds tensors and plain values and cannot run code.
+Written beside the old one, flushed to disk and renamed, so a file of that name is always whole, whatever ends the
+process or fills the disk in between. Every entry of the file has a checksum (CRC-32), which is verified when it is
+read. Read with ``weights_only=True``: a checkpoint holds tensors and plain values and cannot run code.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,16 +68,33 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         **{name: getattr(checkpoint, name) for name in _PLAIN},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Always the same name, so that what a killed process left behind is overwritten.
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("wb") as file:
             torch.save(document, file)
             file.flush()
             os.fsync(file.fileno())
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.replace(path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):
+            # What torch makes of a failed write names neither the file nor the reason.
+            raise OSError(
+                f"{path}: the checkpoint cannot be written ({_first_line(error)}); is the disk full?"
+            ) from None
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename last through a loss of power, where the system knows folders as files."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 _PLAIN = ("parents", "settings", "data_digest", "epoch", "progress")
@@ -96,8 +113,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable checkpoint: {first}") from None
+        raise ValueError(f"{path}: not a readable checkpoint: {_first_line(error)}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT or "network" not in document:
         raise ValueError(f"{path}: not a retinaflow checkpoint of format {FORMAT}")
     return Checkpoint(
@@ -108,3 +124,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
         **{name: document[name] for name in _PLAIN},
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

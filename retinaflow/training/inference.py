@@ -6,7 +6,8 @@ shape of its own bucket, so its detections depend neither on its neighbours in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -31,11 +32,14 @@ def detect(
     workers: int = 0,
     device: torch.device,
     precision: Precision = "float32",
+    rank: int = 0,
+    world_size: int = 1,
     after_batch: Callable[[int], None] = lambda images: None,
 ) -> Iterator[Detections]:
     """Detections of every batch, normalised to the original images.
 
-    ``expand_to``: ``[K, K]`` bool, row c marks the ancestors that detections of c are copied to, or None.
+    ``rank``, ``world_size``: of several processes each takes every ``world_size``-th batch; :func:`merged` puts theirs
+    together. ``expand_to``: ``[K, K]`` bool, row c marks the ancestors that detections of c are copied to, or None.
     ``after_batch`` is told the number of images done, for a progress bar or to stop by raising. The model is left in
     the mode it was in.
     """
@@ -43,7 +47,7 @@ def detect(
     was_training = model.training
     model.eval()
     try:
-        for batch in loader.load(list(_batches(index, buckets, batch_size))):
+        for batch in loader.load(list(_batches(index, buckets, batch_size))[rank::world_size]):
             grid = model.anchors((batch.images.shape[2], batch.images.shape[3]))
             with torch.inference_mode(), autocast(device, precision):
                 output = model(batch.images.to(device, non_blocking=True))
@@ -57,6 +61,12 @@ def detect(
             )
     finally:
         model.train(was_training)
+
+
+def merged(parts: Sequence[Sequence[Detections]]) -> Detections:
+    """The detections that one process would have found, from those of each batch of each process, by rank."""
+    rounds = zip_longest(*parts)
+    return Detections.concatenate([found for batches in rounds for found in batches if found is not None])
 
 
 def _batches(index: AnnotationIndex, buckets: AspectBuckets, batch_size: int) -> Iterator[PlannedBatch]:

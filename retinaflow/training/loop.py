@@ -1,36 +1,42 @@
 """Training as a generator: every epoch is one :class:`EpochResult`, and what to do with it is the caller's business.
 
-AdamW, linear warm-up and cosine decay by step, clipped gradients. All randomness is a function of (seed, epoch, place
-in the plan), so going on from a checkpoint gives what an uninterrupted training gives, bit for bit on a CPU. A
-non-finite loss stops the training and names the images of the batch.
+All randomness is a function of (seed, epoch, place in the plan), so the place alone is remembered: going on from
+:meth:`Trainer.state`, taken after any step, gives what an uninterrupted training gives, bit for bit on a CPU. What a
+step is stands in ``step``.
 
 The epoch's images come from ``plans(epoch)``: the loop knows nothing of sampling strategies.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from retinaflow.data.batching import AspectBuckets, plan_batches
-from retinaflow.data.images import Batch, BatchLoader, DetectionDataset
-from retinaflow.detector.loss import LossConfig, detection_loss
+from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
+from retinaflow.data.images import BatchLoader, DetectionDataset
+from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.targets import Targets
-from retinaflow.training.precision import Precision, autocast
+from retinaflow.training.averaging import WeightAverage
+from retinaflow.training.optimizer import OptimizerName, make_optimizer
+from retinaflow.training.precision import Precision
+from retinaflow.training.schedule import Schedule, learning_rate
+from retinaflow.training.step import NotFinite, Stepper
+from retinaflow.training.synced_norm import sync_batch_norms
+from retinaflow.training.world import ALONE, World
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Everything about the optimisation; meanings as in ``TrainConfig``."""
+    """Everything about the optimisation; meanings as in ``TrainConfig``. ``workers``: of each process."""
 
     epochs: int
     batch_size: int
@@ -42,23 +48,32 @@ class FitSettings:
     workers: int
     seed: int
     loss: LossConfig
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9
+    schedule: Schedule = "cosine"
+    milestones: tuple[float, ...] = ()
+    lr_drop: float = 0.1
+    accumulate: int = 1
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of one step, for progress and curves."""
+    """Figures of one step over all processes, for progress and curves."""
 
     step: int
     loss_class: float
     loss_box: float
     lr: float
+    gradient_norm: float
+    """Before clipping."""
     images: int
     """Images seen since the training began."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over the steps of one epoch; ``epoch`` counts from 1."""
+    """Means over the images of one epoch; ``epoch`` counts from 1."""
 
     epoch: int
     step: int
@@ -67,31 +82,99 @@ class EpochResult:
     lr: float
     images: int
     images_per_second: float
+    """Of what this process did of the epoch, waiting for images included."""
+    waiting: float
+    """Share of that time spent waiting for images, in [0, 1]."""
+
+
+@dataclass
+class _Open:
+    """The epoch in progress. ``batches``: done, of each process. ``sums``: of class and box loss times images."""
+
+    batches: int = 0
+    images: int = 0
+    sums: tuple[float, float] = (0.0, 0.0)
+    plan: int = 0
+    """Checksum of the epoch's plan, which a resumed training must find again."""
 
 
 class Trainer:
     """A model with its optimizer and position: what :meth:`fit` moves on and a checkpoint keeps."""
 
     def __init__(
-        self, model: RetinaNet, settings: FitSettings, *, device: torch.device, ancestors: Tensor | None = None
+        self,
+        model: RetinaNet,
+        settings: FitSettings,
+        *,
+        device: torch.device,
+        ancestors: Tensor | None = None,
+        world: World = ALONE,
     ) -> None:
+        if settings.batch_size % world.size:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of processes, but got batch_size={settings.batch_size}, "
+                f"nproc={world.size}"
+            )
         self.model = model
         self.settings = settings
         self.device = device
+        self.world = world
         self.epoch = 0
         self.step = 0
-        self._ancestors = None if ancestors is None else ancestors.to(device)
-        # Fused: one pass over the weights instead of ten, which counts when a batch is small.
-        self._optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.lr, fused=True)
+        self._open = _Open()
+        self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
+        sync_batch_norms(model, world)
+        self._optimizer = make_optimizer(
+            settings.optimizer,
+            model,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+        self._stepper = Stepper(
+            model,
+            self._optimizer,
+            loss=settings.loss,
+            clip=settings.clip,
+            precision=settings.precision,
+            device=device,
+            ancestors=None if ancestors is None else ancestors.to(device),
+            world=world,
+        )
+
+    @property
+    def best_guess(self) -> RetinaNet:
+        """The detector to judge and to keep: the average of the weights where there is one."""
+        return self.model if self._average is None else self._average.model
+
+    def images_seen(self, epoch_length: int) -> int:
+        """Images since the training began, in epochs of ``epoch_length`` images."""
+        return self.epoch * epoch_length + self._open.images
 
     def state(self) -> dict[str, Any]:
-        """Everything but the weights that going on needs; tensors and plain values only."""
-        return {"optimizer": self._optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+        """Everything but the weights of ``best_guess`` that going on needs; tensors and plain values only.
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        No random state is in it: every draw is a function of the seed and the place in the plan.
+        """
+        average = self._average
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "open": vars(self._open) | {"sums": list(self._open.sums)},
+            "average_updates": None if average is None else average.updates,
+            "last_weights": None if average is None else self.model.state_dict(),
+        }
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from the weights of ``best_guess`` and what :meth:`state` gave."""
+        self.best_guess.load_state_dict(weights)
+        if self._average is not None and state["average_updates"] is not None:
+            self.model.load_state_dict(state["last_weights"])
+            self._average.updates = state["average_updates"]
         self._optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
+        self._open = _Open(**{**state["open"], "sums": tuple(state["open"]["sums"])})
 
     def fit(
         self,
@@ -103,81 +186,99 @@ class Trainer:
     ) -> Iterator[EpochResult]:
         """Train the remaining epochs. ``plans(epoch)`` gives the image indices of an epoch (from 0), in drawing order.
 
-        ``after_step`` may raise to stop. Raises FloatingPointError when a loss is not finite.
+        ``after_step`` may raise to stop. A result is given while its epoch is still open, so that a state taken before
+        :meth:`finish_epoch` (or asking for the next result) leads to the same result again. Raises FloatingPointError
+        when losses or gradients are not finite, and ValueError when a plan is not the one the training began with.
         """
-        settings = self.settings
-        loader = BatchLoader(dataset, workers=settings.workers, pin_memory=self.device.type == "cuda")
+        workers = self.settings.workers
+        loader = BatchLoader(dataset, workers=workers, pin_memory=self.device.type == "cuda")
         bucket_of_image = buckets.assign(np.asarray(dataset.index.sizes))
-        while self.epoch < settings.epochs:
-            plan = plans(self.epoch)
-            batches = plan_batches(plan, bucket_of_image, buckets, batch_size=settings.batch_size)
-            total_steps = settings.epochs * len(batches)
+        while self.epoch < self.settings.epochs:
+            epoch, plan = self.epoch, self._checked(plans(self.epoch))
+            batches = plan_batches(
+                plan,
+                bucket_of_image,
+                buckets,
+                batch_size=self.settings.batch_size // self.world.size,
+                rank=self.world.rank,
+                world_size=self.world.size,
+            )
             self.model.train()
-            start, sums, images = time.perf_counter(), np.zeros(2), 0
-            for batch in loader.load(batches, seed=(settings.seed, self.epoch)):
-                lr = learning_rate(self.step, total_steps, highest=settings.lr, warmup=settings.warmup)
-                losses = self._train_on(batch, lr, dataset)
-                images += len(batch)
-                sums += np.array(losses) * len(batch)
-                self.step += 1
-                after_step(StepResult(self.step, *losses, lr, self.epoch * len(plan) + images))
-            self.epoch += 1
-            means = sums / max(images, 1)
-            speed = images / (time.perf_counter() - start)
-            yield EpochResult(
-                self.epoch, self.step, float(means[0]), float(means[1]), lr, self.epoch * len(plan), speed
-            )
+            yield self._train_epoch(loader, batches, len(plan), dataset, after_step)
+            if self.epoch == epoch:
+                self.finish_epoch()
 
-    def _train_on(self, batch: Batch, lr: float, dataset: DetectionDataset) -> tuple[float, float]:
-        batch = batch.to(self.device)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        with autocast(self.device, self.settings.precision):
-            output = self.model(batch.images)
-        anchors = self.model.anchors((batch.images.shape[2], batch.images.shape[3])).boxes
-        losses = detection_loss(
-            output, anchors, targets_of(batch), config=self.settings.loss, ancestors=self._ancestors
+    def finish_epoch(self) -> None:
+        """Close the epoch whose result was given: a state taken from now on goes on with the next one."""
+        self.epoch += 1
+        self._open = _Open()
+
+    def _checked(self, plan: NDArray[np.int64]) -> NDArray[np.int64]:
+        checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
+        if self._open.batches and self._open.plan != checksum:
+            raise ValueError(
+                f"epoch {self.epoch + 1} must be gone on with by the plan it began with, but the settings give another "
+                "one; leave out those that change the drawing of images (epochs changes when balance_start ends)"
+            )
+        self._open.plan = checksum
+        return plan
+
+    def _train_epoch(
+        self,
+        loader: BatchLoader,
+        batches: Sequence[PlannedBatch],
+        length: int,
+        dataset: DetectionDataset,
+        after_step: Callable[[StepResult], None],
+    ) -> EpochResult:
+        settings, progress = self.settings, self._open
+        steps = -(-len(batches) // settings.accumulate) * settings.epochs
+        start, before, waited = time.perf_counter(), progress.images, 0.0
+        lr = self._learning_rate(max(self.step - 1, 0), steps)
+        # From its place in the plan a batch is what it would have been: the ones before it need not be loaded.
+        loaded = iter(loader.load(batches[progress.batches :], seed=(settings.seed, self.epoch)))
+        while progress.batches < len(batches):
+            asked = time.perf_counter()
+            part = list(islice(loaded, settings.accumulate))
+            waited += time.perf_counter() - asked
+            lr = self._learning_rate(self.step, steps)
+            try:
+                done = self._stepper.take(part, lr)
+            except NotFinite as fault:
+                raise FloatingPointError(self._described(fault, lr, dataset)) from None
+            if self._average is not None:
+                self._average.update(self.model)
+            self.step += 1
+            progress.batches += len(part)
+            progress.images += done.images
+            sums = progress.sums
+            progress.sums = sums[0] + done.loss_class * done.images, sums[1] + done.loss_box * done.images
+            seen = self.epoch * length + progress.images
+            after_step(StepResult(self.step, done.loss_class, done.loss_box, lr, done.gradient_norm, seen))
+        seconds = max(time.perf_counter() - start, 1e-9)
+        return EpochResult(
+            epoch=self.epoch + 1,
+            step=self.step,
+            loss_class=progress.sums[0] / max(progress.images, 1),
+            loss_box=progress.sums[1] / max(progress.images, 1),
+            lr=lr,
+            images=(self.epoch + 1) * length,
+            images_per_second=(progress.images - before) / seconds,
+            waiting=waited / seconds,
         )
-        values = losses.class_loss.item(), losses.box_loss.item()
-        if not all(map(math.isfinite, values)):
-            ids = ", ".join(str(dataset.index.image_ids[image]) for image in batch.image_index.tolist())
-            raise FloatingPointError(
-                f"the loss must be finite, but got class {values[0]}, box {values[1]} at step {self.step}, "
-                f"lr={lr:.3g}, images {ids}. Lower lr, or look at these images."
-            )
-        self._optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self._optimizer.step()
-        return values
 
+    def _learning_rate(self, step: int, steps: int) -> float:
+        settings = self.settings
+        return learning_rate(
+            step,
+            steps,
+            highest=settings.lr,
+            warmup=settings.warmup,
+            schedule=settings.schedule,
+            milestones=settings.milestones,
+            drop=settings.lr_drop,
+        )
 
-def targets_of(batch: Batch) -> Targets:
-    """The truth of a batch in the form the detector's loss takes."""
-    return Targets(
-        batch.boxes,
-        batch.labels,
-        batch.owner,
-        batch.ignore_boxes,
-        batch.ignore_labels,
-        batch.ignore_owner,
-        batch.negatives,
-    )
-
-
-def learning_rate(step: int, total_steps: int, *, highest: float, warmup: float) -> float:
-    """Linear from 0 over the ``warmup`` share of the steps, then half a cosine to 0 (Loshchilov and Hutter 2017)."""
-    rising = max(round(warmup * total_steps), 1)
-    if step < rising:
-        return highest * (step + 1) / rising
-    done = (step - rising) / max(total_steps - rising, 1)
-    return highest * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases and the scales of norms do not."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in learning if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    def _described(self, fault: NotFinite, lr: float, dataset: DetectionDataset) -> str:
+        ids = ", ".join(str(dataset.index.image_ids[image]) for image in fault.images)
+        return f"{fault} at step {self.step}, lr={lr:.3g}, images {ids}. Lower lr, or look at these images."

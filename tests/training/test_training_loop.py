@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from retinaflow.training.loop import StepResult, Trainer, learning_rate
+from retinaflow.training.loop import StepResult, Trainer
+from retinaflow.training.schedule import learning_rate
 
 HAND_WORKED = [
     # Ten steps, two of them rising: 1/2, 1, then half a cosine over the other eight.
@@ -104,6 +105,7 @@ def test_going_on_from_a_checkpoint_equals_an_uninterrupted_training(lab: Any, t
 
     broken = lab.trainer(epochs=2)
     next(iter(broken.fit(lab.dataset, lab.buckets, lab.plans)))
+    broken.finish_epoch()
     checkpoint = Checkpoint(
         network=lab.network,
         state=broken.model.state_dict(),
@@ -121,9 +123,8 @@ def test_going_on_from_a_checkpoint_equals_an_uninterrupted_training(lab: Any, t
     loaded = load_checkpoint(tmp_path / "last.pt")
     resumed = lab.trainer(epochs=2, seed=7)
     resumed.settings = whole.settings
-    resumed.model.load_state_dict(loaded.state)
     assert loaded.progress is not None
-    resumed.load_state(loaded.progress)
+    resumed.load(loaded.state, loaded.progress)
     rest = _train(lab, resumed)
 
     assert [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in rest] == [

@@ -1,0 +1,137 @@
+"""One step: the gradients of a few batches on every process, summed, clipped, and the weights moved by them.
+
+The losses are divided by the positive anchors of the whole step, over all its batches and processes, so neither
+accumulation nor the number of processes changes what is learnt; only statistics of trained batch norms are those of one
+batch (over all processes). A step whose losses or gradients are not finite is not taken, and leaves the model as it
+was.
+
+Gradients are summed after the backward pass, without DistributedDataParallel: the divisor is known only then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from retinaflow.data.images import Batch
+from retinaflow.detector.loss import LossConfig, Losses, detection_loss
+from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.targets import Targets
+from retinaflow.training.precision import Precision, autocast
+from retinaflow.training.world import World
+
+
+class NotFinite(FloatingPointError):
+    """A step that was not taken; ``images``: those of its batches on all processes, numbers in the index."""
+
+    def __init__(self, message: str, images: Sequence[int]) -> None:
+        super().__init__(message)
+        self.images = images
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Over all batches and processes; ``gradient_norm`` before clipping."""
+
+    loss_class: float
+    loss_box: float
+    gradient_norm: float
+    images: int
+
+
+class Stepper:
+    """Takes steps with a model and its optimizer. ``clip``: largest norm of the gradient, 0 for any."""
+
+    def __init__(
+        self,
+        model: RetinaNet,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loss: LossConfig,
+        clip: float,
+        precision: Precision,
+        device: torch.device,
+        ancestors: Tensor | None,
+        world: World,
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._loss, self._clip, self._ancestors = loss, clip, ancestors
+        self._precision, self._device, self._world = precision, device, world
+        self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
+
+    def take(self, batches: Sequence[Batch], lr: float) -> StepFigures:
+        """Move the weights by the gradients of this process's batches and the others'. Raises NotFinite."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        # The forward pass moves the statistics of batch norms before anybody knows whether its loss is finite.
+        statistics = [buffer.clone() for buffer in self._statistics]
+        self._optimizer.zero_grad(set_to_none=True)
+        losses, images = self._backward(batches)
+        norm = nn.utils.get_total_norm([p.grad for p in self._learning if p.grad is not None])
+        loss_class, loss_box, gradient_norm = *losses.tolist(), norm.item()
+        if not all(map(math.isfinite, (loss_class, loss_box, gradient_norm))):
+            for buffer, old in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(old)
+            own = [image for batch in batches for image in batch.image_index.tolist()]
+            what = "gradient" if math.isfinite(loss_class + loss_box) else "loss"
+            raise NotFinite(
+                f"the {what} must be finite, but got class {loss_class}, box {loss_box}, gradient norm {gradient_norm}",
+                [image for part in self._world.collect(own) for image in part],
+            )
+        if self._clip > 0:
+            nn.utils.clip_grads_with_norm_(self._learning, self._clip, norm)
+        self._optimizer.step()
+        return StepFigures(loss_class, loss_box, gradient_norm, images)
+
+    def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, int]:
+        """Fills the gradients; the losses ``[2]`` (class, box) and the images, over all batches and processes."""
+        if len(batches) == 1 and self._world.size == 1:
+            losses = self._losses(batches[0], None)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            return torch.stack([losses.class_loss.detach(), losses.box_loss.detach()]), len(batches[0])
+        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        for batch in batches:
+            losses = self._losses(batch, 1.0)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            positives = losses.num_positives
+            figures = [losses.class_loss.detach(), losses.box_loss.detach(), positives]
+            sums += torch.stack([*figures, positives.new_tensor(len(batch))])
+        self._world.sum_(sums)
+        gradients = []
+        for parameter in self._learning:
+            # A parameter that no batch of this process reached must still answer the other processes.
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+        self._world.sum_all_(gradients)
+        divisor = sums[2].clamp(min=1)
+        for gradient in gradients:
+            gradient.div_(divisor)
+        return sums[:2] / divisor, int(sums[3])
+
+    def _losses(self, batch: Batch, normaliser: float | None) -> Losses:
+        batch = batch.to(self._device)
+        with autocast(self._device, self._precision):
+            output = self._model(batch.images)
+        anchors = self._model.anchors((batch.images.shape[2], batch.images.shape[3])).boxes
+        return detection_loss(
+            output, anchors, targets_of(batch), config=self._loss, ancestors=self._ancestors, normaliser=normaliser
+        )
+
+
+def targets_of(batch: Batch) -> Targets:
+    """The truth of a batch in the form the detector's loss takes."""
+    return Targets(
+        batch.boxes,
+        batch.labels,
+        batch.owner,
+        batch.ignore_boxes,
+        batch.ignore_labels,
+        batch.ignore_owner,
+        batch.negatives,
+    )

@@ -1,0 +1,94 @@
+"""Batch norm over the images of all processes, so that several train what one would.
+
+A GPU takes torch's own ``SyncBatchNorm``, which knows no CPU; there :class:`SyncedBatchNorm2d` does the same in
+autograd's terms. With x of N = B * H * W values a channel over all processes, m and v their mean and variance,
+y = w (x - m) / sqrt(v + eps) + b, and
+
+    dx = w / sqrt(v + eps) * (dy - mean(dy) - xhat * mean(dy * xhat)),   xhat = (x - m) / sqrt(v + eps)
+
+(Ioffe and Szegedy 2015, section 3), means over all processes. Sums travel in float64: E[x^2] - E[x]^2 cancels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retinaflow.training.world import World
+
+_OVER = (0, 2, 3)
+
+
+def sync_batch_norms(model: nn.Module, world: World) -> None:
+    """Replace every trained batch norm of a model, in place; parameters, buffers and their names stay."""
+    if world.size == 1:
+        return
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if type(norm) is nn.BatchNorm2d:
+                on_gpu = norm.weight.device.type == "cuda"
+                new = nn.SyncBatchNorm.convert_sync_batchnorm(norm) if on_gpu else SyncedBatchNorm2d(norm, world)
+                setattr(parent, name, new)
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm that takes over another's parameters and statistics."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d, world: World) -> None:
+        super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+        self.weight, self.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
+        self._world = world
+        self.train(norm.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, C, H, W]`` -> the same; statistics of the batch of all processes in training, else the running ones."""
+        if not self.training:
+            return super().forward(input)
+        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps, self._world)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+            self.num_batches_tracked += 1
+        return output
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, world: World
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        values = x.float()
+        count = values.numel() // values.shape[1]
+        mean, variance = values.mean(_OVER).double(), values.var(_OVER, correction=0).double()
+        total = world.sum_(torch.cat([mean * count, (variance + mean**2) * count, mean.new_tensor([count])]))
+        channels = len(mean)
+        mean, variance = total[:channels] / total[-1], total[channels:-1] / total[-1]
+        variance = (variance - mean**2).clamp(min=0)
+        scale = (variance + eps).rsqrt().float()
+        centred = (values - mean.float()[:, None, None]) * scale[:, None, None]
+        ctx.save_for_backward(centred, weight, scale)
+        ctx.world, ctx.count = world, float(total[-1])
+        output = centred * weight[:, None, None] + bias[:, None, None]
+        statistics = mean.float(), variance.float(), total[-1].float()
+        ctx.mark_non_differentiable(*statistics)
+        return output.to(x.dtype), *statistics
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        centred, weight, scale = ctx.saved_tensors
+        gradient = gradients[0].float()
+        of_bias, of_weight = gradient.sum(_OVER), (gradient * centred).sum(_OVER)
+        means = ctx.world.sum_(torch.cat([of_bias, of_weight]).double()).float() / ctx.count
+        mean, product = means[: len(of_bias), None, None], means[len(of_bias) :, None, None]
+        of_input = (weight * scale)[:, None, None] * (gradient - mean - centred * product)
+        # Those of the parameters are this process's share; the training sums them with all others.
+        return of_input.to(gradients[0].dtype), of_weight, of_bias, None, None
