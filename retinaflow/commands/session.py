@@ -12,10 +12,11 @@ from retinaflow import tracking
 from retinaflow.commands.inputs import TrainingData, epoch_length, plans, say
 from retinaflow.commands.judging import Judgement, judge, postprocessing
 from retinaflow.commands.progress import Progress
+from retinaflow.commands.skipped import SkippedImages
 from retinaflow.config import TrainConfig
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.images import DetectionDataset
+from retinaflow.data.images import STAND_INS, DetectionDataset
 from retinaflow.detections import Detections
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import HeadNorm, NetworkConfig, RetinaNet, norm_for, trainable_layers_for
@@ -67,6 +68,8 @@ class Session:
         self.buckets = buckets
         self.best = float("-inf")
         self._best_found: tuple[Detections, Judgement] | None = None
+        self._skipped = SkippedImages()
+        self._on_bad_image = self._skipped.add if config.on_bad_image == "skip" else None
 
     @staticmethod
     def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None) -> Session:
@@ -113,7 +116,7 @@ class Session:
         augmentation = Augmentation.by_rarity(
             self.data.bins, base=config.augment, rare=config.rare_augment, vertical_flip=config.vertical_flip
         )
-        dataset = DetectionDataset(self.data.train, augmentation)
+        dataset = DetectionDataset(self.data.train, augmentation, STAND_INS if self._on_bad_image else 0)
         best = folder / "best.pt"
         if best_before is not None and best_before.resolve() != best.resolve():
             folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,11 @@ class Session:
         try:
             with Progress(run, trainer, epoch_length(config, self.data), stop) as progress:
                 for epoch in trainer.fit(
-                    dataset, self.buckets, plans(config, self.data), after_step=progress.after_step
+                    dataset,
+                    self.buckets,
+                    plans(config, self.data),
+                    after_step=progress.after_step,
+                    on_bad_image=self._on_bad_image,
                 ):
                     last_epoch = epoch.epoch == trainer.settings.epochs
                     value = None
@@ -130,6 +137,7 @@ class Session:
                     save_checkpoint(self.checkpoint(progress=True), folder / "last.pt")
                     progress.after_epoch(epoch, value)
         finally:
+            self._skipped.log(run, self.data.dropped)
             for path in (folder / "last.pt", best):
                 if path.is_file():
                     run.log_file(path, "checkpoints")
@@ -169,6 +177,7 @@ class Session:
             device=trainer.device,
             precision=trainer.settings.precision,
             after_batch=lambda images: stop.check(),
+            on_bad_image=self._on_bad_image,
         )
         detections = Detections.concatenate(list(parts))
         judgement = judge(detections, self.data.judged, self.data.bins, group_of_weight=config.group_of_weight)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retinaflow.data.batching import AspectBuckets, plan_batches
+from retinaflow.data.image_files import BadImage
 from retinaflow.data.images import Batch, BatchLoader, DetectionDataset
 from retinaflow.detector.loss import LossConfig, detection_loss
 from retinaflow.detector.network import RetinaNet
@@ -100,10 +101,12 @@ class Trainer:
         plans: Callable[[int], NDArray[np.int64]],
         *,
         after_step: Callable[[StepResult], None] = lambda result: None,
+        on_bad_image: Callable[[BadImage], None] | None = None,
     ) -> Iterator[EpochResult]:
         """Train the remaining epochs. ``plans(epoch)`` gives the image indices of an epoch (from 0), in drawing order.
 
-        ``after_step`` may raise to stop. Raises FloatingPointError when a loss is not finite.
+        ``after_step`` may raise to stop. ``on_bad_image`` is told of images that cannot be read any more; without it
+        such an image is a ValueError. Raises FloatingPointError when a loss is not finite.
         """
         settings = self.settings
         loader = BatchLoader(dataset, workers=settings.workers, pin_memory=self.device.type == "cuda")
@@ -114,7 +117,7 @@ class Trainer:
             total_steps = settings.epochs * len(batches)
             self.model.train()
             start, sums, images = time.perf_counter(), np.zeros(2), 0
-            for batch in loader.load(batches, seed=(settings.seed, self.epoch)):
+            for batch in loader.load(batches, seed=(settings.seed, self.epoch), on_bad_image=on_bad_image):
                 lr = learning_rate(self.step, total_steps, highest=settings.lr, warmup=settings.warmup)
                 losses = self._train_on(batch, lr, dataset)
                 images += len(batch)
