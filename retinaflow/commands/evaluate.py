@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from retinaflow.commands.judging import (
     postprocessing,
     say_judgement,
 )
+from retinaflow.commands.skipped import SkippedImages
 from retinaflow.config import EvaluateConfig, TrainConfig
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
@@ -110,6 +111,7 @@ class _Model:
     dropped: pd.DataFrame
     checkpoint: Checkpoint
     config: EvaluateConfig
+    skipped: SkippedImages = field(default_factory=SkippedImages)
 
     @staticmethod
     def open(config: EvaluateConfig) -> _Model:
@@ -141,6 +143,7 @@ class _Model:
             device=device,
             precision=fast_precision(device) if config.precision == "auto" else config.precision,
             after_batch=lambda images: stop.check(),
+            on_bad_image=self.skipped.add if config.on_bad_image == "skip" else None,
         )
         return Detections.concatenate(list(parts))
 
@@ -232,5 +235,6 @@ def _write(
     if len(source.dropped):
         run.log_csv(source.dropped, "dropped.csv")
     if isinstance(source, _Model):
+        source.skipped.log(run, source.dropped)
         log_pictures(run, judgement, detections, source.judged)
         run.log_csv(predictions_frame(detections, source.judged), "predictions.csv")

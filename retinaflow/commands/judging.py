@@ -12,7 +12,7 @@ from retinaflow.boxes import iou
 from retinaflow.commands.inputs import say
 from retinaflow.config import DetectionFields
 from retinaflow.data.bins import ClassBins
-from retinaflow.data.image_files import decode
+from retinaflow.data.image_files import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.detector.postprocess import PostprocessConfig
@@ -112,18 +112,25 @@ def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.D
     """
     detections = detections.take(np.isin(detections.class_index, index.labels))
     panels = [_panel(image, detections, index) for image in _sheet_images(index, table)]
-    return contact_sheet(panels, title=f"Detections (score > {SHEET_SCORE:g}) against truth")
+    return contact_sheet(
+        [panel for panel in panels if panel], title=f"Detections (score > {SHEET_SCORE:g}) against truth"
+    )
 
 
-def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel:
+def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel | None:
+    """None when the image cannot be read: whether that stops the run was settled when it was judged."""
     height, width = (int(side) for side in index.sizes[image])
     scale = min(1.0, _SHEET_PIXELS / max(height, width))
     target = max(round(height * scale), 1), max(round(width * scale), 1)
     rows = slice(index.box_start[image], index.box_start[image + 1])
     found = _clearest(detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE)))
     names = index.taxonomy.labels
+    try:
+        pixels = decode(index.file_of(image), (height, width), target)
+    except UnreadableImageError:
+        return None
     return Panel(
-        image=decode(index.file_of(image), (height, width), target),
+        image=pixels,
         title=str(index.image_ids[image]),
         truth_boxes=np.asarray(index.boxes[rows]),
         truth_labels=[names[label] for label in index.labels[rows]],

@@ -13,10 +13,12 @@ from retinaflow.commands.inputs import TrainingData, epoch_length, plans, say
 from retinaflow.commands.judging import Judgement, judge, postprocessing
 from retinaflow.commands.progress import Progress
 from retinaflow.commands.recipe import build_network, fit_settings, resolved
+from retinaflow.commands.skipped import SkippedImages
 from retinaflow.config import TrainConfig
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.images import DetectionDataset
+from retinaflow.data.image_files import BadImage
+from retinaflow.data.images import STAND_INS, DetectionDataset
 from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
@@ -49,6 +51,8 @@ class Session:
         self._best_found: tuple[Detections, Judgement] | None = None
         self._curve: dict[str, Any] | None = None
         self._last_saved = float("-inf")
+        self._skipped = SkippedImages()
+        self._on_bad_image = self._skipped.add if config.on_bad_image == "skip" else None
 
     @staticmethod
     def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None, *, world: World = ALONE) -> Session:
@@ -82,6 +86,8 @@ class Session:
             trainer.load(resumed.state, resumed.progress)
             session.best, session.without_gain = resumed.progress["best"], resumed.progress["without_gain"]
             session._curve = resumed.progress["curve"]
+            for image_id, reason in resumed.progress["skipped"]:
+                session._skipped.add(BadImage(image_id, reason))
             say(f"going on after step {trainer.step}, in epoch {trainer.epoch + 1}")
         shapes = ", ".join(f"{height}x{width}" for height, width in buckets.shapes)
         many = f" in {world.size} processes" if world.size > 1 else ""
@@ -97,7 +103,7 @@ class Session:
         augmentation = Augmentation.by_rarity(
             self.data.bins, base=config.augment, rare=config.rare_augment, vertical_flip=config.vertical_flip
         )
-        dataset = DetectionDataset(self.data.train, augmentation)
+        dataset = DetectionDataset(self.data.train, augmentation, STAND_INS if self._on_bad_image else 0)
         best, last = folder / "best.pt", folder / "last.pt"
         if best_before is not None and best_before.resolve() != best.resolve():
             folder.mkdir(parents=True, exist_ok=True)
@@ -112,8 +118,15 @@ class Session:
                     progress.stop_if_asked()
 
                 if not self._is_over():
-                    for epoch in trainer.fit(dataset, self.buckets, plans(config, self.data), after_step=after_step):
+                    for epoch in trainer.fit(
+                        dataset,
+                        self.buckets,
+                        plans(config, self.data),
+                        after_step=after_step,
+                        on_bad_image=self._on_bad_image,
+                    ):
                         judgement = self._evaluate(run, epoch, best, stop)
+                        self._tell_skipped()
                         trainer.finish_epoch()
                         progress.after_epoch(epoch, None if judgement is None else judgement.metrics)
                         self._save(last, run, progress, must=epoch.epoch == trainer.settings.epochs)
@@ -126,10 +139,18 @@ class Session:
                 raise FloatingPointError(f"{reason} The state before this step is in {last}.") from None
             raise
         finally:
+            if self.world.is_first:
+                self._skipped.log(run, self.data.dropped)
             for path in (last, best):
                 if self.world.is_first and path.is_file():
                     run.log_file(path, "checkpoints")
         return best if best.is_file() else last
+
+    def _tell_skipped(self) -> None:
+        """What the other processes skipped, to the first one."""
+        for images in self.world.collect(self._skipped.images):
+            for image in images:
+                self._skipped.add(image)
 
     def _is_over(self) -> bool:
         """Whether early stopping ends the training here."""
@@ -213,6 +234,7 @@ class Session:
                 rank=world.rank,
                 world_size=world.size,
                 after_batch=lambda images: stop.check(),
+                on_bad_image=self._on_bad_image,
             ):
                 parts.append(found)
         except Stopped:
@@ -230,7 +252,8 @@ class Session:
     def checkpoint(self, *, progress: dict[str, Any] | None = None) -> Checkpoint:
         """The present state as a checkpoint; ``progress``: what going on needs besides the training's own state."""
         trainer = self.trainer
-        own = {"best": self.best, "without_gain": self.without_gain}
+        skipped = [[image.image_id, image.reason] for image in self._skipped.images]
+        own = {"best": self.best, "without_gain": self.without_gain, "skipped": skipped}
         return Checkpoint(
             network=trainer.model.config,
             state={name: value.cpu() for name, value in trainer.best_guess.state_dict().items()},

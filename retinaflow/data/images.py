@@ -3,11 +3,14 @@
 A dataset item is asked for with everything that decides it (image, shape, seed), so workers hold no state, can live as
 long as the training, and give the same pixels whichever of them does the work. Images stay uint8 until they are on the
 device.
+
+An image that cannot be decoded comes back from the worker as a :class:`BadImage`, not as an exception: the loader
+decides what it means, ends its workers at once, and its error names the file and shows no worker's traceback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from retinaflow.boxes import pixels_from_normalised
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import PlannedBatch
-from retinaflow.data.image_files import decode
+from retinaflow.data.image_files import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 
 
@@ -60,6 +63,12 @@ class Batch:
         return replace(self, **{name: value.pin_memory() for name, value in vars(self).items()})
 
 
+PREFETCH = 2
+"""Batches that each worker has ready: enough to bridge a slow one, and few in memory."""
+STAND_INS = 8
+"""Images tried in place of an unreadable one while training with on_bad_image=skip."""
+
+
 class Request(NamedTuple):
     """One dataset item: which image, at which (height, width), augmented by which seed (None: not at all)."""
 
@@ -78,16 +87,40 @@ class Sample(NamedTuple):
     negatives: NDArray[np.bool_]
     number: int
     """Of the image, in the index."""
+    instead_of: tuple[BadImage, ...] = ()
+    """Images that could not be read and whose place this one takes."""
+
+
+class NoSample(NamedTuple):
+    """What a request gives when its image cannot be read and none stands in for it."""
+
+    bad: tuple[BadImage, ...]
 
 
 @dataclass(frozen=True)
-class DetectionDataset(Dataset[Sample]):
-    """Samples of an index by :class:`Request`. Decoding errors are ValueErrors that name the file."""
+class DetectionDataset(Dataset[Sample | NoSample]):
+    """Samples of an index by :class:`Request`.
+
+    ``stand_ins``: how many images, next in the index, are tried in place of one that cannot be read; 0: none. Training
+    wants them, so that every process takes the same number of steps; judging does not.
+    """
 
     index: AnnotationIndex
     augmentation: Augmentation | None = None
+    stand_ins: int = 0
 
-    def __getitem__(self, request: Request) -> Sample:
+    def __getitem__(self, request: Request) -> Sample | NoSample:
+        bad: tuple[BadImage, ...] = ()
+        for step in range(min(self.stand_ins + 1, len(self.index))):
+            image = (request.image + step) % len(self.index)
+            try:
+                return self.sample(request._replace(image=image))._replace(instead_of=bad)
+            except UnreadableImageError as error:
+                bad += (BadImage(str(self.index.image_ids[image]), str(error)),)
+        return NoSample(bad)
+
+    def sample(self, request: Request) -> Sample:
+        """The sample of exactly this image. Raises UnreadableImageError naming its file."""
         index, image = self.index, request.image
         height, width = (int(side) for side in index.sizes[image])
         pixels = decode(index.file_of(image), (height, width), request.shape)
@@ -131,40 +164,78 @@ def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tup
     )
 
 
+def _collate_readable(items: Sequence[Sample | NoSample]) -> tuple[Batch | None, tuple[BadImage, ...]]:
+    """The batch of what could be read (None: nothing could), and what could not."""
+    samples = [item for item in items if isinstance(item, Sample)]
+    bad = tuple(image for item in items for image in (item.instead_of if isinstance(item, Sample) else item.bad))
+    return collate(samples) if samples else None, bad
+
+
 @dataclass
 class _EpochRequests:
-    """A batch sampler whose batches are set anew for each epoch, so that the workers live on."""
+    """A batch sampler whose batches are set anew for each epoch, so that the workers live on.
 
-    batches: list[list[Request]] = field(default_factory=list)
+    Requests are made when a batch is due: those of a whole epoch of millions would take long and much memory.
+    """
+
+    batches: Sequence[PlannedBatch] = ()
+    seed: Sequence[int] | None = None
 
     def __iter__(self) -> Iterator[list[Request]]:
-        return iter(self.batches)
+        return (list(_requests(batch, self.seed)) for batch in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
 class BatchLoader:
-    """Loads planned batches with ``workers`` processes that stay alive from epoch to epoch (0: in this process)."""
+    """Loads planned batches with ``workers`` processes that stay alive from epoch to epoch (0: in this process).
+
+    Each worker keeps ``PREFETCH`` batches ahead. ``pin_memory`` for a GPU: copies to it need not wait.
+    """
 
     def __init__(self, dataset: DetectionDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
         self._requests = _EpochRequests()
+        self._stand_ins = dataset.stand_ins
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=self._requests,
-            collate_fn=collate,
+            collate_fn=_collate_readable,
             num_workers=workers,
             persistent_workers=workers > 0,
+            prefetch_factor=PREFETCH if workers else None,
             pin_memory=pin_memory,
             worker_init_fn=_one_thread,
             # Its own generator: the loader draws a number per epoch, by default from the global one.
             generator=torch.Generator(),
         )
 
-    def load(self, batches: Sequence[PlannedBatch], *, seed: Sequence[int] | None = None) -> Iterator[Batch]:
-        """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on."""
-        self._requests.batches = [list(_requests(batch, seed)) for batch in batches]
-        return iter(self._loader)
+    def load(
+        self,
+        batches: Sequence[PlannedBatch],
+        *,
+        seed: Sequence[int] | None = None,
+        on_bad_image: Callable[[BadImage], None] | None = None,
+    ) -> Iterator[Batch]:
+        """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on.
+
+        An image that cannot be read raises ValueError naming its file. With ``on_bad_image`` it is told there instead,
+        and its batch is that much smaller unless the data set has stand-ins; a batch of which nothing is left is left
+        out, or, with stand-ins, raises ValueError: so many unreadable images in a row are no accident.
+        """
+        self._requests.batches, self._requests.seed = batches, seed
+        for batch, bad in self._loader:
+            for image in bad:
+                if on_bad_image is None:
+                    raise ValueError(f"{image.reason}; replace the file, or give on_bad_image=skip")
+                on_bad_image(image)
+            if batch is not None:
+                yield batch
+            elif self._stand_ins:
+                raise ValueError(
+                    f"an image must be readable among {len(bad):,} of a batch and those that stand in for them, but "
+                    f"none is; the first: {bad[0].reason}. Is the disk still there?"
+                )
 
 
 def _requests(batch: PlannedBatch, seed: Sequence[int] | None) -> Iterator[Request]:

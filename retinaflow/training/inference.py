@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from retinaflow.data.batching import AspectBuckets, PlannedBatch
+from retinaflow.data.image_files import BadImage
 from retinaflow.data.images import BatchLoader, DetectionDataset
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
@@ -35,19 +36,22 @@ def detect(
     rank: int = 0,
     world_size: int = 1,
     after_batch: Callable[[int], None] = lambda images: None,
+    on_bad_image: Callable[[BadImage], None] | None = None,
 ) -> Iterator[Detections]:
     """Detections of every batch, normalised to the original images.
 
     ``rank``, ``world_size``: of several processes each takes every ``world_size``-th batch; :func:`merged` puts theirs
     together. ``expand_to``: ``[K, K]`` bool, row c marks the ancestors that detections of c are copied to, or None.
-    ``after_batch`` is told the number of images done, for a progress bar or to stop by raising. The model is left in
-    the mode it was in.
+    ``after_batch`` is told the number of images done, for a progress bar or to stop by raising. ``on_bad_image`` is
+    told of images that cannot be read, which get no detections; without it such an image is a ValueError. The model is
+    left in the mode it was in.
     """
     loader = BatchLoader(DetectionDataset(index), workers=workers, pin_memory=device.type == "cuda")
     was_training = model.training
     model.eval()
     try:
-        for batch in loader.load(list(_batches(index, buckets, batch_size))[rank::world_size]):
+        own = list(_batches(index, buckets, batch_size))[rank::world_size]
+        for batch in loader.load(own, on_bad_image=on_bad_image):
             grid = model.anchors((batch.images.shape[2], batch.images.shape[3]))
             with torch.inference_mode(), autocast(device, precision):
                 output = model(batch.images.to(device, non_blocking=True))

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
-from retinaflow.data.images import BatchLoader, DetectionDataset
+from retinaflow.data.image_files import BadImage
+from retinaflow.data.images import Batch, BatchLoader, DetectionDataset
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
 from retinaflow.training.averaging import WeightAverage
@@ -183,10 +184,12 @@ class Trainer:
         plans: Callable[[int], NDArray[np.int64]],
         *,
         after_step: Callable[[StepResult], None] = lambda result: None,
+        on_bad_image: Callable[[BadImage], None] | None = None,
     ) -> Iterator[EpochResult]:
         """Train the remaining epochs. ``plans(epoch)`` gives the image indices of an epoch (from 0), in drawing order.
 
-        ``after_step`` may raise to stop. A result is given while its epoch is still open, so that a state taken before
+        ``after_step`` may raise to stop. ``on_bad_image`` is told of images that cannot be read any more; without it
+        such an image is a ValueError. A result is given while its epoch is still open, so that a state taken before
         :meth:`finish_epoch` (or asking for the next result) leads to the same result again. Raises FloatingPointError
         when losses or gradients are not finite, and ValueError when a plan is not the one the training began with.
         """
@@ -204,7 +207,8 @@ class Trainer:
                 world_size=self.world.size,
             )
             self.model.train()
-            yield self._train_epoch(loader, batches, len(plan), dataset, after_step)
+            loaded = self._loaded(loader, batches, on_bad_image)
+            yield self._train_epoch(loaded, len(batches), len(plan), dataset, after_step)
             if self.epoch == epoch:
                 self.finish_epoch()
 
@@ -223,24 +227,31 @@ class Trainer:
         self._open.plan = checksum
         return plan
 
+    def _loaded(
+        self, loader: BatchLoader, batches: Sequence[PlannedBatch], on_bad_image: Callable[[BadImage], None] | None
+    ) -> Iterator[Batch]:
+        """The epoch's batches from the present place on; what a batch is does not depend on those before it."""
+        seed = self.settings.seed, self.epoch
+        return iter(loader.load(batches[self._open.batches :], seed=seed, on_bad_image=on_bad_image))
+
     def _train_epoch(
         self,
-        loader: BatchLoader,
-        batches: Sequence[PlannedBatch],
+        loaded: Iterator[Batch],
+        batches: int,
         length: int,
         dataset: DetectionDataset,
         after_step: Callable[[StepResult], None],
     ) -> EpochResult:
         settings, progress = self.settings, self._open
-        steps = -(-len(batches) // settings.accumulate) * settings.epochs
+        steps = -(-batches // settings.accumulate) * settings.epochs
         start, before, waited = time.perf_counter(), progress.images, 0.0
         lr = self._learning_rate(max(self.step - 1, 0), steps)
-        # From its place in the plan a batch is what it would have been: the ones before it need not be loaded.
-        loaded = iter(loader.load(batches[progress.batches :], seed=(settings.seed, self.epoch)))
-        while progress.batches < len(batches):
+        while True:
             asked = time.perf_counter()
             part = list(islice(loaded, settings.accumulate))
             waited += time.perf_counter() - asked
+            if not part:
+                break
             lr = self._learning_rate(self.step, steps)
             try:
                 done = self._stepper.take(part, lr)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from made_index import TinyDataset, make_index
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
-from retinaflow.data.image_files import attach_files
+from retinaflow.data.image_files import BadImage, attach_files
 from retinaflow.data.images import Batch, BatchLoader, DetectionDataset, Request, collate
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_annotations
@@ -216,3 +219,83 @@ def test_the_tiny_data_set_is_what_it_says(tiny_dataset: TinyDataset) -> None:
     assert train.is_group_of.sum() == validation.is_group_of.sum() == 1
     assert read_tiny(tiny_dataset("again", train=24, seed=1)).digest == train.digest
     assert read_tiny(tiny_dataset("another", train=24, seed=2)).digest != train.digest
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_decoding_error_ends_the_workers_at_once_and_shows_nothing_of_them(
+    workers: int, index: AnnotationIndex
+) -> None:
+    index.file_of(5).write_bytes(b"no image any more")
+    loader = BatchLoader(DetectionDataset(index), workers=workers)
+    start = time.monotonic()
+    with pytest.raises(ValueError) as caught:
+        list(loader.load(batches_of(index)))
+    assert "Traceback" not in str(caught.value)
+    assert str(caught.value).startswith(str(index.file_of(5)))
+    assert str(caught.value).endswith("; replace the file, or give on_bad_image=skip")
+    del loader, caught
+    gc.collect()
+    assert multiprocessing.active_children() == []
+    # A worker that is waited for in vain costs 5 s each.
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_becomes_unreadable_is_told_and_left_out_of_its_batch(
+    workers: int, index: AnnotationIndex
+) -> None:
+    index.file_of(2).write_bytes(b"no image any more")
+    told: list[BadImage] = []
+    batches = [PlannedBatch((64, 64), np.array(images), np.array(images)) for images in ([0, 2], [2], [1, 3])]
+    loader = BatchLoader(DetectionDataset(index), workers=workers)
+    found = [batch.image_index.tolist() for batch in loader.load(batches, on_bad_image=told.append)]
+    assert found == [[0], [1, 3]], "a batch of which nothing is left is left out"
+    assert [image.image_id for image in told] == ["train002", "train002"]
+    assert "train002.jpg: not a readable image" in told[0].reason
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_stand_ins_every_batch_keeps_its_size_and_the_next_readable_image_takes_the_place(
+    workers: int, index: AnnotationIndex
+) -> None:
+    for image in (2, 3, 11):
+        index.file_of(image).write_bytes(b"no image any more")
+    told: list[BadImage] = []
+    batches = [PlannedBatch((64, 96), np.array(images), np.array(images)) for images in ([0, 2], [11])]
+    loader = BatchLoader(DetectionDataset(index, strong(index), stand_ins=2), workers=workers)
+    loaded = list(loader.load(batches, seed=(0, 0), on_bad_image=told.append))
+    assert [batch.image_index.tolist() for batch in loaded] == [[0, 4], [0]]
+    assert [image.image_id for image in told] == ["train002", "train003", "train011"]
+    fresh = DetectionDataset(index, strong(index))
+    sample = fresh.sample(Request(4, (64, 96), _seeds_of(batches[0], (0, 0))[0]))
+    np.testing.assert_array_equal(loaded[0].images[1].permute(1, 2, 0).numpy(), sample.image)
+
+
+def _seeds_of(batch: PlannedBatch, seed: tuple[int, int]) -> list[int]:
+    """Of the second image of a batch on."""
+    return [int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0]) for draw in batch.draws[1:]]
+
+
+def test_images_that_cannot_be_read_in_a_row_stop_a_training_that_may_skip_one(index: AnnotationIndex) -> None:
+    for image in range(len(index)):
+        index.file_of(image).unlink()
+    loader = BatchLoader(DetectionDataset(index, stand_ins=3))
+    batch = PlannedBatch((64, 64), np.array([2]), np.array([2]))
+    with pytest.raises(ValueError, match=r"an image must be readable among 4 of a batch.*train002\.jpg.*Is the disk"):
+        list(loader.load([batch], on_bad_image=lambda image: None))
+
+
+def test_requests_of_an_epoch_are_made_batch_by_batch(index: AnnotationIndex) -> None:
+    class Endless(list[PlannedBatch]):
+        taken = 0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            while True:
+                self.taken += 1
+                yield PlannedBatch((64, 64), np.array([0]), np.array([0]))
+
+    endless = Endless()
+    loaded = BatchLoader(DetectionDataset(index)).load(endless)
+    for _ in range(3):
+        next(loaded)
+    assert endless.taken <= 4
