@@ -72,6 +72,8 @@ class Server:
         while not self._healthy():
             assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
             time.sleep(0.1)
+        # The first request loads half of the server.
+        MlflowClient(self.uri).search_experiments()
 
     def _healthy(self) -> bool:
         try:
@@ -105,8 +107,6 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(_server.uri)
     yield _server
@@ -144,20 +144,26 @@ def die(server: Server) -> Callable[[], None]:
 
 @pytest.mark.parametrize("fault", [stop_answering, die], ids=["stops answering", "dies"])
 def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
-    fault: Callable[[Server], Callable[[], None]], server: Server, capsys: pytest.CaptureFixture[str]
+    fault: Callable[[Server], Callable[[], None]],
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = pd.DataFrame({"class": ["A"], "ap": [0.5]})
     with tracking.start_run("train", track=True, experiment="outage", output=Path("out")) as run:
+        # So that a few seconds hold several requests that a sleeping server has in its ears but never answered.
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         log_steps(run, range(20))
         come_back = fault(server)
         longest = log_steps(run, range(20, 60))
         run.log_csv(table, "per_class_ap.csv")
         run.log_table(table, "per_class_ap.json")
         run.log_params({"lr": 0.001})
-        # Long enough for several attempts, so that a server that only sleeps has requests it never answered.
-        time.sleep(3)
+        time.sleep(4)
         waiting = Path(f"out/unsent-{run.run_id}/unsent.jsonl").read_text().splitlines()
         come_back()
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         longest = max(longest, log_steps(run, range(60, 80)))
     said = capsys.readouterr().err
     assert longest < 0.5, f"logging held up the work for {longest:.2f} s"
@@ -221,8 +227,7 @@ def test_a_training_whose_server_dies_for_good_ends_well_names_what_never_arrive
     assert {"per_class_ap.csv", "detections.png", "checkpoints", "metrics.json"} <= names
 
 
-def test_a_server_that_was_never_there_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+def test_a_server_that_was_never_there_is_an_error_at_once(server: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"

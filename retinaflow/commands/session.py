@@ -15,12 +15,14 @@ from retinaflow.commands.progress import Progress
 from retinaflow.config import TrainConfig
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.images import DetectionDataset
+from retinaflow.data.bins import ClassBins
+from retinaflow.data.images import DetectionDataset, keep_rates
 from retinaflow.detections import Detections
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import HeadNorm, NetworkConfig, RetinaNet, norm_for, trainable_layers_for
 from retinaflow.detector.weights import load_weights
 from retinaflow.run_files import Run
+from retinaflow.training.by_bin import by_class
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 from retinaflow.training.inference import detect
 from retinaflow.training.loop import EpochResult, FitSettings, Trainer
@@ -91,7 +93,7 @@ class Session:
         ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
         trainer = Trainer(
             model,
-            fit_settings(config, precision=precision, device=device),
+            fit_settings(config, data.bins, precision=precision, device=device),
             device=device,
             ancestors=None if config.parents == "ignore" else ancestors,
         )
@@ -113,7 +115,8 @@ class Session:
         augmentation = Augmentation.by_rarity(
             self.data.bins, base=config.augment, rare=config.rare_augment, vertical_flip=config.vertical_flip
         )
-        dataset = DetectionDataset(self.data.train, augmentation)
+        rates = keep_rates(self.data.train, most=config.max_boxes_per_class)
+        dataset = DetectionDataset(self.data.train, augmentation, rates)
         best = folder / "best.pt"
         if best_before is not None and best_before.resolve() != best.resolve():
             folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +194,7 @@ class Session:
         )
 
 
-def fit_settings(config: TrainConfig, *, precision: Precision, device: torch.device) -> FitSettings:
+def fit_settings(config: TrainConfig, bins: ClassBins, *, precision: Precision, device: torch.device) -> FitSettings:
     """The optimisation settings, with what depends on data and machine filled in."""
     automatic = min(8, torch.get_num_threads()) if device.type == "cuda" else 0
     return FitSettings(
@@ -205,8 +208,8 @@ def fit_settings(config: TrainConfig, *, precision: Precision, device: torch.dev
         workers=automatic if config.workers < 0 else config.workers,
         seed=config.seed,
         loss=LossConfig(
-            gamma=config.focal_gamma,
-            alpha=config.focal_alpha,
+            gamma=by_class("focal_gamma", config.focal_gamma, bins),
+            alpha=by_class("focal_alpha", config.focal_alpha, bins),
             learn_ancestors=config.parents == "learn",
             box_loss=config.box_loss,
         ),
