@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from retinaflow.data.bins import BinStrategy
 from retinaflow.data.image_files import OnBadImage
@@ -38,6 +38,28 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_none)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _number_or_list(value: Any) -> Any:
+    return _split(value) if isinstance(value, str) and "," in value else value
+
+
+def _is_list(value: Any) -> str:
+    return "list" if isinstance(value, tuple | list) else "number"
+
+
+NonNegative = Annotated[float, Field(ge=0)]
+GammaByBin = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[tuple[NonNegative, ...], Tag("list")],
+    Discriminator(_is_list),
+    BeforeValidator(_number_or_list),
+]
+AlphaByBin = Annotated[
+    Annotated[Share | None, Tag("number")] | Annotated[tuple[Share, ...], Tag("list")],
+    Discriminator(_is_list),
+    BeforeValidator(lambda value: _none(_number_or_list(value))),
+]
+"""One value for all classes, or one for each frequency bin, rarest first."""
 
 
 class Settings(BaseModel):
@@ -216,10 +238,13 @@ class TrainConfig(SamplingFields, DetectionFields):
     """Augmentation strength for images of the rarest bin; bins between lie between."""
     vertical_flip: bool = False
     """Flip upside down too (microscopy, aerial pictures)."""
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
-    """Focal loss exponent; 0: cross-entropy."""
-    focal_alpha: Annotated[Share | None, BeforeValidator(_none)] = 0.25
-    """Focal loss weight of positives; none: no weighting."""
+    focal_gamma: GammaByBin = 2.0
+    """Focal loss exponent; 0: cross-entropy; a list (1,1.5,2): one for each frequency bin, rarest first."""
+    focal_alpha: AlphaByBin = 0.25
+    """Focal loss weight of positives; none: no weighting; a list: one for each frequency bin, rarest first."""
+    max_boxes_per_class: Annotated[int, Field(ge=0)] = 0
+    """Boxes of a class that are learnt in a pass over all images, on average; the others, drawn anew each time, are
+    regions to ignore; 0: all are learnt."""
     box_loss: Literal["l1", "smooth_l1", "giou"] = "l1"
     """Regression loss."""
     eval_every: Annotated[int, Field(ge=1)] | Auto = "auto"

@@ -1,5 +1,5 @@
-"""The way to MLflow, and the only file that imports it (but for ``served_model.py``, which runs inside MLflow's own
-server).
+"""The way to MLflow; besides it only ``mlflow_run.py`` (what a run logs) and ``served_model.py`` (which runs inside
+MLflow's own server) import it.
 
 A command opens a run with :func:`start_run` and gets a :class:`Run`. Under ``mlflow run`` the run that it made is
 joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as FAILED.
@@ -8,77 +8,28 @@ joined. A run ends as FINISHED, as KILLED when it was stopped on request, else a
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import subprocess
 import tempfile
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from retinaflow.run_files import FileRun, FolderRun, LoggedPoints, Run, as_text
-from retinaflow.training.stopping import Stopped
-
-# MLflow reports usage to its makers unless told not to; a training run needs no network.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-
+# First, as it decides on MLflow's environment before MLflow is loaded.
+from retinaflow.mlflow_run import MlflowRun, say, store_uri as store_uri  # isort: skip
 import mlflow
-from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+
+from retinaflow.outbox import Unsent, first_line
+from retinaflow.run_files import FolderRun, Run
+from retinaflow.training.stopping import Stopped
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
 """Noted now, as MLflow takes the variable away with the first run it starts."""
 
-SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv-python-headless")
-"""What a logged model needs besides its own copy of this package."""
-
-
-class MlflowRun(FileRun):
-    """A run in the MLflow store."""
-
-    def __init__(self, run_id: str, *, resumed: bool = False) -> None:
-        self.run_id = run_id
-        self._client = mlflow.MlflowClient()
-        self._logged = LoggedPoints(self._last_steps() if resumed else {})
-
-    def _last_steps(self) -> dict[str, int]:
-        names = self._client.get_run(self.run_id).data.metrics
-        history = self._client.get_metric_history
-        return {name: max(point.step for point in history(self.run_id, name)) for name in names}
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling."""
-        known = self._client.get_run(self.run_id).data.params
-        new = {name: as_text(value) for name, value in params.items() if name not in known}
-        mlflow.log_params(new, run_id=self.run_id)
-
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        now = int(time.time() * 1000)
-        new = self._logged.beyond(metrics, step)
-        if new:
-            self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in new.items()])
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        for name, value in tags.items():
-            self._client.set_tag(self.run_id, name, value)
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._client.log_artifact(self.run_id, str(path), folder)
-
-    def log_table(self, table: pd.DataFrame, name: str) -> None:
-        """A table for the evaluation view of ``mlflow ui`` (class x run)."""
-        values = table.astype(object).where(table.notna(), None)
-        if any(item.path == name for item in self._client.list_artifacts(self.run_id)):
-            # MLflow appends to a table that is there; a run that is gone on with replaces it.
-            self.log_json({"columns": list(values), "data": values.to_numpy().tolist()}, name)
-        else:
-            self._client.log_table(self.run_id, values, name)
+PATIENCE = float(os.environ.get("RETINAFLOW_TRACKING_PATIENCE", "120"))
+"""Seconds for which a finished run waits for a server that does not answer."""
+PATIENCE_STOPPED = 15.0
+"""The same for a run that was stopped on request: whoever stops it soon kills it."""
 
 
 @contextlib.contextmanager
@@ -102,17 +53,44 @@ def start_run(
             run_id=resume, run_name=name if nested or not launched else None, nested=nested, log_system_metrics=False
         )
     except MlflowException as error:
-        raise ValueError(f"no run can be started in {store_uri()}: {_first_line(error)}") from None
-    run = MlflowRun(started.info.run_id, resumed=resume is not None)
+        raise ValueError(f"no run can be started in {store_uri()}: {first_line(error)}") from None
+    run_id = started.info.run_id
+    run = MlflowRun(run_id, output / f"unsent-{run_id}", resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit()})
     try:
         yield run
     except BaseException as error:
-        killed = isinstance(error, Stopped | KeyboardInterrupt)
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
         run.set_tags({"retinaflow.end": f"{type(error).__name__}: {error}"[:500]})
-        mlflow.end_run("KILLED" if killed else "FAILED")
+        _end(run, "KILLED" if stopped else "FAILED", patience=min(PATIENCE, PATIENCE_STOPPED) if stopped else PATIENCE)
         raise
-    mlflow.end_run("FINISHED")
+    _end(run, "FINISHED", patience=PATIENCE)
+
+
+def _end(run: MlflowRun, status: str, *, patience: float) -> None:
+    """End a run, and name the file of what did not reach it."""
+    unsent = run.end(status, patience=patience)
+    # The store knows already; this puts away MLflow's own note of the active run.
+    with contextlib.suppress(Exception):
+        mlflow.end_run(status)
+    if unsent is not None:
+        say(_unsent_message(run.run_id, unsent))
+
+
+def _unsent_message(run_id: str, unsent: Unsent) -> str:
+    points = sum(len(item.content["metrics"]) for item in unsent.items if item.kind == "metrics")
+    files = [item.file.name for item in unsent.items if item.file is not None]
+    others = sum(item.kind not in ("metrics", "end") and item.file is None for item in unsent.items)
+    what = [
+        f"{points} points of curves" if points else "",
+        f"{len(files)} files ({', '.join(files)})" if files else "",
+        f"{others} sets of parameters or tags" if others else "",
+        "the end of the run" if any(item.kind == "end" for item in unsent.items) else "",
+    ]
+    return (
+        f"run {run_id}: {', '.join(filter(None, what))} never arrived in MLflow at {store_uri()} ({unsent.reason}). "
+        f"They lie in {unsent.journal}; a training that goes on with resume={run_id} sends them first"
+    )
 
 
 def launched_by_mlflow() -> bool:
@@ -144,7 +122,7 @@ def fetch(run_id: str, artifact: str) -> Path:
         path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=tempfile.mkdtemp())
     except (MlflowException, OSError) as error:
         raise ValueError(
-            f"run {run_id} has no {artifact} in {mlflow.get_tracking_uri()}: {_first_line(error)}"
+            f"run {run_id} has no {artifact} in {mlflow.get_tracking_uri()}: {first_line(error)}"
         ) from None
     return Path(path)
 
@@ -154,9 +132,7 @@ def fetch_model(uri: str) -> Path:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp()))
     except (MlflowException, OSError) as error:
-        raise ValueError(
-            f"from_run={uri}: no such model in {mlflow.get_tracking_uri()}: {_first_line(error)}"
-        ) from None
+        raise ValueError(f"from_run={uri}: no such model in {mlflow.get_tracking_uri()}: {first_line(error)}") from None
     found = sorted(folder.rglob("*.pt"))
     if not found:
         raise ValueError(f"from_run={uri}: the model holds no checkpoint; was it logged by retinaflow?")
@@ -182,48 +158,8 @@ def last_run(command: str) -> str:
 
 def log_model(run: Run, checkpoint: Path, *, register_as: str | None) -> None:
     """Log a checkpoint as an MLflow model (models from code, no pickle) and register it if a name is given."""
-    if not isinstance(run, MlflowRun):
-        return
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    outputs = [
-        ColSpec(DataType.long, "image"),
-        *(ColSpec(DataType.double, name) for name in ("x1", "y1", "x2", "y2", "score")),
-    ]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema([*outputs, ColSpec(DataType.string, "label")]),
-    )
-    with _quiet():
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(checkpoint)},
-            code_paths=[str(Path(__file__).parent)],
-            signature=signature,
-            registered_model_name=register_as,
-            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
-        )
-
-
-def store_uri() -> str:
-    """Where runs are logged."""
-    return str(mlflow.get_tracking_uri())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow's chatter about models and type hints, logged or warned, is not for the user of a training."""
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    if isinstance(run, MlflowRun):
+        run.log_model(checkpoint, register_as=register_as)
 
 
 def _commit() -> dict[str, str]:
@@ -243,7 +179,3 @@ def _commit() -> dict[str, str]:
     if commit is None:
         return {}
     return {"retinaflow.commit": commit, "retinaflow.dirty": str(bool(git("status", "--porcelain"))).lower()}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
 """What one sees of a training: a bar on a terminal, lines in a log, points of the curves in the run.
 
-A point of a loss curve is the mean over the steps since the point before, as a single step's loss jumps with the images of
-its batch.
+A point of a loss curve is the mean over the steps since the point before, as a single step's loss jumps with the
+images of its batch.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Progress:
             "lr": step.lr,
         }
         if step.step % CURVE_POINTS_EVERY == 0:
-            self._log_point(step.step)
+            self._log_point(step.step, with_system=True)
         self._line(step)
 
     def stop_if_asked(self) -> None:
@@ -100,12 +100,12 @@ class Progress:
         if self._trainer.world.any(self._stop.reason is not None):
             raise Stopped(self._stop.reason or "another process was asked to stop")
 
-    def _log_point(self, step: int) -> None:
+    def _log_point(self, step: int, *, with_system: bool = False) -> None:
         steps = self.curve["steps"]
         if steps == 0:
             return
         means = {name: value / steps for name, value in self.curve["sums"].items()}
-        if time.monotonic() - self._last_system_point >= SECONDS_PER_SYSTEM_POINT:
+        if with_system and time.monotonic() - self._last_system_point >= SECONDS_PER_SYSTEM_POINT:
             self._last_system_point = time.monotonic()
             means |= system_metrics(self._trainer.device)
         self._run.log_metrics({**means, "train/lr": self.curve["lr"]}, step=step)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 
 from retinaflow.config import TrainConfig
+from retinaflow.data.bins import ClassBins
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import HeadNorm, NetworkConfig
+from retinaflow.training.by_bin import by_class
 from retinaflow.training.loop import FitSettings
 from retinaflow.training.precision import Precision
 
 MOST_WORKERS = 8
 
 
-def fit_settings(config: TrainConfig, *, precision: Precision, device: torch.device) -> FitSettings:
+def fit_settings(config: TrainConfig, bins: ClassBins, *, precision: Precision, device: torch.device) -> FitSettings:
     """The optimisation settings of a process; its loader gets as many processes as it has threads."""
     automatic = min(MOST_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
     return FitSettings(
@@ -27,8 +29,8 @@ def fit_settings(config: TrainConfig, *, precision: Precision, device: torch.dev
         workers=automatic if config.workers < 0 else config.workers,
         seed=config.seed,
         loss=LossConfig(
-            gamma=config.focal_gamma,
-            alpha=config.focal_alpha,
+            gamma=by_class("focal_gamma", config.focal_gamma, bins),
+            alpha=by_class("focal_alpha", config.focal_alpha, bins),
             learn_ancestors=config.parents == "learn",
             box_loss=config.box_loss,
         ),

@@ -18,7 +18,7 @@ from retinaflow.config import TrainConfig
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.image_files import BadImage
-from retinaflow.data.images import STAND_INS, DetectionDataset
+from retinaflow.data.images import STAND_INS, DetectionDataset, keep_rates
 from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
@@ -76,7 +76,7 @@ class Session:
         ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
         trainer = Trainer(
             model,
-            fit_settings(config, precision=precision, device=device),
+            fit_settings(config, data.bins, precision=precision, device=device),
             device=device,
             ancestors=None if config.parents == "ignore" else ancestors,
             world=world,
@@ -103,7 +103,12 @@ class Session:
         augmentation = Augmentation.by_rarity(
             self.data.bins, base=config.augment, rare=config.rare_augment, vertical_flip=config.vertical_flip
         )
-        dataset = DetectionDataset(self.data.train, augmentation, STAND_INS if self._on_bad_image else 0)
+        dataset = DetectionDataset(
+            self.data.train,
+            augmentation,
+            stand_ins=STAND_INS if self._on_bad_image else 0,
+            keep_rate=keep_rates(self.data.train, most=config.max_boxes_per_class),
+        )
         best, last = folder / "best.pt", folder / "last.pt"
         if best_before is not None and best_before.resolve() != best.resolve():
             folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ decides what it means, ends its workers at once, and its error names the file an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -108,6 +108,9 @@ class DetectionDataset(Dataset[Sample | NoSample]):
     index: AnnotationIndex
     augmentation: Augmentation | None = None
     stand_ins: int = 0
+    keep_rate: NDArray[np.float64] | None = None
+    """``[K]`` chance of a box to be learnt when its image is drawn, from :func:`keep_rates`; else it is a region to
+    ignore, like a group-of box. None: every box is learnt."""
 
     def __getitem__(self, request: Request) -> Sample | NoSample:
         bad: tuple[BadImage, ...] = ()
@@ -126,18 +129,37 @@ class DetectionDataset(Dataset[Sample | NoSample]):
         pixels = decode(index.file_of(image), (height, width), request.shape)
         rows = np.arange(index.box_start[image], index.box_start[image + 1])
         boxes = np.asarray(index.boxes[rows])
+        ignored = self._ignored(rows, request.seed)
         if self.augmentation is not None and request.seed is not None:
             labels = np.asarray(index.labels[rows])
             pixels, boxes, kept = self.augmentation.apply(pixels, boxes, labels=labels, seed=request.seed)
-            rows = rows[kept]
+            rows, ignored = rows[kept], ignored[kept]
         return Sample(
             pixels,
             pixels_from_normalised(boxes, request.shape),
             index.labels[rows],
-            index.is_group_of[rows],
+            index.is_group_of[rows] | ignored,
             index.verified(image),
             image,
         )
+
+    def _ignored(self, rows: NDArray[np.int64], seed: int | None) -> NDArray[np.bool_]:
+        if self.keep_rate is None or seed is None:
+            return np.zeros(len(rows), dtype=bool)
+        # A second number, so that what is ignored and how the image is changed are drawn apart.
+        chance = np.random.default_rng([seed, 1]).random(len(rows))
+        return np.asarray(chance >= self.keep_rate[self.index.labels[rows]])
+
+
+def keep_rates(index: AnnotationIndex, *, most: int) -> NDArray[np.float64] | None:
+    """``[K]`` share of each class's boxes that leaves ``most`` of them on average, 1 for classes with fewer.
+
+    None for ``most=0``: every box is learnt.
+    """
+    if most == 0:
+        return None
+    boxes = np.bincount(index.labels, minlength=index.num_classes)
+    return np.asarray(most / np.maximum(boxes, most))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -29,8 +29,13 @@ def sync_batch_norms(model: nn.Module, world: World) -> None:
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.BatchNorm2d:
                 on_gpu = norm.weight.device.type == "cuda"
-                new = nn.SyncBatchNorm.convert_sync_batchnorm(norm) if on_gpu else SyncedBatchNorm2d(norm, world)
+                new = SyncedBatchNorm2d(norm, world) if not on_gpu else _torchs_own(norm)
                 setattr(parent, name, new)
+
+
+def _torchs_own(norm: nn.BatchNorm2d) -> nn.Module:
+    own: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+    return own
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -52,7 +57,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         """``[B, C, H, W]`` -> the same; statistics of the batch of all processes in training, else the running ones."""
         if not self.training:
             return super().forward(input)
-        output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps, self._world)
+        results = _Normalise.apply(input, self.weight, self.bias, self.eps, self._world)
+        output: Tensor = results[0]
+        mean, variance, count = results[1:]
         momentum = 0.1 if self.momentum is None else self.momentum
         with torch.no_grad():
             self.running_mean.lerp_(mean, momentum)

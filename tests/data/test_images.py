@@ -18,7 +18,7 @@ from made_index import TinyDataset, make_index
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
 from retinaflow.data.image_files import BadImage, attach_files
-from retinaflow.data.images import Batch, BatchLoader, DetectionDataset, Request, collate
+from retinaflow.data.images import Batch, BatchLoader, DetectionDataset, Request, collate, keep_rates
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_annotations
 from retinaflow.data.tables import Faults
@@ -299,3 +299,47 @@ def test_requests_of_an_epoch_are_made_batch_by_batch(index: AnnotationIndex) ->
     for _ in range(3):
         next(loaded)
     assert endless.taken <= 4
+
+
+# Boxes that are not learnt this time
+
+
+def test_the_rate_leaves_the_most_of_a_frequent_class_and_all_of_a_rare_one() -> None:
+    index = make_index([[0, 0, 0, 1], [0, 0, 0, 0, 0]], classes=3)
+    # 8 boxes of class 0, 1 of class 1, none of class 2.
+    rates = keep_rates(index, most=2)
+    assert rates is not None
+    assert rates.tolist() == [0.25, 1.0, 1.0]
+    assert keep_rates(index, most=0) is None
+
+
+def test_boxes_above_the_limit_become_regions_to_ignore_anew_at_each_draw(index: AnnotationIndex) -> None:
+    plain, limited = DetectionDataset(index), DetectionDataset(index, None, keep_rates(index, most=3))
+    counts = np.bincount(index.labels, minlength=index.num_classes)
+    kept = np.zeros(index.num_classes)
+    passes = 200
+    different = set()
+    for seed in range(passes):
+        flags = []
+        for image in range(len(index)):
+            rows = np.arange(index.box_start[image], index.box_start[image + 1])
+            ignored = limited._ignored(rows, seed * 1000 + image)
+            np.add.at(kept, index.labels[rows], ~ignored)
+            flags += ignored.tolist()
+        different.add(tuple(flags))
+    np.testing.assert_allclose(kept / passes, np.minimum(counts, 3), rtol=0.1)
+    assert len(different) > passes / 2
+    request = Request(1, (64, 64), seed=7)
+    first, again, whole = limited[request], limited[request], plain[request]
+    assert first.is_group_of.tolist() == again.is_group_of.tolist()
+    # The same boxes, the same picture: only what they are for has changed.
+    assert (first.boxes == whole.boxes).all()
+    assert (first.image == whole.image).all()
+
+
+def test_without_a_seed_as_in_judging_no_box_is_ignored(index: AnnotationIndex) -> None:
+    limited = DetectionDataset(index, None, np.zeros(index.num_classes))
+    assert limited[Request(1, (64, 64), None)].is_group_of.tolist() == [False] * int(
+        index.box_start[2] - index.box_start[1]
+    )
+    assert limited[Request(1, (64, 64), 0)].is_group_of.all()

@@ -1,0 +1,240 @@
+"""A real MLflow server that stops answering, dies, comes back: the work goes on, and everything arrives in order and
+once, or is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from retinaflow import tracking
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+FLAGS = {
+    "image_size": 64,
+    "num_buckets": 1,
+    "batch_size": 4,
+    "fpn_channels": 64,
+    "head_depth": 1,
+    "precision": "float32",
+    "epochs": 4,
+    "eval_every": 4,
+}
+
+
+class Server:
+    """``mlflow server`` on a sqlite store, in a process group of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        with warnings.catch_warnings():
+            # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
+            warnings.simplefilter("ignore")
+            mlflow.MlflowClient(self._store).search_experiments()
+
+    @property
+    def _store(self) -> str:
+        return f"sqlite:///{self.folder}/server.db"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store, "--workers", "1"]
+        place = ["--host", "127.0.0.1", "--port", str(self.port), "--artifacts-destination", str(self.folder / "files")]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, *place],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )
+        deadline = time.monotonic() + 120
+        while not self._healthy():
+            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
+            time.sleep(0.1)
+        # The first request loads half of the server.
+        MlflowClient(self.uri).search_experiments()
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the server and its workers: SIGSTOP leaves connections open and answers nothing."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+        if number == signal.SIGKILL:
+            self._process.wait()
+            self._process = None
+
+    def end(self) -> None:
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def server(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(_server.uri)
+    yield _server
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    mlflow.set_tracking_uri(before)
+
+
+def log_steps(run: tracking.Run, steps: range) -> float:
+    """The longest that logging one step's metrics took, seconds."""
+    longest = 0.0
+    for step in steps:
+        start = time.perf_counter()
+        run.log_metrics({"train/loss": 1 / (1 + step), "train/lr": 0.001}, step=step)
+        longest = max(longest, time.perf_counter() - start)
+        time.sleep(0.02)
+    return longest
+
+
+def assert_all_arrived_once(run_id: str, steps: range) -> None:
+    points = MlflowClient().get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.value) for point in points] == [(step, 1 / (1 + step)) for step in steps]
+    assert [point.timestamp for point in points] == sorted(point.timestamp for point in points)
+    assert [point.step for point in MlflowClient().get_metric_history(run_id, "train/lr")] == list(steps)
+
+
+def stop_answering(server: Server) -> Callable[[], None]:
+    server.signal(signal.SIGSTOP)
+    return lambda: server.signal(signal.SIGCONT)
+
+
+def die(server: Server) -> Callable[[], None]:
+    server.signal(signal.SIGKILL)
+    return server.start
+
+
+@pytest.mark.parametrize("fault", [stop_answering, die], ids=["stops answering", "dies"])
+def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
+    fault: Callable[[Server], Callable[[], None]],
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = pd.DataFrame({"class": ["A"], "ap": [0.5]})
+    with tracking.start_run("train", track=True, experiment="outage", output=Path("out")) as run:
+        # So that a few seconds hold several requests that a sleeping server has in its ears but never answered.
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        log_steps(run, range(20))
+        come_back = fault(server)
+        longest = log_steps(run, range(20, 60))
+        run.log_csv(table, "per_class_ap.csv")
+        run.log_table(table, "per_class_ap.json")
+        run.log_params({"lr": 0.001})
+        time.sleep(4)
+        waiting = Path(f"out/unsent-{run.run_id}/unsent.jsonl").read_text().splitlines()
+        come_back()
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        longest = max(longest, log_steps(run, range(60, 80)))
+    said = capsys.readouterr().err
+    assert longest < 0.5, f"logging held up the work for {longest:.2f} s"
+    assert len(waiting) >= 40
+    assert "is out of reach; the work goes on, results wait in out/unsent-" in said
+    assert "answers again after" in said
+    assert_all_arrived_once(run.run_id, range(80))
+    found = MlflowClient().get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"lr": "0.001"}
+    assert mlflow.artifacts.load_dict(f"runs:/{run.run_id}/per_class_ap.json")["data"] == [["A", 0.5]]
+    assert not Path("out").exists()
+
+
+def test_a_training_whose_server_dies_for_good_ends_well_names_what_never_arrived_and_resume_sends_it(
+    server: Server, tiny_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    flags = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "retinaflow", "train", "--data", str(tiny_dataset()), *flags]
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": server.uri,
+        "PYTHONPATH": str(ROOT),
+        "RETINAFLOW_TRACKING_PATIENCE": "2",
+    }
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch   1/4"):
+            server.signal(signal.SIGKILL)
+            break
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "epoch   4/4" in out
+    last = err.strip().splitlines()[-1]
+    match = re.search(
+        r"run (\w+): .* points of curves, .* files \(.*last\.pt.*\).* never arrived in MLflow at http.* lie in (\S+);",
+        last,
+    )
+    assert match, err
+    run_id, journal = match[1], tmp_path / match[2]
+    kinds = [json.loads(line)["kind"] for line in journal.read_text().splitlines()]
+    assert {"metrics", "file", "model", "end"} <= set(kinds)
+
+    server.start()
+    assert MlflowClient().get_run(run_id).info.status == "RUNNING"
+    done = subprocess.run(
+        [*command, "--resume", run_id], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not journal.exists()
+    client = MlflowClient()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run_id, "train/epoch")] == [3, 6, 9, 12]
+    assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [3, 6, 9, 10, 12]
+    for name in ("val/mAP", "best/mAP"):
+        assert [point.step for point in client.get_metric_history(run_id, name)] == [12], name
+    names = {item.path for item in client.list_artifacts(run_id)}
+    assert {"per_class_ap.csv", "detections.png", "checkpoints", "metrics.json"} <= names
+
+
+def test_a_server_that_was_never_there_is_an_error_at_once(server: Server) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    mlflow.set_tracking_uri(nowhere)
+    with (
+        pytest.raises(ValueError, match=f"no run can be started in {nowhere}"),
+        tracking.start_run("train", track=True, experiment="outage", output=Path("out")),
+    ):
+        pass
+    mlflow.set_tracking_uri(server.uri)
