@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -58,11 +58,10 @@ class Lab:
         """The smallest detector there is."""
         return NetworkConfig("resnet18", self.index.num_classes, head_norm="group", head_depth=1, fpn_channels=64)
 
-    def trainer(self, *, epochs: int, seed: int = 0, lr: float = 1e-3) -> Trainer:
+    def trainer(self, *, epochs: int, seed: int = 0, lr: float = 1e-3, frozen: bool = False, **more: Any) -> Trainer:
         """A new detector that nothing was done to."""
         settings = FitSettings(
             epochs=epochs,
-            batch_size=4,
             lr=lr,
             weight_decay=0.01,
             warmup=0.1,
@@ -71,8 +70,10 @@ class Lab:
             workers=0,
             seed=seed,
             loss=LossConfig(learn_ancestors=True, box_loss="l1"),
+            **{"batch_size": 4, **more},
         )
-        model = on_device(RetinaNet(self.network, seed=seed), CPU)
+        network = replace(self.network, norm="frozen") if frozen else self.network
+        model = on_device(RetinaNet(network, seed=seed), CPU)
         return Trainer(model, settings, device=CPU, ancestors=torch.from_numpy(self.index.taxonomy.is_ancestor))
 
 

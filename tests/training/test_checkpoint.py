@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +84,42 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_rubbish(
         save_checkpoint(replace(checkpoint, epoch=5), path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
+
+
+WRITER = """
+import resource, signal, sys, torch
+from pathlib import Path
+from retinaflow.training.checkpoint import load_checkpoint, save_checkpoint
+path = Path(sys.argv[1])
+checkpoint = load_checkpoint(path)
+# The system refuses to write more than 1 MiB into a file, as a full disk would.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    save_checkpoint(checkpoint, path)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_really_full_is_named_and_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint, path)
+    before = path.read_bytes()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, str(path)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "last.pt: the checkpoint cannot be written" in done.stdout
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.glob("*")] == ["last.pt"]
+
+
+def test_what_a_killed_process_left_behind_is_overwritten(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.partial").write_bytes(b"half of it")
+    save_checkpoint(checkpoint, tmp_path / "last.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
 def _cut(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from retinaflow.data.batching import AspectBuckets
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinaflow.training.loop import StepResult, Trainer
 from retinaflow.training.schedule import learning_rate
@@ -29,6 +31,29 @@ HAND_WORKED = [
     pytest.param(0, 1, 1.0, 1.0, id="one step in all"),
     pytest.param(4, 10, 1.0, 0.5, id="rising all along"),
 ]
+
+OTHER_SCHEDULES = [
+    # Twelve steps, milestones after 2/3 and 8/9 of them: steps 8 and 11, as in Detectron's 12 epochs.
+    pytest.param("steps", 1, 1.0, id="before the first milestone"),
+    pytest.param("steps", 7, 1.0, id="the last step before it"),
+    pytest.param("steps", 8, 0.1, id="at the first milestone"),
+    pytest.param("steps", 11, 0.01, id="at the second"),
+    pytest.param("constant", 1, 1.0, id="constant"),
+    pytest.param("constant", 11, 1.0, id="constant to the end"),
+    pytest.param("steps", 0, 1.0, id="risen in one step"),
+]
+
+
+@pytest.mark.parametrize(("schedule", "step", "expected"), OTHER_SCHEDULES)
+def test_another_schedule_gives(schedule: Any, step: int, expected: float) -> None:
+    rate = learning_rate(step, 12, highest=0.3, warmup=0.0, schedule=schedule, milestones=(0.667, 0.889))
+    assert rate == pytest.approx(0.3 * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "steps", "constant"])
+def test_every_schedule_begins_with_the_same_rise(schedule: Any) -> None:
+    rates = [learning_rate(n, 20, highest=1.0, warmup=0.2, schedule=schedule, milestones=(0.1,)) for n in range(4)]
+    assert rates == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize(("step", "total", "warmup", "expected"), HAND_WORKED)
@@ -133,6 +158,87 @@ def test_going_on_from_a_checkpoint_equals_an_uninterrupted_training(lab: Any, t
     _assert_same_bits(whole.model.state_dict(), resumed.model.state_dict())
 
 
+class _Break(Exception):
+    pass
+
+
+def _broken_after(lab: Any, steps: int, **settings: Any) -> Trainer:
+    """A training that was stopped after some steps, gone on with from its saved state by a new trainer."""
+
+    def stop(result: StepResult) -> None:
+        if result.step == steps:
+            raise _Break
+
+    first = lab.trainer(**settings)
+    with pytest.raises(_Break):
+        list(first.fit(lab.dataset, lab.buckets, lab.plans, after_step=stop))
+    kept = copy.deepcopy((first.best_guess.state_dict(), first.state()))
+    second: Trainer = lab.trainer(**settings)
+    with torch.no_grad():
+        for parameter in second.model.parameters():
+            parameter.zero_()
+    second.load(*kept)
+    return second
+
+
+RECIPES = {
+    "as it comes": {},
+    "averaged, two batches a step": {"ema": 0.9, "accumulate": 2, "batch_size": 2},
+    "sgd": {"optimizer": "sgd", "schedule": "steps", "milestones": (0.5,)},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_going_on_in_mid_epoch_gives_the_same_bits(lab: Any, recipe: dict[str, Any], steps: int) -> None:
+    whole = lab.trainer(epochs=2, **recipe)
+    expected = _train(lab, whole)
+    resumed = _broken_after(lab, steps, epochs=2, **recipe)
+    found = _train(lab, resumed)
+    figures = [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in expected]
+    assert [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in found] == figures[-len(found) :]
+    _assert_same_bits(whole.model.state_dict(), resumed.model.state_dict())
+    _assert_same_bits(whole.best_guess.state_dict(), resumed.best_guess.state_dict())
+
+
+def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: Any) -> None:
+    """As after a kill during its evaluation."""
+    first = lab.trainer(epochs=1)
+    result = next(iter(first.fit(lab.dataset, lab.buckets, lab.plans)))
+    second = lab.trainer(epochs=1)
+    second.load(first.best_guess.state_dict(), first.state())
+    again = _train(lab, second)
+    assert [(r.epoch, r.step, r.loss_class, r.images) for r in again] == [
+        (result.epoch, result.step, result.loss_class, result.images)
+    ]
+    _assert_same_bits(first.model.state_dict(), second.model.state_dict())
+
+
+def test_another_plan_is_refused_in_mid_epoch(lab: Any) -> None:
+    resumed = _broken_after(lab, 1, epochs=2)
+    with pytest.raises(ValueError, match="epoch 1 must be gone on with by the plan it began with"):
+        list(resumed.fit(lab.dataset, lab.buckets, lambda epoch: lab.plans(epoch)[::-1]))
+
+
+def test_a_step_of_two_batches_is_a_step_of_one_batch_as_large(lab: Any) -> None:
+    """With frozen statistics, which batches of two would estimate differently; SGD, which keeps rounding small."""
+    results = []
+    for settings in ({"batch_size": 4}, {"batch_size": 2, "accumulate": 2}):
+        recipe = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", **settings}
+        trainer = lab.trainer(epochs=1, frozen=True, **recipe)
+        # One shape for all, so that batches of two are halves of batches of four.
+        buckets = AspectBuckets(((64, 64),))
+        steps: list[StepResult] = []
+        list(trainer.fit(lab.dataset, buckets, lab.plans, after_step=steps.append))
+        results.append((steps, trainer.model.state_dict()))
+    (one, weights), (two, others) = results
+    assert [step.images for step in one] == [step.images for step in two] == [4, 8, 12]
+    for name in ("loss_class", "loss_box", "gradient_norm"):
+        np.testing.assert_allclose([getattr(s, name) for s in two], [getattr(s, name) for s in one], rtol=1e-4)
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=1e-4, atol=1e-6)
+
+
 def test_a_finished_training_has_nothing_left_to_do(lab: Any) -> None:
     trainer = lab.trainer(epochs=1)
     _train(lab, trainer)
@@ -154,10 +260,10 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: 
     assert set(named) <= {str(image_id) for image_id in lab.index.image_ids}
     assert "the loss must be finite, but got class nan" in str(caught.value)
     assert seen == []
-    learnt = dict(trainer.model.named_parameters())
+    # The statistics of batch norms too, which the forward pass had moved to NaN.
     for name, value in trainer.model.state_dict().items():
-        if name in learnt:
-            assert torch.equal(value.nan_to_num(), weights[name].nan_to_num())
+        assert torch.equal(value.nan_to_num(), weights[name].nan_to_num()), name
+    assert (trainer.step, trainer.state()["open"]["batches"]) == (0, 0)
 
 
 def test_after_step_may_stop_the_training(lab: Any) -> None:

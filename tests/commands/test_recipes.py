@@ -1,0 +1,113 @@
+"""What a recipe's settings do to a training, and what resuming makes of settings given again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from retinaflow.commands import train
+from retinaflow.commands.inputs import load_training_data
+from retinaflow.commands.recipe import build_network
+from retinaflow.commands.resuming import STEERING, WITHOUT_EFFECT, continued
+from retinaflow.commands.session import Session
+from retinaflow.config import TrainConfig
+from retinaflow.resolving import resolve
+from retinaflow.training.checkpoint import load_checkpoint
+
+
+def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(workshop: Any) -> None:
+    """With a learning rate of nothing the second evaluation is like the first, and patience is one."""
+    given = {"lr": 1e-12, "epochs": 5, "patience": 1, "batch_norm": "train", "keep_best": "val/mAP_frequent"}
+    result = train.run(workshop.settings(**given, track="false", output=str(workshop.folder / "early")))
+    last = result.checkpoint.with_name("last.pt")
+    checkpoint = load_checkpoint(last)
+    assert checkpoint.epoch == 2
+    assert checkpoint.progress is not None
+    assert checkpoint.progress["best"] == result.judgement.metrics["val/mAP_frequent"]
+    again = train.run(resolve(TrainConfig, {"resume": str(last)}))
+    assert load_checkpoint(again.checkpoint.with_name("last.pt")).epoch == 2
+    assert again.judgement.metrics == result.judgement.metrics
+
+
+def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
+    workshop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinaflow.commands.progress.SECONDS_PER_LINE", 0.0)
+    train.run(workshop.settings(epochs=1, track="false", output=str(workshop.folder / "lines")))
+    lines = capsys.readouterr().out.splitlines()
+    within = [line for line in lines if line.endswith(" left")]
+    assert len(within) == 3
+    assert within[0].startswith("epoch   1/1  4 of 12 images  loss class ")
+    assert " images/s  " in within[0]
+    epoch = next(line for line in lines if line.startswith("epoch   1/1  loss"))
+    assert "val/mAP 0." in epoch
+    by_bin = epoch.split("by bin, rarest first: ")[1].split()
+    assert len(by_bin) >= 2
+    assert all(0 <= float(value) <= 1 for value in by_bin)
+    rows = [json.loads(line) for line in (workshop.folder / "lines/train/metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row}
+    assert {"train/peak_memory_mib", "train/waiting_for_images", "system/cpu_utilization_percentage"} <= names
+
+
+@pytest.mark.parametrize("layers", [0, 2, 5])
+def test_frozen_layers_do_not_learn(workshop: Any, layers: int) -> None:
+    network = build_network(workshop.settings(trainable_layers=layers), 5)
+    from retinaflow.detector.network import RetinaNet
+
+    model = RetinaNet(network)
+    stages = ["conv1", "layer1", "layer2", "layer3", "layer4"]
+    body = dict(model.backbone.body.named_parameters())
+    learning = {name.split(".")[0] for name, value in body.items() if value.requires_grad and not name.startswith("bn")}
+    assert learning == set(stages[5 - layers :] if layers else [])
+
+
+def test_statistics_that_were_never_estimated_cannot_be_frozen(workshop: Any) -> None:
+    config = workshop.settings(batch_norm="frozen")
+    with pytest.raises(ValueError, match="batch_norm=frozen needs weights that bring statistics"):
+        Session.start(config, load_training_data(config), None)
+
+
+# Resuming: whose settings
+
+
+@dataclass
+class _Kept:
+    """All of a checkpoint that the settings are taken from."""
+
+    settings: dict[str, Any]
+
+
+def _kept(**given: Any) -> Any:
+    return _Kept(resolve(TrainConfig, {"data": "photos", "lr": 0.02, **given}).model_dump(mode="json"))
+
+
+def test_resume_alone_goes_on_by_the_checkpoints_settings() -> None:
+    config = continued(resolve(TrainConfig, {"resume": "abc"}), _kept(num_bins=3))
+    assert (config.data, config.lr, config.num_bins, config.resume) == ("photos", 0.02, 3, "abc")
+
+
+def test_what_steers_the_rest_is_taken_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    config = continued(resolve(TrainConfig, {"resume": "abc", "lr": "0.01", "workers": "3"}), _kept())
+    assert (config.lr, config.workers) == (0.01, 3)
+    assert capsys.readouterr().out == "resume: lr=0.01 from here on, instead of 0.02\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("backbone", "resnet50"), ("batch_size", "2"), ("sampling", "uniform")])
+def test_what_the_checkpoint_cannot_be_gone_on_with_by_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"resume=abc: {name} must be that of the checkpoint, but got {name}={value}"):
+        continued(resolve(TrainConfig, {"resume": "abc", name: value}), _kept())
+
+
+def test_defaults_that_mlflow_run_hands_on_are_not_taken_for_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retinaflow.tracking._LAUNCHED", True)
+    given = {"resume": "abc", "data": "demo", "num_bins": "7", "sampling": "binned"}
+    config = continued(resolve(TrainConfig, given), _kept(num_bins=3, sampling="uniform"))
+    assert (config.data, config.num_bins, config.sampling) == ("photos", 3, "uniform")
+
+
+def test_the_lists_of_what_may_change_name_settings() -> None:
+    assert set(TrainConfig.model_fields) >= WITHOUT_EFFECT | STEERING
+    assert not WITHOUT_EFFECT & STEERING
