@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -143,6 +144,15 @@ class Session:
             if isinstance(reason, FloatingPointError):
                 raise FloatingPointError(f"{reason} The state before this step is in {last}.") from None
             raise
+        except RuntimeError as error:
+            # Its death interrupts whatever was being done: the state may be half a step, and is not saved.
+            died = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\)(.*)", str(error))
+            if died is None:
+                raise
+            raise ChildProcessError(
+                f"loader worker {died[1]}{died[2].rstrip(' .')} after step {trainer.step}, often for want of memory; "
+                f"resume= goes on from {last}, with fewer workers= or a smaller batch_size= if it happens again"
+            ) from error
         finally:
             if self.world.is_first:
                 self._skipped.log(run, self.data.dropped)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +13,14 @@ import pytest
 
 from retinaflow.commands import train
 from retinaflow.commands.inputs import load_training_data
+from retinaflow.commands.progress import Progress
 from retinaflow.commands.recipe import build_network
 from retinaflow.commands.resuming import STEERING, WITHOUT_EFFECT, continued
 from retinaflow.commands.session import Session
 from retinaflow.config import TrainConfig
 from retinaflow.resolving import resolve
 from retinaflow.training.checkpoint import load_checkpoint
+from retinaflow.training.loop import StepResult
 
 
 def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(workshop: Any) -> None:
@@ -68,6 +73,19 @@ def test_statistics_that_were_never_estimated_cannot_be_frozen(workshop: Any) ->
     config = workshop.settings(batch_norm="frozen")
     with pytest.raises(ValueError, match="batch_norm=frozen needs weights that bring statistics"):
         Session.start(config, load_training_data(config), None)
+
+
+def test_a_loader_worker_that_dies_is_named(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(self: Progress, step: StepResult) -> None:
+        del self, step
+        for child in multiprocessing.active_children():
+            os.kill(child.ident or 0, signal.SIGKILL)
+            child.join()
+
+    monkeypatch.setattr(Progress, "after_step", kill)
+    output = workshop.folder / "worker"
+    with pytest.raises(ChildProcessError, match=r"loader worker \d+.* after step 1, .*resume= goes on from .*last\.pt"):
+        train.run(workshop.settings(workers=1, epochs=40, batch_size=1, track="false", output=str(output)))
 
 
 # Resuming: whose settings
