@@ -32,6 +32,11 @@ END_SECONDS = 20.0
 _SHOWN_LINES = 5
 
 
+def is_first_process() -> bool:
+    """Whether this process is rank 0, or the only one; known before the others are met."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextlib.contextmanager
 def processes(nproc: int) -> Iterator[World]:
     """The world of this training. Inside it, a helper that dies ends the training with a ChildProcessError that names

@@ -203,8 +203,11 @@ class Session:
         value = None
         if found is not None:
             run.log_metrics(found[1].metrics, step=epoch.step)
-            # No class with truth: every epoch is as good as any, and the last one is kept.
-            value = found[1].metrics.get(self.config.keep_best, float(epoch.epoch))
+            value = found[1].metrics.get(self.config.keep_best)
+            if value is None:
+                # No class with truth: every epoch is as good as any.
+                say(f"{self.config.keep_best} cannot be measured on these images: the last epoch is kept")
+                value = float(epoch.epoch)
         value = self.world.share(value)
         assert value is not None
         self.without_gain += 1

@@ -13,7 +13,7 @@ from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.commands.inputs import TrainingData, load_training_data, say
 from retinaflow.commands.judging import Judgement, log_pictures, log_tables, metrics_document, say_judgement
-from retinaflow.commands.processes import processes
+from retinaflow.commands.processes import is_first_process, processes
 from retinaflow.commands.resuming import Resumed, continued, find_resumed
 from retinaflow.commands.session import Session
 from retinaflow.config import TrainConfig
@@ -36,16 +36,21 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
 
     Of several processes only the first one returns; the others exit when their part is done.
     """
-    with processes(config.nproc) as world, _speaking(world):
-        config, resumed = world.share(_prepared(config) if world.is_first else None) or _prepared(config)
+    # What is trained and from where is the first one's to find out; it may lie on its machine alone.
+    prepared = _prepared(config) if is_first_process() else None
+    with processes(prepared[0].nproc if prepared else 1) as world, _speaking(world):
+        prepared = world.share(prepared)
+        assert prepared is not None
+        config, resumed = prepared
+        folder_name = name or (resumed.run_id if resumed and not config.track else "train")
         with world.first_on_machine():
             data = data or load_training_data(config)
         _refuse_different_data(data, world)
         with (
             StopRequest(watch_parent=tracking.launched_by_mlflow() or not world.is_first) as stop,
-            _run(config, name, resumed, world) as run,
+            _run(config, name, folder_name, resumed, world) as run,
         ):
-            folder = config.output / (run.run_id if config.track else name or "train") / "checkpoints"
+            folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
             if world.is_first:
                 _log_inputs(run, config, data)
             session = Session.start(config, data, resumed.checkpoint if resumed else None, world=world)
@@ -79,7 +84,7 @@ def _speaking(world: World) -> Iterator[None]:
 
 
 def _run(
-    config: TrainConfig, name: str | None, resumed: Resumed | None, world: World
+    config: TrainConfig, name: str | None, folder_name: str, resumed: Resumed | None, world: World
 ) -> contextlib.AbstractContextManager[Run]:
     if not world.is_first:
         return contextlib.nullcontext(NullRun())
@@ -91,7 +96,7 @@ def _run(
         "train",
         track=config.track,
         experiment=config.experiment,
-        output=config.output / (name or "train"),
+        output=config.output / folder_name,
         name=name,
         resume=resume,
     )
