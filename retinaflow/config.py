@@ -239,6 +239,25 @@ class EvaluateConfig(DataSettings, DetectionFields):
     """Resamples of the images for intervals; 0: no intervals."""
 
 
+class ExploreConfig(DataSettings):
+    """``explore``: one HTML page about the data: classes, bins, boxes, shapes, labels, suspicious rows."""
+
+    output: Path = Path("outputs/explore")
+    """Folder that the page and its pictures are written to, tracked or not."""
+    train_splits: Annotated[Names, Field(min_length=1)] = ("train",)
+    """Splits to look at."""
+    bin_strategy: BinStrategy = "log"
+    """How the axis of log10(training images) is cut into bins."""
+    num_bins: Annotated[int, Field(ge=1)] = 7
+    """Number of frequency bins; fewer result when one would be empty."""
+    image_size: Annotated[int, Field(ge=32)] | Auto = "auto"
+    """Square root of the area that a training would resize images to, pixels: box sizes are shown in it."""
+    num_buckets: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Aspect buckets that a training would use."""
+    samples: Annotated[int, Field(ge=0)] = 12
+    """Rarest classes shown with an image; 0: none, and no image file is opened."""
+
+
 class MainConfig(TrainConfig):
     """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
 
@@ -248,4 +267,5 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "binning": BinningConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "explore": ExploreConfig,
 }

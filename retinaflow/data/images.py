@@ -11,7 +11,7 @@ decides what it means, ends its workers at once, and its error names the file an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2

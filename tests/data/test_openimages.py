@@ -192,7 +192,7 @@ def test_a_bad_row_stops_the_reading_with_file_line_rule_and_value(name: str, tm
     with pytest.raises(ValueError) as caught:
         read(tmp_path)
     assert str(caught.value) == (
-        f"1 rows break a rule:\n  train-annotations-bbox.csv line 4: {rule}\n"
+        f"1 row breaks a rule:\n  train-annotations-bbox.csv line 4: {rule}\n"
         "Mend the file, or give on_bad_row=drop to go on without them."
     )
 
