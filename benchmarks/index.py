@@ -81,7 +81,9 @@ def report_loop(data: Path, scratch: Path, rows: int) -> None:
     (part / LABELS).write_text("ImageID,Source,LabelName,Confidence\n", encoding="utf-8")
     ours, loop = run_side("build", part, scratch), run_side("loop", part, scratch)
     for name, side in (("ours", ours), ("csv loop", loop)):
-        print(f"{name:<9} {rows:,} box rows: {side['cpu']:.2f} CPU s, {side['peak_gb'] - side['before_gb']:.2f} GB more")
+        print(
+            f"{name:<9} {rows:,} box rows: {side['cpu']:.2f} CPU s, {side['peak_gb'] - side['before_gb']:.2f} GB more"
+        )
     print(f"{loop['cpu'] / ours['cpu']:.0f} times as fast")
     total = sum(count_lines(data / name) - 1 for name in (BOXES, LABELS))
     print(

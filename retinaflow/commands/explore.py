@@ -188,7 +188,7 @@ def _boxes(report: Report, data: Explored, config: ExploreConfig) -> None:
         return
     shapes = exploration.fit_shapes(index, image_size=image_size, num_buckets=num_buckets)
     page.text(
-        f"{len(shapes.images)} buckets with num_buckets={num_buckets}. Images are squeezed by a factor of "
+        f"num_buckets={num_buckets} makes {len(shapes.images)} here. Images are squeezed by a factor of "
         f"{np.median(shapes.squeeze):.3f} at the median, {np.percentile(shapes.squeeze, 99):.2f} at the 99th "
         f"percentile and {shapes.squeeze.max():.2f} at most."
     )

@@ -68,8 +68,7 @@ class Faults:
             more = f"\n  and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
             broken = "1 row breaks" if self.count == 1 else f"{self.count:,} rows break"
             raise ValueError(
-                f"{broken} a rule:\n  {first}{more}\n"
-                "Mend the file, or give on_bad_row=drop to go on without them."
+                f"{broken} a rule:\n  {first}{more}\nMend the file, or give on_bad_row=drop to go on without them."
             )
 
     def frame(self) -> pd.DataFrame:
@@ -197,6 +196,9 @@ def _read(path: Path, header: list[str], present: list[str], text: set[str], fau
         arrow = pa_csv.read_csv(path, read_options=options, convert_options=convert)
     except pa.ArrowInvalid:
         return _read_carefully(path, header, present, text, faults)
+    # An open quote swallows the lines up to the next one, and is no error to the reader.
+    if _count_lines(path) != arrow.num_rows + 1 and len(_filled_lines(path)) != arrow.num_rows:
+        return _read_carefully(path, header, present, text, faults)
     return _table(path, arrow, None, _lines_of_csv(path, arrow.num_rows))
 
 
@@ -225,26 +227,41 @@ def _read_parquet(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
 
 
 def _read_carefully(path: Path, header: list[str], present: list[str], text: set[str], faults: Faults) -> Table:
-    """Everything as text, one thread, so that each bad row can be named."""
+    """Everything as text, one thread, line by line as far as quotes go, so that each bad row can be named."""
+    lines = _filled_lines(path)
+    flaws = [_flaw(line) for _, line in lines]
+    for rule in sorted({flaw for flaw in flaws if flaw}):
+        found = [line for line, flaw in zip(lines, flaws, strict=True) if flaw == rule]
+        shown = [line.decode(errors="replace")[:60] for _, line in found]
+        faults.note(path.name, rule, np.array([number for number, _ in found]), shown.__getitem__)
+    good = [line for line, flaw in zip(lines, flaws, strict=True) if not flaw]
+    numbers_of = np.array([number for number, _ in good], dtype=np.int64)
+    content = b"\n".join(line for _, line in good)
     cut: list[tuple[int, int]] = []
 
     def note(row: Any) -> str:
-        cut.append((int(row.number) - 2, row.actual_columns))
+        cut.append((int(row.number) - 1, row.actual_columns))
         return "skip"
 
+    types = dict.fromkeys(present, pa.string())
     try:
-        arrow = pa_csv.read_csv(
-            path,
-            read_options=pa_csv.ReadOptions(use_threads=False, column_names=header, skip_rows=1),
-            parse_options=pa_csv.ParseOptions(invalid_row_handler=note),
-            convert_options=pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(present, pa.string()), include_columns=present
-            ),
+        arrow = (
+            pa_csv.read_csv(
+                pa.BufferReader(content),
+                read_options=pa_csv.ReadOptions(use_threads=False, column_names=header),
+                parse_options=pa_csv.ParseOptions(invalid_row_handler=note),
+                convert_options=pa_csv.ConvertOptions(column_types=types, include_columns=present),
+            )
+            if content
+            else pa.schema(types).empty_table()
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a readable CSV file: {error}") from None
     places = np.array([row for row, _ in cut], dtype=np.int64)
-    lines_of = _lines_of_csv(path, arrow.num_rows + len(cut))
+
+    def lines_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return numbers_of[rows]
+
     if cut:
         rule = f"a row must have {len(header)} fields"
         faults.note(path.name, rule, lines_of(places), lambda n: f"fields={cut[n][1]}")
@@ -287,6 +304,24 @@ def _lines_of_csv(path: Path, count: int) -> Callable[[NDArray[np.int64]], NDArr
         return rows + 2 if lines is None else lines[rows]
 
     return lines_of
+
+
+def _filled_lines(path: Path) -> list[tuple[int, bytes]]:
+    """Number and content of the lines below the header that hold anything."""
+    return [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line and number > 1]
+
+
+def _flaw(line: bytes) -> str | None:
+    """The rule that a line breaks before its fields are looked at."""
+    try:
+        text = line.decode()
+        if '"' in text:
+            list(csv.reader([text], strict=True))
+    except UnicodeDecodeError:
+        return "a row must be text in UTF-8"
+    except csv.Error:
+        return "quotes must open and close around a field of the line"
+    return None
 
 
 def _count_lines(path: Path) -> int:

@@ -28,7 +28,7 @@ def tail(shares: NDArray[np.floating]) -> Figure:
     classes = np.linspace(0, 1, len(shares))
     axes.plot(classes, shares, color=BLUE, linewidth=2, marker="o" if len(shares) <= 31 else None, markersize=4)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    axes.text(0.6, 0.63, "all classes alike", color=GREY, fontsize=8, rotation=27, ha="center", va="center")
+    axes.text(0.3, 0.34, "all classes alike", color=GREY, fontsize=8, rotation=22, ha="center", va="bottom")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="share of the classes, rarest first", ylabel="share of the boxes")
     for part in (0.5, 0.9):
         held = float(np.interp(part, classes, shares))
@@ -57,6 +57,8 @@ def boxes_per_image(counts: NDArray[np.integer]) -> Figure:
     if most > 60:
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=-0.5)
+    else:
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     if len(counts):
         _mark(axes, float(np.median(counts)), f"median {np.median(counts):g}")
@@ -82,8 +84,10 @@ def box_sizes(pixels: NDArray[np.floating], bin_of_box: NDArray[np.integer], *, 
     right.set(xscale="log", xlabel="pixels (10th, 25th, 50th, 75th, 90th percentile)", ylabel="bin, 1 the rarest")
     right.set_yticks(bins + 1)
     for axes in (left, right):
+        axes.set_xticks([side for side in 2.0 ** np.arange(-1, 14) if low / 2 < side < high * 2])
+        axes.set_xlim(low / 1.1, high * 1.1)
         axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.minorticks_off()
     return figure
 
 
@@ -102,7 +106,7 @@ def shapes(
     place = np.arange(len(bucket_shapes))
     middle.barh(place, images_per_bucket, color=ORANGE, height=0.7)
     middle.set_yticks(place, [f"{height} x {width}" for height, width in bucket_shapes], fontsize=8)
-    middle.invert_yaxis()
+    middle.set_ylim(max(len(place), 4) - 0.5, -0.5)
     middle.set(xlabel="images")
     middle.set_title("buckets (height x width)", fontsize=9)
     _aspect_histogram(right, box_aspects, "boxes")
@@ -115,11 +119,14 @@ def shapes(
 def cooccurrence(share: NDArray[np.floating], rows: Sequence[str], columns: Sequence[str], *, title: str) -> Figure:
     """``share [R, C]`` of the images with the row's class that hold the column's class too, in per cent."""
     cell = 0.36
-    figure = Figure(figsize=(3.0 + cell * max(len(columns), 6), 2.6 + cell * max(len(rows), 3)), dpi=110)
+    left = 0.35 + 0.075 * max(map(len, map(_short, rows)), default=0)
+    head = 0.65 + 0.065 * max(map(len, map(_short, columns)), default=0)
+    width, height = left + cell * len(columns) + 1.0, head + cell * len(rows) + 0.1
+    figure = Figure(figsize=(max(width, 5), height), dpi=110)
     FigureCanvasAgg(figure)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((2.1 / width, 0.25 / height, cell * len(columns) / width, cell * len(rows) / height))
-    figure.text(0.02, 1 - 0.22 / height, title, fontsize=11, va="center")
+    width = max(width, 5)
+    axes = figure.add_axes((left / width, 0.1 / height, cell * len(columns) / width, cell * len(rows) / height))
+    figure.text(0.1 / width, 1 - 0.2 / height, title, fontsize=11, va="center")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(np.arange(len(columns)), [_short(name) for name in columns], rotation=55, ha="left", fontsize=8)
     axes.xaxis.tick_top()

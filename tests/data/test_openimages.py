@@ -256,7 +256,6 @@ def test_a_bad_image_level_label_is_named_too(label: str, rule: str, tmp_path: P
         pytest.param(
             (HEADER_2018 + ",XMin").encode(), "line 1: a column must be named once, but XMin stands twice", id="twice"
         ),
-        pytest.param(HEADER_2018.encode() + b"\n\xff" + GOOD.encode(), "not a readable CSV file", id="not UTF-8"),
     ],
 )
 def test_a_file_that_is_no_such_table_is_refused_with_its_path(content: bytes, message: str, tmp_path: Path) -> None:
