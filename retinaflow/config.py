@@ -89,7 +89,8 @@ class DataSettings(TrackingSettings):
     on_bad_row: OnBadRow = "stop"
     """A row that breaks a rule stops the reading, or is dropped and listed in dropped.csv."""
     on_bad_image: OnBadImage = "stop"
-    """An image without a readable file stops the run, or is skipped and listed in dropped.csv."""
+    """An image without a readable file stops the run, or is skipped and listed in dropped.csv; so does one that can be
+    read no more later: another stands in for it in training, and it has no detections in an evaluation."""
 
 
 class SplitSettings(DataSettings):

@@ -89,7 +89,8 @@ img{max-width:100%;display:block;margin:.6em 0}
 .facts b{display:block;font-size:1.35em}.facts span{color:#555;font-size:.85em}
 .wide{overflow-x:auto}.tall{overflow:auto;max-height:32em;border:1px solid #ddd}
 table{border-collapse:collapse;font-size:13px}td,th{padding:.18em .6em;text-align:left;white-space:nowrap}
-th{white-space:normal;vertical-align:bottom;background:#f2f5f8;position:sticky;top:0;cursor:pointer}tr:nth-child(even) td{background:#fafafa}
+th{white-space:normal;vertical-align:bottom;background:#f2f5f8;
+position:sticky;top:0;cursor:pointer}tr:nth-child(even) td{background:#fafafa}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
 """
 _SORT = """

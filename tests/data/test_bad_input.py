@@ -158,7 +158,7 @@ def rows_of(loaded: LoadedIndex) -> int:
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_stops_with_its_place_or_is_counted_and_listed(name: str, tiny_dataset: TinyDataset) -> None:
     case, folder = REFUSED[name], tiny_dataset()
-    whole = load(folder)
+    whole = load(tiny_dataset("whole"))
     case.change(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=case.error) as caught:
         load(folder)
@@ -211,7 +211,7 @@ def replaced(folder: Path, old: bytes, new: bytes) -> None:
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_unusual_input_that_is_right_changes_nothing(name: str, tiny_dataset: TinyDataset) -> None:
     folder = tiny_dataset()
-    whole = load(folder)
+    whole = load(tiny_dataset("whole"))
     ACCEPTED[name](folder)
     loaded = load(folder)
     assert len(loaded.dropped) == 0
