@@ -205,6 +205,9 @@ def _together(report: Report, data: Explored) -> None:
     )
     order = np.argsort(-data.given.images_per_class, kind="stable")
     order = order[data.given.images_per_class[order] > 0]
+    if len(order) == 0:
+        report.page.text("There are no boxes.")
+        return
     frequent, rarest = order[:HEAT_MAP_CLASSES], order[::-1][:HEAT_MAP_CLASSES]
     title = "The most frequent classes" if len(order) > len(frequent) else "All classes"
     found = exploration.cooccurrence(data.given, frequent, frequent)

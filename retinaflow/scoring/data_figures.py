@@ -20,6 +20,8 @@ from retinaflow.scoring.figures import OKABE_ITO
 
 BLUE, ORANGE = OKABE_ITO[0], OKABE_ITO[1]
 GREY = "#666666"
+MOST_BOXES = 60
+"""Images with more boxes are shown together."""
 
 
 def tail(shares: NDArray[np.floating]) -> Figure:
@@ -32,7 +34,8 @@ def tail(shares: NDArray[np.floating]) -> Figure:
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="share of the classes, rarest first", ylabel="share of the boxes")
     for part in (0.5, 0.9):
         held = float(np.interp(part, classes, shares))
-        axes.plot([part, part, 0], [0, held, held], color=ORANGE, linewidth=1, linestyle=":")
+        axes.plot([part, part], [0, held], color=ORANGE, linewidth=1)
+        axes.plot(part, held, color=ORANGE, marker="o", markersize=5)
         axes.annotate(
             f"the rarest {part:.0%} of the classes\nhold {held:.1%} of the boxes",
             (part, held),
@@ -49,17 +52,12 @@ def boxes_per_image(counts: NDArray[np.integer]) -> Figure:
     """How many images have how many boxes (``counts [I]``), the number of images on a log axis."""
     figure, (axes,) = _axes(1, "Boxes per image")
     counts = np.asarray(counts)
-    most = int(counts.max(initial=0))
-    edges = np.arange(most + 2) - 0.5 if most <= 60 else np.concatenate([[-0.5, 0.5], _log_edges(0.5, most + 1, 40)])
-    number, edges = np.histogram(counts, bins=np.unique(edges))
-    axes.bar(edges[:-1], number, width=np.diff(edges), align="edge", color=BLUE, edgecolor="white", linewidth=0.3)
+    number = np.bincount(np.minimum(counts, MOST_BOXES).astype(np.int64))
+    axes.bar(np.arange(len(number)), number, width=1.0, color=BLUE, edgecolor="white", linewidth=0.3)
     axes.set(yscale="log" if number.max(initial=0) > 100 else "linear", xlabel="boxes", ylabel="images")
-    if most > 60:
-        axes.set_xscale("symlog", linthresh=1)
-        axes.set_xlim(left=-0.5)
-    else:
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    if counts.max(initial=0) > MOST_BOXES:
+        axes.set_xlabel(f"boxes (the last bar: {MOST_BOXES} or more, at most {counts.max()})")
     if len(counts):
         _mark(axes, float(np.median(counts)), f"median {np.median(counts):g}")
     return figure

@@ -117,7 +117,7 @@ REFUSED = {
     ),
     "a row too long": Refused(add(BOXES, box() + ",1"), "a row must have 13 fields, but got fields=14"),
     "an open quote": Refused(
-        edit(BOXES, lambda lines: [*lines, '"' + box(), box(XMin=0.2)]), "quotes must open and close", 1
+        edit(BOXES, lambda lines: [*lines[:-1], '"' + box(), lines[-1]]), "quotes must open and close", 1
     ),
     "a row that is not UTF-8": Refused(
         lambda folder: (folder / BOXES).write_bytes((folder / BOXES).read_bytes() + b"\xff" + box().encode()),  # type: ignore[arg-type, return-value]

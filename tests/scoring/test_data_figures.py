@@ -39,7 +39,6 @@ def test_figures_of_nothing_are_empty_and_no_error() -> None:
         data_figures.tail(np.zeros(1)),
         data_figures.boxes_per_image(no_ints),
         data_figures.box_sizes(none, no_ints, image_size=64),
-        data_figures.cooccurrence(np.zeros((0, 0)), [], [], title="Together"),
         data_figures.group_of(none, no_ints, []),
     ):
         figure.canvas.draw()
