@@ -254,12 +254,12 @@ def _suspicious(report: Report, data: Explored) -> pd.DataFrame:
     )
     report.page.section(
         "Suspicious rows",
-        "Rows that keep every rule and still look wrong. Nothing was left out for it; have a look. suspicious.csv "
-        f"lists the first {LISTED_ROWS:,} of each rule.",
+        "Rows that keep every rule and still look wrong. Nothing was left out for it; have a look.",
     )
     report.page.table(counts)
     parts = [suspicious_table(data.index, s, most=LISTED_ROWS) for s in found if len(s.rows)]
     if parts:
+        report.page.text(f"suspicious.csv lists the first {LISTED_ROWS:,} of each rule; here are {SHOWN_ROWS} of each.")
         report.csv(pd.concat(parts, ignore_index=True), "suspicious.csv")
         report.page.table(pd.concat([part[:SHOWN_ROWS] for part in parts]).fillna("").round(4), tall=True)
     return counts

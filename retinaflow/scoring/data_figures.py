@@ -55,7 +55,8 @@ def boxes_per_image(counts: NDArray[np.integer]) -> Figure:
     number = np.bincount(np.minimum(counts, MOST_BOXES).astype(np.int64))
     axes.bar(np.arange(len(number)), number, width=1.0, color=BLUE, edgecolor="white", linewidth=0.3)
     axes.set(yscale="log" if number.max(initial=0) > 100 else "linear", xlabel="boxes", ylabel="images")
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    for axis in (axes.xaxis, *([axes.yaxis] if axes.get_yscale() == "linear" else [])):
+        axis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     if counts.max(initial=0) > MOST_BOXES:
         axes.set_xlabel(f"boxes (the last bar: {MOST_BOXES} or more, at most {counts.max()})")
     if len(counts):
@@ -120,9 +121,9 @@ def cooccurrence(share: NDArray[np.floating], rows: Sequence[str], columns: Sequ
     left = 0.35 + 0.075 * max(map(len, map(_short, rows)), default=0)
     head = 0.65 + 0.065 * max(map(len, map(_short, columns)), default=0)
     width, height = left + cell * len(columns) + 1.0, head + cell * len(rows) + 0.1
-    figure = Figure(figsize=(max(width, 5), height), dpi=110)
+    width = max(width, 0.3 + 0.09 * len(title))
+    figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
-    width = max(width, 5)
     axes = figure.add_axes((left / width, 0.1 / height, cell * len(columns) / width, cell * len(rows) / height))
     figure.text(0.1 / width, 1 - 0.2 / height, title, fontsize=11, va="center")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
