@@ -141,7 +141,8 @@ def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArra
     if (height, width) != target:
         # Reduced decoding leaves a factor below 2, where two taps skip no pixel; averaging costs eight times as much.
         far = height >= 2 * target[0] or width >= 2 * target[1]
-        pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA if far else cv2.INTER_LINEAR)
+        taps = cv2.INTER_AREA if far else cv2.INTER_LINEAR
+        pixels = np.asarray(cv2.resize(pixels, target[::-1], interpolation=taps), dtype=np.uint8)
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
