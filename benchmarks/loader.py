@@ -2,9 +2,9 @@
 
     python benchmarks/loader.py --images 32 --rounds 7
 
-Both sides turn the same JPEGs of 1024 x 768 pixels (generated: a smooth scene with edges and fine texture, about 290 kB
-each, about what published Open Images files of that size have) into batches of about 448 x 600 pixels with their boxes,
-in one process on one thread. The reference is that of torchvision's detection recipes: PIL, to tensor, and resize and pad
+Both sides turn the same JPEGs of 1024 x 768 pixels (generated: a smooth scene with edges and fine texture, about 260 kB
+each, near what published Open Images files of that size have) into batches of about 448 x 600 pixels with boxes, in one
+process on one thread. The reference is that of torchvision's detection recipes: PIL, to tensor, and resize and pad
 in the model (``GeneralizedRCNNTransform``). With augmentation it is given the same changes at the same strength and
 probability, by ``torchvision.transforms.v2``. Ours is ``DetectionDataset`` and ``BatchLoader``. Mean and standard
 deviation are taken off by neither: here that is the network's first step, on its device.

@@ -6,11 +6,12 @@ The map of the package, in reading order:
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages`` and ``tables``
   (the published files), ``index`` and ``cache`` (annotations as memory-mapped columns), ``image_files``;
   ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs); ``batching``,
-  ``augmentation``, ``images`` (batches of one shape); ``demo`` (the generated set).
+  ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a set looks like);
+  ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
   ``loss``, ``postprocess``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``matching`` and ``challenge`` (the Open
-  Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``contact_sheet``.
+  Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``data_figures``, ``contact_sheet``.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``checkpoint``, ``precision``, ``by_bin``, ``stopping``.
 - ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``,

@@ -100,6 +100,8 @@ class DataSettings(TrackingSettings):
     """Hierarchy JSON; auto: looked up in the data folder; none: no hierarchy."""
     images: Paths = ()
     """Image folders, instead of images/, images/SPLIT and SPLIT/ in the data folder."""
+    image_sizes: OptionalPath = None
+    """Table of image sizes (ImageID,Width,Height) to believe instead of every file's header; none: headers."""
     class_group: str = "all"
     """Classes to train and judge: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
     background_ratio: Annotated[float, Field(ge=0)] = 1.0
@@ -109,7 +111,8 @@ class DataSettings(TrackingSettings):
     on_bad_row: OnBadRow = "stop"
     """A row that breaks a rule stops the reading, or is dropped and listed in dropped.csv."""
     on_bad_image: OnBadImage = "stop"
-    """An image without a readable file stops the run, or is skipped and listed in dropped.csv."""
+    """An image without a readable file stops the run, or is skipped and listed in dropped.csv; so does one that can be
+    read no more later: another stands in for it in training, and it has no detections in an evaluation."""
 
 
 class SplitSettings(DataSettings):
@@ -291,6 +294,25 @@ class EvaluateConfig(DataSettings, DetectionFields):
     """Resamples of the images for intervals; 0: no intervals."""
 
 
+class ExploreConfig(DataSettings):
+    """``explore``: one HTML page about the data: classes, bins, boxes, shapes, labels, suspicious rows."""
+
+    output: Path = Path("outputs/explore")
+    """Folder that the page and its pictures are written to, tracked or not."""
+    train_splits: Annotated[Names, Field(min_length=1)] = ("train",)
+    """Splits to look at."""
+    bin_strategy: BinStrategy = "log"
+    """How the axis of log10(training images) is cut into bins."""
+    num_bins: Annotated[int, Field(ge=1)] = 7
+    """Number of frequency bins; fewer result when one would be empty."""
+    image_size: Annotated[int, Field(ge=32)] | Auto = "auto"
+    """Square root of the area that a training would resize images to, pixels: box sizes are shown in it."""
+    num_buckets: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Aspect buckets that a training would use."""
+    samples: Annotated[int, Field(ge=0)] = 12
+    """Rarest classes shown with an image; 0: none, and no image file is opened."""
+
+
 class MainConfig(TrainConfig):
     """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
 
@@ -300,4 +322,5 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "binning": BinningConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "explore": ExploreConfig,
 }

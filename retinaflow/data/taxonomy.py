@@ -55,10 +55,13 @@ class Hierarchy:
         while pending:
             name, node = pending.pop()
             for kind, found in links.items():
-                for child in node.get(kind) or ():
+                children = node.get(kind) or []
+                if not isinstance(children, list):
+                    raise ValueError(f"the {kind} of {name or 'the root'} must be a list, but got {children!r:.60}")
+                for child in children:
                     if not isinstance(child, dict) or not isinstance(child.get("LabelName"), str):
                         parent = name or "the root"
-                        raise ValueError(f"every {kind} of {parent} must have a LabelName, but got {child!r}")
+                        raise ValueError(f"every {kind} of {parent} must have a LabelName, but got {child!r:.200}")
                     nodes[child["LabelName"]] = None
                     if name is not None:
                         found[(name, child["LabelName"])] = None

@@ -16,7 +16,7 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from retinaflow.commands import evaluate
+from retinaflow.commands import evaluate, train
 from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
 from retinaflow.config import EvaluateConfig
@@ -265,3 +265,23 @@ def test_the_weights_fit_the_metrics_they_are_logged_with(trained: TrainResult) 
     """best.pt is the file beside the run, not a later one."""
     local, logged = (load_checkpoint(path) for path in (trained.checkpoint, _artifact(trained, "checkpoints/best.pt")))
     assert all(torch.equal(local.state[name], logged.state[name]) for name in local.state)
+
+
+@pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
+def test_an_image_that_becomes_unreadable_in_mid_epoch_stops_the_training_or_is_skipped_and_listed(
+    on_bad_image: str, workshop: Any, tiny_dataset: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tiny_dataset(f"fading_{on_bad_image}"), workshop.folder / f"fading_{on_bad_image}"
+    given = {"data": str(folder), "on_bad_image": on_bad_image, "track": False, "output": str(output), "epochs": 1}
+    config = workshop.settings(**given)
+    data = load_training_data(config)
+    for name in ("train003", "validation001"):
+        (folder / "images" / f"{name}.jpg").write_bytes(b"no image any more")
+    if on_bad_image == "stop":
+        with pytest.raises(ValueError, match=r"train003\.jpg: not a readable image; replace the file, or give on_bad"):
+            train.run(config, data=data)
+        return
+    train.run(config, data=data)
+    dropped = pd.read_csv(next(output.rglob("dropped.csv")))
+    assert sorted(dropped["file"]) == ["train003", "validation001"]
+    assert "2 images could not be read any more and were skipped" in capsys.readouterr().out

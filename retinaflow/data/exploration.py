@@ -1,0 +1,152 @@
+"""What a set of annotations looks like: the figures behind the report of ``explore``. No image is opened.
+
+Counts are of boxes as given, a group-of box as one; ``tree_images`` counts a box for its class's ancestors too, which
+is what bins and sampling see with ``parents=learn``. Cost: a few passes over the columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.bins import ClassBins
+from retinaflow.data.index import FLAGS, AnnotationIndex
+from retinaflow.data.presence import Presence
+
+FloatArray = NDArray[np.float64]
+
+
+def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins) -> pd.DataFrame:
+    """One row per class, rarest first.
+
+    class, class_id, bin (1 the rarest), images, boxes, tree_images, boxes_per_image, group_of (share of the boxes),
+    median_side (of its boxes: square root of the area, share of the image's), verified_present and verified_absent
+    (images), known (share of all images on which it is verified or boxed).
+    """
+    width = index.num_classes
+    labels, count = np.asarray(index.labels), given.boxes_per_class
+    present = np.asarray(index.verified_present)
+    number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
+    group_of = np.bincount(labels, weights=index.is_group_of, minlength=width)
+    table = pd.DataFrame(
+        {
+            "class": index.taxonomy.labels,
+            "class_id": index.taxonomy.ids,
+            "bin": number.where(number > 0),
+            "images": given.images_per_class,
+            "boxes": count,
+            "tree_images": bins.images_per_class,
+            "boxes_per_image": _ratio(count, given.images_per_class),
+            "group_of": _ratio(group_of, count),
+            "median_side": pd.Series(box_sides(index)).groupby(labels).median().reindex(range(width)),
+            "verified_present": np.bincount(np.asarray(index.verified_class)[present], minlength=width),
+            "verified_absent": np.bincount(np.asarray(index.verified_class)[~present], minlength=width),
+            "known": _known_images(index, given) / max(len(index), 1),
+        }
+    )
+    return table.sort_values(["tree_images", "images", "class_id"], ignore_index=True)
+
+
+def _known_images(index: AnnotationIndex, given: Presence) -> NDArray[np.int64]:
+    """``[K]`` images on which the class is labelled or boxed itself."""
+    width = np.int64(index.num_classes)
+    keys = np.concatenate(
+        [
+            index.label_image.astype(np.int64) * width + index.verified_class,
+            given.image.astype(np.int64) * width + given.class_index,
+        ]
+    )
+    return np.bincount(np.unique(keys) % width, minlength=int(width))
+
+
+def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> FloatArray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0, dtype=np.float64)
+
+
+def box_sides(index: AnnotationIndex) -> FloatArray:
+    """``[N]`` square root of a box's area, as a share of the image's."""
+    extent = np.asarray(index.boxes[:, 2:] - index.boxes[:, :2])
+    return np.sqrt(extent[:, 0] * extent[:, 1])
+
+
+def box_aspects(index: AnnotationIndex) -> FloatArray:
+    """``[N]`` height / width of each box in pixels of the stored image; NaN where its size is not known."""
+    extent = np.asarray(index.boxes[:, 2:] - index.boxes[:, :2])
+    sizes = np.asarray(index.sizes, dtype=np.float64)[index.box_image]
+    known = sizes[:, 1] > 0
+    aspect = np.full(len(extent), np.nan)
+    aspect[known] = extent[known, 1] * sizes[known, 0] / (extent[known, 0] * sizes[known, 1])
+    return aspect
+
+
+def flag_shares(index: AnnotationIndex) -> dict[str, float]:
+    """Share of the boxes with each published flag, by its name without ``Is``."""
+    flags = np.asarray(index.flags)
+    return {
+        name.removeprefix("Is"): float(np.mean((flags >> bit) & 1)) if len(flags) else 0.0
+        for bit, name in enumerate(FLAGS)
+    }
+
+
+@dataclass(frozen=True)
+class Cooccurrence:
+    """``share [R, C]``: of the images with class ``rows[r]``, the share that holds class ``columns[c]`` too."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    share: FloatArray
+
+
+def cooccurrence(
+    presence: Presence, rows: NDArray[np.integer], columns: NDArray[np.integer] | None = None, *, most: int = 20
+) -> Cooccurrence:
+    """Which classes share images with the classes ``rows``.
+
+    Without ``columns``: the ``most`` other classes that have the greatest mean share. Classes of ``rows`` without an
+    image are left out. Cost: one pass over the pairs per row.
+    """
+    rows = np.asarray([row for row in rows if presence.images_per_class[row] > 0], dtype=np.int64)
+    share = np.zeros((len(rows), presence.num_classes))
+    for place, row in enumerate(rows):
+        holds = np.zeros(presence.num_images, dtype=bool)
+        holds[presence.image[presence.class_index == row]] = True
+        counts = np.bincount(presence.class_index[holds[presence.image]], minlength=presence.num_classes)
+        share[place] = counts / presence.images_per_class[row]
+    if columns is None:
+        mean = share.mean(axis=0) if len(rows) else np.zeros(presence.num_classes)
+        mean[rows] = 0
+        found = np.argsort(-mean, kind="stable")[:most]
+        columns = found[mean[found] > 0]
+    columns = np.asarray(columns, dtype=np.int64)
+    return Cooccurrence(rows, columns, share[:, columns])
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The aspect buckets of a set and what they do to its images."""
+
+    buckets: AspectBuckets
+    images: NDArray[np.int64]
+    """``[B]`` images in each bucket."""
+    squeeze: FloatArray
+    """``[I]`` factor by which an image's height / width is changed, 1 or more."""
+
+
+def fit_shapes(index: AnnotationIndex, *, image_size: int, num_buckets: int) -> Shapes:
+    """The buckets that a training with these settings would use."""
+    sizes = np.asarray(index.sizes)
+    buckets = AspectBuckets.fit(sizes, image_size=image_size, num_buckets=num_buckets)
+    bucket = buckets.assign(sizes)
+    shapes = np.array(buckets.shapes, dtype=np.float64)
+    change = np.log(shapes[bucket, 0] / shapes[bucket, 1]) - np.log(sizes[:, 0] / sizes[:, 1])
+    return Shapes(buckets, np.bincount(bucket, minlength=len(shapes)), np.exp(np.abs(change)))
+
+
+def tail_shares(boxes_per_class: NDArray[np.integer]) -> FloatArray:
+    """``[K + 1]`` share of all boxes that the rarest 0, 1, ... K classes hold together."""
+    ordered = np.sort(np.asarray(boxes_per_class, dtype=np.float64))
+    return np.concatenate([[0.0], np.cumsum(ordered) / max(ordered.sum(), 1.0)])

@@ -1,0 +1,110 @@
+"""``explore``: the page, its pictures and tables, in a store and in a folder; and what it does without image files."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+
+from retinaflow.commands import explore
+from retinaflow.commands.page import Page
+from retinaflow.config import ExploreConfig
+from retinaflow.resolving import resolve
+
+PICTURES = {
+    "class_frequency.png", "tail.png", "boxes_per_image.png", "box_sizes.png", "shapes.png",
+    "cooccurrence_frequent.png", "label_coverage.png", "group_of.png", "rarest_classes.png",
+}  # fmt: skip
+
+
+class Links(HTMLParser):
+    """Every address that a page refers to, and every tag left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parsed(path: Path) -> Links:
+    links = Links()
+    links.feed(path.read_text(encoding="utf-8"))
+    assert links.open == []
+    return links
+
+
+def test_explore_logs_one_page_that_needs_nothing_else_and_its_pictures(workshop: Any) -> None:
+    config = resolve(ExploreConfig, {"data": str(workshop.data), "num_bins": 2, "output": workshop.folder / "explored"})
+    path = explore.run(config)
+    links = parsed(path)
+    assert len([target for target in links.targets if target.startswith("data:image/")]) == len(PICTURES)
+    assert not [target for target in links.targets if not re.match(r"data:image/(png|jpeg);base64,|#s\d+$", target)]
+    assert path.stat().st_size < 2_000_000
+    run = mlflow.search_runs(
+        filter_string="tags.`retinaflow.command` = 'explore'", experiment_names=["retinaflow"], output_format="list"
+    )[0]
+    logged = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
+    assert logged >= PICTURES | {"explore.html", "class_statistics.csv"}
+    assert run.data.metrics["explore/images"] == 12
+    table = pd.read_csv(path.with_name("class_statistics.csv")).set_index("class")
+    assert table.loc["Bus", "images"] == 2
+    assert table.loc["Vehicle", "tree_images"] > table.loc["Vehicle", "images"] == 1
+
+
+def test_explore_finds_what_is_wrong_and_lists_it(workshop: Any, tiny_dataset: Any) -> None:
+    folder = tiny_dataset("wrong")
+    boxes, labels = folder / "train-annotations-bbox.csv", folder / "train-annotations-human-imagelabels.csv"
+    with boxes.open("a", encoding="utf-8") as file:
+        file.write("train001,x,/m/0plant,1,0,1,0,1,0,0,0,0,0\ntrain000,x,/m/0tree,1,0.5,0.51,0.5,0.9,0,0,0,0,0\n")
+    with labels.open("a", encoding="utf-8") as file:
+        file.write("train001,v,/m/0plant,0\n")
+    path = explore.run(
+        resolve(ExploreConfig, {"data": str(folder), "track": False, "output": workshop.folder / "wrong_explored"})
+    )
+    found = pd.read_csv(path.with_name("suspicious.csv"))
+    assert {("whole image", "train001"), ("class verified absent", "train001"), ("tiny box", "train000")} <= set(
+        zip(found["rule"], found["image"], strict=True)
+    )
+    assert "whole image" in path.read_text(encoding="utf-8")
+
+
+def test_without_samples_no_image_file_is_needed(workshop: Any, tiny_dataset: Any) -> None:
+    folder = tiny_dataset("bare")
+    for image in (folder / "images").iterdir():
+        image.unlink()
+    (folder / "images").rmdir()
+    settings = {"data": str(folder), "track": False, "samples": 0, "output": workshop.folder / "bare_explored"}
+    path = explore.run(resolve(ExploreConfig, settings))
+    names = {file.name for file in path.parent.iterdir()}
+    assert names >= PICTURES - {"shapes.png", "rarest_classes.png"}
+    assert not names & {"shapes.png", "rarest_classes.png"}
+    assert "image sizes are not known" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("group", ["Car", "Car,Bus"])
+def test_a_few_classes_can_be_explored(group: str, workshop: Any) -> None:
+    settings = {"data": str(workshop.data), "class_group": group, "track": False, "output": workshop.folder / "few"}
+    parsed(explore.run(resolve(ExploreConfig, settings)))
+
+
+def test_names_from_data_are_text_on_the_page_and_never_markup(tmp_path: Path) -> None:
+    page = Page("<b>title", "a & b")
+    page.section("<script>", "x < y")
+    page.table(pd.DataFrame({"class": ["<img src=x onerror=1>"], "n": [0.5], "none": [float("nan")]}))
+    (tmp_path / "page.html").write_text(page.html(), encoding="utf-8")
+    assert parsed(tmp_path / "page.html").targets == ["#s1"]
+    assert '<td class="n" data-v=""></td>' in page.html()
