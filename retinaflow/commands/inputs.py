@@ -165,6 +165,8 @@ def sampling_settings(settings: SamplingFields) -> SamplingSettings:
     """The dials of the sampler among the settings."""
     return SamplingSettings(
         balance=float(settings.balance),
+        bin_rates=settings.bin_rates,
+        class_power=settings.class_power,
         background_rate=settings.background_rate,
         correction_steps=settings.correction_steps,
         repeat_threshold=settings.repeat_threshold,
