@@ -18,8 +18,9 @@ import argparse
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 import matplotlib as mpl
 import numpy as np
@@ -44,8 +45,8 @@ from retinaflow.data.tables import Faults
 
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.1)
 POWERS = (0.0, 0.15, 0.3, 0.5, 0.75)
-BALANCES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.75, 0.85, 0.9, 1.0)
-SHOWN_SEPARATELY = 500
+BALANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.75, 0.9, 1.0)
+EVERY_CLASS = 500
 Result = TypeVar("Result")
 
 
@@ -62,12 +63,12 @@ def main() -> None:
     arguments = parse()
     index = AnnotationIndex.open(arguments.index)
     presence = timed("images per class", lambda: class_presence(index, expand=True))
-    for rule in ("log", "quantile", "jenks"):
-        timed(f"bins, {rule}", lambda: make_bins(presence, strategy=rule))
+    for rule in get_args(BinStrategy):
+        timed(f"bins, {rule}", partial(make_bins, presence, strategy=rule))
     bins = make_bins(presence)
     expected = np.zeros(0)
     for strategy in STRATEGIES:
-        expected = timed(f"weights and expected draws, {strategy}", lambda: draws(strategy, presence, bins))
+        expected = timed(f"weights and expected draws, {strategy}", partial(draws, strategy, presence, bins))
     plan = timed("epoch plan", lambda: epoch_plan(expected, seed=0, epoch=0))
     if arguments.sizes:
         sizes = SizeTable(*read_image_sizes(arguments.sizes, Faults())).look_up(index.image_ids)
@@ -81,8 +82,11 @@ def main() -> None:
     print(exposure_summary(exposures).to_string(index=False, float_format="%.3g"))
     if arguments.table:
         exposure_table(exposures, presence, bins, index.taxonomy).to_csv(arguments.table, index=False)
-    points = pd.DataFrame(turned(presence))
-    print(points.to_string(index=False, float_format="%.3g"))
+    found = []
+    for point in turned(presence):
+        print(f"{point.curve:<50} {point.dial:<14} {point.imbalance:6.1f} {point.ess:6.3f}", flush=True)
+        found.append(point)
+    points = pd.DataFrame(found)
     if arguments.picture:
         picture(points).savefig(arguments.picture, dpi=110)
 
@@ -123,15 +127,11 @@ def turned(presence: Presence) -> Iterator[Point]:
         yield point("instance-repeat-factor", f"t={threshold:g}", "instance-repeat-factor", seven, dials)
     for power in POWERS:
         yield point("class-aware", f"power={power:g}", "class-aware", seven, SamplingSettings(class_power=power))
-    kinds: tuple[tuple[BinStrategy, int], ...] = (
-        *(("log", count) for count in (1, 3, 7, 14, SHOWN_SEPARATELY)),
-        ("quantile", 7),
-    )
-    for rule, count in kinds:
-        bins = make_bins(presence, num_bins=count, strategy=rule)
-        for balance in BALANCES:
+    for count in (1, 3, 7, 14, EVERY_CLASS):
+        bins = make_bins(presence, num_bins=count)
+        for balance in BALANCES if count > 1 else (0.75,):
             dials = SamplingSettings(balance=balance)
-            yield point(f"binned, {count} {rule} bins", f"balance={balance:g}", "binned", bins, dials)
+            yield point(f"binned, {count} log bins", f"balance={balance:g}", "binned", bins, dials)
     for cap in (100.0, 10.0):
         curve = "binned, 7 log bins, smooth" + ("" if cap == 100 else f", max_repeats={cap:g}")
         for balance in BALANCES:
