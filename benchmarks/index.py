@@ -9,8 +9,8 @@ Printed, each measured in a process of its own:
   stays when other work shares the machine), peak resident memory;
 - opening it (the files in the page cache; median of 5), its size on disk;
 - a loader worker, started by spawn and by fork, that reads the annotations of 20,000 random images: how much private
-  memory it has more than before it had the index (private pages in ``/proc/self/smaps``). Pages of the index are mapped to be
-  shared: they belong to the page cache, one copy for all processes, and are listed by themselves;
+  memory it has more than before it had the index (private pages in ``/proc/self/smaps``). Pages of the index are
+  mapped to be shared: they belong to the page cache, one copy for all processes, and are listed by themselves;
 - on the first ``--rows`` box rows alone: ours, and a csv-module loop that makes a dictionary per box and a list per
   image, as is customary; then that loop scaled up to all rows of boxes and labels (a calculation, and said so).
 """
@@ -50,6 +50,8 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(dir=arguments.scratch))
     try:
         report_index(data, scratch)
+        if arguments.keep:
+            shutil.copytree(scratch / "index", arguments.keep)
         report_loop(data, scratch, arguments.rows)
     finally:
         shutil.rmtree(scratch)
@@ -62,7 +64,7 @@ def report_index(data: Path, scratch: Path) -> None:
         f"{built['seconds']:.1f} s, {built['cpu']:.1f} CPU s, peak {built['peak_gb']:.1f} GB"
     )
     opened = run_side("open", data, scratch)
-    print(f"opening it: {opened['seconds']:.2f} s, {opened['gb']:.2f} GB on disk")
+    print(f"opening it: {opened['seconds']:.2f} s, {opened['cpu']:.2f} CPU s, {opened['gb']:.2f} GB on disk")
     for method in ("spawn", "fork"):
         worker = run_side(method, data, scratch)
         print(
@@ -79,9 +81,11 @@ def report_loop(data: Path, scratch: Path, rows: int) -> None:
     with (data / BOXES).open("rb") as source, (part / BOXES).open("wb") as target:
         target.writelines(islice(source, rows + 1))
     (part / LABELS).write_text("ImageID,Source,LabelName,Confidence\n", encoding="utf-8")
-    ours, loop = run_side("build", part, scratch), run_side("loop", part, scratch)
+    ours, loop = run_side("build", part, part), run_side("loop", part, part)
     for name, side in (("ours", ours), ("csv loop", loop)):
-        print(f"{name:<9} {rows:,} box rows: {side['cpu']:.2f} CPU s, {side['peak_gb'] - side['before_gb']:.2f} GB more")
+        print(
+            f"{name:<9} {rows:,} box rows: {side['cpu']:.2f} CPU s, {side['peak_gb'] - side['before_gb']:.2f} GB more"
+        )
     print(f"{loop['cpu'] / ours['cpu']:.0f} times as fast")
     total = sum(count_lines(data / name) - 1 for name in (BOXES, LABELS))
     print(
@@ -106,13 +110,14 @@ def open_built(data: Path, scratch: Path) -> dict[str, float]:
     from retinaflow.data.index import AnnotationIndex
 
     del data
-    seconds = []
+    seconds, cpu = [], time.process_time()
     for _ in range(5):
         start = time.perf_counter()
         AnnotationIndex.open(scratch / "index")
         seconds.append(time.perf_counter() - start)
+    cpu = (time.process_time() - cpu) / 5
     size = sum(file.stat().st_size for file in (scratch / "index").iterdir())
-    return {"seconds": statistics.median(seconds), "gb": size / 1e9}
+    return {"seconds": statistics.median(seconds), "cpu": cpu, "gb": size / 1e9}
 
 
 def in_worker(method: str) -> Callable[[Path, Path], dict[str, float]]:
@@ -214,6 +219,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder written by open_images.py")
     parser.add_argument("--rows", type=int, default=500_000, help="box rows for the csv-module loop")
+    parser.add_argument("--keep", type=Path, help="folder to copy the built index to, for sampling.py")
     parser.add_argument("--scratch", type=Path, help="where the index is built; the system's folder for such")
     parser.add_argument("--side", choices=[*SIDES], help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -163,13 +163,20 @@ def picture(points: pd.DataFrame) -> Figure:
             )
         uniform = points[points["curve"] == "uniform"].iloc[0]
         axes.plot(uniform["imbalance"], uniform["ess"], marker="*", markersize=13, color="#7F7F7F", linestyle="none")
-        axes.annotate("uniform", (uniform["imbalance"], uniform["ess"]), xytext=(-8, -16), textcoords="offset points")
+        axes.annotate(
+            "uniform,\nbinned with 1 bin",
+            (uniform["imbalance"], uniform["ess"]),
+            xytext=(8, -12),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+        )
         axes.set(
             xscale="log",
             ylim=(0, 1.05),
             xlabel="imbalance of draws per class (95th over 5th percentile)",
             ylabel="effective sample size (share of the images)",
-            title="Open Images at full size: balance (left) against variety (up)",
+            title="Open Images Challenge at full size: balance (left) against variety (up)",
         )
         axes.set_xticks([10, 20, 50, 100, 200], labels=["10", "20", "50", "100", "200"])
         axes.minorticks_off()

@@ -190,6 +190,8 @@ def _bins(settings: SamplingFields, presence: Presence) -> ClassBins:
 
 def sampling_settings(settings: SamplingFields) -> SamplingSettings:
     """The dials of the sampler among the settings."""
+    if settings.bin_rates == "auto":
+        raise ValueError("auto settings must be resolved before use, but got bin_rates=auto")
     return SamplingSettings(
         balance=float(settings.balance),
         bin_rates=settings.bin_rates,

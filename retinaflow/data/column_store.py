@@ -56,7 +56,9 @@ def open_columns(folder: Path, *, verify: bool = True) -> tuple[dict[str, Any], 
         found = _checksums(folder, expected) if verify else expected
         for name in expected:
             if found[name] != expected[name]:
-                raise ValueError(f"{folder / name}.npy: the column is damaged; delete the folder {folder} to rebuild it")
+                raise ValueError(
+                    f"{folder / name}.npy: the column is damaged; delete the folder {folder} to rebuild it"
+                )
         columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in expected}
     except OSError as error:
         raise ValueError(f"{folder}: a column cannot be read ({error}); delete the folder to rebuild it") from None

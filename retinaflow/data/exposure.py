@@ -57,7 +57,7 @@ def measure_exposure(expected: FloatArray, presence: Presence, *, seed: int) -> 
 
 
 def imbalance(expected: FloatArray, presence: Presence) -> float:
-    """95th over 5th percentile of expected draws per class, among classes with images; infinite if a class gets none."""
+    """95th over 5th percentile of expected draws per class, among classes with images; infinite where the 5th is 0."""
     per_class = presence.sum_over_images(expected)
     low, high = np.percentile(per_class[presence.images_per_class > 0], [5, 95])
     return float(high / low) if low > 0 else float("inf")
