@@ -9,8 +9,8 @@ Printed, each measured in a process of its own:
   stays when other work shares the machine), peak resident memory;
 - opening it (the files in the page cache; median of 5), its size on disk;
 - a loader worker, started by spawn and by fork, that reads the annotations of 20,000 random images: how much private
-  memory it has more than before it had the index (``/proc/self/smaps``: dirty or anonymous private pages). Mapped pages
-  of the index belong to the page cache, which all processes share and the system may take back: listed by themselves;
+  memory it has more than before it had the index (private pages in ``/proc/self/smaps``). Pages of the index are
+  mapped to be shared: they belong to the page cache, one copy for all processes, and are listed by themselves;
 - on the first ``--rows`` box rows alone: ours, and a csv-module loop that makes a dictionary per box and a list per
   image, as is customary; then that loop scaled up to all rows of boxes and labels (a calculation, and said so).
 """
@@ -50,6 +50,8 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(dir=arguments.scratch))
     try:
         report_index(data, scratch)
+        if arguments.keep:
+            shutil.copytree(scratch / "index", arguments.keep)
         report_loop(data, scratch, arguments.rows)
     finally:
         shutil.rmtree(scratch)
@@ -62,12 +64,12 @@ def report_index(data: Path, scratch: Path) -> None:
         f"{built['seconds']:.1f} s, {built['cpu']:.1f} CPU s, peak {built['peak_gb']:.1f} GB"
     )
     opened = run_side("open", data, scratch)
-    print(f"opening it: {opened['seconds']:.2f} s, {opened['gb']:.2f} GB on disk")
+    print(f"opening it: {opened['seconds']:.2f} s, {opened['cpu']:.2f} CPU s, {opened['gb']:.2f} GB on disk")
     for method in ("spawn", "fork"):
         worker = run_side(method, data, scratch)
         print(
             f"a worker started by {method}: {worker['private_mb']:.1f} MB private for the index, "
-            f"{worker['mapped_mb']:.0f} MB of the page cache mapped; {worker['images_per_second']:,.0f} images/s looked up"
+            f"{worker['mapped_mb']:.0f} MB of the page cache mapped"
         )
 
 
@@ -79,7 +81,7 @@ def report_loop(data: Path, scratch: Path, rows: int) -> None:
     with (data / BOXES).open("rb") as source, (part / BOXES).open("wb") as target:
         target.writelines(islice(source, rows + 1))
     (part / LABELS).write_text("ImageID,Source,LabelName,Confidence\n", encoding="utf-8")
-    ours, loop = run_side("build", part, scratch), run_side("loop", part, scratch)
+    ours, loop = run_side("build", part, part), run_side("loop", part, part)
     for name, side in (("ours", ours), ("csv loop", loop)):
         print(
             f"{name:<9} {rows:,} box rows: {side['cpu']:.2f} CPU s, {side['peak_gb'] - side['before_gb']:.2f} GB more"
@@ -108,13 +110,14 @@ def open_built(data: Path, scratch: Path) -> dict[str, float]:
     from retinaflow.data.index import AnnotationIndex
 
     del data
-    seconds = []
+    seconds, cpu = [], time.process_time()
     for _ in range(5):
         start = time.perf_counter()
         AnnotationIndex.open(scratch / "index")
         seconds.append(time.perf_counter() - start)
+    cpu = (time.process_time() - cpu) / 5
     size = sum(file.stat().st_size for file in (scratch / "index").iterdir())
-    return {"seconds": statistics.median(seconds), "gb": size / 1e9}
+    return {"seconds": statistics.median(seconds), "cpu": cpu, "gb": size / 1e9}
 
 
 def in_worker(method: str) -> Callable[[Path, Path], dict[str, float]]:
@@ -142,34 +145,28 @@ def look_up(answer: Connection, given: Any) -> None:
 
     before = private_bytes()
     index = pickle.loads(given) if isinstance(given, bytes) else given
-    start, total = time.perf_counter(), 0.0
+    total = 0.0
     for image in np.random.default_rng(0).integers(0, len(index), LOOKED_AT):
         rows = slice(index.box_start[image], index.box_start[image + 1])
         total += float(index.boxes[rows].sum()) + int(index.labels[rows].sum()) + int(index.verified(image).sum())
         total += float(index.sizes[image].sum()) + int(index.is_group_of[rows].sum())
-    speed = LOOKED_AT / (time.perf_counter() - start)
     after = private_bytes()
-    answer.send(
-        {
-            "private_mb": (after["private"] - before["private"]) / 1e6,
-            "mapped_mb": (after["mapped"] - before["mapped"]) / 1e6,
-            "images_per_second": speed,
-        }
-    )
+    answer.send({f"{kind}_mb": (after[kind] - before[kind]) / 1e6 for kind in before})
 
 
 def private_bytes() -> dict[str, int]:
-    """Bytes of this process that no other can share, and clean pages of mapped files."""
+    """Bytes of this process that no other can share, and those of files mapped to be shared."""
     private = mapped = 0
-    is_file = False
+    is_shared = is_file = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, *values = line.split()
         if "-" in name:
-            is_file = len(values) > 4 and values[4].startswith("/")
+            is_shared, is_file = values[0].endswith("s"), len(values) > 4 and values[4].startswith("/")
+        elif is_shared:
+            mapped += int(values[0]) * 1024 if name == "Rss:" else 0
+        # Clean pages of files mapped by one process alone (libraries) are still the page cache's.
         elif name == "Private_Dirty:" or (name == "Private_Clean:" and not is_file):
             private += int(values[0]) * 1024
-        elif name in ("Private_Clean:", "Shared_Clean:") and is_file:
-            mapped += int(values[0]) * 1024
     return {"private": private, "mapped": mapped}
 
 
@@ -222,6 +219,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder written by open_images.py")
     parser.add_argument("--rows", type=int, default=500_000, help="box rows for the csv-module loop")
+    parser.add_argument("--keep", type=Path, help="folder to copy the built index to, for sampling.py")
     parser.add_argument("--scratch", type=Path, help="where the index is built; the system's folder for such")
     parser.add_argument("--side", choices=[*SIDES], help=argparse.SUPPRESS)
     return parser.parse_args()

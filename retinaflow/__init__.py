@@ -4,7 +4,8 @@ The map of the package, in reading order:
 
 - ``boxes``, ``detections``: box arithmetic; detections as columns.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages`` and ``tables``
-  (the published files), ``index`` and ``cache`` (annotations as memory-mapped columns), ``image_files``;
+  (the published files), ``index`` and ``cache`` (annotations as memory-mapped columns), ``image_files`` and
+  ``image_sizes``;
   ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs); ``batching``,
   ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a set looks like);
   ``demo`` (the generated set).

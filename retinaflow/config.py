@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from retinaflow.data.bins import BinStrategy
 from retinaflow.data.image_files import OnBadImage
-from retinaflow.data.sampling import Strategy
+from retinaflow.data.sampling import BinRates, Strategy
 from retinaflow.data.tables import OnBadRow
 
 
@@ -143,6 +143,11 @@ class SamplingFields(SplitSettings):
     """How often images are drawn."""
     balance: Share | Auto = "auto"
     """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing; auto: 0.75, demo 0.3."""
+    bin_rates: BinRates | Auto = "auto"
+    """binned: one rate for all classes of a bin (step), or rates that change smoothly from bin to bin (smooth); auto:
+    smooth, demo step."""
+    class_power: Share = 0.0
+    """class-aware: draws of a class go by its images to this power; 0: all classes alike."""
     background_rate: Annotated[float, Field(gt=0)] = 1.0
     """binned: draws of an image without boxes, relative to the least drawn image with boxes."""
     correction_steps: Annotated[int, Field(ge=0)] = 0

@@ -27,6 +27,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "lr": 1e-3,
         "eval_every": 3,
         "balance": 0.3,
+        "bin_rates": "step",
     },
     "photos": {
         "image_size": 512,
@@ -39,6 +40,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "lr": 3e-4,
         "eval_every": 1,
         "balance": 0.75,
+        "bin_rates": "smooth",
     },
 }
 """What ``auto`` stands for: ``demo`` when ``data=demo``, else ``photos``."""

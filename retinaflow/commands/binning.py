@@ -14,7 +14,7 @@ from retinaflow.tracking import start_run
 
 def run(config: BinningConfig) -> None:
     """Log bins and exposure, and print the strategies side by side."""
-    data = load_training_data(config)
+    data = load_training_data(config, need_images=False)
     with start_run("binning", track=config.track, experiment=config.experiment, output=Path(config.output)) as run:
         run.log_params(config.model_dump())
         log_bins(run, data)
@@ -31,6 +31,8 @@ def log_bins(run: Run, data: TrainingData) -> None:
         ),
         "class_frequency.png",
     )
+    if data.seen is not None:
+        run.log_json({**vars(data.seen), "background_ratio": data.seen.background_ratio}, "group_images.json")
     if len(data.dropped):
         run.log_csv(data.dropped, "dropped.csv")
         say(f"{len(data.dropped):,} rows or images were left out; dropped.csv lists them")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from retinaflow.config import DataSettings, SamplingFields, SplitSettings, TrainConfig
 from retinaflow.data.bins import ClassBins, make_bins
-from retinaflow.data.cache import LoadedIndex, cache_folder, load_index
+from retinaflow.data.cache import LoadedIndex, cache_folder, load_index, share_index
 from retinaflow.data.demo import demo_is_current, write_demo
-from retinaflow.data.groups import limit_background, select_classes
+from retinaflow.data.groups import SeenImages, limit_background, select_classes
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_image_ids
 from retinaflow.data.presence import Presence, class_presence
@@ -42,6 +42,8 @@ class TrainingData:
     presence: Presence
     bins: ClassBins
     dropped: pd.DataFrame
+    seen: SeenImages | None = None
+    """Which images a class group is trained on; None for all classes."""
 
     @property
     def digest(self) -> str:
@@ -104,7 +106,7 @@ def read_split(
 def _image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -> list[Path]:
     if settings.images:
         return list(settings.images)
-    candidates = [folder / "images", *(base / split for split in splits for base in (folder / "images", folder))]
+    candidates = _image_candidates(folder, splits)
     found = [path for path in candidates if path.is_dir()]
     if not found:
         raise FileNotFoundError(
@@ -113,17 +115,36 @@ def _image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) 
     return found
 
 
-def load_training_data(settings: SamplingFields) -> TrainingData:
-    """Read, split and select: everything between the published files and the sampler."""
+def _image_candidates(folder: Path, splits: Sequence[str]) -> list[Path]:
+    return [folder / "images", *(base / split for split in splits for base in (folder / "images", folder))]
+
+
+def has_images(settings: DataSettings, splits: Sequence[str]) -> bool:
+    """Whether a folder of images is given or found."""
+    return bool(settings.images) or any(path.is_dir() for path in _image_candidates(data_folder(settings), splits))
+
+
+def load_training_data(settings: SamplingFields, *, need_images: bool = True) -> TrainingData:
+    """Read, split and select: everything between the published files and the sampler.
+
+    With ``need_images=False`` annotations alone will do where no folder of images is found.
+    """
     labels = None if settings.image_labels == "none" else settings.image_labels
-    loaded = read_split(settings, settings.train_splits, boxes=settings.boxes, image_labels=labels)
-    train, judged, dropped = _split(settings, loaded, labels)
+    with_images = need_images or has_images(settings, [*settings.train_splits, settings.eval_split])
+    if not with_images:
+        say("no folder of images: counted is what the annotations say")
+    loaded = read_split(
+        settings, settings.train_splits, boxes=settings.boxes, image_labels=labels, with_images=with_images
+    )
+    train, judged, dropped = _split(settings, loaded, labels, with_images=with_images)
     expand = settings.parents != "ignore"
+    seen = None
     if settings.class_group != "all":
         all_bins = _bins(settings, class_presence(train, expand=expand))
         classes = select_classes(settings.class_group, train.taxonomy, all_bins)
         train, judged = train.with_classes(classes), judged.with_classes(classes)
-        train, _ = limit_background(train, ratio=settings.background_ratio, seed=settings.seed)
+        train, _, seen = limit_background(train, ratio=settings.background_ratio, seed=settings.seed)
+        say(f"class_group={settings.class_group}: {len(classes)} classes; {seen}")
     presence = class_presence(train, expand=expand)
     bins = _bins(settings, presence)
     say(
@@ -131,11 +152,11 @@ def load_training_data(settings: SamplingFields) -> TrainingData:
         f"{train.num_classes} classes in {bins.num_bins} bins"
         + (f"; {len(bins.empty_classes)} classes without a training image" if len(bins.empty_classes) else "")
     )
-    return TrainingData(train, judged, presence, bins, dropped)
+    return TrainingData(share_index(train), share_index(judged), presence, bins, dropped, seen)
 
 
 def _split(
-    settings: SplitSettings, loaded: LoadedIndex, labels: Sequence[Path] | None
+    settings: SplitSettings, loaded: LoadedIndex, labels: Sequence[Path] | None, *, with_images: bool
 ) -> tuple[AnnotationIndex, AnnotationIndex, pd.DataFrame]:
     whole = loaded.index
     if settings.eval_ids is not None:
@@ -147,7 +168,13 @@ def _split(
             )
         return whole.take(np.flatnonzero(~chosen)), whole.take(np.flatnonzero(chosen)), loaded.dropped
     eval_labels = settings.eval_image_labels if settings.eval_image_labels else (None if labels is None else ())
-    judged = read_split(settings, [settings.eval_split], boxes=settings.eval_boxes, image_labels=eval_labels)
+    judged = read_split(
+        settings,
+        [settings.eval_split],
+        boxes=settings.eval_boxes,
+        image_labels=eval_labels,
+        with_images=with_images,
+    )
     shared = np.intersect1d(whole.image_ids, judged.index.image_ids)
     if len(shared):
         raise ValueError(
@@ -163,8 +190,12 @@ def _bins(settings: SamplingFields, presence: Presence) -> ClassBins:
 
 def sampling_settings(settings: SamplingFields) -> SamplingSettings:
     """The dials of the sampler among the settings."""
+    if settings.bin_rates == "auto":
+        raise ValueError("auto settings must be resolved before use, but got bin_rates=auto")
     return SamplingSettings(
         balance=float(settings.balance),
+        bin_rates=settings.bin_rates,
+        class_power=settings.class_power,
         background_rate=settings.background_rate,
         correction_steps=settings.correction_steps,
         repeat_threshold=settings.repeat_threshold,

@@ -106,7 +106,7 @@ def _file_checksum(file: Path) -> int:
 
 def _fill(stream: io.RawIOBase, buffer: NDArray[np.uint8]) -> int:
     """Read until the buffer is full or the file ends: a short read must not move the blocks."""
-    view, filled = memoryview(buffer), 0
+    view, filled = buffer.data, 0
     while filled < len(buffer) and (count := stream.readinto(view[filled:])):
         filled += count
     return filled

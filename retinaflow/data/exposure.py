@@ -47,15 +47,25 @@ class Exposure:
 def measure_exposure(expected: FloatArray, presence: Presence, *, seed: int) -> Exposure:
     """Exposure of expected draws ``[I]`` and of the plan they make for epoch 0."""
     planned = np.bincount(epoch_plan(expected, seed=seed, epoch=0), minlength=presence.num_images).astype(np.float64)
+    return Exposure(
+        presence.sum_over_images(expected),
+        presence.sum_over_images(planned).astype(np.int64),
+        imbalance(expected, presence),
+        float(np.count_nonzero(planned) / presence.num_images),
+        effective_sample_size(expected),
+    )
+
+
+def imbalance(expected: FloatArray, presence: Presence) -> float:
+    """95th over 5th percentile of expected draws per class, among classes with images; infinite where the 5th is 0."""
     per_class = presence.sum_over_images(expected)
     low, high = np.percentile(per_class[presence.images_per_class > 0], [5, 95])
-    return Exposure(
-        per_class,
-        presence.sum_over_images(planned).astype(np.int64),
-        float(high / low) if low > 0 else float("inf"),
-        float(np.count_nonzero(planned) / presence.num_images),
-        float(expected.sum() ** 2 / (presence.num_images * np.square(expected).sum())),
-    )
+    return float(high / low) if low > 0 else float("inf")
+
+
+def effective_sample_size(expected: FloatArray) -> float:
+    """(sum e)^2 / (I sum e^2) of expected draws ``[I]`` (Kish 1965)."""
+    return float(expected.sum() ** 2 / (len(expected) * np.square(expected).sum()))
 
 
 def compare_strategies(

@@ -13,6 +13,7 @@ A group is written as one string:
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -82,11 +83,42 @@ def _find(key: str, taxonomy: Taxonomy, *, where: str) -> int:
         raise ValueError(f"{where}: {error}") from None
 
 
-def limit_background(index: AnnotationIndex, *, ratio: float, seed: int) -> tuple[AnnotationIndex, NDArray[np.int64]]:
+@dataclass(frozen=True)
+class SeenImages:
+    """The images that a sub-model trains on, and how many there are to choose from."""
+
+    boxed: int
+    """Images with a box of the group: all are seen."""
+    verified_absent: int
+    """Images without such a box on which a class of the group is verified absent, seen."""
+    verified_absent_in_all: int
+    """... and how many there are."""
+    others: int
+    """Images that say nothing of the group, or only that a class is present somewhere, seen."""
+    others_in_all: int
+    """... and how many there are."""
+
+    @property
+    def background_ratio(self) -> float:
+        """Images seen without a box of the group per image with one; 0 when there is none."""
+        return (self.verified_absent + self.others) / self.boxed if self.boxed else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.boxed:,} images with boxes of the group; background {self.verified_absent:,} of "
+            f"{self.verified_absent_in_all:,} verified absent and {self.others:,} of {self.others_in_all:,} others, "
+            f"{self.background_ratio:.2f} per image with boxes"
+        )
+
+
+def limit_background(
+    index: AnnotationIndex, *, ratio: float, seed: int
+) -> tuple[AnnotationIndex, NDArray[np.int64], SeenImages]:
     """The images that a sub-model trains on: all with boxes, and up to ``ratio`` times as many without.
 
     Images on which a class of the group is verified absent come first: only they teach where the classes are not.
-    Returns the smaller index and its image numbers in ``index``, ascending. The draw among the others is by ``seed``.
+    Returns the smaller index, its image numbers in ``index``, ascending, and how many of which kind there are. The
+    draw among the others is by ``seed``.
     """
     boxed = np.diff(index.box_start) > 0
     absent = np.bincount(index.label_image[~index.verified_present], minlength=len(index)) > 0
@@ -94,5 +126,8 @@ def limit_background(index: AnnotationIndex, *, ratio: float, seed: int) -> tupl
     order = np.random.default_rng(seed).permutation(len(background))
     order = order[np.argsort(~absent[background[order]], kind="stable")]
     wanted = min(len(background), round(ratio * int(boxed.sum())))
-    images = np.sort(np.concatenate([np.flatnonzero(boxed), background[order[:wanted]]]))
-    return index.take(images), images
+    chosen = background[order[:wanted]]
+    images = np.sort(np.concatenate([np.flatnonzero(boxed), chosen]))
+    negatives, in_all = int(absent[chosen].sum()), int(absent[background].sum())
+    seen = SeenImages(int(boxed.sum()), negatives, in_all, wanted - negatives, len(background) - in_all)
+    return index.take(images), images, seen

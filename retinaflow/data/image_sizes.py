@@ -8,7 +8,6 @@ torn or damaged line counts for nothing. Several processes may append at once.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +86,7 @@ def _size_of(
     """The size, and the line to add to the journal, empty if there is none to add."""
     path = root / name
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError as error:
         return str(error), b""
     if known is not None and (known.bytes, known.changed_ns) == (status.st_size, status.st_mtime_ns):
@@ -100,7 +99,7 @@ def _size_of(
 
 
 def _append(journal: Path | None, lines: bytes) -> Path | None:
-    """Add whole lines; None, so that no more is tried, when that fails (a full disk, a folder that may not be written)."""
+    """Add whole lines; None, so that no more is tried, when that fails (a full disk, a folder closed to us)."""
     if journal is None or not lines:
         return journal
     try:

@@ -1,8 +1,8 @@
 """Which classes each image holds: what bins count and sampling weighs.
 
 A pair (image, class) stands once however many boxes it has. With ``expand`` a box counts for its class's ancestors too,
-which is what a detector trained with ``parents=learn`` sees. Cost: one sort of N int64 keys, and with ``expand`` one
-more of the pairs.
+which is what a detector trained with ``parents=learn`` sees. Cost: a pass over the N boxes, a sort of the runs of boxes
+of one image and class (in the published order not many more than pairs), and with ``expand`` one more of the pairs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Presence:
 
     def max_over_classes(self, value: NDArray[np.float64], empty: float) -> NDArray[np.float64]:
         """``[I]`` largest value among an image's classes; ``empty`` for an image without any."""
-        result = np.full(self.num_images, -np.inf)
-        np.maximum.at(result, self.image, value[self.class_index])
-        result[np.isneginf(result)] = empty
+        result = np.full(self.num_images, empty, dtype=np.float64)
+        if len(self.image):
+            first = np.flatnonzero(np.diff(self.image, prepend=-1))
+            result[self.image[first]] = np.maximum.reduceat(value[self.class_index], first)
         return result
 
     def sum_over_classes(self, value: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -56,15 +57,28 @@ class Presence:
 def class_presence(index: AnnotationIndex, *, expand: bool = False) -> Presence:
     """Count the boxes of every (image, class) pair of an index, group-of boxes as one."""
     width = index.num_classes
-    keys, boxes = np.unique(index.box_image.astype(np.int64) * width + index.labels, return_counts=True)
+    keys, boxes = _merged(index.box_image.astype(np.int64) * width + index.labels)
     if expand:
         # Pairs, not boxes, are copied to the ancestors: N boxes x K classes would be gigabytes at full size.
         child, ancestor = np.nonzero(index.taxonomy.is_ancestor)
         rows, start = rows_of(keys % width, row_starts(child, width))
         copied = np.repeat(np.arange(len(keys)), np.diff(start))
-        keys, place = np.unique(
-            np.concatenate([keys, keys[copied] // width * width + ancestor[rows]]), return_inverse=True
-        )
-        boxes = np.bincount(place, weights=np.concatenate([boxes, boxes[copied]]), minlength=len(keys))
+        implied = keys[copied] // width * width + ancestor[rows]
+        keys, boxes = _merged(np.concatenate([keys, implied]), np.concatenate([boxes, boxes[copied]]))
     image, class_index = (keys // width).astype(np.int32), (keys % width).astype(np.int32)
     return Presence(image, class_index, boxes.astype(np.int64), len(index), width)
+
+
+def _merged(
+    keys: NDArray[np.int64], counts: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each key once, ascending, and the sum of its counts (None: one for each)."""
+    if counts is None:
+        # Boxes of one class mostly stand together, so that there is less to sort.
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        counts = np.diff(first, append=len(keys))
+        keys = keys[first]
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order]
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    return keys[first], np.add.reduceat(counts, first) if len(first) else counts

@@ -6,10 +6,13 @@ With n_c images of class c among I images, f_c = n_c / I, and L draws an epoch:
 - ``repeat-factor`` (Gupta et al. 2019, LVIS, section 4.2): r_c = max(1, sqrt(t / f_c)); an image weighs the largest r_c
   of its classes; t = 0.001.
 - ``instance-repeat-factor`` (Yaman et al. 2023): f_c is replaced by sqrt(share of images x share of boxes).
-- ``class-aware`` (Shen et al. 2016): each class gets the same number of draws, spread evenly over its images.
+- ``class-aware`` (Shen et al. 2016): each class gets the same number of draws, spread evenly over its images; with a
+  ``class_power`` q of more than 0 draws in proportion to n_c^q (q = 0.5: Mahajan et al. 2018).
 - ``binned``, this project's own: all classes of a frequency bin share the rate r_b = max(1, T / n_b), n_b the median
   n_c of the bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs the largest rate among its
-  classes.
+  classes. With ``bin_rates="smooth"`` r_b is the rate at n_b, and a class between two medians takes the rate between
+  (linear in log n and log r): the steps within a bin, and at its edges, are gone. Seven bins then balance about as well
+  as a rate for every class.
 
 Weights become expected draws by scaling to L with no image above ``max_repeats`` (water-filling). One bin is exactly
 uniform.
@@ -31,6 +34,7 @@ from numpy.typing import NDArray
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.presence import Presence
 
+BinRates = Literal["step", "smooth"]
 Strategy = Literal["uniform", "repeat-factor", "instance-repeat-factor", "class-aware", "binned"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 FloatArray = NDArray[np.float64]
@@ -42,6 +46,10 @@ class SamplingSettings:
 
     balance: float = 0.75
     """binned: quantile of images per class that rarer bins are lifted to, in [0, 1]."""
+    bin_rates: BinRates = "step"
+    """binned: one rate for all classes of a bin, or one that changes smoothly from bin to bin."""
+    class_power: float = 0.0
+    """class-aware: draws of a class are proportional to its images to this power, in [0, 1]."""
     background_rate: float = 1.0
     """binned: rate of an image without boxes, as a multiple of the smallest bin rate."""
     correction_steps: int = 0
@@ -84,28 +92,33 @@ def _repeats(share: FloatArray, threshold: float) -> FloatArray:
 
 
 def _class_aware(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
-    del bins, settings
-    count = presence.images_per_class
-    return presence.sum_over_classes(np.divide(1.0, count, out=np.zeros(len(count)), where=count > 0))
+    del bins
+    count = presence.images_per_class.astype(np.float64)
+    power = settings.class_power - 1.0
+    return presence.sum_over_classes(np.power(count, power, out=np.zeros(len(count)), where=count > 0))
 
 
 def _binned(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     in_bins = bins.bin_of_class >= 0
     target = float(np.quantile(presence.images_per_class[in_bins], settings.balance))
     rates = np.maximum(1.0, target / bins.medians())
-    weights = _bin_weights(rates, presence, bins, settings.background_rate)
+    weights = _bin_weights(rates, presence, bins, settings)
     for _ in range(settings.correction_steps):
         drawn = presence.sum_over_images(weights)
         excess = np.array([np.median(drawn[bins.bin_of_class == b]) for b in range(bins.num_bins)])
         rates = np.maximum(1.0, rates * np.sqrt(np.maximum(target, bins.medians()) / excess))
-        weights = _bin_weights(rates, presence, bins, settings.background_rate)
+        weights = _bin_weights(rates, presence, bins, settings)
     return weights
 
 
-def _bin_weights(rates: FloatArray, presence: Presence, bins: ClassBins, background_rate: float) -> FloatArray:
-    # A class without a bin (-1) has no image here, so the rate it would pick is never used.
-    of_class = rates[np.maximum(bins.bin_of_class, 0)]
-    return presence.max_over_classes(of_class, empty=float(rates.min()) * background_rate)
+def _bin_weights(rates: FloatArray, presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+    if settings.bin_rates == "smooth":
+        images = np.log(np.maximum(presence.images_per_class, 1))
+        of_class = np.exp(np.interp(images, np.log(bins.medians()), np.log(rates)))
+    else:
+        # A class without a bin (-1) has no image here, so the rate it would pick is never used.
+        of_class = rates[np.maximum(bins.bin_of_class, 0)]
+    return presence.max_over_classes(of_class, empty=float(rates.min()) * settings.background_rate)
 
 
 _WEIGHTS: dict[Strategy, Callable[[Presence, ClassBins, SamplingSettings], FloatArray]] = {

@@ -94,7 +94,7 @@ class Words:
     @staticmethod
     def encode(column: pa.ChunkedArray) -> Words:
         """The codes and distinct values of an Arrow text column."""
-        encoded = pa_compute.dictionary_encode(column).unify_dictionaries().combine_chunks()
+        encoded = pa_compute.dictionary_encode(column).combine_chunks()
         if isinstance(encoded, pa.ChunkedArray):  # no chunk at all
             return Words(np.zeros(0, dtype=np.int32), pa.array([], pa.string()))
         return Words(encoded.indices.to_numpy(), encoded.dictionary)

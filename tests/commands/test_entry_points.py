@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from retinaflow.commands import binning, main, train
 from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import BinningConfig, MainConfig
+from retinaflow.config import BinningConfig, MainConfig, TrainConfig
 from retinaflow.resolving import resolve
 from retinaflow.training.checkpoint import load_checkpoint
 from retinaflow.training.stopping import Stopped
@@ -66,7 +66,36 @@ def test_binning_logs_bins_and_exposure_as_one_finished_run(workshop: Any) -> No
     np.testing.assert_allclose(exposure["uniform_expected"], exposure["train_images"])
 
 
+def test_binning_needs_no_images_and_says_what_a_group_would_be_trained_on(
+    workshop: Any, tiny_dataset: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del workshop
+    data = tiny_dataset("without_images")
+    shutil.rmtree(data / "images")
+    settings = {"data": str(data), "class_group": "Bus", "track": False, "output": "groups"}
+    binning.run(resolve(BinningConfig, settings))
+    said = capsys.readouterr().out
+    # Of twelve images the 6th and the 12th have a bus; no image is labelled as without one.
+    assert "no folder of images" in said
+    assert "class_group=Bus: 1 classes; 2 images with boxes of the group; background 0 of 0 verified absent" in said
+    (found,) = Path("groups").rglob("group_images.json")
+    assert json.loads(found.read_text(encoding="utf-8"))["others_in_all"] == 10
+    with pytest.raises(FileNotFoundError, match="holds no folder images"):
+        load_training_data(resolve(TrainConfig, settings))
+
+
 # What is trained on
+
+
+def test_a_table_of_image_sizes_stands_for_the_headers(workshop: Any) -> None:
+    Path("sizes.csv").write_text("ImageID,Width,Height\ntrain000,300,200\n", encoding="utf-8")
+    data = load_training_data(workshop.settings(image_sizes="sizes.csv"))
+    assert data.train.sizes[:2].tolist() == [[200, 300], [96, 64]]
+
+
+def test_rates_change_smoothly_but_for_the_demo_set(workshop: Any) -> None:
+    assert workshop.settings().bin_rates == "smooth"
+    assert resolve(TrainConfig, {"data": "demo"}).bin_rates == "step"
 
 
 def test_images_of_eval_ids_are_judged_on_and_not_trained_on(workshop: Any) -> None:

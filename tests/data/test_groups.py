@@ -95,9 +95,15 @@ def test_background_images_are_limited_and_verified_negatives_come_first() -> No
         classes=1,
         labelled=[[], [], [(0, True)], [(0, False)], [], [(0, False)], []],
     )
-    chosen, images = limit_background(index, ratio=1.0, seed=0)
+    chosen, images, seen = limit_background(index, ratio=1.0, seed=0)
     assert images.tolist() == [0, 1, 3, 5]
     assert chosen.image_ids.tolist() == ["i0000", "i0001", "i0003", "i0005"]
+    assert (seen.boxed, seen.verified_absent, seen.verified_absent_in_all) == (2, 2, 2)
+    assert (seen.others, seen.others_in_all, seen.background_ratio) == (0, 3, 1.0)
+    assert str(seen) == (
+        "2 images with boxes of the group; background 2 of 2 verified absent and 0 of 3 others, "
+        "1.00 per image with boxes"
+    )
     for seed in range(5):
         assert set(limit_background(index, ratio=1.5, seed=seed)[1].tolist()) > {0, 1, 3, 5}
 
@@ -105,7 +111,8 @@ def test_background_images_are_limited_and_verified_negatives_come_first() -> No
 @pytest.mark.parametrize(("ratio", "background"), [(0.0, 0), (0.25, 5), (1.0, 20), (9.0, 100)])
 def test_the_ratio_is_images_without_boxes_to_images_with(ratio: float, background: int) -> None:
     index = make_index([[0]] * 20 + [[]] * 100, classes=1)
-    _, images = limit_background(index, ratio=ratio, seed=3)
+    _, images, seen = limit_background(index, ratio=ratio, seed=3)
+    assert seen.background_ratio == background / 20
     assert np.count_nonzero(images < 20) == 20
     assert np.count_nonzero(images >= 20) == background
 

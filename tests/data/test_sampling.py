@@ -210,3 +210,34 @@ def test_a_plan_is_a_function_of_expected_draws_seed_and_epoch_alone() -> None:
 def test_the_first_share_of_the_epochs_is_uniform(balance_start: float, epochs: int, uniform: int) -> None:
     found = [uses_uniform_plan(epoch, epochs=epochs, balance_start=balance_start) for epoch in range(epochs)]
     assert found == [True] * uniform + [False] * (epochs - uniform)
+
+
+def test_smooth_rates_by_hand_lie_between_those_of_the_bins_medians() -> None:
+    # n = (2, 4, 8, 16) in two log bins, cut at sqrt(2 x 16) = 5.7: medians 3 and 12, T = 0.75 quantile = 10.
+    # Rates 10 / 3 and 1. Class 0 is rarer than the first median and takes its rate, class 3 is beyond the last: 1.
+    # Class 1 is ln(4 / 3) / ln(12 / 3) of the way in log n, so r = (10 / 3)^(1 - 0.2075); class 2: ln(8/3) / ln 4.
+    index = make_index([[0]] * 2 + [[1]] * 4 + [[2]] * 8 + [[3]] * 16, classes=4)
+    presence = class_presence(index)
+    weights = image_weights("binned", presence, make_bins(presence, num_bins=2), SamplingSettings(bin_rates="smooth"))
+    rates = [10 / 3, (10 / 3) ** (1 - np.log(4 / 3) / np.log(4)), (10 / 3) ** (1 - np.log(8 / 3) / np.log(4)), 1.0]
+    np.testing.assert_allclose(weights, np.repeat(rates, [2, 4, 8, 16]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_smooth_rates_are_uniform_with_one_bin_and_per_class_with_a_bin_for_each(balance: float) -> None:
+    presence = class_presence(random_index(6, images=200))
+    smooth, step = (SamplingSettings(balance=balance, bin_rates=kind) for kind in ("smooth", "step"))
+    one = image_weights("binned", presence, make_bins(presence, num_bins=1), smooth)
+    assert (one == one[0]).all()
+    each = make_bins(presence, edges=sorted(set(presence.images_per_class.tolist()))[1:])
+    np.testing.assert_allclose(
+        image_weights("binned", presence, each, smooth), image_weights("binned", presence, each, step), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_draws_of_a_class_go_by_its_images_to_the_class_power(power: float) -> None:
+    # Classes on images of their own: 4 and 16 images. Draws 4^q to 16^q, so 1 to 4^q.
+    presence = class_presence(make_index([[0]] * 4 + [[1]] * 16, classes=2))
+    weights = image_weights("class-aware", presence, make_bins(presence), SamplingSettings(class_power=power))
+    assert weights[4:].sum() / weights[:4].sum() == pytest.approx(4**power)
