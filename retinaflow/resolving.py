@@ -43,6 +43,12 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
 }
 """What ``auto`` stands for: ``demo`` when ``data=demo``, else ``photos``."""
 
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "coco": {"head_norm": "none", "p6_from": "p5", "fpn_channels": 256, "head_depth": 4, "anchor_scale": 4.0},
+    "coco_v2": {"head_norm": "group", "p6_from": "c5", "fpn_channels": 256, "head_depth": 4, "anchor_scale": 4.0},
+}
+"""What ``auto`` stands for with the weights of a whole published detector: its own parts."""
+
 ConfigType = TypeVar("ConfigType", bound=TrackingSettings)
 
 
@@ -56,9 +62,9 @@ def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
     try:
         settings = kind.model_validate(values)
         profile = PROFILES["demo" if getattr(settings, "data", "demo") == "demo" else "photos"]
-        # The published COCO detector has no norm in its heads; everything else starts its heads anew.
-        head_norm = "none" if getattr(settings, "weights", None) == "coco" else "group"
-        automatic = {**profile, "head_norm": head_norm}
+        # A head that starts anew trains better with a norm.
+        anew = {"head_norm": "group", "p6_from": "p5"}
+        automatic = {**profile, **anew, **PUBLISHED.get(getattr(settings, "weights", "none"), {})}
         unset = {name: value for name, value in automatic.items() if getattr(settings, name, None) == "auto"}
         return kind.model_validate({**settings.model_dump(), **unset})
     except ValidationError as error:

@@ -19,7 +19,7 @@ from retinaflow.data.bins import ClassBins
 from retinaflow.data.images import DetectionDataset, keep_rates
 from retinaflow.detections import Detections
 from retinaflow.detector.loss import LossConfig
-from retinaflow.detector.network import HeadNorm, NetworkConfig, RetinaNet, norm_for, trainable_layers_for
+from retinaflow.detector.network import HeadNorm, NetworkConfig, P6Source, RetinaNet, norm_for, trainable_layers_for
 from retinaflow.detector.weights import load_weights
 from retinaflow.run_files import Run
 from retinaflow.training.by_bin import by_class
@@ -224,6 +224,7 @@ def _network(config: TrainConfig, num_classes: int) -> NetworkConfig:
         trainable_layers=trainable_layers_for(config.weights),
         norm=norm_for(config.weights),
         head_norm=_resolved_norm(config),
+        p6_from=_resolved_p6(config),
         head_depth=_number(config.head_depth),
         fpn_channels=_number(config.fpn_channels),
     )
@@ -233,6 +234,12 @@ def _resolved_norm(config: TrainConfig) -> HeadNorm:
     if config.head_norm == "auto":
         raise ValueError("auto settings must be resolved before use, but got head_norm=auto")
     return config.head_norm
+
+
+def _resolved_p6(config: TrainConfig) -> P6Source:
+    if config.p6_from == "auto":
+        raise ValueError("auto settings must be resolved before use, but got p6_from=auto")
+    return config.p6_from
 
 
 def _number(value: int | str) -> int:
