@@ -210,6 +210,8 @@ class TrainConfig(SamplingFields, DetectionFields):
     """Largest norm of the gradient."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
+    compile: bool = False
+    """Build kernels for the network with torch.compile: minutes at the start, for long trainings of few shapes."""
     workers: Annotated[int, Field(ge=-1)] = -1
     """Loader processes; 0: none; -1: by the machine (none without a GPU)."""
     balance_start: Annotated[float, Field(ge=0, lt=1)] = 0.5

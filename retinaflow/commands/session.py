@@ -24,6 +24,7 @@ from retinaflow.detector.weights import load_weights
 from retinaflow.run_files import Run
 from retinaflow.training.by_bin import by_class
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
+from retinaflow.training.compiling import compile_network
 from retinaflow.training.inference import detect
 from retinaflow.training.loop import EpochResult, FitSettings, Trainer
 from retinaflow.training.precision import Precision, fast_precision
@@ -90,6 +91,8 @@ class Session:
             _refuse_other_data(resumed, data)
             model.load_state_dict(resumed.state)
         model = on_device(model, device)
+        if config.compile:
+            compile_network(model, device)
         ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
         trainer = Trainer(
             model,
