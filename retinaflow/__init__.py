@@ -14,7 +14,7 @@ The map of the package, in reading order:
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``matching`` and ``challenge`` (the Open
   Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``data_figures``, ``contact_sheet``.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
-  (several processes), ``inference``, ``checkpoint``, ``precision``, ``by_bin``, ``stopping``.
+  (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
 - ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``,
   ``mlflow_run``, ``tracking``: where results go; MLflow. ``served_model``: the detector as an MLflow model.
 - ``commands``: one file per entry point; ``cli``: flags.

@@ -188,7 +188,8 @@ class TrainConfig(SamplingFields, DetectionFields):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
     """ResNet under the feature pyramid."""
     weights: str = "none"
-    """Start: none (random), imagenet, coco, or a file."""
+    """Start: none (random), imagenet or imagenet_v2 (backbone), coco or coco_v2 (torchvision's whole detector), or a
+    file of either kind."""
     image_size: Annotated[int, Field(ge=32)] | Auto = "auto"
     """Square root of the area that images are resized to, pixels."""
     num_buckets: Annotated[int, Field(ge=1)] | Auto = "auto"
@@ -197,6 +198,8 @@ class TrainConfig(SamplingFields, DetectionFields):
     """Channels of the feature pyramid and the heads, a multiple of 64 with head_norm=group; torchvision has 256."""
     head_norm: Literal["none", "group"] | Auto = "auto"
     """Norm in the heads: group (trains better from scratch), none; auto: none with weights=coco, else group."""
+    p6_from: Literal["p5", "c5"] | Auto = "auto"
+    """What level P6 is computed from: the pyramid's P5 or the backbone's C5; auto: c5 with weights=coco_v2, else p5."""
     head_depth: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Convolutions in each head; torchvision has 4."""
     anchor_scale: Annotated[float, Field(gt=0)] | Auto = "auto"
@@ -234,6 +237,8 @@ class TrainConfig(SamplingFields, DetectionFields):
     0.9998 suits short trainings too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
+    compile: bool = False
+    """Build kernels for the network with torch.compile: minutes at the start, for long trainings of few shapes."""
     workers: Annotated[int, Field(ge=-1)] = -1
     """Loader processes of each process; 0: none; -1: by the machine (none without a GPU)."""
     nproc: Annotated[int, Field(ge=1)] = 1

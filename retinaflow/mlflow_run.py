@@ -80,18 +80,25 @@ class MlflowRun(FileRun):
         """A checkpoint as an MLflow model, registered if a name is given."""
         self._outbox.put("model", {"register_as": register_as}, checkpoint)
 
-    def end(self, status: str, *, patience: float) -> Unsent | None:
+    def end(self, status: str, *, patience: float) -> None:
         """Wait until all has arrived, or the store has failed for ``patience`` seconds."""
         self._outbox.put("end", {"status": status, "time": int(time.time() * 1000)})
-        return self._outbox.close(patience=patience)
+        self._outbox.wait(patience=patience)
+
+    def close(self) -> Unsent | None:
+        """Stop sending, and say what never arrived."""
+        return self._outbox.close()
 
     def _deliver(self, item: Item) -> None:
         try:
             getattr(self, f"_deliver_{item.kind}")(item)
-        except MlflowException as error:
-            status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-            if 400 <= status < 500 and status not in (408, 429):
-                raise Refused(first_line(error)) from error
+        except Exception as error:
+            # What has arrived by now must be asked anew.
+            self._known.clear()
+            if isinstance(error, MlflowException):
+                status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+                if 400 <= status < 500 and status not in (408, 429):
+                    raise Refused(first_line(error)) from error
             raise
 
     def _answers(self) -> bool:
@@ -115,7 +122,7 @@ class MlflowRun(FileRun):
 
     def _has(self, name: str, value: float, item: Item) -> bool:
         """Whether the store has the point. Asked only where it may: a lost answer, or a run that is gone on with."""
-        if item.again or (self._resumed and name not in self._known):
+        if (item.again or self._resumed) and name not in self._known:
             history = self._client.get_metric_history(self.run_id, name)
             self._known[name] = {(point.step, _stored(point.value)) for point in history}
         step, known = item.content["step"], self._known.get(name, set())
@@ -144,7 +151,7 @@ class MlflowRun(FileRun):
 
     def _deliver_end(self, item: Item) -> None:
         # One that an earlier process could not send is void: the run has been gone on with.
-        if not (item.again and self._resumed):
+        if not item.earlier:
             self._client.set_terminated(self.run_id, item.content["status"], item.content["time"])
 
 

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,13 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Item:
     """One result. ``content``: plain values. ``file``: where its file lies, or None. ``again``: an earlier attempt
-    may have arrived."""
+    may have arrived. ``earlier``: it is of an earlier process."""
 
     kind: str
     content: Mapping[str, Any]
     file: Path | None
     again: bool = False
+    earlier: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Outbox:
         self._made_folders = [path for path in (folder, *folder.parents) if not path.exists()]
         for kind, content, file in _left_by_an_earlier_process(folder):
             self._count += 1
-            self._waiting.append(_Entry(self._count, Item(kind, content, file, again=True)))
+            self._waiting.append(_Entry(self._count, Item(kind, content, file, again=True, earlier=True)))
         if self._waiting:
             # Whole lines again: the earlier process may have ended in the middle of one.
             self._rewrite(list(self._waiting))
@@ -120,24 +121,21 @@ class Outbox:
                     journal.write(entry.as_line(self._folder))
             self._change.notify_all()
 
-    def close(self, *, patience: float) -> Unsent | None:
-        """Deliver what is left; give up once the store has failed for ``patience`` seconds. None when all arrived."""
+    def wait(self, *, patience: float) -> None:
+        """Until all has been delivered, or the store has failed for ``patience`` seconds. Nothing may be put after."""
         with self._change:
             self._closed = True
             self._change.notify_all()
         started = time.monotonic()
-        try:
-            while self._thread.is_alive():
-                since = self._failing_since
-                left = patience - (time.monotonic() - max(started, since)) if since is not None else patience
-                if since is not None and left <= 0:
-                    break
-                self._thread.join(min(max(left, 0.01), 0.2))
-        finally:
-            unsent = self._give_up()
-        return unsent
+        while self._thread.is_alive():
+            since = self._failing_since
+            left = patience if since is None else patience - (time.monotonic() - max(started, since))
+            if left <= 0 and since is not None:
+                return
+            self._thread.join(min(max(left, 0.01), 0.2))
 
-    def _give_up(self) -> Unsent | None:
+    def close(self) -> Unsent | None:
+        """Stop delivering, and say what never arrived; None when all did."""
         with self._change:
             self._abandoned = True
             self._change.notify_all()
@@ -181,7 +179,7 @@ class Outbox:
             except Exception as error:
                 failures += 1
                 reason = first_line(error)
-                entry.item = Item(entry.item.kind, entry.item.content, entry.item.file, again=True)
+                entry.item = replace(entry.item, again=True)
                 self._note_failure(reason)
                 if failures >= ATTEMPTS and self._answers():
                     self._failing_since = None

@@ -45,6 +45,12 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
 }
 """What ``auto`` stands for: ``demo`` when ``data=demo``, else ``photos``."""
 
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "coco": {"head_norm": "none", "p6_from": "p5", "fpn_channels": 256, "head_depth": 4, "anchor_scale": 4.0},
+    "coco_v2": {"head_norm": "group", "p6_from": "c5", "fpn_channels": 256, "head_depth": 4, "anchor_scale": 4.0},
+}
+"""What ``auto`` stands for with the weights of a whole published detector: its own parts."""
+
 ConfigType = TypeVar("ConfigType", bound=TrackingSettings)
 
 
@@ -78,8 +84,10 @@ def _by_other_settings(known: Mapping[str, Any]) -> dict[str, Any]:
     """What ``auto`` stands for where that depends on other settings."""
     weights = known.get("weights", "none")
     automatic: dict[str, Any] = {
-        # The published COCO detector has no norm in its heads; everything else starts its heads anew.
-        "head_norm": "none" if weights == "coco" else "group",
+        # A head that starts anew trains better with a norm; a published detector brings its own parts.
+        "head_norm": "group",
+        "p6_from": "p5",
+        **PUBLISHED.get(weights, {}),
         # A detector's batches are too small to estimate the statistics of a trained backbone anew.
         "batch_norm": "train" if weights == "none" else "frozen",
         "trainable_layers": 5 if weights == "none" else 3,

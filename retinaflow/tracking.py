@@ -69,12 +69,15 @@ def start_run(
 
 def _end(run: MlflowRun, status: str, *, patience: float) -> None:
     """End a run, and name the file of what did not reach it."""
-    unsent = run.end(status, patience=patience)
-    # The store knows already; this puts away MLflow's own note of the active run.
-    with contextlib.suppress(Exception):
-        mlflow.end_run(status)
-    if unsent is not None:
-        say(_unsent_message(run.run_id, unsent))
+    try:
+        run.end(status, patience=patience)
+    finally:  # also when somebody interrupts the waiting
+        unsent = run.close()
+        # The store knows already; this puts away MLflow's own note of the active run.
+        with contextlib.suppress(Exception):
+            mlflow.end_run(status)
+        if unsent is not None:
+            say(_unsent_message(run.run_id, unsent))
 
 
 def _unsent_message(run_id: str, unsent: Unsent) -> str:

@@ -50,10 +50,21 @@ def test_a_given_value_goes_over_the_profile() -> None:
     assert (settings.epochs, settings.batch_size) == (2, PROFILES["demo"]["batch_size"])
 
 
-@pytest.mark.parametrize(("weights", "norm"), [("none", "group"), ("imagenet", "group"), ("coco", "none")])
+@pytest.mark.parametrize(
+    ("weights", "norm"), [("none", "group"), ("imagenet", "group"), ("coco", "none"), ("coco_v2", "group")]
+)
 def test_heads_have_a_norm_unless_they_come_from_coco(weights: str, norm: str) -> None:
     assert resolve(TrainConfig, {"weights": weights}).head_norm == norm
     assert resolve(TrainConfig, {"weights": weights, "head_norm": "none"}).head_norm == "none"
+
+
+@pytest.mark.parametrize(("weights", "p6_from"), [("coco", "p5"), ("coco_v2", "c5")])
+@pytest.mark.parametrize("data", ["demo", "some/folder"])
+def test_a_published_detector_brings_its_own_parts_unless_told_otherwise(data: str, weights: str, p6_from: str) -> None:
+    settings = resolve(TrainConfig, {"data": data, "weights": weights})
+    found = (settings.p6_from, settings.fpn_channels, settings.head_depth, settings.anchor_scale)
+    assert found == (p6_from, 256, 4, 4.0)
+    assert resolve(TrainConfig, {"data": data, "weights": weights, "anchor_scale": 3}).anchor_scale == 3
 
 
 @pytest.mark.parametrize("data", ["demo", "some/folder"])
@@ -66,7 +77,7 @@ def test_no_setting_of_the_network_is_left_auto(data: str) -> None:
 def test_every_auto_has_a_value_in_both_profiles() -> None:
     automatic = {name for name, field in TrainConfig.model_fields.items() if field.default == "auto"}
     assert set(PROFILES["demo"]) == set(PROFILES["photos"])
-    by_other_settings = {"head_norm", "batch_norm", "trainable_layers", "weight_decay"}
+    by_other_settings = {"head_norm", "p6_from", "batch_norm", "trainable_layers", "weight_decay"}
     assert automatic - {"hierarchy", "precision"} - by_other_settings == set(PROFILES["demo"])
 
 

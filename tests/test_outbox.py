@@ -45,6 +45,11 @@ def store() -> Store:
     return Store()
 
 
+def finish(box: Outbox, patience: float) -> Unsent | None:
+    box.wait(patience=patience)
+    return box.close()
+
+
 def lines_of(unsent: Unsent | None) -> list[dict[str, object]]:
     assert unsent is not None
     return [json.loads(line) for line in unsent.journal.read_text(encoding="utf-8").splitlines()]
@@ -54,14 +59,14 @@ def test_items_arrive_in_order_and_nothing_is_left_on_disk(store: Store, tmp_pat
     box = store.outbox(tmp_path / "out" / "unsent")
     for n in range(50):
         box.put("metrics", {"n": n})
-    assert box.close(patience=10) is None
+    assert finish(box, 10) is None
     assert store.got == [("metrics", n, None) for n in range(50)]
     assert not any(store.again)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_outbox_leaves_nothing(store: Store, tmp_path: Path) -> None:
-    assert store.outbox(tmp_path / "unsent").close(patience=0) is None
+    assert finish(store.outbox(tmp_path / "unsent"), 0) is None
     assert not (tmp_path / "unsent").exists()
 
 
@@ -70,7 +75,7 @@ def test_a_folder_that_holds_something_else_stays(store: Store, tmp_path: Path) 
     box.put("metrics", {"n": 0})
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "own.txt").write_text("mine")
-    assert box.close(patience=10) is None
+    assert finish(box, 10) is None
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["own.txt"]
 
 
@@ -90,7 +95,7 @@ def test_a_file_arrives_as_it_was_when_it_was_put(
         box.put("file", {"n": n}, path)
     path.unlink()
     gate.set()
-    assert box.close(patience=10) is None
+    assert finish(box, 10) is None
     assert store.got == [("file", 0, "first"), ("file", 1, "second")]
 
 
@@ -111,7 +116,7 @@ def test_a_store_that_is_away_for_a_while_gets_everything_in_order_and_the_putti
     waiting = (tmp_path / "unsent" / "unsent.jsonl").read_text().splitlines()
     assert [json.loads(line)["n"] for line in waiting] == list(range(20))
     away.clear()
-    assert box.close(patience=10) is None
+    assert finish(box, 10) is None
     assert [n for _, n, _ in store.got] == list(range(20))
     # Only the one that was tried in vain may have arrived before.
     assert store.again == [True] + [False] * 19
@@ -129,7 +134,7 @@ def test_what_never_arrived_lies_in_the_file_that_is_named(store: Store, tmp_pat
     for n in range(3):
         box.put("metrics", {"n": n})
     box.put("file", {"n": 3}, tmp_path / "table.csv")
-    unsent = box.close(patience=0.1)
+    unsent = finish(box, 0.1)
     assert [n for _, n, _ in store.got] == [0, 1]
     assert lines_of(unsent) == [
         {"kind": "metrics", "n": 2},
@@ -145,7 +150,7 @@ def test_patience_counts_from_the_first_failure_and_a_slow_store_is_waited_for(s
     box = store.outbox(tmp_path / "unsent")
     for n in range(3):
         box.put("metrics", {"n": n})
-    assert box.close(patience=0.05) is None
+    assert finish(box, 0.05) is None
     assert len(store.got) == 3
 
 
@@ -158,7 +163,7 @@ def test_what_the_store_will_not_take_is_set_aside_and_the_rest_arrives(
     box = store.outbox(tmp_path / "unsent")
     for n in range(3):
         box.put("metrics", {"n": n})
-    unsent = box.close(patience=10)
+    unsent = finish(box, 10)
     assert [n for _, n, _ in store.got] == [0, 2]
     assert lines_of(unsent) == [{"kind": "metrics", "n": 1, "refused": "bad name"}]
     assert "the store does not take metrics: bad name" in store.said
@@ -171,7 +176,7 @@ def test_what_an_earlier_process_left_goes_first(store: Store, tmp_path: Path) -
     first = store.outbox(tmp_path / "unsent")
     first.put("file", {"n": 0}, tmp_path / "table.csv")
     first.put("metrics", {"n": 1})
-    unsent = first.close(patience=0)
+    unsent = finish(first, 0)
     assert unsent is not None
     with unsent.journal.open("a") as journal:
         journal.write('{"kind": "metr')  # as kill -9 leaves it
@@ -179,7 +184,7 @@ def test_what_an_earlier_process_left_goes_first(store: Store, tmp_path: Path) -
     (tmp_path / "table.csv").write_text("new")
     second = store.outbox(tmp_path / "unsent")
     second.put("file", {"n": 2}, tmp_path / "table.csv")
-    assert second.close(patience=10) is None
+    assert finish(second, 10) is None
     assert store.got == [("file", 0, "old"), ("metrics", 1, None), ("file", 2, "new")]
     assert store.again == [True, True, False]
     assert not (tmp_path / "unsent").exists()
@@ -189,5 +194,17 @@ def test_a_journal_that_cannot_be_written_loses_nothing_that_arrives(store: Stor
     (tmp_path / "no folder").write_text("")
     box = store.outbox(tmp_path / "no folder" / "unsent")
     box.put("metrics", {"n": 0})
-    assert box.close(patience=10) is None
+    assert finish(box, 10) is None
     assert store.got == [("metrics", 0, None)]
+
+
+def test_closing_without_waiting_leaves_what_waits(store: Store, tmp_path: Path) -> None:
+    """As when somebody interrupts the waiting."""
+    gate = threading.Event()
+    store.fault = lambda item: None if gate.wait(10) else TimeoutError()
+    box = store.outbox(tmp_path / "unsent")
+    box.put("metrics", {"n": 0})
+    box.put("metrics", {"n": 1})
+    unsent = box.close()
+    gate.set()
+    assert [line["n"] for line in lines_of(unsent)] == [0, 1]

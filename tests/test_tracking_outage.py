@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import warnings
@@ -22,10 +23,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from retinaflow import tracking
+from retinaflow.commands import train
+from retinaflow.config import TrainConfig
+from retinaflow.resolving import resolve
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
-FLAGS = {
+SMALL = {
     "image_size": 64,
     "num_buckets": 1,
     "batch_size": 4,
@@ -73,7 +76,7 @@ class Server:
             assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
             time.sleep(0.1)
         # The first request loads half of the server.
-        MlflowClient(self.uri).search_experiments()
+        urllib.request.urlopen(f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=120).close()
 
     def _healthy(self) -> bool:
         try:
@@ -178,53 +181,59 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     assert not Path("out").exists()
 
 
+def kill_after_first_epoch(server: Server, output: Path) -> threading.Thread:
+    def wait() -> None:
+        while not any(output.glob("*/checkpoints/last.pt")):
+            time.sleep(0.01)
+        server.signal(signal.SIGKILL)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
 def test_a_training_whose_server_dies_for_good_ends_well_names_what_never_arrived_and_resume_sends_it(
-    server: Server, tiny_dataset: Callable[..., Path], tmp_path: Path
+    server: Server,
+    tiny_dataset: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flags = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "retinaflow", "train", "--data", str(tiny_dataset()), *flags]
-    environment = {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": server.uri,
-        "PYTHONPATH": str(ROOT),
-        "RETINAFLOW_TRACKING_PATIENCE": "2",
-    }
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch   1/4"):
-            server.signal(signal.SIGKILL)
-            break
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    settings = {"data": str(tiny_dataset()), "output": "out", **SMALL}
+    killer = kill_after_first_epoch(server, Path("out"))
+    result = train.run(resolve(TrainConfig, settings))
+    killer.join()
+    assert mlflow.active_run() is None
+    out, err = capsys.readouterr()
     assert "epoch   4/4" in out
-    last = err.strip().splitlines()[-1]
-    match = re.search(
-        r"run (\w+): .* points of curves, .* files \(.*last\.pt.*\).* never arrived in MLflow at http.* lie in (\S+);",
-        last,
+    match = re.fullmatch(
+        r"run (\w+): \d+ points of curves, \d+ files \(.*last\.pt.*\), .*the end of the run never arrived in MLflow "
+        r"at http://127.* \(.*\)\. They lie in (\S+); a training that goes on with resume=\1 sends them first",
+        err.strip().splitlines()[-1],
     )
     assert match, err
-    run_id, journal = match[1], tmp_path / match[2]
-    kinds = [json.loads(line)["kind"] for line in journal.read_text().splitlines()]
-    assert {"metrics", "file", "model", "end"} <= set(kinds)
+    run_id, journal = match[1], Path(match[2])
+    assert run_id == result.run_id
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert {"metrics", "file", "model", "end"} <= {line["kind"] for line in lines}
+    assert all((journal.parent / line["file"]).is_file() for line in lines if "file" in line)
 
     server.start()
-    assert MlflowClient().get_run(run_id).info.status == "RUNNING"
-    done = subprocess.run(
-        [*command, "--resume", run_id], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert not journal.exists()
     client = MlflowClient()
+    assert client.get_run(run_id).info.status == "RUNNING"
+    monkeypatch.setattr(tracking, "PATIENCE", 120.0)
+    train.run(resolve(TrainConfig, {**settings, "resume": run_id}))
+    assert not journal.parent.exists()
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run_id, "train/epoch")] == [3, 6, 9, 12]
-    assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [3, 6, 9, 10, 12]
-    for name in ("val/mAP", "best/mAP"):
-        assert [point.step for point in client.get_metric_history(run_id, name)] == [12], name
+    for name, steps in (
+        ("train/epoch", [3, 6, 9, 12]),
+        ("train/loss", [3, 6, 9, 10, 12]),
+        ("val/mAP", [12]),
+        ("best/mAP", [12]),
+    ):
+        assert [point.step for point in client.get_metric_history(run_id, name)] == steps, name
     names = {item.path for item in client.list_artifacts(run_id)}
-    assert {"per_class_ap.csv", "detections.png", "checkpoints", "metrics.json"} <= names
+    assert {"per_class_ap.csv", "detections.png", "checkpoints", "metrics.json", "config.json"} <= names
 
 
 def test_a_server_that_was_never_there_is_an_error_at_once(server: Server) -> None:

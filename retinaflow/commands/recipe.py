@@ -7,7 +7,7 @@ import torch
 from retinaflow.config import TrainConfig
 from retinaflow.data.bins import ClassBins
 from retinaflow.detector.loss import LossConfig
-from retinaflow.detector.network import HeadNorm, NetworkConfig
+from retinaflow.detector.network import HeadNorm, NetworkConfig, P6Source
 from retinaflow.training.by_bin import by_class
 from retinaflow.training.loop import FitSettings
 from retinaflow.training.precision import Precision
@@ -57,6 +57,7 @@ def build_network(config: TrainConfig, num_classes: int) -> NetworkConfig:
         trainable_layers=resolved(config.trainable_layers),
         norm="frozen" if config.batch_norm == "frozen" else "batch",
         head_norm=_head_norm(config),
+        p6_from=_p6_from(config),
         head_depth=resolved(config.head_depth),
         fpn_channels=resolved(config.fpn_channels),
     )
@@ -66,6 +67,12 @@ def _head_norm(config: TrainConfig) -> HeadNorm:
     if config.head_norm == "auto":
         raise ValueError("auto settings must be resolved before use, but got head_norm=auto")
     return config.head_norm
+
+
+def _p6_from(config: TrainConfig) -> P6Source:
+    if config.p6_from == "auto":
+        raise ValueError("auto settings must be resolved before use, but got p6_from=auto")
+    return config.p6_from
 
 
 def resolved(value: int | str) -> int:

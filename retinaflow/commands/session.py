@@ -25,6 +25,7 @@ from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
 from retinaflow.run_files import Run
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
+from retinaflow.training.compiling import compile_network
 from retinaflow.training.inference import detect, merged
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
 from retinaflow.training.precision import fast_precision
@@ -74,6 +75,8 @@ class Session:
         else:
             _refuse_other_data(resumed, data)
         model = on_device(model, device)
+        if config.compile:
+            compile_network(model, device)
         ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
         trainer = Trainer(
             model,

@@ -1,9 +1,11 @@
 """Published weights into a network: ImageNet backbones and torchvision's COCO detectors.
 
-A source is ``none`` (keep the initial values), ``imagenet``, ``coco``, or the path of a .pth file: a state dict of a
-torchvision ResNet classifier or RetinaNet (v1 or v2 layout, older key names too). Every tensor of the network is either
-loaded, or in the report; what does not fit is an error, never a silent random start. The class layer alone may differ
-(another number of classes) and then keeps its initial values. Files are read with ``weights_only=True``.
+A source is ``none`` (keep the initial values), ``imagenet`` or ``imagenet_v2`` (torchvision's two recipes for ResNet
+classifiers), ``coco`` or ``coco_v2`` (its RetinaNet, and the one with GroupNorm in the heads), or the path of a .pth
+file: a state dict of a torchvision ResNet classifier or RetinaNet (v1 or v2 layout, older key names too). Every tensor
+of the network is either loaded, or in the report; what does not fit is an error, never a silent random start. The class
+layer alone may differ (another number of classes) and then keeps its initial values. Files are read with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ BODY = "backbone.body."
 BATCH_NORM_EPS = 1e-5
 COCO_V1_URL: str = RetinaNet_ResNet50_FPN_Weights.COCO_V1.url
 COCO_V2_URL: str = RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1.url
+CLASSIFIERS: Mapping[str, str] = {"imagenet": "IMAGENET1K_V1", "imagenet_v2": "IMAGENET1K_V2"}
+DETECTORS: Mapping[str, str] = {"coco": COCO_V1_URL, "coco_v2": COCO_V2_URL}
 
 
 @dataclass(frozen=True)
@@ -119,25 +123,33 @@ def _misfit_message(
         f"The weights in {path} must fit the network, but {'; '.join(found)}. "
         f"The network has backbone={config.backbone}, "
         f"head_norm={config.head_norm}, p6_from={config.p6_from}, head_depth={config.head_depth}, "
-        f"fpn_channels={config.fpn_channels}; torchvision's retinanet_resnet50_fpn has resnet50, none, p5, 4, 256 "
-        "and its v2 has resnet50, group, c5, 4, 256. Change these settings, or use weights=imagenet or weights=none."
+        f"fpn_channels={config.fpn_channels}; torchvision's retinanet_resnet50_fpn (weights=coco) has resnet50, none, "
+        "p5, 4, 256 and its v2 (weights=coco_v2) has resnet50, group, c5, 4, 256. Change these settings, or use "
+        "weights=imagenet or weights=none."
     )
 
 
 def _file_of(source: str, config: NetworkConfig) -> Path:
-    if source == "imagenet":
-        return _published(get_model_weights(config.backbone)["IMAGENET1K_V1"].url)
-    if source == "coco":
+    if source in CLASSIFIERS:
+        published = get_model_weights(config.backbone).__members__
+        if CLASSIFIERS[source] not in published:
+            raise ValueError(
+                f"weights={source} is not published for backbone={config.backbone}; use weights=imagenet, "
+                "or backbone=resnet50, resnet101 or resnet152."
+            )
+        return _published(published[CLASSIFIERS[source]].url)
+    if source in DETECTORS:
         if config.backbone != "resnet50":
             raise ValueError(
-                f"weights=coco is published for backbone=resnet50 only, but got backbone={config.backbone}; "
+                f"weights={source} is published for backbone=resnet50 only, but got backbone={config.backbone}; "
                 "use weights=imagenet, or the path of a .pth file."
             )
-        return _published(COCO_V2_URL if config.head_norm == "group" else COCO_V1_URL)
+        return _published(DETECTORS[source])
     path = Path(source)
     if not path.is_file():
+        names = ", ".join(("none", *CLASSIFIERS, *DETECTORS))
         raise FileNotFoundError(
-            f"weights must be none, imagenet, coco or the path of a .pth file, but got {source!r}: no such file."
+            f"weights must be one of {names}, or the path of a .pth file, but got {source!r}: no such file."
         )
     return path
 

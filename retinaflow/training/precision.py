@@ -7,19 +7,29 @@ NVIDIA); elsewhere it is emulated and slower than float32. Weights, optimizer an
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 Precision = Literal["float32", "bfloat16"]
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fast_precision(device: torch.device) -> Precision:
     """What ``precision=auto`` means on a device."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _flags(CPU_INFO)
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+def _flags(path: Path) -> dict[str, bool]:
+    """What Linux says of the processor, for releases of torch that cannot be asked; nothing elsewhere."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict.fromkeys(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []), True)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

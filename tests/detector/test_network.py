@@ -14,7 +14,7 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
 
 from retinaflow.detector.network import NetworkConfig, RetinaNet, norm_for, trainable_layers_for
-from retinaflow.detector.weights import COCO_V1_URL, load_weights
+from retinaflow.detector.weights import COCO_V1_URL, COCO_V2_URL, load_weights
 
 TINY: dict[str, Any] = {"backbone": "resnet18", "fpn_channels": 32, "head_depth": 1}
 V1: dict[str, Any] = {"backbone": "resnet50", "norm": "frozen"}
@@ -185,9 +185,10 @@ def test_no_weights_keeps_the_initial_values_and_says_so() -> None:
         ("imagenet", {"backbone": "resnet18"}, "resnet18-f37072fd.pth"),
         ("imagenet", {"backbone": "resnet101"}, "resnet101-63fe2227.pth"),
         ("coco", {"backbone": "resnet50"}, "retinanet_resnet50_fpn_coco-eeacb38b.pth"),
-        ("coco", V2, "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"),
+        ("coco_v2", V2, "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"),
+        ("imagenet_v2", {"backbone": "resnet50"}, "resnet50-11ad3fa6.pth"),
     ],
-    ids=["resnet18", "resnet101", "coco-v1", "coco-v2"],
+    ids=["resnet18", "resnet101", "coco-v1", "coco-v2", "imagenet-v2"],
 )
 def test_weights_that_cannot_be_had_say_which_file_from_where_and_the_way_out(
     source: str, parts: dict[str, Any], file: str, no_network: Path
@@ -208,9 +209,38 @@ def test_published_weights_already_on_the_machine_are_not_fetched(no_network: Pa
     assert report.file == str(no_network / "resnet18-f37072fd.pth")
 
 
-def test_coco_weights_for_another_backbone_are_an_error() -> None:
-    with pytest.raises(ValueError, match="published for backbone=resnet50 only"):
-        load_weights(RetinaNet(NetworkConfig(num_classes=2, **TINY)), "coco")
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("coco", "weights=coco is published for backbone=resnet50 only"),
+        ("coco_v2", "weights=coco_v2 is published for backbone=resnet50 only"),
+        ("imagenet_v2", "weights=imagenet_v2 is not published for backbone=resnet18; use weights=imagenet"),
+    ],
+)
+def test_weights_that_are_not_published_for_a_backbone_are_an_error(source: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_weights(RetinaNet(NetworkConfig(num_classes=2, **TINY)), source)
+
+
+def test_the_published_detectors_by_name_fill_all_but_the_class_layer(no_network: Path) -> None:
+    """With torchvision's own models of 91 classes in the place where the published files belong."""
+    no_network.mkdir()
+    for build, url, source, parts in (
+        (retinanet_resnet50_fpn, COCO_V1_URL, "coco", V1),
+        (retinanet_resnet50_fpn_v2, COCO_V2_URL, "coco_v2", {**V2, "norm": "frozen"}),
+    ):
+        torch.save(build(weights=None, weights_backbone=None).state_dict(), no_network / url.rsplit("/", 1)[1])
+        report = load_weights(RetinaNet(NetworkConfig(num_classes=5, **parts)), source)
+        assert {name.rsplit(".", 1)[0] for name in report.replaced} == {"head.classification_head.cls_logits"}
+        assert (report.initial, report.unused) == ((), ())
+
+
+def test_weights_of_the_other_published_detector_are_an_error_that_names_it(no_network: Path) -> None:
+    no_network.mkdir()
+    state = retinanet_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    torch.save(state, no_network / COCO_V1_URL.rsplit("/", 1)[1])
+    with pytest.raises(ValueError, match=r"not in the file.*its v2 \(weights=coco_v2\) has resnet50, group, c5"):
+        load_weights(RetinaNet(NetworkConfig(num_classes=5, **{**V2, "norm": "frozen"})), "coco")
 
 
 def test_a_path_that_is_no_file_is_an_error() -> None:

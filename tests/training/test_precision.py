@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from retinaflow.training import precision
 from retinaflow.training.precision import autocast, fast_precision
 
 CPU = torch.device("cpu")
@@ -23,6 +26,26 @@ def test_auto_is_bfloat16_only_where_the_processor_has_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fast_precision(CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        pytest.param("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 sse\n", "bfloat16", id="AVX512-BF16"),
+        pytest.param("flags : fpu amx_bf16 amx_tile\nflags : fpu\n", "bfloat16", id="AMX"),
+        pytest.param("model name : avx512_bf16\nflags : fpu avx2\n", "float32", id="AVX2"),
+        pytest.param("Features : fp asimd\n", "float32", id="no flags"),
+        pytest.param(None, "float32", id="no such file"),
+    ],
+)
+def test_a_torch_that_cannot_be_asked_goes_by_the_flags_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: str | None, expected: str
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
+    if lines is not None:
+        (tmp_path / "cpuinfo").write_text(lines)
     assert fast_precision(CPU) == expected
 
 
