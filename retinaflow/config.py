@@ -244,11 +244,11 @@ class TrainConfig(SamplingFields, DetectionFields):
     nproc: Annotated[int, Field(ge=1)] = 1
     """Processes that train together on this machine, one per GPU. Several machines: start it with torchrun."""
     balance_start: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of the epochs drawn uniformly before the sampling strategy takes over."""
+    """Share of the epochs drawn and augmented alike before the sampling strategy and rare_augment take over."""
     augment: Share = 0.5
     """Augmentation strength for images of the most frequent bin; 0: none."""
     rare_augment: Share = 0.8
-    """Augmentation strength for images of the rarest bin; bins between lie between."""
+    """Augmentation strength for images of the rarest bin; less for those nearer to what balance lifts bins to."""
     vertical_flip: bool = False
     """Flip upside down too (microscopy, aerial pictures)."""
     focal_gamma: GammaByBin = 2.0

@@ -23,8 +23,8 @@ from retinaflow.data.sampling import (
     SamplingSettings,
     epoch_plan,
     expected_draws,
+    first_balanced_epoch,
     image_weights,
-    uses_uniform_plan,
 )
 
 
@@ -215,10 +215,10 @@ def plans(settings: TrainConfig, data: TrainingData) -> Callable[[int], NDArray[
     uniform = expected_draws(np.ones(len(data.train)), length, max_repeats=max(settings.max_repeats, length))
     weights = image_weights(settings.sampling, data.presence, data.bins, dials)
     balanced = expected_draws(weights, length, max_repeats=settings.max_repeats)
+    assert isinstance(settings.epochs, int)
+    balanced_from = first_balanced_epoch(settings.epochs, balance_start=settings.balance_start)
 
     def plan(epoch: int) -> NDArray[np.int64]:
-        assert isinstance(settings.epochs, int)
-        first = uses_uniform_plan(epoch, epochs=settings.epochs, balance_start=settings.balance_start)
-        return epoch_plan(uniform if first else balanced, seed=settings.seed, epoch=epoch)
+        return epoch_plan(uniform if epoch < balanced_from else balanced, seed=settings.seed, epoch=epoch)
 
     return plan

@@ -31,7 +31,9 @@ STEERING = frozenset(
         *("epochs", "lr", "weight_decay", "momentum", "warmup", "schedule", "milestones", "lr_drop", "clip"),
         *("eval_every", "keep_best", "patience", "precision", "augment", "rare_augment", "vertical_flip"),
         *("focal_gamma", "focal_alpha", "box_loss", "score_threshold", "nms", "nms_iou", "max_detections"),
-        "group_of_weight",
+        # Between two epochs only: the trainer refuses another plan for an epoch that has begun.
+        *("sampling", "balance", "balance_start", "bin_rates", "background_rate", "correction_steps", "max_repeats"),
+        *("repeat_threshold", "class_power", "group_of_weight"),
     }
 )
 

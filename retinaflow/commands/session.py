@@ -20,6 +20,7 @@ from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.image_files import BadImage
 from retinaflow.data.images import STAND_INS, DetectionDataset, keep_rates
+from retinaflow.data.sampling import first_balanced_epoch
 from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
@@ -104,15 +105,7 @@ class Session:
         Returns the best. ``best_before``: the best checkpoint of the training that is gone on with.
         """
         config, trainer = self.config, self.trainer
-        augmentation = Augmentation.by_rarity(
-            self.data.bins, base=config.augment, rare=config.rare_augment, vertical_flip=config.vertical_flip
-        )
-        dataset = DetectionDataset(
-            self.data.train,
-            augmentation,
-            stand_ins=STAND_INS if self._on_bad_image else 0,
-            keep_rate=keep_rates(self.data.train, most=config.max_boxes_per_class),
-        )
+        dataset = self._dataset()
         best, last = folder / "best.pt", folder / "last.pt"
         if best_before is not None and best_before.resolve() != best.resolve():
             folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +124,9 @@ class Session:
                         dataset,
                         self.buckets,
                         plans(config, self.data),
+                        rare_augment_from=first_balanced_epoch(
+                            resolved(config.epochs), balance_start=config.balance_start
+                        ),
                         after_step=after_step,
                         on_bad_image=self._on_bad_image,
                     ):
@@ -148,10 +144,10 @@ class Session:
                 raise FloatingPointError(f"{reason} The state before this step is in {last}.") from None
             raise
         except RuntimeError as error:
-            # Its death interrupts whatever was being done: the state may be half a step, and is not saved.
             died = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\)(.*)", str(error))
             if died is None:
                 raise
+            # Its death interrupts whatever was being done: the state may be half a step, and is not saved.
             raise ChildProcessError(
                 f"loader worker {died[1]}{died[2].rstrip(' .')} after step {trainer.step}, often for want of memory; "
                 f"resume= goes on from {last}, with fewer workers= or a smaller batch_size= if it happens again"
@@ -163,6 +159,23 @@ class Session:
                 if self.world.is_first and path.is_file():
                     run.log_file(path, "checkpoints")
         return best if best.is_file() else last
+
+    def _dataset(self) -> DetectionDataset:
+        """The training images, augmented as the settings say."""
+        config = self.config
+        augmentation = Augmentation.by_rarity(
+            self.data.bins,
+            base=config.augment,
+            rare=config.rare_augment,
+            balance=float(config.balance),
+            vertical_flip=config.vertical_flip,
+        )
+        return DetectionDataset(
+            self.data.train,
+            augmentation,
+            stand_ins=STAND_INS if self._on_bad_image else 0,
+            keep_rate=keep_rates(self.data.train, most=config.max_boxes_per_class),
+        )
 
     def _tell_skipped(self) -> None:
         """What the other processes skipped, to the first one."""

@@ -1,9 +1,9 @@
 """Augmentation whose strength follows rarity: images with rare classes are changed more, since they are repeated more.
 
 The strength s in [0, 1] of an image is base + (rare - base) * rarity, rarity being 1 when the rarest of its classes is
-in the rarest bin and 0 when it is in the most frequent. s scales the range of zoom, shift, rotation, brightness,
-contrast and hue, and the probability of blur, noise and dropout. s = 0 changes nothing at all; s > 0 flips half of the
-images left to right.
+in the rarest bin and 0 when it is in a bin that balanced sampling does not lift (``ClassBins.rarity``). s scales the
+range of zoom, shift, rotation, brightness, contrast and hue, and the probability of blur, noise and dropout. s = 0
+changes nothing at all; s > 0 flips half of the images left to right.
 
 Boxes are carried along; a box of which less than ``MIN_VISIBLE`` of the area is left in view is dropped with its label.
 The only file that imports albumentations. Randomness: one seed per call, no global state.
@@ -45,25 +45,36 @@ class Augmentation:
     vertical_flip: bool = False
 
     @staticmethod
-    def by_rarity(bins: ClassBins, *, base: float, rare: float, vertical_flip: bool = False) -> Augmentation:
-        """Strength by frequency bin, from ``base`` (most frequent bin) to ``rare`` (rarest)."""
-        return Augmentation(base + (rare - base) * bins.rarity(), base, vertical_flip)
+    def by_rarity(
+        bins: ClassBins, *, base: float, rare: float, balance: float, vertical_flip: bool = False
+    ) -> Augmentation:
+        """Strength by frequency bin: ``rare`` for the rarest, ``base`` for those at the exposure target or above."""
+        return Augmentation(base + (rare - base) * bins.rarity(balance), base, vertical_flip)
 
-    def strength(self, labels: NDArray[np.integer]) -> float:
-        """s of an image with these classes: that of the class furthest from the base; the base without any."""
-        if len(labels) == 0:
+    def strength(self, labels: NDArray[np.integer], *, by_class: bool = True) -> float:
+        """s of an image with these classes: that of the class furthest from the base; the base without any.
+
+        ``by_class`` False: the base for every image.
+        """
+        if len(labels) == 0 or not by_class:
             return self.base
         strengths = self.strength_of_class[labels]
         return float(strengths[np.abs(strengths - self.base).argmax()])
 
     def apply(
-        self, image: NDArray[np.uint8], boxes: NDArray[np.float64], *, labels: NDArray[np.integer], seed: int
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float64],
+        *,
+        labels: NDArray[np.integer],
+        seed: int,
+        by_class: bool = True,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
         """Augment ``image [H, W, 3]`` and ``boxes [P, 4]`` (normalised xyxy) by the strength of ``labels [P]``.
 
         Returns the image (same shape), the boxes still in view, clipped to it, and their row numbers in the input.
         """
-        strength = self.strength(labels)
+        strength = self.strength(labels, by_class=by_class)
         if strength == 0:
             return image, boxes, np.arange(len(boxes))
         pipeline = _pipeline(round(strength, 2), self.vertical_flip)

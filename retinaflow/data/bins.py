@@ -56,11 +56,25 @@ class ClassBins:
         """``[B]`` median images per class of each bin."""
         return np.array([np.median(self.images_per_class[self.bin_of_class == b]) for b in range(self.num_bins)])
 
-    def rarity(self) -> NDArray[np.float64]:
-        """``[K]`` 1 for the rarest bin, 0 for the most frequent, evenly spaced between; 0 with one bin or no image."""
-        steps = max(self.num_bins - 1, 1)
-        one_bin = self.num_bins == 1
-        return np.where((self.bin_of_class < 0) | one_bin, 0.0, 1.0 - self.bin_of_class / steps)
+    def exposure_target(self, balance: float) -> float:
+        """T, the images per class that rarer bins are lifted to: the ``balance`` quantile, in [0, 1], over classes."""
+        return float(np.quantile(self.images_per_class[self.bin_of_class >= 0], balance))
+
+    def rarity(self, balance: float) -> NDArray[np.float64]:
+        """``[K]`` how far a class's bin is below the exposure target: 1 for the rarest bin, 0 from the target on.
+
+        Between them log(T / n_b) / log(T / n_1), with n_b the bin's median images per class and T at most that of the
+        most frequent bin; 0 with one bin and for a class without an image.
+        """
+        if self.num_bins < 2:
+            return np.zeros(len(self.bin_of_class))
+        medians = self.medians()
+        target = min(self.exposure_target(balance), medians[-1])
+        if target > medians[0]:
+            of_bin = np.clip(np.log(target / medians) / np.log(target / medians[0]), 0.0, 1.0)
+        else:
+            of_bin = np.eye(self.num_bins)[0]
+        return np.where(self.bin_of_class < 0, 0.0, of_bin[np.maximum(self.bin_of_class, 0)])
 
     def to_document(self, class_ids: Sequence[str]) -> dict[str, Any]:
         """JSON values: the content of ``bins.json``."""

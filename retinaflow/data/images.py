@@ -70,11 +70,13 @@ STAND_INS = 8
 
 
 class Request(NamedTuple):
-    """One dataset item: which image, at which (height, width), augmented by which seed (None: not at all)."""
+    """One dataset item: which image, at which (height, width), augmented by which seed (None: not at all), rare classes
+    more strongly or all alike."""
 
     image: int
     shape: tuple[int, int]
     seed: int | None
+    by_class: bool = True
 
 
 class Sample(NamedTuple):
@@ -132,7 +134,9 @@ class DetectionDataset(Dataset[Sample | NoSample]):
         ignored = self._ignored(rows, request.seed)
         if self.augmentation is not None and request.seed is not None:
             labels = np.asarray(index.labels[rows])
-            pixels, boxes, kept = self.augmentation.apply(pixels, boxes, labels=labels, seed=request.seed)
+            pixels, boxes, kept = self.augmentation.apply(
+                pixels, boxes, labels=labels, seed=request.seed, by_class=request.by_class
+            )
             rows, ignored = rows[kept], ignored[kept]
         return Sample(
             pixels,
@@ -202,9 +206,10 @@ class _EpochRequests:
 
     batches: Sequence[PlannedBatch] = ()
     seed: Sequence[int] | None = None
+    by_class: bool = True
 
     def __iter__(self) -> Iterator[list[Request]]:
-        return (list(_requests(batch, self.seed)) for batch in self.batches)
+        return (list(_requests(batch, self.seed, self.by_class)) for batch in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -237,15 +242,17 @@ class BatchLoader:
         batches: Sequence[PlannedBatch],
         *,
         seed: Sequence[int] | None = None,
+        by_class: bool = True,
         on_bad_image: Callable[[BadImage], None] | None = None,
     ) -> Iterator[Batch]:
-        """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on.
+        """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on, ``by_class`` the
+        strength by class.
 
         An image that cannot be read raises ValueError naming its file. With ``on_bad_image`` it is told there instead,
         and its batch is that much smaller unless the data set has stand-ins; a batch of which nothing is left is left
         out, or, with stand-ins, raises ValueError: so many unreadable images in a row are no accident.
         """
-        self._requests.batches, self._requests.seed = batches, seed
+        self._requests.batches, self._requests.seed, self._requests.by_class = batches, seed, by_class
         for batch, bad in self._loader:
             for image in bad:
                 if on_bad_image is None:
@@ -260,11 +267,11 @@ class BatchLoader:
                 )
 
 
-def _requests(batch: PlannedBatch, seed: Sequence[int] | None) -> Iterator[Request]:
+def _requests(batch: PlannedBatch, seed: Sequence[int] | None, by_class: bool) -> Iterator[Request]:
     for image, draw in zip(batch.images, batch.draws, strict=True):
         # The seed goes by the place in the plan, not by worker or rank: a repeated image is changed anew each time.
         own = None if seed is None else int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0])
-        yield Request(int(image), batch.shape, own)
+        yield Request(int(image), batch.shape, own, by_class)
 
 
 def _one_thread(worker: int) -> None:

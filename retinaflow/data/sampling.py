@@ -99,8 +99,7 @@ def _class_aware(presence: Presence, bins: ClassBins, settings: SamplingSettings
 
 
 def _binned(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
-    in_bins = bins.bin_of_class >= 0
-    target = float(np.quantile(presence.images_per_class[in_bins], settings.balance))
+    target = bins.exposure_target(settings.balance)
     rates = np.maximum(1.0, target / bins.medians())
     weights = _bin_weights(rates, presence, bins, settings)
     for _ in range(settings.correction_steps):
@@ -177,10 +176,10 @@ def epoch_plan(expected: FloatArray, *, seed: int, epoch: int) -> NDArray[np.int
     return np.asarray(rng.permutation(np.repeat(order, counts)))
 
 
-def uses_uniform_plan(epoch: int, *, epochs: int, balance_start: float) -> bool:
-    """Whether an epoch (from 0) comes before the strategy takes over.
+def first_balanced_epoch(epochs: int, *, balance_start: float) -> int:
+    """The epoch (from 0) in which the strategy, and with it the stronger augmentation of rare classes, takes over.
 
-    The first round(balance_start x epochs) epochs draw uniformly: deferred re-balancing (Cao et al. 2019) in the hybrid
-    form of Peng et al. 2020.
+    The round(balance_start x epochs) epochs before it draw uniformly: deferred re-balancing (Cao et al. 2019) in the
+    hybrid form of Peng et al. 2020.
     """
-    return epoch < round(balance_start * epochs)
+    return round(balance_start * epochs)

@@ -183,11 +183,13 @@ class Trainer:
         buckets: AspectBuckets,
         plans: Callable[[int], NDArray[np.int64]],
         *,
+        rare_augment_from: int = 0,
         after_step: Callable[[StepResult], None] = lambda result: None,
         on_bad_image: Callable[[BadImage], None] | None = None,
     ) -> Iterator[EpochResult]:
         """Train the remaining epochs. ``plans(epoch)`` gives the image indices of an epoch (from 0), in drawing order.
 
+        Before the epoch ``rare_augment_from`` (from 0) all images are augmented with the base strength.
         ``after_step`` may raise to stop. ``on_bad_image`` is told of images that cannot be read any more; without it
         such an image is a ValueError. A result is given while its epoch is still open, so that a state taken before
         :meth:`finish_epoch` (or asking for the next result) leads to the same result again. Raises FloatingPointError
@@ -207,7 +209,7 @@ class Trainer:
                 world_size=self.world.size,
             )
             self.model.train()
-            loaded = self._loaded(loader, batches, on_bad_image)
+            loaded = self._loaded(loader, batches, epoch >= rare_augment_from, on_bad_image)
             yield self._train_epoch(loaded, len(batches), len(plan), dataset, after_step)
             if self.epoch == epoch:
                 self.finish_epoch()
@@ -228,11 +230,16 @@ class Trainer:
         return plan
 
     def _loaded(
-        self, loader: BatchLoader, batches: Sequence[PlannedBatch], on_bad_image: Callable[[BadImage], None] | None
+        self,
+        loader: BatchLoader,
+        batches: Sequence[PlannedBatch],
+        by_class: bool,
+        on_bad_image: Callable[[BadImage], None] | None,
     ) -> Iterator[Batch]:
         """The epoch's batches from the present place on; what a batch is does not depend on those before it."""
         seed = self.settings.seed, self.epoch
-        return iter(loader.load(batches[self._open.batches :], seed=seed, on_bad_image=on_bad_image))
+        left = batches[self._open.batches :]
+        return iter(loader.load(left, seed=seed, by_class=by_class, on_bad_image=on_bad_image))
 
     def _train_epoch(
         self,

@@ -43,14 +43,15 @@ def test_strength_zero_is_the_identity() -> None:
 def test_strength_goes_by_the_rarest_bin_from_rare_to_base() -> None:
     # Bins (1) (10) (100), class 3 without an image: rarity 1, 1/2, 0, 0; s = 0.2 + (0.8 - 0.2) x rarity.
     bins = make_bins(presence_of([1, 10, 100, 0]), num_bins=3)
-    made = Augmentation.by_rarity(bins, base=0.2, rare=0.8)
+    made = Augmentation.by_rarity(bins, base=0.2, rare=0.8, balance=1.0)
     np.testing.assert_allclose(made.strength_of_class, [0.8, 0.5, 0.2, 0.2])
     assert made.strength(np.array([2, 1, 2])) == pytest.approx(0.5)
     assert made.strength(np.array([2, 0, 1])) == pytest.approx(0.8)
     assert made.strength(np.array([], dtype=np.int32)) == 0.2
-    assert Augmentation.by_rarity(bins, base=0.8, rare=0.2).strength(np.array([2, 0])) == pytest.approx(0.2), (
-        "rare classes may be changed less, too"
-    )
+    assert made.strength(np.array([2, 0, 1]), by_class=False) == 0.2, "before rare classes are drawn more often"
+    assert Augmentation.by_rarity(bins, base=0.8, rare=0.2, balance=1.0).strength(np.array([2, 0])) == pytest.approx(
+        0.2
+    ), "rare classes may be changed less, too"
 
 
 def test_a_flip_mirrors_the_pixels_and_the_boxes_and_happens_to_half_of_the_images() -> None:

@@ -80,7 +80,7 @@ def test_classes_of_one_frequency_make_one_bin(strategy: BinStrategy, num_bins: 
     bins = make_bins(presence_of([7, 7, 0, 7]), num_bins=num_bins, strategy=strategy)
     assert numbers(bins) == [0, 0, -1, 0]
     assert bins.asked == num_bins
-    assert bins.rarity().tolist() == [0, 0, 0, 0]
+    assert bins.rarity(0.75).tolist() == [0, 0, 0, 0]
 
 
 @settings(max_examples=80, deadline=None)
@@ -128,9 +128,28 @@ def test_quantile_bins_of_distinct_classes_differ_by_at_most_one_class(num_bins:
     assert sizes.max() - sizes.min() <= 1
 
 
-def test_rarity_falls_evenly_from_1_for_the_rarest_bin_to_0() -> None:
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [
+        # T = 100: log(100 / 10) / log(100 / 1) = 1/2.
+        (1.0, [1.0, 0.5, 0.0, 0.0]),
+        # T = 10, halfway in rank between 1 and 100: the second bin is not lifted.
+        (0.5, [1.0, 0.0, 0.0, 0.0]),
+        # T = 1 lifts nothing; the rarest bin stays the rarest.
+        (0.0, [1.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_rarity_falls_from_1_for_the_rarest_bin_to_0_at_the_exposure_target(
+    balance: float, expected: list[float]
+) -> None:
     bins = make_bins(presence_of([1, 10, 100, 0]), num_bins=3)
-    assert bins.rarity().tolist() == [1.0, 0.5, 0.0, 0.0], "a class without an image has rarity 0"
+    assert bins.rarity(balance) == pytest.approx(expected), "a class without an image has rarity 0"
+
+
+def test_the_most_frequent_bin_has_rarity_0_even_if_classes_of_it_are_below_the_target() -> None:
+    # Bins (1) (40, 100): median 70 below T = 100.
+    bins = make_bins(presence_of([1, 40, 100]), num_bins=2)
+    assert bins.rarity(1.0).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_images_and_boxes_per_class_are_kept() -> None:

@@ -20,8 +20,8 @@ from retinaflow.data.sampling import (
     Strategy,
     epoch_plan,
     expected_draws,
+    first_balanced_epoch,
     image_weights,
-    uses_uniform_plan,
 )
 
 # Ten images. Class 0 on images 0 to 7, one box each; class 1 on image 7 (three boxes) and 8 (one); nothing on image 9.
@@ -208,8 +208,7 @@ def test_a_plan_is_a_function_of_expected_draws_seed_and_epoch_alone() -> None:
     ("balance_start", "epochs", "uniform"), [(0.0, 4, 0), (0.5, 4, 2), (0.5, 1, 0), (0.75, 4, 3), (0.3, 10, 3)]
 )
 def test_the_first_share_of_the_epochs_is_uniform(balance_start: float, epochs: int, uniform: int) -> None:
-    found = [uses_uniform_plan(epoch, epochs=epochs, balance_start=balance_start) for epoch in range(epochs)]
-    assert found == [True] * uniform + [False] * (epochs - uniform)
+    assert first_balanced_epoch(epochs, balance_start=balance_start) == uniform
 
 
 def test_smooth_rates_by_hand_lie_between_those_of_the_bins_medians() -> None:

@@ -46,7 +46,7 @@ class Lab:
     @property
     def dataset(self) -> DetectionDataset:
         """Augmented, as in training."""
-        return DetectionDataset(self.index, Augmentation.by_rarity(self.bins, base=0.3, rare=0.8))
+        return DetectionDataset(self.index, Augmentation.by_rarity(self.bins, base=0.3, rare=0.8, balance=0.75))
 
     @property
     def plans(self) -> Callable[[int], NDArray[np.int64]]:
