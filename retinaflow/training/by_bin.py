@@ -9,7 +9,6 @@ from torch import Tensor
 
 from retinaflow.data.bins import ClassBins
 
-
 Number = TypeVar("Number", float, float | None)
 
 
