@@ -71,12 +71,12 @@ class Server:
                 start_new_session=True,
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not self._healthy():
             assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
             time.sleep(0.1)
         # The first request loads half of the server.
-        urllib.request.urlopen(f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=120).close()
+        urllib.request.urlopen(f"{self.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=600).close()
 
     def _healthy(self) -> bool:
         try:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from retinaflow.data.bins import ClassBins
 
+Number = TypeVar("Number", float, float | None)
 
-@overload
-def by_class(name: str, value: float | tuple[float, ...], bins: ClassBins) -> float | Tensor: ...
-@overload
-def by_class(name: str, value: float | tuple[float, ...] | None, bins: ClassBins) -> float | Tensor | None: ...
-def by_class(name: str, value: float | tuple[float, ...] | None, bins: ClassBins) -> float | Tensor | None:
+
+def by_class(name: str, value: Number | tuple[float, ...], bins: ClassBins) -> Number | Tensor:
     """A number as it is; a value for each bin, rarest first, as ``[K]`` float32.
 
     A class without a training image takes the rarest bin's. Raises ValueError when there are more or fewer values than
