@@ -145,7 +145,7 @@ def _pairs(index: AnnotationIndex, images: NDArray[np.integer], classes: NDArray
 def _positions(keys: NDArray[np.int64], images: NDArray[np.integer], width: int) -> NDArray[np.int64]:
     """Where the pairs of ``images`` stand in a table of these images."""
     own = keys[np.isin(keys // width, images)]
-    return np.searchsorted(images, own // width) * width + own % width
+    return np.asarray(np.searchsorted(images, own // width) * width + own % width)
 
 
 def _contradicted(index: AnnotationIndex) -> Rows:
