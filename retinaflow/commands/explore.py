@@ -267,7 +267,7 @@ def _suspicious(report: Report, data: Explored) -> pd.DataFrame:
 
 def _samples(report: Report, data: Explored, most: int) -> None:
     report.page.section("The rarest classes, one image each", "Only the boxes of the class in question are drawn.")
-    panels = []
+    panels: list[Panel] = []
     for row in data.table.itertuples():
         if len(panels) < most and (panel := _panel(data, data.index.taxonomy.index_of[str(row.class_id)])):
             panels.append(panel)
@@ -305,6 +305,9 @@ def _panel(data: Explored, class_index: int) -> Panel | None:
 
 def _metrics(data: Explored, suspicious: pd.DataFrame) -> dict[str, float]:
     index = data.index
-    counts = {f"explore/{row.rule.replace(' ', '_')}": float(row.rows) for row in suspicious.itertuples()}
+    counts = {
+        f"explore/{str(rule).replace(' ', '_')}": float(rows)
+        for rule, rows in zip(suspicious["rule"], suspicious["rows"], strict=True)
+    }
     totals = {"images": len(index), "boxes": len(index.boxes), "labels": len(index.verified_class)}
     return {**{f"explore/{name}": float(value) for name, value in totals.items()}, **counts}

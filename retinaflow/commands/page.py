@@ -45,8 +45,7 @@ class Page:
     def picture(self, figure: Figure, *, photographs: bool = False) -> None:
         """A figure, as PNG; one of ``photographs`` as JPEG, a tenth of the size."""
         buffer, kind = BytesIO(), "jpeg" if photographs else "png"
-        options = {"pil_kwargs": {"quality": 82}} if photographs else {}
-        figure.savefig(buffer, dpi=PICTURE_DPI, format=kind, **options)
+        figure.savefig(buffer, dpi=PICTURE_DPI, format=kind, pil_kwargs={"quality": 82} if photographs else {})
         data = base64.b64encode(buffer.getvalue()).decode()
         self._parts.append(f'<img alt="" src="data:image/{kind};base64,{data}">')
 

@@ -124,7 +124,7 @@ class _ColourMatrix(A.ImageOnlyTransform):  # type: ignore[misc]
 
     def get_params(self) -> dict[str, Any]:
         def factor(range_: float) -> float:
-            return self.py_random.uniform(1 - range_, 1 + range_)
+            return float(self.py_random.uniform(1 - range_, 1 + range_))
 
         turn = 2 * np.pi * self.py_random.uniform(-self.hue, self.hue)
         # Rodrigues' formula for a turn about the unit vector (1, 1, 1) / sqrt(3).

@@ -64,7 +64,8 @@ def _known_images(index: AnnotationIndex, given: Presence) -> NDArray[np.int64]:
 
 
 def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> FloatArray:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0, dtype=np.float64)
+    out = np.full(len(whole), np.nan)
+    return np.asarray(np.divide(part, whole, out=out, where=whole > 0, dtype=np.float64))
 
 
 def box_sides(index: AnnotationIndex) -> FloatArray:
@@ -109,7 +110,7 @@ def cooccurrence(
     Without ``columns``: the ``most`` other classes that have the greatest mean share. Classes of ``rows`` without an
     image are left out. Cost: one pass over the pairs per row.
     """
-    rows = np.asarray([row for row in rows if presence.images_per_class[row] > 0], dtype=np.int64)
+    rows = np.array([row for row in rows if presence.images_per_class[row] > 0], dtype=np.int64)
     share = np.zeros((len(rows), presence.num_classes))
     for place, row in enumerate(rows):
         holds = np.zeros(presence.num_images, dtype=bool)
@@ -121,8 +122,8 @@ def cooccurrence(
         mean[rows] = 0
         found = np.argsort(-mean, kind="stable")[:most]
         columns = found[mean[found] > 0]
-    columns = np.asarray(columns, dtype=np.int64)
-    return Cooccurrence(rows, columns, share[:, columns])
+    chosen = columns.astype(np.int64)
+    return Cooccurrence(rows.astype(np.int64), chosen, share[:, chosen])
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _absent(index: AnnotationIndex) -> Rows:
     above = index.taxonomy.is_ancestor | np.eye(index.num_classes, dtype=bool)
     place = np.searchsorted(images, index.box_image[rows])
     hit = [bool((is_absent[at] & above[label]).any()) for at, label in zip(place, index.labels[rows], strict=True)]
-    return rows[np.array(hit, dtype=bool)]
+    return np.asarray(rows[np.array(hit, dtype=bool)])
 
 
 def _pairs(index: AnnotationIndex, images: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -145,7 +145,7 @@ def _pairs(index: AnnotationIndex, images: NDArray[np.integer], classes: NDArray
 def _positions(keys: NDArray[np.int64], images: NDArray[np.integer], width: int) -> NDArray[np.int64]:
     """Where the pairs of ``images`` stand in a table of these images."""
     own = keys[np.isin(keys // width, images)]
-    return np.searchsorted(images, own // width) * width + own % width
+    return np.asarray(np.searchsorted(images, own // width) * width + own % width)
 
 
 def _contradicted(index: AnnotationIndex) -> Rows:

@@ -200,8 +200,8 @@ def _aspect_histogram(axes: Axes, aspects: NDArray[np.floating], of: str) -> Non
     axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
-def _log_edges(low: float, high: float, count: int) -> NDArray[np.float64]:
-    return np.geomspace(low, max(high, low * 1.01), count)
+def _log_edges(low: float, high: float, count: int) -> list[float]:
+    return [float(edge) for edge in np.geomspace(low, max(high, low * 1.01), count)]
 
 
 def _short(name: str, length: int = 22) -> str:

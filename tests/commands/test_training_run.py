@@ -273,7 +273,8 @@ def test_an_image_that_becomes_unreadable_in_mid_epoch_stops_the_training_or_is_
 ) -> None:
     folder, output = tiny_dataset(f"fading_{on_bad_image}"), workshop.folder / f"fading_{on_bad_image}"
     given = {"data": str(folder), "on_bad_image": on_bad_image, "track": False, "output": str(output), "epochs": 1}
-    config = workshop.settings(**given)
+    # Uniform draws show every image once.
+    config = workshop.settings(**given, sampling="uniform")
     data = load_training_data(config)
     for name in ("train003", "validation001"):
         (folder / "images" / f"{name}.jpg").write_bytes(b"no image any more")
