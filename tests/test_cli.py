@@ -70,7 +70,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda d: (d / "images" / "train003.jpg").unlink(),
         ["11 of 12 images have a file", "missing is train003", "on_bad_image=skip"],
     ),
-    "no image folder": (lambda d: (d / "images").rename(d / "pictures"), ["images="]),
     "truncated JPEG": (_cut_image, ["train000.jpg: the JPEG is cut short", "on_bad_image=skip"]),
     "no picture at all": (
         lambda d: (d / "images" / "train000.jpg").write_text("hello"),

@@ -114,7 +114,7 @@ def _save(index: AnnotationIndex, dropped: pd.DataFrame, place: Path, say: Calla
         index.save(place, notes={"dropped": dropped.to_numpy().tolist()})
         return LoadedIndex(AnnotationIndex.open(place, verify=False), dropped)
     except (OSError, ValueError) as error:
-        say(f"the index is not cached: {error}")
+        say(f"the index is not cached: {error}; is there room on the disk of {place.parent}?")
         return LoadedIndex(index, dropped)
 
 
