@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from scoring_scenes import Found, Label, Scene, Truth, read_case
 
 from retinaflow.detections import Detections
-from retinaflow.scoring import matching
+from retinaflow.scoring import claims
 from retinaflow.scoring.challenge import Kind, average_precision, evaluate, match, mean_of_classes
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "metric_cases"
@@ -104,7 +104,7 @@ def test_overlaps_computed_in_many_pieces_give_the_same_scores(monkeypatch: pyte
     whole = ap_of(scene)
     assert 0 < whole[0] < 1
     for size in (1, 7, 50):
-        monkeypatch.setattr(matching, "PAIRS_AT_ONCE", size)
+        monkeypatch.setattr(claims, "BLOCK", size)
         assert ap_of(scene) == whole
 
 
