@@ -163,7 +163,7 @@ def _best_truth(
     active, turn = np.flatnonzero(counts), 0
     while len(active):
         candidate = begin[active] + turn
-        overlap = _overlaps(boxes.take(active, axis=0), area[active], truths.boxes.take(candidate, axis=0), union=union)
+        overlap = overlaps(boxes.take(active, axis=0), area[active], truths.boxes.take(candidate, axis=0), union=union)
         better = overlap > best[active]
         winners = active[better]
         best[winners], nearest[winners] = overlap[better], candidate[better]
@@ -172,7 +172,7 @@ def _best_truth(
     return best, nearest
 
 
-def _overlaps(
+def overlaps(
     boxes: NDArray[np.float64], area: NDArray[np.float64], truths: NDArray[np.float64], *, union: bool
 ) -> NDArray[np.float64]:
     """Row by row IoU or, without ``union``, intersection over ``area`` of ``boxes``: ``[P, 4], [P], [P, 4] -> [P]``."""
