@@ -78,6 +78,8 @@ class DataSettings(TrackingSettings):
     """Hierarchy JSON; auto: looked up in the data folder; none: no hierarchy."""
     images: Paths = ()
     """Image folders, instead of images/, images/SPLIT and SPLIT/ in the data folder."""
+    image_sizes: OptionalPath = None
+    """Table of image sizes (ImageID,Width,Height) to believe instead of every file's header; none: headers."""
     class_group: str = "all"
     """Classes to train and judge: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
     background_ratio: Annotated[float, Field(ge=0)] = 1.0

@@ -84,7 +84,14 @@ def read_split(
         use_hierarchy=hierarchy is not None,
     )
     images = _image_folders(settings, folder, splits) if with_images else []
-    loaded = load_index(files, images, on_bad_row=settings.on_bad_row, on_bad_image=settings.on_bad_image, say=say)
+    loaded = load_index(
+        files,
+        images,
+        image_sizes=settings.image_sizes if images else None,
+        on_bad_row=settings.on_bad_row,
+        on_bad_image=settings.on_bad_image,
+        say=say,
+    )
     if len(loaded.index) == 0:
         raise ValueError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
     if settings.exhaustive:

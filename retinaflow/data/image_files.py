@@ -1,6 +1,7 @@
 """Image files of an index: where they are, how large they are, and their pixels.
 
-Sizes come from the file headers (no pixel is decoded), read by threads. Decoding uses OpenCV, at reduced size where the
+Sizes come from a given table or from the file headers (no pixel is decoded), see :mod:`retinaflow.data.image_sizes`;
+what a table lacks is read from the headers. Decoding uses OpenCV, at reduced size where the
 target is at most half as large. EXIF rotation is ignored in both, as the published boxes of Open Images refer to the
 stored pixels.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
+from retinaflow.data.image_sizes import SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 OnBadImage = Literal["stop", "skip"]
-_READ_HEADERS_WITH = 16
 _JPEG_END = b"\xff\xd9"
 _TAIL = 4096
 """Bytes at the end of a JPEG among which its end marker must be; cameras append thumbnails and padding."""
@@ -41,10 +40,17 @@ class BadImage:
 
 
 def attach_files(
-    index: AnnotationIndex, folders: Sequence[Path], *, on_bad_image: OnBadImage = "stop", quiet: bool = False
+    index: AnnotationIndex,
+    folders: Sequence[Path],
+    *,
+    on_bad_image: OnBadImage = "stop",
+    given: SizeTable | None = None,
+    journal: Path | None = None,
+    quiet: bool = False,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
     """The index with the file and size of every image; files are looked up by id in ``folders``, the first hit counts.
 
+    Sizes in the table ``given`` are believed, and those files not opened; ``journal`` keeps what is read from headers.
     ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises
     FileNotFoundError (no file) or ValueError (unreadable), naming how many and the first. So it does when none is left.
     """
@@ -58,7 +64,9 @@ def attach_files(
             f"{len(index) - len(bad):,} of {len(index):,} images have a file under {shown}; missing is "
             f"{bad[0].image_id}, for example. Is images= right? Give on_bad_image=skip to go on without them."
         )
-    sizes, unreadable = _read_sizes(files, root, quiet=quiet)
+    sizes = np.zeros((len(index), 2), dtype=np.int32) if given is None else given.look_up(index.image_ids)
+    sizes[files == ""] = 0
+    unreadable = _read_missing_sizes(sizes, files, root, journal=journal, quiet=quiet)
     bad += [BadImage(str(index.image_ids[image]), reason) for image, reason in unreadable]
     if unreadable and (on_bad_image == "stop" or len(bad) == len(index)):
         image, reason = unreadable[0]
@@ -84,21 +92,19 @@ def _files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
     return found
 
 
-def _read_sizes(files: NDArray[np.str_], root: Path, *, quiet: bool) -> tuple[NDArray[np.int32], list[tuple[int, str]]]:
-    sizes = np.zeros((len(files), 2), dtype=np.int32)
+def _read_missing_sizes(
+    sizes: NDArray[np.int32], files: NDArray[np.str_], root: Path, *, journal: Path | None, quiet: bool
+) -> list[tuple[int, str]]:
+    """Fill in the sizes that are 0 of the images with a file; those that cannot be read, and why."""
+    wanted = np.flatnonzero((files != "") & (sizes[:, 0] == 0)).tolist()
+    found = read_sizes(root, files[wanted].tolist(), _header_size, journal=journal, quiet=quiet)
     unreadable = []
-    wanted = [int(image) for image in np.flatnonzero(files != "")]
-    with ThreadPoolExecutor(_READ_HEADERS_WITH) as threads:
-        results = threads.map(lambda image: _header_size(root / str(files[image])), wanted)
-        bar = tqdm(
-            results, total=len(wanted), desc="image sizes", unit="image", disable=True if quiet else None, leave=False
-        )
-        for image, result in zip(wanted, bar, strict=True):
-            if isinstance(result, str):
-                unreadable.append((image, result))
-            else:
-                sizes[image] = result
-    return sizes, unreadable
+    for image, result in zip(wanted, found, strict=True):
+        if isinstance(result, str):
+            unreadable.append((image, result))
+        else:
+            sizes[image] = result
+    return unreadable
 
 
 def _header_size(path: Path) -> tuple[int, int] | str:

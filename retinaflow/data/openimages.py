@@ -8,18 +8,22 @@ Columns are read by header name, so the 13 columns of 2018 and the 7 of 2019 bot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pa_compute
 from numpy.typing import NDArray
 
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
-from retinaflow.data.tables import Faults, Table, read_table
+from retinaflow.data.tables import Faults, Table, Words, read_table
 from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.detections import Detections
 
@@ -50,6 +54,8 @@ HIERARCHY_FILES = (
     "challenge-2019-label500-hierarchy.json",
 )
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
+_NOT_PLAIN = r"[/\\\x00:]|^[. ]*$"
+_MOST_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -122,28 +128,61 @@ def read_annotations(files: SourceFiles, faults: Faults, *, progress: Callable[[
 
 def _assemble(taxonomy: Taxonomy, box_tables: Sequence[Table], label_tables: Sequence[Table]) -> AnnotationIndex:
     """Sort the rows by image, keeping their order within each."""
-    box_ids = _column(box_tables, "ImageID", object)
-    label_ids = _column(label_tables, "ImageID", object)
-    codes, uniques = pd.factorize(np.concatenate([box_ids, label_ids]), sort=True)
-    box_image, label_image = codes[: len(box_ids)], codes[len(box_ids) :]
-    box_order = np.argsort(box_image, kind="stable")
-    label_order = np.argsort(label_image, kind="stable")
-    count = len(uniques)
+    image_ids, images = _number_images([*box_tables, *label_tables])
+    box_image = _joined(images[: len(box_tables)], np.int32)
+    label_image = _joined(images[len(box_tables) :], np.int32)
+    box_order, label_order = _order(box_image), _order(label_image)
     corners = np.stack([_column(box_tables, name, np.float64) for name in _CORNERS], axis=1)
-    flags = sum((_column(box_tables, name, np.float64) == 1).astype(np.uint8) << bit for bit, name in enumerate(FLAGS))
+    flags = np.zeros(len(box_image), dtype=np.uint8)
+    for bit, name in enumerate(FLAGS):
+        flags |= (_column(box_tables, name, np.float64) == 1).astype(np.uint8) << bit
+    count = len(image_ids)
     return AnnotationIndex(
         taxonomy=taxonomy,
-        image_ids=np.asarray(uniques).astype(np.str_) if count else np.zeros(0, dtype="<U1"),
+        image_ids=image_ids,
         files=np.zeros(count, dtype="<U1"),
         sizes=np.zeros((count, 2), dtype=np.int32),
         box_start=row_starts(box_image, count),
         boxes=corners[box_order],
         labels=_column(box_tables, "class", np.int32)[box_order],
-        flags=np.asarray(flags, dtype=np.uint8)[box_order],
+        flags=flags[box_order],
         label_start=row_starts(label_image, count),
         verified_class=_column(label_tables, "class", np.int32)[label_order],
         verified_present=(_column(label_tables, "Confidence", np.float64) == 1)[label_order],
     )
+
+
+def _number_images(tables: Sequence[Table]) -> tuple[NDArray[np.str_], list[NDArray[np.int32]]]:
+    """The ids in all tables, ascending, and for each table the place of each row's image among them."""
+    together = Words.encode(
+        pa.chunked_array([table.words["ImageID"].used() for table in tables], type=pa.string())
+    )
+    order = _ascending(together.values)
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    numbers, start = [], 0
+    for words in (table.words["ImageID"] for table in tables):
+        is_used = np.bincount(words.codes, minlength=len(words.values)) > 0
+        of_value = np.zeros(len(words.values), dtype=np.int32)
+        count = int(is_used.sum())
+        of_value[is_used] = rank[together.codes[start : start + count]]
+        numbers.append(of_value[words.codes])
+        start += count
+    ids = together.values.take(pa.array(order)).to_numpy(zero_copy_only=False)
+    return (ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1")), numbers
+
+
+def _ascending(values: pa.StringArray) -> NDArray[np.int64]:
+    """The order that sorts distinct texts; the published files are sorted already."""
+    if len(values) < 2 or pa_compute.all(pa_compute.less(values[:-1], values[1:])).as_py():
+        return np.arange(len(values))
+    return np.asarray(pa_compute.sort_indices(values).to_numpy().astype(np.int64))
+
+
+def _order(image: NDArray[np.int32]) -> NDArray[np.int64] | slice:
+    """Rows by image; all of them as they are when they are sorted already, which copies nothing."""
+    is_sorted = bool((image[1:] >= image[:-1]).all())
+    return slice(None) if is_sorted else np.argsort(image, kind="stable")
 
 
 def _read_boxes(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
@@ -151,8 +190,9 @@ def _read_boxes(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
         path, text=("ImageID", "LabelName"), numbers=_CORNERS, optional=dict.fromkeys(FLAGS, 0.0), faults=faults
     )
     table = _with_class(_with_plain_ids(table, faults), taxonomy, faults)
-    corners = np.stack([table.columns[name] for name in _CORNERS], axis=1)
-    inside = np.asarray(((corners >= 0) & (corners <= 1)).all(axis=1))
+    inside = np.ones(len(table), dtype=bool)
+    for name in _CORNERS:
+        inside &= (table.columns[name] >= 0) & (table.columns[name] <= 1)
     table = table.require(inside, "coordinates must lie in [0, 1]", _CORNERS, faults)
     x_min, x_max = table.columns["XMin"], table.columns["XMax"]
     table = table.require(x_min < x_max, "XMin < XMax must hold", ("XMin", "XMax"), faults)
@@ -166,21 +206,41 @@ def _read_labels(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
 
 
 def _with_class(table: Table, taxonomy: Taxonomy, faults: Faults) -> Table:
-    codes, uniques = pd.factorize(table.columns["LabelName"])
-    known = np.array([taxonomy.index_of.get(mid, -1) for mid in uniques], dtype=np.int32)
-    table = table.with_column("class", known[codes])
+    """The table with a column ``class``, the index of the class that the row names."""
+    words = table.words["LabelName"]
+    known = np.array([taxonomy.index_of.get(mid, -1) for mid in words.values.to_pylist()], dtype=np.int32)
+    table = table.with_columns({"class": known[words.codes]})
     return table.require(table.columns["class"] >= 0, "LabelName must be in the class list", ("LabelName",), faults)
 
 
 def _with_plain_ids(table: Table, faults: Faults) -> Table:
-    codes, uniques = pd.factorize(table.columns["ImageID"])
-    plain = np.array([is_plain_id(image_id) for image_id in uniques], dtype=bool)
-    return table.require(plain[codes], "ImageID must be a plain file name", ("ImageID",), faults)
+    words = table.words["ImageID"]
+    plain = ~pa_compute.match_substring_regex(words.values, _NOT_PLAIN).to_numpy(zero_copy_only=False).astype(bool)
+    return table.require(plain[words.codes], "ImageID must be a plain file name", ("ImageID",), faults)
 
 
 def is_plain_id(image_id: str) -> bool:
     """Whether an id can name a file inside a folder and nothing else: ids are never trusted as paths."""
-    return image_id.strip(". ") != "" and not any(c in image_id for c in "/\\\0:")
+    return re.search(_NOT_PLAIN, image_id) is None
+
+
+def read_image_sizes(path: Path, faults: Faults) -> tuple[NDArray[np.str_], NDArray[np.int32]]:
+    """A table of image sizes (ImageID, Width, Height, in pixels): ids ``[S]`` and (height, width) ``[S, 2]``."""
+    table = read_table(path, text=("ImageID",), numbers=("Width", "Height"), optional={}, faults=faults)
+    table = _with_plain_ids(table, faults)
+    sides = np.stack([table.columns["Height"], table.columns["Width"]], axis=1)
+    whole = np.asarray(((sides >= 1) & (sides < _MOST_PIXELS) & (sides == np.floor(sides))).all(axis=1))
+    table = table.require(
+        whole, f"sizes must be whole numbers from 1 to {_MOST_PIXELS - 1}", ("Width", "Height"), faults
+    )
+    words = table.words["ImageID"]
+    repeated = np.ones(len(table), dtype=bool)
+    repeated[np.unique(words.codes, return_index=True)[1]] = False
+    table = table.require(~repeated, "an image must have one size", ("ImageID",), faults)
+    faults.settle()
+    ids = words.values.take(pa.array(table.words["ImageID"].codes)).to_numpy(zero_copy_only=False)
+    sides = np.stack([table.columns["Height"], table.columns["Width"]], axis=1)
+    return ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1"), sides.astype(np.int32)
 
 
 def read_predictions(path: Path, index: AnnotationIndex, faults: Faults) -> Detections:
@@ -192,9 +252,10 @@ def read_predictions(path: Path, index: AnnotationIndex, faults: Faults) -> Dete
     table = read_table(path, text=("ImageID", "LabelName"), numbers=("Score", *_CORNERS), optional={}, faults=faults)
     table = _with_class(table, index.taxonomy, faults)
     faults.settle()
-    position = pd.Index(index.image_ids).get_indexer(pd.Index(table.columns["ImageID"]))
+    words = table.words["ImageID"]
+    position = pd.Index(index.image_ids).get_indexer(pd.Index(words.values.to_pylist(), dtype=object))
     return Detections(
-        position.astype(np.int32),
+        position.astype(np.int32)[words.codes],
         table.columns["class"],
         table.columns["Score"],
         np.stack([table.columns[name] for name in _CORNERS], axis=1),
@@ -227,15 +288,19 @@ def read_image_ids(path: Path) -> NDArray[np.str_]:
 
 
 def _refuse_shared_images(tables: Sequence[Table]) -> None:
-    seen: dict[str, str] = {}
-    for table in tables if len(tables) > 1 else ():
-        for image_id in pd.unique(table.columns["ImageID"]):
-            if image_id in seen:
-                raise ValueError(
-                    f"{table.path.name}: an image must be in one split, but {image_id} is in {seen[image_id]} too"
-                )
-            seen[image_id] = table.path.name
+    for table, earlier in combinations(reversed(tables), 2):
+        own = table.words["ImageID"].used()
+        shared = own.filter(pa_compute.is_in(own, value_set=earlier.words["ImageID"].used()))
+        if len(shared):
+            raise ValueError(
+                f"{table.path.name}: an image must be in one split, but {shared[0]} is in {earlier.path.name} too"
+            )
 
 
 def _column(tables: Sequence[Table], name: str, dtype: type) -> NDArray[Any]:
-    return np.concatenate([table.columns[name] for table in tables]) if tables else np.zeros(0, dtype=dtype)
+    return _joined([table.columns[name] for table in tables], dtype)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    """One column of those of several tables, without a copy when there is one table."""
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=dtype), *parts])

@@ -4,19 +4,24 @@ The fast way is one threaded pyarrow read. Only when that fails (text in a numbe
 read again as text to find and name the faulty rows. A fault names file, line (of a Parquet file: row), rule and value;
 faults either stop the reading, the first ones listed, or are counted and kept (``on_bad_row=drop``), never passed over
 in silence.
+
+No row becomes a Python object: text columns are codes into their distinct values (:class:`Words`), and lines are
+counted only when a fault asks for them.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
@@ -24,6 +29,8 @@ from numpy.typing import NDArray
 OnBadRow = Literal["stop", "drop"]
 SHOWN = 5
 """Faults listed in an error message."""
+_BLOCK = 1 << 23
+"""Bytes of a CSV file that one thread reads at a time."""
 
 
 class Fault(NamedTuple):
@@ -44,14 +51,23 @@ class Faults:
 
     on_bad_row: OnBadRow = "stop"
     found: list[Fault] = field(default_factory=list)
+    """All faults; when they stop the reading, of each rule and file only the first :data:`SHOWN`."""
+    count: int = 0
+    """All faults, listed or not."""
+
+    def note(self, file: str, rule: str, lines: NDArray[np.int64], value: Callable[[int], str]) -> None:
+        """Rows of a file break a rule; ``value(n)`` tells what the n-th of them holds."""
+        self.count += len(lines)
+        listed = lines if self.on_bad_row == "drop" else lines[:SHOWN]
+        self.found += [Fault(file, int(line), rule, value(n)) for n, line in enumerate(listed)]
 
     def settle(self) -> None:
         """Raise ValueError listing the first faults, unless rows are to be dropped."""
         if self.found and self.on_bad_row == "stop":
             first = "\n  ".join(map(str, self.found[:SHOWN]))
-            more = f"\n  and {len(self.found) - SHOWN:,} more" if len(self.found) > SHOWN else ""
+            more = f"\n  and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
             raise ValueError(
-                f"{len(self.found):,} rows break a rule:\n  {first}{more}\n"
+                f"{self.count:,} rows break a rule:\n  {first}{more}\n"
                 "Mend the file, or give on_bad_row=drop to go on without them."
             )
 
@@ -61,34 +77,72 @@ class Faults:
 
 
 @dataclass(frozen=True)
+class Words:
+    """A text column: row r holds ``values[codes[r]]``."""
+
+    codes: NDArray[np.int32]
+    values: pa.StringArray
+    """The distinct texts; not all need be used."""
+
+    def __getitem__(self, row: int) -> str:
+        return str(self.values[int(self.codes[row])].as_py())
+
+    def used(self) -> pa.StringArray:
+        """The distinct values of the rows that there are."""
+        return self.values.filter(pa.array(np.bincount(self.codes, minlength=len(self.values)) > 0))
+
+    @staticmethod
+    def encode(column: pa.ChunkedArray) -> Words:
+        """The codes and distinct values of an Arrow text column."""
+        encoded = pa_compute.dictionary_encode(column).unify_dictionaries().combine_chunks()
+        if isinstance(encoded, pa.ChunkedArray):  # no chunk at all
+            return Words(np.zeros(0, dtype=np.int32), pa.array([], pa.string()))
+        return Words(encoded.indices.to_numpy(), encoded.dictionary)
+
+
+@dataclass(frozen=True)
 class Table:
-    """Columns of one file; ``lines [R]`` is the line of each row in the file (the header is line 1)."""
+    """Columns of one file with R rows: ``columns`` of numbers ``[R]`` and ``words`` of text."""
 
     path: Path
     columns: dict[str, NDArray[Any]]
-    lines: NDArray[np.int64]
+    words: dict[str, Words]
+    rows: NDArray[np.int64]
+    """``[R]`` place of each row among all rows of the file, from 0."""
+    lines_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    """Places of rows -> their lines in the file (the header is line 1)."""
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self.rows)
 
-    def with_column(self, name: str, column: NDArray[Any]) -> Table:
-        """The table with one more column."""
-        return replace(self, columns=self.columns | {name: column})
+    def with_columns(self, columns: Mapping[str, NDArray[Any]]) -> Table:
+        """The table with more columns of numbers."""
+        return replace(self, columns={**self.columns, **columns})
 
     def require(self, kept: NDArray[np.bool_], rule: str, values: Sequence[str], faults: Faults) -> Table:
         """The rows where ``kept`` holds; the others become faults that show the named columns."""
         if kept.all():
             return self
-        for row in np.flatnonzero(~kept):
-            shown = ", ".join(f"{name}={self.columns[name][row]}" for name in values)
-            faults.found.append(Fault(self.path.name, int(self.lines[row]), rule, shown))
-        return Table(self.path, {name: column[kept] for name, column in self.columns.items()}, self.lines[kept])
+        wrong = np.flatnonzero(~kept)
+
+        def shown(number: int) -> str:
+            row = int(wrong[number])
+            return ", ".join(f"{name}={(self.words.get(name) or self.columns[name])[row]}" for name in values)
+
+        faults.note(self.path.name, rule, self.lines_of(self.rows[wrong]), shown)
+        return Table(
+            self.path,
+            {name: column[kept] for name, column in self.columns.items()},
+            {name: Words(words.codes[kept], words.values) for name, words in self.words.items()},
+            self.rows[kept],
+            self.lines_of,
+        )
 
 
 def read_table(
     path: Path, *, text: Sequence[str], numbers: Sequence[str], optional: Mapping[str, float], faults: Faults
 ) -> Table:
-    """The named columns of a CSV or Parquet file, found by header name: ``text`` as objects, the rest float64.
+    """The named columns of a CSV or Parquet file, found by header name: ``text`` as words, the rest float64.
 
     ``optional`` columns that the file lacks are filled with their value. Raises FileNotFoundError, and ValueError for
     an empty file, a missing column or a column given twice.
@@ -106,19 +160,10 @@ def read_table(
     twice = sorted({name for name in present if header.count(name) > 1})
     if twice:
         raise ValueError(f"{path} line 1: a column must be named once, but {', '.join(twice)} stands twice")
-    arrow, lines = _read(path, header, present, set(text), faults)
-    columns: dict[str, NDArray[Any]] = {}
-    for name in [*wanted, *optional]:
-        if name not in present:
-            columns[name] = np.full(arrow.num_rows, optional[name])
-        elif name in text:
-            columns[name] = arrow[name].to_numpy()
-        else:
-            columns[name] = arrow[name].to_numpy().astype(np.float64)
-    table = Table(path, columns, lines)
+    table = _read(path, header, present, set(text), faults)
     for name in [*numbers, *(name for name in optional if name in present)]:
         table = table.require(np.isfinite(table.columns[name]), f"{name} must be a number", [name], faults)
-    return table
+    return table.with_columns({name: np.full(len(table), optional[name]) for name in optional if name not in present})
 
 
 def _header(path: Path) -> list[str]:
@@ -134,25 +179,36 @@ def _header(path: Path) -> list[str]:
     return [name.strip() for name in names]
 
 
-def _read(
-    path: Path, header: list[str], present: list[str], text: set[str], faults: Faults
-) -> tuple[pa.Table, NDArray[np.int64]]:
+def _read(path: Path, header: list[str], present: list[str], text: set[str], faults: Faults) -> Table:
     types = {name: pa.string() if name in text else pa.float64() for name in present}
     if path.suffix == ".parquet":
-        return _read_parquet(path, types)
-    if _count_lines(path) == 1:
-        return pa.schema(types).empty_table(), np.zeros(0, dtype=np.int64)
+        return _table(path, _read_parquet(path, types), None, lambda rows: rows + 1)
+    if not _has_rows(path):
+        return _table(path, pa.schema(types).empty_table(), None, lambda rows: rows + 2)
     # The names come from our own reading of the header, which forgives spaces around them.
-    options = pa_csv.ReadOptions(column_names=header, skip_rows=1)
+    options = pa_csv.ReadOptions(column_names=header, skip_rows=1, block_size=_BLOCK)
     convert = pa_csv.ConvertOptions(column_types=types, include_columns=present)
     try:
-        table = pa_csv.read_csv(path, read_options=options, convert_options=convert)
+        arrow = pa_csv.read_csv(path, read_options=options, convert_options=convert)
     except pa.ArrowInvalid:
         return _read_carefully(path, header, present, text, faults)
-    return table, _line_numbers(path, table.num_rows)
+    return _table(path, arrow, None, _lines_of_csv(path, arrow.num_rows))
 
 
-def _read_parquet(path: Path, types: dict[str, pa.DataType]) -> tuple[pa.Table, NDArray[np.int64]]:
+def _table(
+    path: Path, arrow: pa.Table, rows: NDArray[np.int64] | None, lines_of: Callable[[NDArray[np.int64]], Any]
+) -> Table:
+    is_text = {name: pa.types.is_string(arrow.schema.field(name).type) for name in arrow.column_names}
+    return Table(
+        path,
+        {name: arrow[name].to_numpy() for name, text in is_text.items() if not text},
+        {name: Words.encode(arrow[name]) for name, text in is_text.items() if text},
+        np.arange(arrow.num_rows, dtype=np.int64) if rows is None else rows,
+        lines_of,
+    )
+
+
+def _read_parquet(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
     try:
         table = pa_parquet.read_table(path, columns=list(types)).select(list(types)).cast(pa.schema(types))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -160,12 +216,10 @@ def _read_parquet(path: Path, types: dict[str, pa.DataType]) -> tuple[pa.Table, 
     for place, (name, kind) in enumerate(types.items()):
         if kind == pa.string():
             table = table.set_column(place, name, table[name].fill_null(""))
-    return table, np.arange(table.num_rows, dtype=np.int64) + 1
+    return table
 
 
-def _read_carefully(
-    path: Path, header: list[str], present: list[str], text: set[str], faults: Faults
-) -> tuple[pa.Table, NDArray[np.int64]]:
+def _read_carefully(path: Path, header: list[str], present: list[str], text: set[str], faults: Faults) -> Table:
     """Everything as text, one thread, so that each bad row can be named."""
     cut: list[tuple[int, int]] = []
 
@@ -174,7 +228,7 @@ def _read_carefully(
         return "skip"
 
     try:
-        table = pa_csv.read_csv(
+        arrow = pa_csv.read_csv(
             path,
             read_options=pa_csv.ReadOptions(use_threads=False, column_names=header, skip_rows=1),
             parse_options=pa_csv.ParseOptions(invalid_row_handler=note),
@@ -184,32 +238,50 @@ def _read_carefully(
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a readable CSV file: {error}") from None
-    lines = _line_numbers(path, table.num_rows + len(cut))
-    rule = f"a row must have {len(header)} fields"
-    faults.found += [Fault(path.name, int(lines[row]), rule, f"fields={fields}") for row, fields in cut]
-    lines = np.delete(lines, [row for row, _ in cut])
-    columns: dict[str, Any] = {}
-    good = np.ones(table.num_rows, dtype=bool)
-    for name in present:
-        values = table[name].to_pandas()
-        columns[name] = values.to_numpy()
-        if name not in text:
-            numeric = columns[name] = pd.to_numeric(values, errors="coerce").astype(np.float64).to_numpy()
-            for row in np.flatnonzero(np.isnan(numeric) & good):
-                found = f"{name}={values.iloc[row]}"
-                faults.found.append(Fault(path.name, int(lines[row]), f"{name} must be a number", found))
-            good &= ~np.isnan(numeric)
-    return pa.table({name: column[good] for name, column in columns.items()}), lines[good]
+    places = np.array([row for row, _ in cut], dtype=np.int64)
+    lines_of = _lines_of_csv(path, arrow.num_rows + len(cut))
+    if cut:
+        rule = f"a row must have {len(header)} fields"
+        faults.note(path.name, rule, lines_of(places), lambda n: f"fields={cut[n][1]}")
+    table = _table(path, arrow, np.delete(np.arange(arrow.num_rows + len(cut)), places), lines_of)
+    numbers = {name: _numbers(table.words[name]) for name in present if name not in text}
+    for name in numbers:
+        unread = np.isnan(numbers[name])
+        table = table.require(~unread, f"{name} must be a number", [name], faults)
+        numbers = {other: column[~unread] for other, column in numbers.items()}
+    words = {name: column for name, column in table.words.items() if name in text}
+    return Table(path, numbers, words, table.rows, lines_of)
 
 
-def _line_numbers(path: Path, rows: int) -> NDArray[np.int64]:
+def _numbers(words: Words) -> NDArray[np.float64]:
+    """NaN where the text is no number."""
+    values = pd.to_numeric(words.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+    return np.asarray(values[words.codes], dtype=np.float64)
+
+
+def _has_rows(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.readline()
+        return bool(file.read(1))
+
+
+def _lines_of_csv(path: Path, count: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
     """The line of each row below the header, where the reader has passed over blank lines."""
-    if _count_lines(path) != rows + 1:
-        with path.open("rb") as file:
-            filled = [number for number, line in enumerate(file, 1) if line.strip(b"\r\n")]
-        if len(filled) == rows + 1:
-            return np.array(filled[1:], dtype=np.int64)
-    return np.arange(rows, dtype=np.int64) + 2
+
+    @lru_cache(maxsize=1)
+    def of_all() -> NDArray[np.int64] | None:
+        if _count_lines(path) != count + 1:
+            with path.open("rb") as file:
+                filled = [number for number, line in enumerate(file, 1) if line.strip(b"\r\n")]
+            if len(filled) == count + 1:
+                return np.array(filled[1:], dtype=np.int64)
+        return None
+
+    def lines_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        lines = of_all()
+        return rows + 2 if lines is None else lines[rows]
+
+    return lines_of
 
 
 def _count_lines(path: Path) -> int:

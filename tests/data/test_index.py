@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from made_index import boxes_of, labels_of, make_index, make_taxonomy, parents_of, random_index
 
+from retinaflow.data.column_store import FORMAT
 from retinaflow.data.index import AnnotationIndex, row_starts
 from retinaflow.data.taxonomy import Hierarchy, Taxonomy
 
@@ -197,7 +198,7 @@ def test_an_index_of_another_format_is_not_opened(tmp_path: Path) -> None:
     random_index(1).save(tmp_path / "index")
     document = json.loads((tmp_path / "index" / "index.json").read_text(encoding="utf-8"))
     (tmp_path / "index" / "index.json").write_text(json.dumps(document | {"format": 1}), encoding="utf-8")
-    with pytest.raises(ValueError, match="index format 1 is not the 2 this version reads"):
+    with pytest.raises(ValueError, match=f"index format 1 is not the {FORMAT} this version reads"):
         AnnotationIndex.open(tmp_path / "index")
 
 
