@@ -60,12 +60,28 @@ def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
         head_norm = "none" if getattr(settings, "weights", None) == "coco" else "group"
         automatic = {**profile, "head_norm": head_norm}
         unset = {name: value for name, value in automatic.items() if getattr(settings, name, None) == "auto"}
-        return kind.model_validate({**settings.model_dump(), **unset})
+        return kind.model_validate({**settings.model_dump(exclude_unset=True), **unset})
     except ValidationError as error:
         by_name: dict[str, list[Any]] = {}
         for item in error.errors():
             by_name.setdefault(str(item["loc"][0]), []).append(item)
         raise ValueError("\n".join(_explain(name, items) for name, items in by_name.items())) from None
+
+
+def with_absolute_paths(settings: TrackingSettings) -> dict[str, Any]:
+    """The settings as JSON values, paths made absolute, so that they mean the same in any folder."""
+    values = settings.model_dump(mode="json")
+    for name, value in settings:
+        if isinstance(value, Path):
+            values[name] = str(value.absolute())
+        elif isinstance(value, tuple):
+            values[name] = [str(item.absolute()) if isinstance(item, Path) else item for item in value]
+        elif isinstance(value, str) and (
+            (name in ("data", "hierarchy") and value not in ("demo", "trained", "auto", "none"))
+            or (name in ("weights", "class_group", "config") and Path(value).is_file())
+        ):
+            values[name] = str(Path(value).absolute())
+    return values
 
 
 def _from_file(path: Any) -> dict[str, Any]:

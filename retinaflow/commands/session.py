@@ -20,6 +20,7 @@ from retinaflow.detections import Detections
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import HeadNorm, NetworkConfig, RetinaNet, norm_for, trainable_layers_for
 from retinaflow.detector.weights import load_weights
+from retinaflow.resolving import with_absolute_paths
 from retinaflow.run_files import Run
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 from retinaflow.training.inference import detect
@@ -184,7 +185,7 @@ class Session:
             bins=self.data.bins,
             buckets=self.buckets,
             parents=self.config.parents,
-            settings=self.config.model_dump(mode="json"),
+            settings=with_absolute_paths(self.config),
             data_digest=self.data.digest,
             epoch=trainer.epoch,
             progress={**trainer.state(), "best": self.best} if progress else None,
