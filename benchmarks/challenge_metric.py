@@ -11,8 +11,8 @@ one; files come from the page cache), the wall clock of the whole, and the peak 
 
 - ours: CSV or Parquet files -> AP per class, hierarchy expanded, by :func:`retinaflow.evaluation.evaluate_detections`;
   "read" is everything up to arrays, "score" matching and AP.
-- peers: pycocotools and faster-coco-eval at IoU 0.5 on the same boxes. They know neither expansion nor verified classes,
-  so they are handed the expanded truth and the detections that are judged, as arrays, and their time has no reading of
+- peers: pycocotools and faster-coco-eval at IoU 0.5 on the same boxes. They know neither expansion nor verified
+  classes, so they are handed the expanded truth and the detections that are judged, as arrays, and their time has no reading of
   files in it: "load" makes their tables from arrays, "score" is evaluate() and accumulate().
 
 COCO's rules differ (a second choice of truth, 101 recall points), so the means are near each other, not equal.
@@ -67,13 +67,14 @@ def show(side: str, results: list[dict[str, Any]]) -> None:
     whole = min(sum(result["phases"].values()) for result in results)
     wall = min(result["wall"] for result in results)
     peak = max(result["peak_mib"] for result in results)
-    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases.items())
-    print(f"{side:<17} {whole:7.2f} CPU s ({parts}; wall {wall:.2f}), peak {peak:6.0f} MiB, mAP {results[0]['mean_ap']:.6f}")
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in phases.items()) + f"; wall {wall:.2f}"
+    mean = results[0]["mean_ap"]
+    print(f"{side:<17} {whole:7.2f} CPU s ({parts}), peak {peak:6.0f} MiB, mAP {mean:.6f}")
 
 
 def run_side(side: str, folder: Path) -> dict[str, Any]:
     """Measure one side in a process of its own, bound to one core."""
-    one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, __file__, "--side", side, "--folder", str(folder)],
         check=True,
@@ -191,7 +192,9 @@ def make_case(folder: Path, arguments: argparse.Namespace) -> None:
     other = arguments.detections - len(near)
     other_image = rng.integers(images, size=other)
     kind = rng.random(other)
-    other_label = np.where(kind < 0.5, palette[other_image, rng.integers(0, 4, other)], absent[other_image, kind.argsort() % 6])
+    other_label = np.where(
+        kind < 0.5, palette[other_image, rng.integers(0, 4, other)], absent[other_image, kind.argsort() % 6]
+    )
     other_label = np.where(kind < 0.24, rng.integers(0, classes, other), other_label)
     image = np.concatenate([owner[near], other_image])
     guess = np.concatenate([label[near], other_label])
@@ -281,7 +284,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", default="faster-coco-eval,pycocotools", help="comma list; empty: none")
-    parser.add_argument("--folder", type=Path, default=None, help="where the files are made, and removed (default: tmp)")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the files are made, and removed (default: tmp)"
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.truths = arguments.truths or round(arguments.images * 7.15)

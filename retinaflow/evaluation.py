@@ -69,7 +69,9 @@ class Evaluation:
     @property
     def per_class(self) -> pd.DataFrame:
         """One row per class, in class order: ``class, ap, num_truths``, ``ap_iou_50`` and so on, ``class_id``."""
-        columns = {iou_column(threshold): row for threshold, row in zip(self.iou_thresholds, self.ap_by_iou, strict=True)}
+        columns = {
+            iou_column(threshold): row for threshold, row in zip(self.iou_thresholds, self.ap_by_iou, strict=True)
+        }
         return pd.DataFrame(
             {
                 "class": list(self.taxonomy.labels),
@@ -109,8 +111,8 @@ def evaluate_detections(
     ``predictions``: columns ``ImageID, LabelName, Score, XMin, XMax, YMin, YMax``, a Kaggle submission, or
     ``Detections`` whose images are those of the index. ``group_of_weight`` in [0, 1]: 1 is the Challenge.
     ``iou_thresholds``: further thresholds to give AP at (:data:`~retinaflow.scoring.challenge.COCO_THRESHOLDS`).
-    ``expand_predictions`` copies each detection to its class's ancestors first. Raises FileNotFoundError, and ValueError
-    naming file, line, rule and value; with ``on_bad_row="drop"`` faulty rows are left out.
+    ``expand_predictions`` copies each detection to its class's ancestors first. Raises FileNotFoundError, and
+    ValueError naming file, line, rule and value; with ``on_bad_row="drop"`` faulty rows are left out.
     """
     if isinstance(truth, AnnotationIndex):
         if image_labels is not None or classes is not None or hierarchy is not None:
@@ -152,7 +154,7 @@ def read_truth(
 
 
 def read_detections(predictions: Table, truth: AnnotationIndex, *, on_bad_row: OnBadRow = "stop") -> Detections:
-    """Predictions as columns that count the images and classes of ``truth``; errors as in :func:`evaluate_detections`."""
+    """Predictions as columns that count images and classes of ``truth``; errors as in :func:`evaluate_detections`."""
     return read_predictions(source_of(predictions, "predictions"), truth, Faults(on_bad_row))
 
 

@@ -54,7 +54,7 @@ def run(config: EvaluateConfig) -> Judgement:
         run.set_tags({"retinaflow.judged": source.name, "retinaflow.data_digest": source.judged.digest[:16]})
         detections = source.detections(stop)
         if config.expand_predictions:
-            detections = expand_to_ancestors(detections, source.judged)
+            detections = expand_to_ancestors(detections, source.judged.taxonomy)
         evaluator = Evaluator(source.judged)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))

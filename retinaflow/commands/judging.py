@@ -77,7 +77,9 @@ def judgement_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, pre
 def log_tables(run: Run, judgement: Judgement, document: dict[str, object]) -> None:
     """``per_class_ap.csv``, the same for the table view of ``mlflow ui``, and ``metrics.json``."""
     first = ["class", "ap", "num_truths"]
-    table = judgement.table[[*first, *(name for name in judgement.table if name not in (*first, "class_id")), "class_id"]]
+    table = judgement.table[
+        [*first, *(name for name in judgement.table if name not in (*first, "class_id")), "class_id"]
+    ]
     run.log_csv(table, "per_class_ap.csv")
     run.log_table(table, "per_class_ap.json")
     run.log_json(document, "metrics.json")

@@ -165,9 +165,7 @@ def _assemble(taxonomy: Taxonomy, box_tables: Sequence[Table], label_tables: Seq
 
 def _number_images(tables: Sequence[Table]) -> tuple[NDArray[np.str_], list[NDArray[np.int32]]]:
     """The ids in all tables, ascending, and for each table the place of each row's image among them."""
-    together = Words.encode(
-        pa.chunked_array([table.words["ImageID"].used() for table in tables], type=pa.string())
-    )
+    together = Words.encode(pa.chunked_array([table.words["ImageID"].used() for table in tables], type=pa.string()))
     order = _ascending(together.values)
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)

@@ -6,8 +6,8 @@
   ``{MID} {score} {XMin} {YMin} {XMax} {YMax}``.
 
 Rows keep their order, by which the metric breaks equal scores. Boxes are kept as given, valid or not, inside the image
-or not (METRIC rules 3 and 9); a score or coordinate that is no finite number, and a class that is not in the class list,
-is a fault with file and line. An image that the annotations do not have gets index -1.
+or not (METRIC rules 3 and 9); a score or coordinate that is no finite number, and a class outside the class list, is
+a fault with file and line. An image that the annotations do not have gets index -1.
 """
 
 from __future__ import annotations

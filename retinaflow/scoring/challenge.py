@@ -85,7 +85,9 @@ def evaluate(
 
     Example: one truth, a wrong detection of score 0.9, a right one of 0.8: precision 1/2 at recall 1, AP 0.5.
     """
-    return score(match(detections, truth, iou_threshold=iou_threshold, group_of_weight=group_of_weight, classes=classes))
+    return score(
+        match(detections, truth, iou_threshold=iou_threshold, group_of_weight=group_of_weight, classes=classes)
+    )
 
 
 def match(

@@ -1,4 +1,4 @@
-"""What each detection claims, whatever the others do: rule 3 and the overlaps of rule 4 of the Open Images Challenge metric.
+"""What each detection claims, whatever the others do: rule 3 and the overlaps of rule 4 of the Challenge metric.
 
 A detection looks only at its best ordinary truth and its best group-of truth and has no second choice, so both can be
 found one by one, in any order, in batches and in several processes; only who came first to a truth needs all of them
@@ -88,7 +88,9 @@ class Claims:
         if len(parts) == 1:
             return parts[0]
         nothing = Claims(*(np.zeros(0, dtype=kind) for kind in _COLUMN_TYPES))
-        return Claims(*(np.concatenate([getattr(part, item.name) for part in (nothing, *parts)]) for item in fields(Claims)))
+        return Claims(
+            *(np.concatenate([getattr(part, item.name) for part in (nothing, *parts)]) for item in fields(Claims))
+        )
 
 
 _COLUMN_TYPES = (np.int64, np.int32, np.float64, np.float64, np.float64, np.int32, np.float64, np.int32)
@@ -113,7 +115,10 @@ def make_claims(detections: Detections, rows: NDArray[np.int64], truth: TruthByP
     for start in range(0, len(detections), BLOCK):
         block = slice(start, start + BLOCK)
         some = Detections(
-            detections.image_index[block], detections.class_index[block], detections.score[block], detections.boxes[block]
+            detections.image_index[block],
+            detections.class_index[block],
+            detections.score[block],
+            detections.boxes[block],
         )
         claims, dropped = _claims_of_block(some, rows[block], truth)
         parts.append(claims)

@@ -28,9 +28,9 @@ def detail_tables(
     """Details per class, in class order, and one row per slice.
 
     Details: ``class, ap, num_truths``; ``precision, recall, f1`` at the score threshold, ``best_f1`` with its
-    ``threshold, precision, recall``; ``ap_iou_50``, ... and their mean ``ap_iou_mean`` for given IoU thresholds; ``ap``,
-    ``recall`` and ``num_truths`` of each slice; ``class_id``. Slices: ``slice, mAP, recall`` (means over the classes with a
-    truth in it), ``num_truths, num_classes``.
+    ``threshold, precision, recall``; ``ap_iou_50``, ... and their mean ``ap_iou_mean`` for given IoU thresholds;
+    ``ap``, ``recall`` and ``num_truths`` of each slice; ``class_id``. Slices: ``slice, mAP, recall`` (means over the
+    classes with a truth in it), ``num_truths, num_classes``.
     """
     matches = evaluator.matches(group_of_weight=group_of_weight)
     given, best = at_threshold(matches, score_threshold), best_f1(matches)

@@ -1,7 +1,7 @@
 """What matching detections with truth yields, as columns: the entries of the precision-recall curves, and truth counts.
 
-Made by :class:`retinaflow.scoring.evaluator.Evaluator`; small enough to keep (about 50 bytes per detection), and all that
-average precision, bootstrap and error pictures need.
+Made by :class:`retinaflow.scoring.evaluator.Evaluator`; small enough to keep (about 50 bytes per detection), and all
+that average precision, bootstrap and error pictures need.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which detections are right, wrong or absorbed: rules 4 and 5 of the Open Images Challenge metric, in the order of
 rule 8.
 
-In: claims (:mod:`retinaflow.scoring.claims`), in any order. A truth goes to the first detection that claims it by score,
-so what is needed is one fixed order of all detections; their sort by class, score, image and row is that of the
-precision-recall curves too, and is the only one. Out: :class:`Matches`, everything that average precision needs, so that
-it can be asked again with other image weights (bootstrap) without matching twice.
+In: claims (:mod:`retinaflow.scoring.claims`), in any order. A truth goes to the first detection that claims it by
+score, so what is needed is one fixed order of all detections; their sort by class, score, image and row is that of the
+precision-recall curves too, and is the only one. Out: the entries that average precision needs, so that it
+can be asked again with other image weights (bootstrap) without matching twice.
 
 Cost: O(D log D); about 100 bytes per detection while it runs.
 
@@ -14,6 +14,7 @@ Source: ``per_image_evaluation.py`` of the TensorFlow Object Detection API, with
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ def ranked(claims: Claims, truth: TruthByPair, image_rank: NDArray[np.int64]) ->
     order = np.argsort(column, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=len(truth.judged)))])
     falling = -claims.score[order]
-    for begin, end in zip(start[:-1], start[1:], strict=True):
+    for begin, end in pairwise(start):
         order[begin:end] = order[begin:end][np.argsort(falling[begin:end], kind="stable")]
     claims = claims.take(order)
     if np.bincount(claims.slot, minlength=1).max() <= MAX_DETECTIONS:

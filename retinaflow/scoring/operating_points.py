@@ -1,7 +1,7 @@
 """Precision and recall of each class where a detector is used: at a score threshold, and at that of its best F1.
 
-AP rates the whole curve; whoever uses a detector picks one point of it. Precision = TP / (TP + FP), recall = TP / truths,
-F1 = 2 TP / (TP + FP + truths), all by the entries of the metric: a found group-of box counts with its weight, absorbed
+AP rates the whole curve; whoever uses a detector picks one point of it. Precision = TP / (TP + FP), recall = TP /
+truths, F1 = 2 TP / (TP + FP + truths), all by the entries of the metric: a found group-of box counts with its weight, absorbed
 detections count neither way. Detections of equal score pass a threshold together.
 """
 

@@ -8,8 +8,8 @@ wrong. A detection that claims none is wrong
 - in the crowded slice when its image has a crowded truth of its class; elsewhere there is no crowd to get wrong.
 
 Sizes are shares of the image's area, since truth knows no pixels: small is below 1/300, large from 3/100, which are
-COCO's 32 x 32 and 96 x 96 pixels on an image of 640 x 480. Crowded is a truth that overlaps another ordinary truth of its
-class by IoU > 0.3. All of this is after expansion: two men in a crowd are crowded persons too.
+COCO's 32 x 32 and 96 x 96 pixels on an image of 640 x 480. Crowded is a truth that overlaps another ordinary truth of
+its class by IoU > 0.3. All of this is after expansion: two men in a crowd are crowded persons too.
 
 Cost: one pass over pairs of truths in one image and class, and per slice one over the claims.
 """

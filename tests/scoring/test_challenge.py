@@ -95,7 +95,9 @@ def test_any_scene_scores_as_the_slow_reference_says(scene: Scene, weight: float
 def large_scene(seed: int) -> Scene:
     """2,000 images, 60 classes with several parents, 100,000 detections; scores on a grid, so that many are equal."""
     rng = np.random.default_rng(seed)
-    links = tuple({(int(rng.integers(0, child)), child) for child in range(5, 60) for _ in range(2) if rng.random() < 0.4})
+    links = tuple(
+        {(int(rng.integers(0, child)), child) for child in range(5, 60) for _ in range(2) if rng.random() < 0.4}
+    )
     names = [f"{number:x}" for number in range(2000)]
 
     def boxes_at(low: np.ndarray, side: np.ndarray) -> list[tuple[float, float, float, float]]:
@@ -104,14 +106,26 @@ def large_scene(seed: int) -> Scene:
     image, label = rng.integers(0, 2000, 12_000), rng.integers(0, 60, 12_000)
     low, side = rng.random((12_000, 2)) * 0.5, 0.1 + 0.4 * rng.random((12_000, 2))
     group_of = rng.random(12_000) < 0.1
-    truths = [Truth(names[i], int(c), box, bool(g)) for i, c, box, g in zip(image, label, boxes_at(low, side), group_of, strict=True)]
-    labels = [Label(names[i], int(c), bool(p)) for i, c, p in zip(rng.integers(0, 2000, 8000), rng.integers(0, 60, 8000), rng.random(8000) < 0.5, strict=True)]
+    truths = [
+        Truth(names[i], int(c), box, bool(g))
+        for i, c, box, g in zip(image, label, boxes_at(low, side), group_of, strict=True)
+    ]
+    labels = [
+        Label(names[i], int(c), bool(p))
+        for i, c, p in zip(rng.integers(0, 2000, 8000), rng.integers(0, 60, 8000), rng.random(8000) < 0.5, strict=True)
+    ]
     near = rng.integers(0, 12_000, 100_000)
     shift, scale = rng.normal(0, 0.03, (100_000, 2)), rng.normal(1, 0.2, (100_000, 2))
     guess = np.where(rng.random(100_000) < 0.8, label[near], rng.integers(0, 60, 100_000))
     found = [
         Found(names[image[n]], int(c), score, box)
-        for n, c, score, box in zip(near, guess, (rng.integers(0, 200, 100_000) / 200).tolist(), boxes_at(low[near] + shift, side[near] * scale), strict=True)
+        for n, c, score, box in zip(
+            near,
+            guess,
+            (rng.integers(0, 200, 100_000) / 200).tolist(),
+            boxes_at(low[near] + shift, side[near] * scale),
+            strict=True,
+        )
     ]
     return Scene(60, tuple(truths), tuple(labels), tuple(found), links)
 

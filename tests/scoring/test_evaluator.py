@@ -25,7 +25,9 @@ TWO = Scene(
 
 def by_image(detections: Detections) -> list[Detections]:
     """One batch per image, in order of first appearance."""
-    return [detections.take(detections.image_index == image) for image in dict.fromkeys(detections.image_index.tolist())]
+    return [
+        detections.take(detections.image_index == image) for image in dict.fromkeys(detections.image_index.tolist())
+    ]
 
 
 @settings(max_examples=60, deadline=None)
