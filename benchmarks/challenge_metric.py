@@ -12,8 +12,8 @@ one; files come from the page cache), the wall clock of the whole, and the peak 
 - ours: CSV or Parquet files -> AP per class, hierarchy expanded, by :func:`retinaflow.evaluation.evaluate_detections`;
   "read" is everything up to arrays, "score" matching and AP.
 - peers: pycocotools and faster-coco-eval at IoU 0.5 on the same boxes. They know neither expansion nor verified
-  classes, so they are handed the expanded truth and the detections that are judged, as arrays, and their time has no reading of
-  files in it: "load" makes their tables from arrays, "score" is evaluate() and accumulate().
+  classes, so they are handed the expanded truth and the detections that are judged, as arrays, and their time has no
+  reading of files in it: "load" makes their tables from arrays, "score" is evaluate() and accumulate().
 
 COCO's rules differ (a second choice of truth, 101 recall points), so the means are near each other, not equal.
 """

@@ -5,8 +5,8 @@ The map of the package, in reading order:
 - ``boxes``, ``detections``: box arithmetic; detections as columns.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages`` and ``tables``
   (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
-  ``image_files``; ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs); ``batching``,
-  ``augmentation``, ``images`` (batches of one shape); ``demo`` (the generated set).
+  ``image_files``; ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs);
+  ``batching``, ``augmentation``, ``images`` (batches of one shape); ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
   ``loss``, ``postprocess``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,

@@ -122,8 +122,10 @@ def evaluate_detections(
         index = read_truth(
             truth, image_labels=image_labels, classes=classes, hierarchy=hierarchy, on_bad_row=on_bad_row
         )
-    given = isinstance(predictions, Detections)
-    detections = predictions if given else read_detections(predictions, index, on_bad_row=on_bad_row)
+    if isinstance(predictions, Detections):
+        detections = predictions
+    else:
+        detections = read_detections(predictions, index, on_bad_row=on_bad_row)
     if expand_predictions:
         detections = expand_to_ancestors(detections, index.taxonomy)
     evaluator = Evaluator(index)

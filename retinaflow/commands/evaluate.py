@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,11 +96,11 @@ def _more(config: EvaluateConfig, source: _Model | _Predictions, judgement: Judg
     repeated = judgement.scores.matches.repeated_truths
     if repeated:
         say(f"{repeated:,} truths repeat a box of their class on the same image (a box given under child and parent?)")
-    found = source.dropped.groupby(["file", "rule"], sort=False).size()
+    counts = Counter(zip(source.dropped["file"], source.dropped["rule"], strict=True))
     return {
         "not_a_challenge_score": reasons,
         "expanded_predictions": config.expand_predictions,
-        "dropped_rows": [{"file": file, "rule": rule, "rows": int(rows)} for (file, rule), rows in found.items()],
+        "dropped_rows": [{"file": file, "rule": rule, "rows": rows} for (file, rule), rows in counts.items()],
     }
 
 

@@ -12,6 +12,7 @@ a fault with file and line. An image that the annotations do not have gets index
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,9 @@ def source_of(given: object, name: str) -> Source:
         return Path(given)
     if isinstance(given, pd.DataFrame):
         return Frame(name, given)
-    if isinstance(given, dict):
+    if isinstance(given, Mapping):
         try:
-            return Frame(name, pd.DataFrame(given))
+            return Frame(name, pd.DataFrame(dict(given)))
         except ValueError as error:
             raise ValueError(f"{name}: columns must be arrays of one length, but {error}") from None
     raise ValueError(f"{name} must be a path, a pandas frame or a dict of columns, but got a {type(given).__name__}")

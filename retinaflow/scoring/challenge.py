@@ -152,7 +152,7 @@ def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | 
             num_truths = matches.truth_count[truths].sum(keepdims=True)
             result[:, c] = _area(right[None, entries], wrong[None, entries], num_truths)
         else:
-            times = rows[:, matches.image_index[entries]]
+            times = rows[:, matches.image_index[entries]].astype(np.float64)
             num_truths = rows[:, matches.truth_image[truths]] @ matches.truth_count[truths]
             result[:, c] = _area(times * right[entries], times * wrong[entries], num_truths)
     return result[0] if weights is None or weights.ndim == 1 else result

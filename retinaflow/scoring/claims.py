@@ -87,13 +87,21 @@ class Claims:
         """All claims of all parts, in order."""
         if len(parts) == 1:
             return parts[0]
-        nothing = Claims(*(np.zeros(0, dtype=kind) for kind in _COLUMN_TYPES))
-        return Claims(
-            *(np.concatenate([getattr(part, item.name) for part in (nothing, *parts)]) for item in fields(Claims))
-        )
+        if not parts:
+            return _NO_CLAIMS
+        return Claims(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Claims)))
 
 
-_COLUMN_TYPES = (np.int64, np.int32, np.float64, np.float64, np.float64, np.int32, np.float64, np.int32)
+_NO_CLAIMS = Claims(
+    row=np.zeros(0, dtype=np.int64),
+    slot=np.zeros(0, dtype=np.int32),
+    score=np.zeros(0),
+    area=np.zeros(0),
+    iou=np.zeros(0),
+    nearest=np.zeros(0, dtype=np.int32),
+    ioa=np.zeros(0),
+    group=np.zeros(0, dtype=np.int32),
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def _claims_of_block(detections: Detections, rows: NDArray[np.int64], truth: Tru
         dropped.append(int(before - np.count_nonzero(remaining)))
     kept = np.flatnonzero(remaining)
     slot, boxes = slot[kept], boxes[kept]
-    area = areas(boxes)
+    area: NDArray[np.float64] = areas(boxes).astype(np.float64, copy=False)
     iou, nearest = _best_truth(boxes, area, slot, truth.ordinary, truth.ordinary_start, union=True)
     ioa, group = _best_truth(boxes, area, slot, truth.group_of, truth.group_of_start, union=False)
     score = detections.score[kept].astype(np.float64)

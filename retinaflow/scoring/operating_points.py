@@ -1,8 +1,8 @@
 """Precision and recall of each class where a detector is used: at a score threshold, and at that of its best F1.
 
 AP rates the whole curve; whoever uses a detector picks one point of it. Precision = TP / (TP + FP), recall = TP /
-truths, F1 = 2 TP / (TP + FP + truths), all by the entries of the metric: a found group-of box counts with its weight, absorbed
-detections count neither way. Detections of equal score pass a threshold together.
+truths, F1 = 2 TP / (TP + FP + truths), all by the entries of the metric: a found group-of box counts with its
+weight, absorbed detections count neither way. Detections of equal score pass a threshold together.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ def best_f1(matches: Matches) -> OperatingPoints:
 
 def _points(
     threshold: NDArray[np.float64],
-    right: NDArray[np.float64],
-    wrong: NDArray[np.float64],
+    right: NDArray[np.number],
+    wrong: NDArray[np.number],
     num_truths: NDArray[np.float64],
 ) -> OperatingPoints:
-    def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    def ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:
+        result = np.full(len(part), np.nan)
+        np.divide(part, whole, out=result, where=whole > 0)
+        return result
 
     f1 = np.where(num_truths > 0, ratio(2 * right, right + wrong + num_truths), np.nan)
     return OperatingPoints(threshold, ratio(right, right + wrong), ratio(right, num_truths), f1)
@@ -86,4 +88,4 @@ def _right(matches: Matches) -> NDArray[np.float64]:
 
 
 def _wrong(matches: Matches) -> NDArray[np.float64]:
-    return (matches.kind == Kind.FALSE_POSITIVE).astype(np.float64)
+    return np.where(matches.kind == Kind.FALSE_POSITIVE, 1.0, 0.0)

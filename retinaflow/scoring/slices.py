@@ -64,7 +64,8 @@ def subsets(evaluator: Evaluator) -> dict[str, Subset]:
 
 def are_crowded(truth: TruthByPair) -> NDArray[np.bool_]:
     """``[T]`` ordinary truths that overlap another one of their image and class by IoU > 0.3."""
-    boxes, area = truth.ordinary.boxes, areas(truth.ordinary.boxes)
+    boxes = truth.ordinary.boxes
+    area = areas(boxes).astype(np.float64, copy=False)
     slot = np.searchsorted(truth.pairs, truth.ordinary.pair)
     begin = truth.ordinary_start[slot]
     counts = truth.ordinary_start[slot + 1] - begin
@@ -88,6 +89,7 @@ def _scores(name: str, evaluator: Evaluator, subset: Subset, *, iou_threshold: f
     return SliceScores(name, average_precision(matches), recall, num_truths)
 
 
-def _size(area: NDArray[np.float64]) -> NDArray[np.int64]:
+def _size(area: NDArray[np.floating]) -> NDArray[np.int64]:
     """0 small, 1 medium, 2 large."""
-    return np.digitize(area, [SMALL_BELOW, LARGE_FROM])
+    number: NDArray[np.int64] = np.digitize(area, [SMALL_BELOW, LARGE_FROM])
+    return number
