@@ -4,15 +4,17 @@ The map of the package, in reading order:
 
 - ``boxes``, ``detections``: box arithmetic; detections as columns.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages`` and ``tables``
-  (the published files), ``index`` and ``cache`` (annotations as memory-mapped columns), ``image_files`` and
-  ``image_sizes``;
-  ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs); ``batching``,
-  ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a set looks like);
-  ``demo`` (the generated set).
+  (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
+  ``image_files`` and ``image_sizes``; ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced
+  epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a
+  set looks like); ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
   ``loss``, ``postprocess``.
-- ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``matching`` and ``challenge`` (the Open
-  Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``data_figures``, ``contact_sheet``.
+- ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
+  ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
+  ``slices`` and ``details`` (more than one number), ``bootstrap``, ``report``, ``figures``, ``data_figures``,
+  ``contact_sheet``.
+- ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
 - ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``,

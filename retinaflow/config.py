@@ -38,6 +38,10 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_none)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Thresholds = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...] | Literal["coco"],
+    BeforeValidator(lambda value: value if value == "coco" else _split(value)),
+]
 
 
 def _number_or_list(value: Any) -> Any:
@@ -275,7 +279,8 @@ class TrainConfig(SamplingFields, DetectionFields):
 
 
 class EvaluateConfig(DataSettings, DetectionFields):
-    """``evaluate``: judge a trained model, or a file of predictions."""
+    """``evaluate``: judge a trained model, or a file of predictions. For a model, score_threshold, nms and the other
+    settings of detections, group_of_weight and precision are those of its training unless given."""
 
     data: str = "trained"
     """Folder in the published layout, demo, or trained: what the model was judged on in training."""
@@ -289,7 +294,7 @@ class EvaluateConfig(DataSettings, DetectionFields):
     """What to judge: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last
     training run."""
     predictions: OptionalPath = None
-    """CSV or Parquet of predictions to judge instead of a model."""
+    """CSV, Parquet or Kaggle submission of predictions to judge instead of a model."""
     image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
     """Square root of the area that images are resized to; trained: as in training."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -300,6 +305,10 @@ class EvaluateConfig(DataSettings, DetectionFields):
     """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
     expand_predictions: bool = False
     """Copy each detection to its class's ancestors before judging."""
+    iou_thresholds: Thresholds = ()
+    """Further IoU thresholds to give AP at, with their mean: a list, or coco (0.5 to 0.95); none: 0.5 only."""
+    report_score: Share = 0.5
+    """Score at which per_class_details.csv tells precision and recall."""
     bootstrap: Annotated[int, Field(ge=0)] = 200
     """Resamples of the images for intervals; 0: no intervals."""
 

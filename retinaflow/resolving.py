@@ -66,7 +66,7 @@ def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
         profile = PROFILES["demo" if getattr(settings, "data", "demo") == "demo" else "photos"]
         automatic = {**profile, **_by_other_settings({**profile, **_known(settings.model_dump())})}
         unset = {name: value for name, value in automatic.items() if getattr(settings, name, None) == "auto"}
-        complete = kind.model_validate({**settings.model_dump(), **unset})
+        complete = kind.model_validate({**settings.model_dump(exclude_unset=True), **unset})
         # Which settings were given stays known: a resumed training takes the others from its checkpoint.
         return kind.model_construct(_fields_set=set(values), **dict(complete))
     except ValidationError as error:
@@ -97,6 +97,22 @@ def _by_other_settings(known: Mapping[str, Any]) -> dict[str, Any]:
         # The published RetinaNets' 0.01 for 16 images, scaled with the images of a step (Goyal et al. 2017).
         automatic["lr"] = 0.01 * known["batch_size"] * known["accumulate"] / 16
     return automatic
+
+
+def with_absolute_paths(settings: TrackingSettings) -> dict[str, Any]:
+    """The settings as JSON values, paths made absolute, so that they mean the same in any folder."""
+    values = settings.model_dump(mode="json")
+    for name, value in settings:
+        if isinstance(value, Path):
+            values[name] = str(value.absolute())
+        elif isinstance(value, tuple):
+            values[name] = [str(item.absolute()) if isinstance(item, Path) else item for item in value]
+        elif isinstance(value, str) and (
+            (name in ("data", "hierarchy") and value not in ("demo", "trained", "auto", "none"))
+            or (name in ("weights", "class_group", "config") and Path(value).is_file())
+        ):
+            values[name] = str(Path(value).absolute())
+    return values
 
 
 def _from_file(path: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "data": ("boxes", "detections", "data"),
     "detector": ("boxes", "detections", "detector"),
     "scoring": ("boxes", "detections", "scoring", "data.taxonomy"),
+    "evaluation": ("boxes", "detections", "data", "scoring"),
     "training": ("boxes", "detections", "data", "detector", "training"),
     "config": ("data",),
     "resolving": ("config",),
@@ -41,7 +42,7 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "served_model": ("boxes", "detections", "data", "detector", "training"),
     "commands": (
         *("boxes", "detections", "data", "detector", "scoring", "training"),
-        *("config", "resolving", "run_files", "tracking", "commands"),
+        *("config", "resolving", "run_files", "tracking", "commands", "evaluation"),
     ),
     "cli": ("config", "resolving", "training.stopping", "commands"),
     "__main__": ("cli",),
@@ -53,7 +54,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "albumentations": ("data/augmentation.py",),
     "optuna": ("commands/search.py",),
 }
-COLUMN_FILES = re.compile(r"data/(openimages|index|demo\w*|taxonomy|class_files)\.py")
+COLUMN_FILES = re.compile(r"data/(openimages|index|demo\w*|taxonomy|class_files|predictions)\.py")
 MAX_FILE, MAX_FUNCTION = 350, 60
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
-from retinaflow import tracking
 from retinaflow.commands.inputs import TrainingData, load_training_data, read_split, say
 from retinaflow.commands.judging import (
     Judgement,
-    judge,
+    judgement_of,
     log_pictures,
     log_tables,
     metrics_document,
@@ -21,45 +23,105 @@ from retinaflow.commands.judging import (
     say_judgement,
 )
 from retinaflow.commands.skipped import SkippedImages
-from retinaflow.config import EvaluateConfig, TrainConfig
-from retinaflow.data.batching import AspectBuckets
+from retinaflow.config import DetectionFields, EvaluateConfig, TrainConfig
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import predictions_frame, read_image_ids, read_predictions
+from retinaflow.data.openimages import predictions_frame, read_image_ids
+from retinaflow.data.predictions import read_predictions
 from retinaflow.data.tables import Faults
 from retinaflow.detections import Detections
+from retinaflow.evaluation import expand_to_ancestors
 from retinaflow.resolving import resolve
 from retinaflow.run_files import FolderRun, Run, as_text
 from retinaflow.scoring.bootstrap import bootstrap_intervals
+from retinaflow.scoring.challenge import COCO_THRESHOLDS, Evaluator, score
+from retinaflow.scoring.details import detail_tables, iou_column
 from retinaflow.scoring.report import class_groups
-from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.training.inference import detect
-from retinaflow.training.precision import fast_precision
 from retinaflow.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from retinaflow.training.checkpoint import Checkpoint
+
+# torch and MLflow are imported where they are needed: with track=false a file of predictions is judged without them, in
+# seconds instead of tens, and in a fraction of the memory.
 
 
 def run(config: EvaluateConfig) -> Judgement:
     """Judge, log, print. Returns scores, table and aggregates."""
     source = _Predictions.open(config) if config.predictions is not None else _Model.open(config)
-    with (
-        StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run("evaluate", track=config.track, experiment=config.experiment, output=config.output) as run,
-    ):
+    config = source.config
+    with _started(config) as (stop, run):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.judged": source.name, "retinaflow.data_digest": source.judged.digest[:16]})
         detections = source.detections(stop)
         if config.expand_predictions:
-            detections = expand_to_ancestors(detections, source.judged)
-        judgement = judge(detections, source.judged, source.bins, group_of_weight=config.group_of_weight)
-        document = metrics_document(judgement, source.judged)
+            detections = expand_to_ancestors(detections, source.judged.taxonomy)
+        evaluator = Evaluator(source.judged)
+        evaluator.add(detections)
+        scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
+        judgement = judgement_of(scores, source.judged, source.bins)
+        document = metrics_document(judgement, source.judged) | _more(config, source, judgement)
+        details = _details(evaluator, source, config, document)
         if config.bootstrap > 0:
             judgement, document["intervals"] = _with_intervals(judgement, source, config)
         run.log_metrics(judgement.metrics, step=0)
         for target in _targets(config, run):
             _write(target, judgement, document, detections, source)
+            for name, table in details.items():
+                target.log_csv(table, name)
         say_judgement(judgement)
         return judgement
+
+
+@contextlib.contextmanager
+def _started(config: EvaluateConfig) -> Iterator[tuple[StopRequest, Run]]:
+    if config.predictions is not None and not config.track:
+        with StopRequest() as stop:
+            yield stop, FolderRun(config.output)
+        return
+    from retinaflow import tracking
+
+    with (
+        StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
+        tracking.start_run("evaluate", track=config.track, experiment=config.experiment, output=config.output) as run,
+    ):
+        yield stop, run
+
+
+def _more(config: EvaluateConfig, source: _Model | _Predictions, judgement: Judgement) -> dict[str, object]:
+    """What ``metrics.json`` says of an evaluation beyond what it says of a training."""
+    reasons = list(judgement.scores.not_a_challenge_score)
+    if config.exhaustive:
+        reasons.append("exhaustive=true takes classes without a label as verified absent")
+    repeated = judgement.scores.matches.repeated_truths
+    if repeated:
+        say(f"{repeated:,} truths repeat a box of their class on the same image (a box given under child and parent?)")
+    counts = Counter(zip(source.dropped["file"], source.dropped["rule"], strict=True))
+    return {
+        "not_a_challenge_score": reasons,
+        "expanded_predictions": config.expand_predictions,
+        "dropped_rows": [{"file": file, "rule": rule, "rows": rows} for (file, rule), rows in counts.items()],
+    }
+
+
+def _details(
+    evaluator: Evaluator, source: _Model | _Predictions, config: EvaluateConfig, document: dict[str, object]
+) -> dict[str, pd.DataFrame]:
+    """The tables of details by file name; means over IoU thresholds that were asked for go into the document."""
+    thresholds = COCO_THRESHOLDS if config.iou_thresholds == "coco" else config.iou_thresholds
+    per_class, slices = detail_tables(
+        evaluator,
+        source.judged.taxonomy,
+        group_of_weight=config.group_of_weight,
+        iou_thresholds=thresholds,
+        score_threshold=config.report_score,
+    )
+    if thresholds:
+        columns = [*map(iou_column, thresholds), "ap_iou_mean"]
+        means = {name.replace("ap_", "mAP_", 1): per_class[name].mean() for name in columns}
+        document.update({name: None if np.isnan(value) else float(value) for name, value in means.items()})
+    return {"per_class_details.csv": per_class, "slices.csv": slices}
 
 
 def _targets(config: EvaluateConfig, run: Run) -> list[Run]:
@@ -76,6 +138,7 @@ class _Predictions:
     bins: ClassBins
     dropped: pd.DataFrame
     found: Detections
+    config: EvaluateConfig
 
     @staticmethod
     def open(config: EvaluateConfig) -> _Predictions:
@@ -93,7 +156,7 @@ class _Predictions:
         dropped = pd.concat([loaded.dropped, faults.frame()], ignore_index=True)
         nothing = np.zeros(index.num_classes, dtype=np.int64)
         no_bins = ClassBins(nothing, nothing, np.zeros(1), np.full(index.num_classes, -1, np.int32), "none", 0)
-        return _Predictions(str(config.predictions), index, no_bins, dropped, found)
+        return _Predictions(str(config.predictions), index, no_bins, dropped, found, config)
 
     def detections(self, stop: StopRequest) -> Detections:
         """The rows of the file."""
@@ -115,15 +178,25 @@ class _Model:
 
     @staticmethod
     def open(config: EvaluateConfig) -> _Model:
+        from retinaflow import tracking
+        from retinaflow.training.checkpoint import load_checkpoint
+
         name = config.from_run or tracking.last_run("train")
         path = find_checkpoint(name)
         say(f"judging {path}")
         checkpoint = load_checkpoint(path)
+        config = _as_trained(config, checkpoint)
         judged, dropped = _judged_images(config, checkpoint)
         return _Model(name, judged, checkpoint.bins, dropped, checkpoint, config)
 
     def detections(self, stop: StopRequest) -> Detections:
         """Run the detector over all images."""
+        import torch
+
+        from retinaflow.data.batching import AspectBuckets
+        from retinaflow.training.inference import detect
+        from retinaflow.training.precision import fast_precision
+
         config, checkpoint = self.config, self.checkpoint
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         buckets = checkpoint.buckets
@@ -150,11 +223,20 @@ class _Model:
 
 def find_checkpoint(name: str) -> Path:
     """The checkpoint file that a run id, a model URI or a path stands for."""
+    from retinaflow import tracking
+
     if name.startswith("models:/"):
         return tracking.fetch_model(name)
     if Path(name).suffix == ".pt" or Path(name).is_file():
         return Path(name)
     return tracking.fetch(name, "checkpoints/best.pt")
+
+
+def _as_trained(config: EvaluateConfig, checkpoint: Checkpoint) -> EvaluateConfig:
+    """The settings with those of detections and precision from the training, where they were not given."""
+    trained = checkpoint.settings
+    names = {*DetectionFields.model_fields, "precision"} - config.model_fields_set
+    return config.model_copy(update={name: trained[name] for name in names if name in trained})
 
 
 def _judged_images(config: EvaluateConfig, checkpoint: Checkpoint) -> tuple[AnnotationIndex, pd.DataFrame]:
@@ -196,16 +278,6 @@ def _only_listed(index: AnnotationIndex, config: EvaluateConfig) -> AnnotationIn
     if len(chosen) == 0:
         raise ValueError(f"eval_ids={config.eval_ids}: at least one listed image must be in the split, but none is")
     return index.take(chosen)
-
-
-def expand_to_ancestors(detections: Detections, index: AnnotationIndex) -> Detections:
-    """Each detection followed by copies of it for all ancestors of its class."""
-    row, ancestor = np.nonzero(index.taxonomy.is_ancestor[detections.class_index])
-    rows = np.concatenate([np.arange(len(detections)), row])
-    classes = np.concatenate([detections.class_index, ancestor.astype(np.int32)])
-    order = np.argsort(rows, kind="stable")
-    copies = detections.take(rows[order])
-    return Detections(copies.image_index, classes[order], copies.score, copies.boxes)
 
 
 def _with_intervals(

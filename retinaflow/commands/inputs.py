@@ -94,7 +94,7 @@ def read_split(
         on_bad_image=settings.on_bad_image,
         say=say,
     )
-    if len(loaded.index) == 0:
+    if len(loaded.index) == 0 and with_images:
         raise ValueError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
     if settings.exhaustive:
         return replace(loaded, index=loaded.index.exhaustive())

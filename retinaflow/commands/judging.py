@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,14 @@ from retinaflow.data.bins import ClassBins
 from retinaflow.data.image_files import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.detector.postprocess import PostprocessConfig
 from retinaflow.run_files import Run
 from retinaflow.scoring.challenge import Scores, evaluate
 from retinaflow.scoring.contact_sheet import Panel, contact_sheet
 from retinaflow.scoring.figures import ap_vs_frequency
 from retinaflow.scoring.report import per_class_table, summary
+
+if TYPE_CHECKING:
+    from retinaflow.detector.postprocess import PostprocessConfig
 
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.3
@@ -41,6 +44,9 @@ class Judgement:
 
 def postprocessing(config: DetectionFields) -> PostprocessConfig:
     """The detection settings in the form the detector takes."""
+    # Here, as a file of predictions is judged without a detector: torch takes seconds to load.
+    from retinaflow.detector.postprocess import PostprocessConfig
+
     return PostprocessConfig(
         score_threshold=config.score_threshold,
         nms=config.nms,
@@ -53,7 +59,11 @@ def judge(
     detections: Detections, index: AnnotationIndex, bins: ClassBins, *, group_of_weight: float, prefix: str = "val/"
 ) -> Judgement:
     """The Challenge metric over all images of an index."""
-    scores = evaluate(detections, index, group_of_weight=group_of_weight)
+    return judgement_of(evaluate(detections, index, group_of_weight=group_of_weight), index, bins, prefix=prefix)
+
+
+def judgement_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, prefix: str = "val/") -> Judgement:
+    """Scores with the table per class and the aggregates."""
     table = per_class_table(
         scores,
         taxonomy=index.taxonomy,
@@ -66,8 +76,12 @@ def judge(
 
 def log_tables(run: Run, judgement: Judgement, document: dict[str, object]) -> None:
     """``per_class_ap.csv``, the same for the table view of ``mlflow ui``, and ``metrics.json``."""
-    run.log_csv(judgement.table, "per_class_ap.csv")
-    run.log_table(judgement.table, "per_class_ap.json")
+    first = ["class", "ap", "num_truths"]
+    table = judgement.table[
+        [*first, *(name for name in judgement.table if name not in (*first, "class_id")), "class_id"]
+    ]
+    run.log_csv(table, "per_class_ap.csv")
+    run.log_table(table, "per_class_ap.json")
     run.log_json(document, "metrics.json")
 
 
@@ -86,6 +100,8 @@ def metrics_document(judgement: Judgement, index: AnnotationIndex) -> dict[str, 
         "num_images": len(index),
         "num_verified_labels": len(index.verified_class),
         "dropped_detections": vars(scores.dropped) | {"total": scores.dropped.total},
+        "absorbed_detections": scores.matches.absorbed,
+        "repeated_truths": scores.matches.repeated_truths,
         "not_a_challenge_score": list(scores.not_a_challenge_score),
         "metrics": judgement.metrics,
     }

@@ -24,6 +24,7 @@ from retinaflow.data.sampling import first_balanced_epoch
 from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
+from retinaflow.resolving import with_absolute_paths
 from retinaflow.run_files import Run
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 from retinaflow.training.compiling import compile_network
@@ -295,7 +296,7 @@ class Session:
             bins=self.data.bins,
             buckets=self.buckets,
             parents=self.config.parents,
-            settings=self.config.model_dump(mode="json"),
+            settings=with_absolute_paths(self.config),
             data_digest=self.data.digest,
             epoch=trainer.epoch,
             progress=None if progress is None else {**trainer.state(), **own, **progress},

@@ -16,7 +16,7 @@ from retinaflow.data.taxonomy import Hierarchy, Taxonomy
 
 def read_taxonomy(classes: Path, hierarchy: Path | None) -> Taxonomy:
     """The classes in the order of their file, and the hierarchy between them (None: there is none)."""
-    links = Hierarchy() if hierarchy is None else _read_hierarchy(hierarchy)
+    links = Hierarchy() if hierarchy is None else read_hierarchy(hierarchy)
     rows = _read_class_list(classes)
     try:
         return Taxonomy(tuple(mid for mid, _ in rows), tuple(name for _, name in rows), links)
@@ -47,7 +47,8 @@ def _read_class_list(path: Path) -> list[tuple[str, str]]:
     return [(fields[0], fields[1]) for _, fields in rows]
 
 
-def _read_hierarchy(path: Path) -> Hierarchy:
+def read_hierarchy(path: Path) -> Hierarchy:
+    """The links of the published nested JSON."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the hierarchy as hierarchy=, or hierarchy=none")
     try:

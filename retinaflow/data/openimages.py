@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
-from retinaflow.data.tables import Faults, Table, Words, read_table
+from retinaflow.data.tables import Faults, Source, Table, Words, read_table
 from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.detections import Detections
 
@@ -53,7 +53,7 @@ HIERARCHY_FILES = (
     "bbox_labels_600_hierarchy.json",
     "challenge-2019-label500-hierarchy.json",
 )
-_CORNERS = ("XMin", "YMin", "XMax", "YMax")
+CORNERS = ("XMin", "YMin", "XMax", "YMax")
 _NOT_PLAIN = r"[/\\\x00:]|^[. ]*$"
 _MOST_PIXELS = 1 << 16
 
@@ -116,11 +116,22 @@ def read_annotations(files: SourceFiles, faults: Faults, *, progress: Callable[[
     Raises ValueError naming file, line, rule and value. The result knows no image files yet.
     """
     taxonomy = read_taxonomy(files.classes, files.hierarchy)
-    box_tables = [_read_boxes(path, taxonomy, faults) for path in files.boxes]
-    label_tables = [_read_labels(path, taxonomy, faults) for path in files.image_labels]
-    for paths, tables in ((files.boxes, box_tables), (files.image_labels, label_tables)):
-        for path, table in zip(paths, tables, strict=True):
-            progress(f"{path.name}: {len(table):,} rows")
+    return build_annotations(taxonomy, files.boxes, files.image_labels, faults, progress=progress)
+
+
+def build_annotations(
+    taxonomy: Taxonomy,
+    boxes: Sequence[Source],
+    image_labels: Sequence[Source],
+    faults: Faults,
+    *,
+    progress: Callable[[str], None] = lambda line: None,
+) -> AnnotationIndex:
+    """As :func:`read_annotations`, from files or frames in the published columns."""
+    box_tables = [_read_boxes(source, taxonomy, faults) for source in boxes]
+    label_tables = [_read_labels(source, taxonomy, faults) for source in image_labels]
+    for table in (*box_tables, *label_tables):
+        progress(f"{table.path.name}: {len(table):,} rows")
     faults.settle()
     _refuse_shared_images(box_tables)
     return _assemble(taxonomy, box_tables, label_tables)
@@ -132,7 +143,7 @@ def _assemble(taxonomy: Taxonomy, box_tables: Sequence[Table], label_tables: Seq
     box_image = _joined(images[: len(box_tables)], np.int32)
     label_image = _joined(images[len(box_tables) :], np.int32)
     box_order, label_order = _order(box_image), _order(label_image)
-    corners = np.stack([_column(box_tables, name, np.float64) for name in _CORNERS], axis=1)
+    corners = np.stack([_column(box_tables, name, np.float64) for name in CORNERS], axis=1)
     flags = np.zeros(len(box_image), dtype=np.uint8)
     for bit, name in enumerate(FLAGS):
         flags |= (_column(box_tables, name, np.float64) == 1).astype(np.uint8) << bit
@@ -183,15 +194,15 @@ def _order(image: NDArray[np.int32]) -> NDArray[np.int64] | slice:
     return slice(None) if is_sorted else np.argsort(image, kind="stable")
 
 
-def _read_boxes(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
+def _read_boxes(source: Source, taxonomy: Taxonomy, faults: Faults) -> Table:
     table = read_table(
-        path, text=("ImageID", "LabelName"), numbers=_CORNERS, optional=dict.fromkeys(FLAGS, 0.0), faults=faults
+        source, text=("ImageID", "LabelName"), numbers=CORNERS, optional=dict.fromkeys(FLAGS, 0.0), faults=faults
     )
-    table = _with_class(_with_plain_ids(table, faults), taxonomy, faults)
+    table = with_class(_with_plain_ids(table, faults), taxonomy, faults)
     inside = np.ones(len(table), dtype=bool)
-    for name in _CORNERS:
+    for name in CORNERS:
         inside &= (table.columns[name] >= 0) & (table.columns[name] <= 1)
-    table = table.require(inside, "coordinates must lie in [0, 1]", _CORNERS, faults)
+    table = table.require(inside, "coordinates must lie in [0, 1]", CORNERS, faults)
     x_min, x_max = table.columns["XMin"], table.columns["XMax"]
     table = table.require(x_min < x_max, "XMin < XMax must hold", ("XMin", "XMax"), faults)
     y_min, y_max = table.columns["YMin"], table.columns["YMax"]
@@ -217,12 +228,12 @@ def _repeats(table: Table) -> NDArray[np.bool_]:
     return repeats
 
 
-def _read_labels(path: Path, taxonomy: Taxonomy, faults: Faults) -> Table:
-    table = read_table(path, text=("ImageID", "LabelName"), numbers=("Confidence",), optional={}, faults=faults)
-    return _with_class(_with_plain_ids(table, faults), taxonomy, faults)
+def _read_labels(source: Source, taxonomy: Taxonomy, faults: Faults) -> Table:
+    table = read_table(source, text=("ImageID", "LabelName"), numbers=("Confidence",), optional={}, faults=faults)
+    return with_class(_with_plain_ids(table, faults), taxonomy, faults)
 
 
-def _with_class(table: Table, taxonomy: Taxonomy, faults: Faults) -> Table:
+def with_class(table: Table, taxonomy: Taxonomy, faults: Faults) -> Table:
     """The table with a column ``class``, the index of the class that the row names."""
     words = table.words["LabelName"]
     known = np.array([taxonomy.index_of.get(mid, -1) for mid in words.values.to_pylist()], dtype=np.int32)
@@ -260,29 +271,10 @@ def read_image_sizes(path: Path, faults: Faults) -> tuple[NDArray[np.str_], NDAr
     return ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1"), sides.astype(np.int32)
 
 
-def read_predictions(path: Path, index: AnnotationIndex, faults: Faults) -> Detections:
-    """Predictions in the published columns (ImageID, LabelName, Score, XMin, XMax, YMin, YMax), CSV or Parquet.
-
-    ``image_index`` is -1 for an image that the index does not have; boxes are kept as given, valid or not (METRIC rule
-    3).
-    """
-    table = read_table(path, text=("ImageID", "LabelName"), numbers=("Score", *_CORNERS), optional={}, faults=faults)
-    table = _with_class(table, index.taxonomy, faults)
-    faults.settle()
-    words = table.words["ImageID"]
-    position = pd.Index(index.image_ids).get_indexer(pd.Index(words.values.to_pylist(), dtype=object))
-    return Detections(
-        position.astype(np.int32)[words.codes],
-        table.columns["class"],
-        table.columns["Score"],
-        np.stack([table.columns[name] for name in _CORNERS], axis=1),
-    )
-
-
 def predictions_frame(detections: Detections, index: AnnotationIndex) -> pd.DataFrame:
     """Detections in the published columns, rows in their order."""
     ids = np.asarray(index.taxonomy.ids, dtype=object)
-    corners = {name: detections.boxes[:, column] for column, name in enumerate(_CORNERS)}
+    corners = {name: detections.boxes[:, column] for column, name in enumerate(CORNERS)}
     return pd.DataFrame(
         {
             "ImageID": np.asarray(index.image_ids)[detections.image_index],

@@ -68,12 +68,24 @@ class Faults:
             more = f"\n  and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
             broken = "1 row breaks" if self.count == 1 else f"{self.count:,} rows break"
             raise ValueError(
-                f"{broken} a rule:\n  {first}{more}\nMend the file, or give on_bad_row=drop to go on without them."
+                f"{broken} a rule:\n  {first}{more}\n"
+                f"Mend the file, or give on_bad_row=drop to go on without {'it' if self.count == 1 else 'them'}."
             )
 
     def frame(self) -> pd.DataFrame:
         """Columns file, line, rule, value: what is written as ``dropped.csv``."""
         return pd.DataFrame(self.found, columns=list(Fault._fields))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A table that is in memory already, read and checked like a file; faults name it and count its rows from 1."""
+
+    name: str
+    data: pd.DataFrame
+
+
+Source = Path | Frame
 
 
 @dataclass(frozen=True)
@@ -140,16 +152,15 @@ class Table:
 
 
 def read_table(
-    path: Path, *, text: Sequence[str], numbers: Sequence[str], optional: Mapping[str, float], faults: Faults
+    source: Source, *, text: Sequence[str], numbers: Sequence[str], optional: Mapping[str, float], faults: Faults
 ) -> Table:
     """The named columns of a CSV or Parquet file, found by header name: ``text`` as words, the rest float64.
 
     ``optional`` columns that the file lacks are filled with their value. Raises FileNotFoundError, and ValueError for
     an empty file, a missing column or a column given twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    header = _header(path)
+    path = Path(source.name) if isinstance(source, Frame) else source
+    header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(path)
     wanted = [*text, *numbers]
     missing = [name for name in wanted if name not in header]
     if missing:
@@ -160,13 +171,20 @@ def read_table(
     twice = sorted({name for name in present if header.count(name) > 1})
     if twice:
         raise ValueError(f"{path} line 1: a column must be named once, but {', '.join(twice)} stands twice")
-    table = _read(path, header, present, set(text), faults)
+    types = {name: pa.string() if name in text else pa.float64() for name in present}
+    if isinstance(source, Frame):
+        table = _table(path, _read_frame(source, types), None, lambda rows: rows + 1)
+    else:
+        table = _read(path, header, types, faults)
     for name in [*numbers, *(name for name in optional if name in present)]:
         table = table.require(np.isfinite(table.columns[name]), f"{name} must be a number", [name], faults)
     return table.with_columns({name: np.full(len(table), optional[name]) for name in optional if name not in present})
 
 
-def _header(path: Path) -> list[str]:
+def header_of(path: Path) -> list[str]:
+    """The column names of a CSV or Parquet file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".parquet":
         try:
             return list(pa_parquet.read_schema(path).names)
@@ -183,22 +201,21 @@ def _header(path: Path) -> list[str]:
     return [name.strip() for name in names]
 
 
-def _read(path: Path, header: list[str], present: list[str], text: set[str], faults: Faults) -> Table:
-    types = {name: pa.string() if name in text else pa.float64() for name in present}
+def _read(path: Path, header: list[str], types: dict[str, pa.DataType], faults: Faults) -> Table:
     if path.suffix == ".parquet":
         return _table(path, _read_parquet(path, types), None, lambda rows: rows + 1)
     if not _has_rows(path):
         return _table(path, pa.schema(types).empty_table(), None, lambda rows: rows + 2)
     # The names come from our own reading of the header, which forgives spaces around them.
     options = pa_csv.ReadOptions(column_names=header, skip_rows=1, block_size=_BLOCK)
-    convert = pa_csv.ConvertOptions(column_types=types, include_columns=present)
+    convert = pa_csv.ConvertOptions(column_types=types, include_columns=list(types))
     try:
         arrow = pa_csv.read_csv(path, read_options=options, convert_options=convert)
     except pa.ArrowInvalid:
-        return _read_carefully(path, header, present, text, faults)
+        return _read_carefully(path, header, types, faults)
     # An open quote swallows the lines up to the next one, and is no error to the reader.
     if _count_lines(path) != arrow.num_rows + 1 and len(_filled_lines(path)) != arrow.num_rows:
-        return _read_carefully(path, header, present, text, faults)
+        return _read_carefully(path, header, types, faults)
     return _table(path, arrow, None, _lines_of_csv(path, arrow.num_rows))
 
 
@@ -217,16 +234,32 @@ def _table(
 
 def _read_parquet(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
     try:
-        table = pa_parquet.read_table(path, columns=list(types)).select(list(types)).cast(pa.schema(types))
+        table = pa_parquet.read_table(path, columns=list(types))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
+    return _cast(str(path), table, types)
+
+
+def _read_frame(source: Frame, types: dict[str, pa.DataType]) -> pa.Table:
+    try:
+        table = pa.Table.from_pandas(source.data[list(types)], preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{source.name}: a column must hold values of one kind, but {error}") from None
+    return _cast(source.name, table, types)
+
+
+def _cast(name: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table:
+    try:
+        table = table.select(list(types)).cast(pa.schema(types))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path}: a column does not hold what its name says: {error}") from None
+        raise ValueError(f"{name}: a column does not hold what its name says: {error}") from None
     for place, (name, kind) in enumerate(types.items()):
         if kind == pa.string():
             table = table.set_column(place, name, table[name].fill_null(""))
     return table
 
 
-def _read_carefully(path: Path, header: list[str], present: list[str], text: set[str], faults: Faults) -> Table:
+def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType], faults: Faults) -> Table:
     """Everything as text, one thread, line by line as far as quotes go, so that each bad row can be named."""
     lines = _filled_lines(path)
     flaws = [_flaw(line) for _, line in lines]
@@ -243,17 +276,17 @@ def _read_carefully(path: Path, header: list[str], present: list[str], text: set
         cut.append((int(row.number) - 1, row.actual_columns))
         return "skip"
 
-    types = dict.fromkeys(present, pa.string())
+    as_text = dict.fromkeys(types, pa.string())
     try:
         arrow = (
             pa_csv.read_csv(
                 pa.BufferReader(content),
                 read_options=pa_csv.ReadOptions(use_threads=False, column_names=header),
                 parse_options=pa_csv.ParseOptions(invalid_row_handler=note),
-                convert_options=pa_csv.ConvertOptions(column_types=types, include_columns=present),
+                convert_options=pa_csv.ConvertOptions(column_types=as_text, include_columns=list(types)),
             )
             if content
-            else pa.schema(types).empty_table()
+            else pa.schema(as_text).empty_table()
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a readable CSV file: {error}") from None
@@ -266,12 +299,12 @@ def _read_carefully(path: Path, header: list[str], present: list[str], text: set
         rule = f"a row must have {len(header)} fields"
         faults.note(path.name, rule, lines_of(places), lambda n: f"fields={cut[n][1]}")
     table = _table(path, arrow, np.delete(np.arange(arrow.num_rows + len(cut)), places), lines_of)
-    numbers = {name: _numbers(table.words[name]) for name in present if name not in text}
+    numbers = {name: _numbers(table.words[name]) for name, kind in types.items() if kind != pa.string()}
     for name in numbers:
         unread = np.isnan(numbers[name])
         table = table.require(~unread, f"{name} must be a number", [name], faults)
         numbers = {other: column[~unread] for other, column in numbers.items()}
-    words = {name: column for name, column in table.words.items() if name in text}
+    words = {name: column for name, column in table.words.items() if name not in numbers}
     return Table(path, numbers, words, table.rows, lines_of)
 
 

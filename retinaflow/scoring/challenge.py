@@ -1,28 +1,31 @@
 """The metric of the Open Images Challenge 2018 and 2019: average precision per class, and its mean.
 
-The rules, in order: 1 expand the truth, 2 verified classes (:mod:`~retinaflow.scoring.truth`), 3 detections kept,
-4 matching, 5 truth counts (:mod:`~retinaflow.scoring.matching`), 6 average precision, 7 mean (here). Equal scores have
-a fixed order (rule 8, in :class:`Matches`), so a score is a pure function of its inputs. Cost: about 4 s for a million
-detections on one CPU core, nearly all of it matching.
+The rules, in their order: 1 expand the truth, 2 verified classes (:mod:`~retinaflow.scoring.truth`), 3 detections kept
+(:mod:`~retinaflow.scoring.claims`), 4 matching, 8 the order of equal scores (:mod:`~retinaflow.scoring.matching`),
+5 truth counts (:mod:`~retinaflow.scoring.evaluator`), 6 average precision, 7 mean (here). A score is a pure function of
+its inputs. Cost: ``benchmarks/challenge_metric.py``.
 
 Source: ``oid_challenge_evaluation`` of the TensorFlow Object Detection API.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
+from retinaflow.scoring.evaluator import Evaluator
 from retinaflow.scoring.matches import Dropped, Kind, Matches
-from retinaflow.scoring.matching import match
 from retinaflow.scoring.truth import Annotations
 
 __all__ = [
     "Annotations",
+    "COCO_THRESHOLDS",
     "Dropped",
+    "Evaluator",
     "Kind",
     "Matches",
     "Scores",
@@ -31,6 +34,9 @@ __all__ = [
     "match",
     "mean_of_classes",
 ]
+
+COCO_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
+"""0.5, 0.55 to 0.95: the IoU thresholds over which COCO takes the mean."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,47 @@ def evaluate(
 
     Example: one truth, a wrong detection of score 0.9, a right one of 0.8: precision 1/2 at recall 1, AP 0.5.
     """
-    matches = match(detections, truth, iou_threshold=iou_threshold, group_of_weight=group_of_weight, classes=classes)
+    return score(
+        match(detections, truth, iou_threshold=iou_threshold, group_of_weight=group_of_weight, classes=classes)
+    )
+
+
+def match(
+    detections: Detections,
+    truth: Annotations,
+    *,
+    iou_threshold: float = 0.5,
+    group_of_weight: float = 1.0,
+    classes: NDArray[np.bool_] | None = None,
+) -> Matches:
+    """Rules 1 to 5 for detections that are all here; :class:`Evaluator` takes them batch by batch.
+
+    Arguments and errors as in :class:`Evaluator`, :meth:`Evaluator.add` and :meth:`Evaluator.matches`.
+    """
+    evaluator = Evaluator(truth, classes=classes)
+    evaluator.add(detections)
+    return evaluator.matches(iou_threshold=iou_threshold, group_of_weight=group_of_weight)
+
+
+def score(matches: Matches) -> Scores:
+    """Rules 6 and 7."""
     return Scores(average_precision(matches), matches.num_truths, matches)
+
+
+def ap_by_threshold(
+    evaluator: Evaluator, iou_thresholds: Sequence[float], *, group_of_weight: float = 1.0
+) -> NDArray[np.float64]:
+    """``[T, K]`` AP of every class at each IoU threshold, by the Challenge's rules; overlaps are not computed again.
+
+    The threshold is that of the IoU with ordinary truths and of the intersection over detection area with group-of
+    truths alike, as in the organisers' code. With :data:`COCO_THRESHOLDS`, the mean over the rows is the COCO-style
+    AP per class.
+    """
+    rows = [
+        average_precision(evaluator.matches(iou_threshold=threshold, group_of_weight=group_of_weight))
+        for threshold in iou_thresholds
+    ]
+    return np.stack(rows) if rows else np.zeros((0, len(evaluator.truth.judged)))
 
 
 def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
@@ -91,10 +136,10 @@ def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | 
     Raises ValueError when the weights do not fit the images.
     """
     num_images, num_classes = len(matches.image_ids), len(matches.judged)
-    weights = np.ones(num_images, dtype=np.int64) if image_weights is None else np.asarray(image_weights)
-    if weights.shape[-1:] != (num_images,) or weights.ndim > 2:
+    weights = None if image_weights is None else np.asarray(image_weights)
+    if weights is not None and (weights.shape[-1:] != (num_images,) or weights.ndim > 2):
         raise ValueError(f"image_weights must be [{num_images}] or [R, {num_images}], but got {list(weights.shape)}")
-    rows = np.atleast_2d(weights)
+    rows = np.ones((1, 1), dtype=np.int64) if weights is None else np.atleast_2d(weights)
     right = np.where(matches.kind == Kind.FALSE_POSITIVE, 0.0, matches.weight)
     wrong = np.where(matches.kind == Kind.FALSE_POSITIVE, 1.0, 0.0)
     entry_start = np.searchsorted(matches.class_index, np.arange(num_classes + 1))
@@ -103,10 +148,14 @@ def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | 
     for c in np.flatnonzero(np.diff(truth_start)):
         entries = slice(entry_start[c], entry_start[c + 1])
         truths = slice(truth_start[c], truth_start[c + 1])
-        times = rows[:, matches.image_index[entries]]
-        num_truths = rows[:, matches.truth_image[truths]] @ matches.truth_count[truths]
-        result[:, c] = _area(times * right[entries], times * wrong[entries], num_truths)
-    return result.reshape((*weights.shape[:-1], num_classes))
+        if weights is None:
+            num_truths = matches.truth_count[truths].sum(keepdims=True)
+            result[:, c] = _area(right[None, entries], wrong[None, entries], num_truths)
+        else:
+            times = rows[:, matches.image_index[entries]].astype(np.float64)
+            num_truths = rows[:, matches.truth_image[truths]] @ matches.truth_count[truths]
+            result[:, c] = _area(times * right[entries], times * wrong[entries], num_truths)
+    return result[0] if weights is None or weights.ndim == 1 else result
 
 
 def _area(

@@ -1,7 +1,7 @@
 """What matching detections with truth yields, as columns: the entries of the precision-recall curves, and truth counts.
 
-Made by :func:`retinaflow.scoring.matching.match`; small enough to keep (about 50 bytes per detection), and all that
-average precision, bootstrap and error pictures need.
+Made by :class:`retinaflow.scoring.evaluator.Evaluator`; small enough to keep (about 50 bytes per detection), and all
+that average precision, bootstrap and error pictures need.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Matches:
     weight: NDArray[np.float64]
     """``[E]`` 1, and ``group_of_weight`` for group-of entries."""
     detection_row: NDArray[np.int64]
-    """``[E]`` row of the detections that made the entry."""
+    """``[E]`` row of the detection that made the entry."""
     truth_image: NDArray[np.int64]
     """``[P]`` image of a truth count."""
     truth_class: NDArray[np.int64]

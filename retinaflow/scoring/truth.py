@@ -115,11 +115,25 @@ def count_repeated(truths: Truths) -> int:
 
     The usual cause is one box published under a class and under its parent; the parent then counts it twice.
     """
-    if len(truths) == 0:
-        return 0
-    columns = np.column_stack([truths.pair.astype(np.float64), truths.boxes])
+    # A repeated box shares its pair and its first coordinate; only rows that do are sorted by all coordinates.
+    near = np.flatnonzero(_in_runs(truths.pair))
+    near = near[np.argsort(truths.boxes[near, 0], kind="stable")]
+    near = near[np.argsort(truths.pair[near], kind="stable")]
+    near = near[_in_runs(truths.pair[near], truths.boxes[near, 0])]
+    columns = np.column_stack([truths.pair[near].astype(np.float64), truths.boxes[near]])
     ordered = columns[np.lexsort(columns.T)]
     return int((ordered[1:] == ordered[:-1]).all(axis=1).sum())
+
+
+def _in_runs(*columns: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Rows that are equal to the row before or after, in all columns."""
+    same = np.ones(max(len(columns[0]) - 1, 0), dtype=bool)
+    for column in columns:
+        same &= column[1:] == column[:-1]
+    result = np.zeros(len(columns[0]), dtype=bool)
+    result[1:] |= same
+    result[:-1] |= same
+    return result
 
 
 def _owner(start: NDArray[np.int64]) -> NDArray[np.int64]:

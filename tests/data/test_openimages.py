@@ -19,8 +19,8 @@ from retinaflow.data.openimages import (
     predictions_frame,
     read_annotations,
     read_image_ids,
-    read_predictions,
 )
+from retinaflow.data.predictions import read_predictions
 from retinaflow.data.tables import SHOWN, Faults, OnBadRow
 from retinaflow.detections import Detections
 
@@ -193,7 +193,7 @@ def test_a_bad_row_stops_the_reading_with_file_line_rule_and_value(name: str, tm
         read(tmp_path)
     assert str(caught.value) == (
         f"1 row breaks a rule:\n  train-annotations-bbox.csv line 4: {rule}\n"
-        "Mend the file, or give on_bad_row=drop to go on without them."
+        "Mend the file, or give on_bad_row=drop to go on without it."
     )
 
 

@@ -25,25 +25,28 @@ def slow_ap(scene: Scene, *, iou_threshold: float = 0.5, group_of_weight: float 
     """AP of every class, NaN without truth."""
     truths = expanded_truths(scene)
     verified = verified_classes(scene, truths)
-    result = []
-    for c in range(scene.num_classes):
-        entries: list[Entry] = []
-        for image in scene.image_ids:
-            kept = [
-                (row, found)
-                for row, found in enumerate(scene.found)
-                if found.image == image and found.label == c and (image, c) in verified and is_valid(found.box)
-            ]
-            kept.sort(key=lambda pair: -pair[1].score)
-            own = [truth for truth in truths if truth.image == image and truth.label == c]
-            entries += judge(kept[:10_000], own, iou_threshold=iou_threshold, group_of_weight=group_of_weight)
-        count = sum(group_of_weight if truth.group_of else 1.0 for truth in truths if truth.label == c)
-        result.append(area(entries, count))
-    return result
+    kept: dict[tuple[str, int], list[tuple[int, Found]]] = {}
+    for row, found in enumerate(scene.found):
+        if (found.image, found.label) in verified and is_valid(found.box):
+            kept.setdefault((found.image, found.label), []).append((row, found))
+    own: dict[tuple[str, int], list[Truth]] = {}
+    for truth in truths:
+        own.setdefault((truth.image, truth.label), []).append(truth)
+    entries: dict[int, list[Entry]] = {c: [] for c in range(scene.num_classes)}
+    for (image, c), rows in kept.items():
+        rows.sort(key=lambda pair: -pair[1].score)
+        entries[c] += judge(
+            rows[:10_000], own.get((image, c), []), iou_threshold=iou_threshold, group_of_weight=group_of_weight
+        )
+    counts = dict.fromkeys(range(scene.num_classes), 0.0)
+    for truth in truths:
+        counts[truth.label] += group_of_weight if truth.group_of else 1.0
+    return [area(entries[c], counts[c]) for c in range(scene.num_classes)]
 
 
 def expanded_truths(scene: Scene) -> list[Truth]:
-    return [replace(row, label=c) for row in scene.truths for c in [row.label, *sorted(ancestors(scene, row.label))]]
+    above = {c: sorted(ancestors(scene, c)) for c in range(scene.num_classes)}
+    return [replace(row, label=c) for row in scene.truths for c in [row.label, *above[row.label]]]
 
 
 def ancestors(scene: Scene, label: int) -> set[int]:
@@ -54,12 +57,12 @@ def ancestors(scene: Scene, label: int) -> set[int]:
 
 
 def verified_classes(scene: Scene, truths: list[Truth]) -> set[tuple[str, int]]:
+    above = {c: ancestors(scene, c) for c in range(scene.num_classes)}
     verified = {(row.image, row.label) for row in truths}
     for row in scene.labels:
+        verified.add((row.image, row.label))
         for c in range(scene.num_classes):
-            above = row.present and c in ancestors(scene, row.label)
-            below = not row.present and row.label in ancestors(scene, c)
-            if c == row.label or above or below:
+            if (row.present and c in above[row.label]) or (not row.present and row.label in above[c]):
                 verified.add((row.image, c))
     return verified
 
@@ -102,9 +105,10 @@ def area(entries: list[Entry], count: float) -> float:
         wrong += 0.0 if entry.right else 1.0
         recalls.append(right / count)
         precisions.append(right / (right + wrong))
-    total = 0.0
-    for k in range(1, len(recalls)):
-        total += (recalls[k] - recalls[k - 1]) * max(precisions[k:])
+    total = highest = 0.0
+    for k in range(len(recalls) - 1, 0, -1):
+        highest = max(highest, precisions[k])
+        total += (recalls[k] - recalls[k - 1]) * highest
     return total
 
 

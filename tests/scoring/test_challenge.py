@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from scoring_scenes import Found, Label, Scene, Truth, read_case
 
 from retinaflow.detections import Detections
-from retinaflow.scoring import matching
+from retinaflow.scoring import claims
 from retinaflow.scoring.challenge import Kind, average_precision, evaluate, match, mean_of_classes
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "metric_cases"
@@ -92,6 +92,55 @@ def test_any_scene_scores_as_the_slow_reference_says(scene: Scene, weight: float
     np.testing.assert_allclose(result.mean_ap, slow_challenge.mean(expected), rtol=0, atol=1e-9)
 
 
+def large_scene(seed: int) -> Scene:
+    """2,000 images, 60 classes with several parents, 100,000 detections; scores on a grid, so that many are equal."""
+    rng = np.random.default_rng(seed)
+    links = tuple(
+        {(int(rng.integers(0, child)), child) for child in range(5, 60) for _ in range(2) if rng.random() < 0.4}
+    )
+    names = [f"{number:x}" for number in range(2000)]
+
+    def boxes_at(low: np.ndarray, side: np.ndarray) -> list[tuple[float, float, float, float]]:
+        return [tuple(row) for row in np.concatenate([low, low + side], axis=1).tolist()]
+
+    image, label = rng.integers(0, 2000, 12_000), rng.integers(0, 60, 12_000)
+    low, side = rng.random((12_000, 2)) * 0.5, 0.1 + 0.4 * rng.random((12_000, 2))
+    group_of = rng.random(12_000) < 0.1
+    truths = [
+        Truth(names[i], int(c), box, bool(g))
+        for i, c, box, g in zip(image, label, boxes_at(low, side), group_of, strict=True)
+    ]
+    labels = [
+        Label(names[i], int(c), bool(p))
+        for i, c, p in zip(rng.integers(0, 2000, 8000), rng.integers(0, 60, 8000), rng.random(8000) < 0.5, strict=True)
+    ]
+    near = rng.integers(0, 12_000, 100_000)
+    shift, scale = rng.normal(0, 0.03, (100_000, 2)), rng.normal(1, 0.2, (100_000, 2))
+    guess = np.where(rng.random(100_000) < 0.8, label[near], rng.integers(0, 60, 100_000))
+    found = [
+        Found(names[image[n]], int(c), score, box)
+        for n, c, score, box in zip(
+            near,
+            guess,
+            (rng.integers(0, 200, 100_000) / 200).tolist(),
+            boxes_at(low[near] + shift, side[near] * scale),
+            strict=True,
+        )
+    ]
+    return Scene(60, tuple(truths), tuple(labels), tuple(found), links)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_hundred_thousand_detections_score_as_the_slow_reference_says(weight: float) -> None:
+    scene = large_scene(0)
+    expected = slow_challenge.slow_ap(scene, group_of_weight=weight)
+    result = evaluate(scene.detections(), scene.annotations(), group_of_weight=weight)
+    np.testing.assert_allclose(result.ap, expected, rtol=0, atol=1e-9)
+    assert result.matches.absorbed > 1000
+    assert min(result.dropped.invalid_box, result.dropped.not_verified) >= 0
+    assert 0.1 < result.mean_ap < 0.9
+
+
 def test_overlaps_computed_in_many_pieces_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 0.5, (200, 2))
@@ -104,7 +153,7 @@ def test_overlaps_computed_in_many_pieces_give_the_same_scores(monkeypatch: pyte
     whole = ap_of(scene)
     assert 0 < whole[0] < 1
     for size in (1, 7, 50):
-        monkeypatch.setattr(matching, "PAIRS_AT_ONCE", size)
+        monkeypatch.setattr(claims, "BLOCK", size)
         assert ap_of(scene) == whole
 
 

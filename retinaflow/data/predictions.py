@@ -1,0 +1,117 @@
+"""Predictions in the three forms that people have them in -> :class:`~retinaflow.detections.Detections`.
+
+- the published columns ``ImageID, LabelName, Score, XMin, XMax, YMin, YMax``, found by name, in a CSV or Parquet file;
+- the same in a pandas frame;
+- the Kaggle submission of the Challenge: ``ImageId, PredictionString``, one row per image, six words per detection:
+  ``{MID} {score} {XMin} {YMin} {XMax} {YMax}``.
+
+Rows keep their order, by which the metric breaks equal scores. Boxes are kept as given, valid or not, inside the image
+or not (METRIC rules 3 and 9); a score or coordinate that is no finite number, and a class outside the class list, is
+a fault with file and line. An image that the annotations do not have gets index -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pa_compute
+from numpy.typing import NDArray
+
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import CORNERS, with_class
+from retinaflow.data.tables import Faults, Frame, Source, Table, Words, header_of, read_table
+from retinaflow.detections import Detections
+
+_STRING = "PredictionString"
+_WORDS = ("LabelName", "Score", *CORNERS)
+"""The words of one detection of a PredictionString."""
+
+
+def read_predictions(source: Source, index: AnnotationIndex, faults: Faults) -> Detections:
+    """The detections of a file or frame; ``image_index`` counts the images of ``index``, -1 is none of them.
+
+    Raises FileNotFoundError, and ValueError naming file, line, rule and value; faulty rows are dropped instead when
+    ``faults`` says so.
+    """
+    header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(source)
+    if _STRING in header:
+        table = _read_submission(source, header, faults)
+    else:
+        text = ("ImageID", "LabelName")
+        table = read_table(source, text=text, numbers=("Score", *CORNERS), optional={}, faults=faults)
+    table = with_class(table, index.taxonomy, faults)
+    faults.settle()
+    images = table.words["ImageID"]
+    position = pd.Index(index.image_ids).get_indexer(pd.Index(images.values.to_pylist(), dtype=object))
+    boxes = np.empty((len(table), 4))
+    for place, name in enumerate(CORNERS):
+        boxes[:, place] = table.columns.pop(name)
+    image_index = position.astype(np.int32)[images.codes]
+    return Detections(image_index, table.columns["class"], table.columns["Score"], boxes)
+
+
+def _read_submission(source: Source, header: list[str], faults: Faults) -> Table:
+    """A Kaggle submission as a table of one row per detection, in the published columns."""
+    image_column = "ImageId" if "ImageId" in header else "ImageID"
+    rows = read_table(source, text=(image_column, _STRING), numbers=(), optional={}, faults=faults)
+    strings = rows.words[_STRING]
+    trimmed = pa_compute.ascii_trim_whitespace(strings.values)
+    words = pa_compute.ascii_split_whitespace(trimmed)
+    # An empty string splits into one empty word.
+    empty = pa_compute.equal(trimmed, "").to_numpy(zero_copy_only=False)
+    count = np.where(empty, 0, pa_compute.list_value_length(words).to_numpy(zero_copy_only=False))[strings.codes]
+    rule = f"PredictionString must hold six words per detection ({' '.join(_WORDS)})"
+    rows.columns["words"] = count
+    rows = rows.require(count % len(_WORDS) == 0, rule, ("words",), faults)
+    count = rows.columns["words"] // len(_WORDS)
+    filled = rows.words[_STRING].codes[count > 0]
+    flat = words.take(pa.array(filled)).flatten()
+    owner = np.repeat(np.arange(len(rows)), count)
+    images = rows.words[image_column]
+    table = Table(
+        rows.path, {}, {"ImageID": Words(images.codes[owner], images.values)}, rows.rows[owner], rows.lines_of
+    )
+    place = np.arange(len(owner)) * len(_WORDS)
+    for number, name in enumerate(_WORDS):
+        table.words[name] = Words.encode(pa.chunked_array([flat.take(pa.array(place + number))], type=pa.string()))
+    return _with_numbers(table, faults)
+
+
+def _with_numbers(table: Table, faults: Faults) -> Table:
+    """The words of Score and the corners as float64; what is no finite number becomes a fault."""
+    for name in _WORDS[1:]:
+        values = _floats(table.words[name])
+        table = table.require(np.isfinite(values), f"{name} must be a number", [name], faults)
+        table.columns[name] = values[np.isfinite(values)]
+        del table.words[name]
+    return table
+
+
+def _floats(words: Words) -> NDArray[np.float64]:
+    """NaN where the text is no number."""
+    try:
+        values = words.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        values = pd.to_numeric(words.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+    return np.asarray(values[words.codes], dtype=np.float64)
+
+
+def source_of(given: object, name: str) -> Source:
+    """A path, a pandas frame or a mapping of columns to arrays, as a source; ``name`` is what errors call it.
+
+    Raises ValueError for anything else and for columns of different length.
+    """
+    if isinstance(given, str | Path):
+        return Path(given)
+    if isinstance(given, pd.DataFrame):
+        return Frame(name, given)
+    if isinstance(given, Mapping):
+        try:
+            return Frame(name, pd.DataFrame(dict(given)))
+        except ValueError as error:
+            raise ValueError(f"{name}: columns must be arrays of one length, but {error}") from None
+    raise ValueError(f"{name} must be a path, a pandas frame or a dict of columns, but got a {type(given).__name__}")

@@ -1,0 +1,63 @@
+"""``evaluate`` judges a model as its training did, unless told otherwise, and from any folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retinaflow.commands import train
+from retinaflow.commands.evaluate import _Model
+from retinaflow.config import EvaluateConfig, TrainConfig
+from retinaflow.resolving import resolve, with_absolute_paths
+from retinaflow.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+def _changed(checkpoint: Path, place: Path, **settings: Any) -> Path:
+    """A copy of a checkpoint whose training had other settings."""
+    loaded = load_checkpoint(checkpoint)
+    loaded.settings.update(settings)
+    save_checkpoint(loaded, place)
+    return place
+
+
+def test_settings_of_detections_and_precision_come_from_the_training_unless_given(
+    trained: train.TrainResult, tmp_path: Path
+) -> None:
+    path = _changed(trained.checkpoint, tmp_path / "best.pt", score_threshold=0.3, nms="soft-nms", max_detections=7)
+    model = _Model.open(resolve(EvaluateConfig, {"from_run": str(path)}))
+    used = model.config
+    assert (used.score_threshold, used.nms, used.max_detections, used.precision) == (0.3, "soft-nms", 7, "float32")
+    # What was given is kept, even when it is the default.
+    given = {"from_run": str(path), "score_threshold": "0.02", "precision": "auto", "max_detections": "9"}
+    used = _Model.open(resolve(EvaluateConfig, given)).config
+    assert (used.score_threshold, used.nms, used.max_detections, used.precision) == (0.02, "soft-nms", 9, "auto")
+
+
+def test_a_checkpoint_finds_its_data_from_another_folder(
+    trained: train.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(load_checkpoint(trained.checkpoint).settings["data"]).parent)
+    settings = with_absolute_paths(resolve(TrainConfig, {"data": "tiny", "image_labels": "none"}))
+    assert Path(settings["data"]).is_absolute()
+    path = _changed(trained.checkpoint, tmp_path / "best.pt", data=settings["data"])
+    monkeypatch.chdir(tmp_path)
+    assert len(_Model.open(resolve(EvaluateConfig, {"from_run": str(path)})).judged) == 6
+
+
+def test_paths_become_absolute_and_words_stay_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "group.txt").write_text("Car\n")
+    given = {"data": "mine", "boxes": "a.csv,/b/c.csv", "classes": "k.csv", "hierarchy": "h.json"}
+    found = with_absolute_paths(resolve(TrainConfig, {**given, "class_group": "group.txt"}))
+    assert found["data"] == str(tmp_path / "mine")
+    assert found["boxes"] == [str(tmp_path / "a.csv"), "/b/c.csv"]
+    assert (found["classes"], found["hierarchy"]) == (str(tmp_path / "k.csv"), str(tmp_path / "h.json"))
+    assert found["class_group"] == str(tmp_path / "group.txt")
+    words = with_absolute_paths(resolve(TrainConfig, {"image_labels": "none", "weights": "imagenet"}))
+    assert [words[name] for name in ("data", "image_labels", "hierarchy", "weights", "class_group", "classes")] == [
+        "demo", "none", "auto", "imagenet", "all", None,
+    ]  # fmt: skip
+    # What a checkpoint holds can be made into settings again.
+    assert resolve(TrainConfig, {**found, "config": None}).boxes[1] == Path("/b/c.csv")

@@ -1,0 +1,113 @@
+"""Predictions from published columns, Kaggle submissions, frames and dicts; and what is wrong with them, by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.predictions import read_predictions, source_of
+from retinaflow.data.tables import Faults
+from retinaflow.evaluation import read_truth
+
+CORNERS = "XMin,XMax,YMin,YMax"
+KAGGLE = "ImageId,PredictionString\n"
+
+
+@pytest.fixture
+def index() -> AnnotationIndex:
+    """Images x and y, classes /m/0a and /m/0b."""
+    boxes = {"ImageID": ["y", "x"], "LabelName": ["/m/0a", "/m/0b"], "XMin": [0.1, 0.1], "YMin": [0.1, 0.1]}
+    boxes |= {"XMax": [0.5, 0.5], "YMax": [0.5, 0.5]}
+    return read_truth(boxes, classes={"/m/0a": "A", "/m/0b": "B"})
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """``write(text, name)`` makes a file of that content."""
+
+    def write(text: str, name: str = "predictions.csv") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_kaggle_submission_reads_as_the_same_rows_in_published_columns(index: AnnotationIndex, write: Write) -> None:
+    kaggle = write(
+        KAGGLE
+        + "y,/m/0a 0.9 0.1 0.2 0.3 0.4 /m/0b 0.5 0 0 1 1\n"
+        + "elsewhere,/m/0a 1e-3 0.1 0.2 0.3 0.4\nempty,\nx, /m/0b 0.25 0.5 0.5 0.75 0.75 \n"
+    )
+    published = write(
+        f"ImageID,LabelName,Score,{CORNERS}\ny,/m/0a,0.9,0.1,0.3,0.2,0.4\ny,/m/0b,0.5,0,1,0,1\n"
+        "elsewhere,/m/0a,0.001,0.1,0.3,0.2,0.4\nx,/m/0b,0.25,0.5,0.75,0.5,0.75\n",
+        "published.csv",
+    )
+    found, wanted = (read_predictions(path, index, Faults()) for path in (kaggle, published))
+    # Images are in order of their ids: x 0, y 1; the third is none of them.
+    assert found.image_index.tolist() == [1, 1, -1, 0]
+    for name in ("image_index", "class_index", "score", "boxes"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert found.boxes[0].tolist() == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_submission_may_be_parquet_or_a_frame(index: AnnotationIndex, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"ImageId": ["x"], "PredictionString": ["/m/0a 0.5 0 0 1 1"]})
+    frame.to_parquet(tmp_path / "s.parquet")
+    for source in (tmp_path / "s.parquet", frame):
+        found = read_predictions(source_of(source, "predictions"), index, Faults())
+        assert (found.score.tolist(), found.class_index.tolist()) == ([0.5], [0])
+
+
+def test_a_submission_without_any_detection_is_empty(index: AnnotationIndex, write: Write) -> None:
+    for text in (KAGGLE, KAGGLE + "x,\ny,\n"):
+        assert len(read_predictions(write(text), index, Faults())) == 0
+
+
+BAD_STRINGS = {
+    "five words": ("/m/0a 0.9 0.1 0.2 0.3", "must hold six words per detection", "words=5"),
+    "text in a number": ("/m/0a high 0.1 0.2 0.3 0.4", "Score must be a number", "Score=high"),
+    "NaN score": ("/m/0a nan 0.1 0.2 0.3 0.4", "Score must be a number", "Score=nan"),
+    "infinite corner": ("/m/0a 0.5 0.1 0.2 inf 0.4", "XMax must be a number", "XMax=inf"),
+    "unknown class": ("/m/0z 0.9 0.1 0.2 0.3 0.4", "LabelName must be in the class list", "LabelName=/m/0z"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_STRINGS)
+def test_a_bad_prediction_string_is_named_by_line_and_can_be_dropped(
+    fault: str, index: AnnotationIndex, write: Write
+) -> None:
+    bad, rule, value = BAD_STRINGS[fault]
+    path = write(KAGGLE + f"x,/m/0a 0.5 0 0 1 1\ny,{bad}\n")
+    with pytest.raises(ValueError, match="1 row breaks a rule") as caught:
+        read_predictions(path, index, Faults())
+    message = str(caught.value)
+    assert "predictions.csv line 3: " in message
+    assert rule in message
+    assert value in message
+    faults = Faults("drop")
+    assert read_predictions(path, index, faults).score.tolist() == [0.5]
+    assert len(faults.frame()) == 1
+
+
+def test_frames_and_dicts_are_checked_like_files_and_counted_from_one(index: AnnotationIndex) -> None:
+    columns = {"ImageID": ["x", "y"], "LabelName": ["/m/0a", "/m/0b"], "Score": [0.5, np.nan]}
+    columns |= {name: np.array([0.25, 0.5]) for name in CORNERS.split(",")}
+    for given in (columns, pd.DataFrame(columns)):
+        with pytest.raises(ValueError, match="predictions line 2: Score must be a number, but got Score=nan"):
+            read_predictions(source_of(given, "predictions"), index, Faults())
+    with pytest.raises(ValueError, match=r"the header must name .* but lacks Score"):
+        read_predictions(source_of({"ImageID": [], "LabelName": []}, "predictions"), index, Faults())
+    with pytest.raises(ValueError, match="predictions: columns must be arrays of one length"):
+        source_of({**columns, "Score": [0.5]}, "predictions")
+    with pytest.raises(ValueError, match="predictions must be a path, a pandas frame or a dict"):
+        source_of([], "predictions")
