@@ -250,9 +250,7 @@ def _entries(matches: Matches, keep: BoolArray) -> Matches:
     return replace(matches, **{name: getattr(matches, name)[keep] for name in columns})
 
 
-def _put_right(
-    matches: Matches, chosen: BoolArray, copy: IntArray, new_class: IntArray, own_copy: IntArray
-) -> Matches:
+def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: IntArray, own_copy: IntArray) -> Matches:
     """The matches in which each ``chosen`` wrong entry finds the truth ``copy`` of the class ``new_class``.
 
     ``own_copy``: the truth that each true positive found. Of several that find one truth the highest score stays.

@@ -6,17 +6,18 @@ entries between two right ones matter by their sum alone. That sum is a sparse m
 weights, which costs one addition per wrong entry and resample; everything else is done at the right entries only.
 
 The value is that of :func:`retinaflow.scoring.challenge.average_precision` (to rounding), some twenty times as fast.
-Resamples are worked on in blocks by threads. Resample r draws from ``SeedSequence(seed, spawn_key=(r,))``, so neither
-the number of threads nor the size of the blocks changes a number. Memory: about ``BYTES_AT_ONCE`` per thread, besides the
+Resamples are worked on in blocks by threads. Each resample has a random generator of its own, so neither the number of
+threads nor the size of the blocks changes a number. Memory: about ``BYTES_AT_ONCE`` per thread, besides the
 result.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,46 +26,76 @@ from scipy.sparse import csr_array
 from retinaflow.scoring.matches import Kind, Matches
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 RESAMPLES_AT_ONCE = 32
-BYTES_AT_ONCE = 64 * 2**20
+RIGHT_AT_ONCE = 10_000
+"""Right entries that are worked on together (a class is never split), so that temporary arrays stay in the cache."""
+BYTES_AT_ONCE = 128 * 2**20
 """About the size of the temporary arrays of one thread."""
+ARRAYS_AT_ONCE = 5
 
 
-def draw_with_replacement(num_images: int, resample: int, *, seed: int) -> FloatArray:
-    """``[I]`` how many times each of ``num_images`` images is in a resample of as many."""
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(resample,)))
-    return np.bincount(rng.integers(num_images, size=num_images), minlength=num_images).astype(np.float64)
+class Draws(Protocol):
+    """A way to draw resamples of ``num_images`` images."""
+
+    num_images: int
+
+    def times(self, resample: int) -> FloatArray:
+        """``[I]`` how many times each image is in the resample of this number; a pure function."""
+        ...
 
 
-def resampled_ap(
-    runs: Sequence[Matches],
-    *,
-    resamples: int,
-    seed: int,
-    threads: int = 0,
-) -> list[FloatArray]:
+@dataclass(frozen=True)
+class WithReplacement:
+    """As many images as there are, drawn with replacement: the bootstrap."""
+
+    num_images: int
+    seed: int
+
+    def times(self, resample: int) -> FloatArray:
+        """``[I]`` how many times each image was drawn."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, resample)))
+        drawn = rng.integers(self.num_images, size=self.num_images)
+        return np.bincount(drawn, minlength=self.num_images).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class HalfSamples:
+    """Halves of the images, each image at most once; the resamples 2k and 2k + 1 are complements of each other."""
+
+    num_images: int
+    seed: int
+
+    def times(self, resample: int) -> FloatArray:
+        """``[I]`` 1 for the images of the half, 0 for the others."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1, resample // 2)))
+        chosen = np.zeros(self.num_images)
+        chosen[rng.permutation(self.num_images)[: self.num_images // 2]] = 1
+        return chosen if resample % 2 == 0 else 1 - chosen
+
+
+def resampled_ap(runs: Sequence[Matches], draws: Draws, *, resamples: int, threads: int = 0) -> list[FloatArray]:
     """AP ``[R, K]`` of every run, all runs under the same draws of images; NaN where a class has no truth.
 
     The runs share their images. ``threads`` 0: one per processor that this process may use.
     """
-    num_images = len(runs[0].image_ids)
+    num_images = draws.num_images
     curves = [Curves.of(run) for run in runs]
     results = [np.full((resamples, len(run.judged)), np.nan) for run in runs]
     if num_images == 0:
         return results
     widest = max([num_images, *(curve.longest for curve in curves)])
-    size = max(1, min(RESAMPLES_AT_ONCE, BYTES_AT_ONCE // (5 * 8 * widest)))
+    size = max(1, min(RESAMPLES_AT_ONCE, BYTES_AT_ONCE // (ARRAYS_AT_ONCE * 8 * widest)))
 
     def work(start: int) -> None:
         block = range(start, min(start + size, resamples))
-        weights = np.empty((num_images, len(block)))
-        for column, resample in enumerate(block):
-            weights[:, column] = draw_with_replacement(num_images, resample, seed=seed)
+        weights = np.stack([draws.times(resample) for resample in block], axis=1)
         for curve, result in zip(curves, results, strict=True):
             result[block.start : block.stop] = curve.average_precision(weights)
 
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        # Asking for the results raises what went wrong in a thread.
         list(pool.map(work, range(0, resamples, size)))
     return results
 
@@ -73,10 +104,10 @@ def resampled_ap(
 class _Piece:
     """The right entries ``[T]`` of some classes in a row, their classes' bounds, and the wrong entries before each."""
 
-    classes: NDArray[np.int64]
-    bounds: NDArray[np.int64]
+    classes: IntArray
+    bounds: IntArray
     """``[C + 1]`` rows of each class among those of the piece."""
-    image: NDArray[np.int64]
+    image: IntArray
     weight: FloatArray
     wrong: csr_array
     """``[T, I]`` wrong entries of each image since the right entry before, or the start of the class."""
@@ -108,9 +139,7 @@ class Curves:
         matter = row < len(right)
         matter[matter] = right_class[row[matter]] == matches.class_index[wrong[matter]]
         wrong, row = wrong[matter], row[matter]
-        between = csr_array(
-            (np.ones(len(wrong)), (row, matches.image_index[wrong])), shape=(len(right), num_images)
-        )
+        between = csr_array((np.ones(len(wrong)), (row, matches.image_index[wrong])), shape=(len(right), num_images))
         pieces = []
         for classes, bounds in _pieces(right_class):
             rows = slice(bounds[0], bounds[-1])
@@ -152,12 +181,12 @@ def _areas(piece: _Piece, weights: FloatArray) -> FloatArray:
     return result
 
 
-def _pieces(right_class: NDArray[np.int64], size: int = 10_000):
-    """(classes, bounds of their rows) of runs of whole classes with about ``size`` right entries."""
+def _pieces(right_class: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """(classes, bounds of their rows) of runs of whole classes with about ``RIGHT_AT_ONCE`` right entries."""
     classes, start = np.unique(right_class, return_index=True)
     bounds = np.append(start, len(right_class))
     first = 0
     while first < len(classes):
-        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + size, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + RIGHT_AT_ONCE, side="right")) - 1)
         yield classes[first:last], bounds[first : last + 1]
         first = last

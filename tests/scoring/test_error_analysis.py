@@ -18,10 +18,10 @@ NEARBY = (0.2, 0.0, 0.6, 0.4)
 """IoU with HERE: 0.2 x 0.4 / (2 x 0.16 - 0.08) = 1/3."""
 
 
-def analysed(*rows: Truth | Label | Found, num_classes: int = 2, links: tuple[tuple[int, int], ...] = ()) -> ErrorAnalysis:
-    truths, labels, found = (
-        tuple(row for row in rows if isinstance(row, kind)) for kind in (Truth, Label, Found)
-    )
+def analysed(
+    *rows: Truth | Label | Found, num_classes: int = 2, links: tuple[tuple[int, int], ...] = ()
+) -> ErrorAnalysis:
+    truths, labels, found = (tuple(row for row in rows if isinstance(row, kind)) for kind in (Truth, Label, Found))
     scene = Scene(num_classes, truths, labels, found, links)
     truth, detections = scene.annotations(), scene.detections()
     return analyse_errors(match(detections, truth), detections, truth)
@@ -56,9 +56,7 @@ def test_a_moved_box_takes_the_place_of_a_find_with_a_lower_score() -> None:
 
 def test_a_box_of_the_wrong_class_costs_both_classes() -> None:
     # Class 1's truth is called 0 with score 0.9; class 0's own is found with 0.5: AP 1/2 and 0. Renamed: 1 and 1.
-    analysis = analysed(
-        Truth("a", 0, FAR), Truth("a", 1, HERE), Found("a", 0, 0.9, HERE), Found("a", 0, 0.5, FAR)
-    )
+    analysis = analysed(Truth("a", 0, FAR), Truth("a", 1, HERE), Found("a", 0, 0.9, HERE), Found("a", 0, 0.5, FAR))
     assert analysis.error.tolist() == [Error.CONFUSION, Error.NONE]
     assert prices(analysis, "Class 0") == {"confusion": 0.5}
     assert prices(analysis, "Class 1") == {"confusion": 1.0}
@@ -144,9 +142,7 @@ def test_a_group_of_box_that_absorbed_a_detection_costs_nothing() -> None:
 
 def test_detections_of_unverified_classes_show_what_they_would_cost() -> None:
     # Image b says nothing of class 0, so its detection is not judged. Counted as wrong it halves the precision.
-    analysis = analysed(
-        Truth("a", 0, HERE), Truth("b", 1, HERE), Found("a", 0, 0.5, HERE), Found("b", 0, 0.9, HERE)
-    )
+    analysis = analysed(Truth("a", 0, HERE), Truth("b", 1, HERE), Found("a", 0, 0.5, HERE), Found("b", 0, 0.9, HERE))
     row = analysis.table.set_index("class").loc["Class 0"]
     assert (row["ap"], row["unverified"], row["num_unverified"]) == (1.0, 0.5, 1)
     assert prices(analysis) == {}
