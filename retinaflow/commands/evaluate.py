@@ -14,6 +14,7 @@ from retinaflow.commands.inputs import TrainingData, load_training_data, read_sp
 from retinaflow.commands.judging import (
     Judgement,
     judge,
+    log_analysis,
     log_pictures,
     log_tables,
     metrics_document,
@@ -57,6 +58,7 @@ def run(config: EvaluateConfig) -> Judgement:
         run.log_metrics(judgement.metrics, step=0)
         for target in _targets(config, run):
             _write(target, judgement, document, detections, source)
+        log_analysis(_targets(config, run), judgement, detections, source.judged, errors=config.error_analysis)
         say_judgement(judgement)
         return judgement
 

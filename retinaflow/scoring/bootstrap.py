@@ -1,23 +1,22 @@
 """How sure a score is: bootstrap over images, and paired differences of two runs on the same images.
 
-Images are drawn with replacement, as many as there are, and the scores of each resample are computed from matches that
-were made once (an image drawn n times counts n times, in truth and detections). What varies is the choice of the
-validation images; the detector is taken as given, so intervals say nothing about training with another seed. A class
-without truth in a resample is left out of its mean.
+Matching is done once. Each resample is a random half of the images, and its scores come from the matches as they are.
+What varies is the choice of the validation images; the detector is taken as given, so intervals say nothing about
+training with another seed. A class without truth in a resample is left out of its mean.
 
-The resamples give standard errors, correlations and the share above 0. The ends of the intervals are not their
-percentiles: those cover 95% intervals' truth in 8 to 90 of 100 cases where classes have few truths, and the more classes
-a mean is over, the more surely it misses, because AP of few images is too high. :mod:`~retinaflow.scoring.intervals` says
-what is done instead. In simulations where the true AP is known, 95% intervals cover it in 90% to 99% of the samples for
-classes with 10 truths and more, bins of classes by frequency, and the mean, 87% to 97% for 3 to 9 truths; differences
-in 93% to 100% (docs/decisions.md has the table, tests/scoring/test_interval_coverage.py a smaller one). Low AP on
-few truths is the hardest: the excess of AP is then as large as AP, and is only partly taken off.
+The resamples give standard errors, the excess of AP on few images, and the share above 0. The ends of an interval are
+not their percentiles, which miss the true AP far too often where classes have few truths; :mod:`~.intervals` says what
+is done instead. Where the true AP is known by simulation, 95% intervals of scores and of paired differences cover it in
+90% to 99% of the samples, for the mean, for bins by frequency, and on average over classes with 10 truths and more
+(tests/scoring/test_interval_coverage.py; docs/decisions.md has the table, and what classes of 3 to 9 truths get).
+An interval always holds its estimate, but need not be centred on it: AP of few images is too high.
 
-The same seed gives the same numbers, whatever the number of threads and the size of the blocks; no global state.
-Cost: 40,000 images, 500 classes, 2,000,000 entries, 1,000 resamples: about 10 s on two cores, memory bounded
-(:mod:`~retinaflow.scoring.resampling`).
+Same seed, same numbers, whatever the number of threads and the size of the blocks; no global state. Cost: for 40,000
+images, 500 classes, 2,000,000 entries and 1,000 resamples about 10 s on two cores (``benchmarks/bootstrap.py``), memory
+bounded.
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6 (standard errors) and 10 (bias).
+Source: Saigo, Shao and Sitter, A repeated half-sample bootstrap (Survey Methodology 2001): half of the images, each
+twice, varies as much as as many images drawn with replacement, and has no chance repeats, which distort AP.
 """
 
 from __future__ import annotations
@@ -30,23 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.scoring.challenge import average_precision
-from retinaflow.scoring.intervals import (
-    EXCESS,
-    difference_interval,
-    disagreement_variance,
-    hidden_variance,
-    score_interval,
-)
+from retinaflow.scoring.intervals import EXCESS, difference_interval, disagreement_variance, score_interval
 from retinaflow.scoring.matches import Matches
-from retinaflow.scoring.resampling import HalfSamples, WithReplacement, resampled_ap
+from retinaflow.scoring.resampling import resampled_ap
 
 FloatArray = NDArray[np.float64]
 Groups = Mapping[str, NDArray[np.bool_]]
 Result = TypeVar("Result")
-
-HALF_SAMPLES = 100
-"""Halves of the images from which the excess of AP is taken. A half and its complement vary against each other, so that
-few are enough."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +97,19 @@ def bootstrap_intervals(
     Raises ValueError for settings out of range and groups that do not fit the classes.
     """
     groups = _checked(groups, len(matches.judged), resamples=resamples, confidence=confidence)
-    num_images = len(matches.image_ids)
     here = average_precision(matches)
     num_truths = matches.num_truths
-    (drawn,) = resampled_ap([matches], WithReplacement(num_images, seed), resamples=resamples, threads=threads)
-    (halves,) = resampled_ap([matches], HalfSamples(num_images, seed), resamples=HALF_SAMPLES, threads=threads)
+    (drawn,) = resampled_ap([matches], resamples=resamples, seed=seed, threads=threads)
     error = _deviations(drawn)
-    excess = EXCESS * np.nan_to_num(_column_means(halves) - here)
-    hidden = hidden_variance(here, error, num_truths, confidence=confidence)
+    excess = EXCESS * np.nan_to_num(_column_means(drawn) - here)
 
     def interval(members: NDArray[np.bool_]) -> Interval:
         members = members & ~np.isnan(here)
         count = max(1, int(members.sum()))
         estimate = _row_means(here[None, members])
-        variance = _deviations(_row_means(drawn[:, members])[:, None]) ** 2 + hidden[members].sum() / count**2
         low, high = score_interval(
             estimate,
-            error=np.sqrt(variance),
+            error=_deviations(_row_means(drawn[:, members])[:, None]),
             excess=np.array([excess[members].sum() / count]),
             num_truths=np.array([num_truths[members].sum()]),
             confidence=confidence,
@@ -161,8 +146,7 @@ def paired_differences(
     """
     groups = _checked(groups, len(first.judged), resamples=resamples, confidence=confidence)
     _check_same_truth(first, second)
-    draws = WithReplacement(len(first.image_ids), seed)
-    before, after = resampled_ap([first, second], draws, resamples=resamples, threads=threads)
+    before, after = resampled_ap([first, second], resamples=resamples, seed=seed, threads=threads)
     here = average_precision(second) - average_precision(first)
     drawn = after - before
     num_images = np.bincount(first.truth_class, minlength=len(here))

@@ -3,17 +3,12 @@
 The idea of TIDE, under the rules of the Open Images Challenge metric. The kinds of a wrong detection, the first that
 fits (its *own* boxes are those of its class or of a class below it in the hierarchy; IoU with the best box of each):
 
-====================  ============================================================  ====================================
-kind                  what it is                                                    put right by
-====================  ============================================================  ====================================
-duplicate             own IoU >= t, but the box was found with a higher score       removing it
-localisation          ``NEAR`` <= own IoU < t                                       moving it onto the box
-confusion             IoU >= t with a box of another class                          giving it that class
-group-of              ``NEAR`` <= share inside an own group-of box < t              removing it
-confusion and         ``NEAR`` <= IoU < t with a box of another class               removing it
-localisation (both)
-background            none of these                                                 removing it
-====================  ============================================================  ====================================
+- duplicate: own IoU >= t, but something of a higher score found the box. Put right by removing it.
+- localisation: ``NEAR`` <= own IoU < t. Put right by moving it onto the box.
+- confusion: IoU >= t with a box of another class. Put right by giving it that class.
+- group-of: ``NEAR`` <= share inside an own group-of box < t. Put right by removing it.
+- both (confusion and localisation): ``NEAR`` <= IoU < t with a box of another class. Put right by removing it.
+- background: none of these. Put right by removing it.
 
 (t is the IoU threshold of the matches.) A detection that is put right counts as found only if nothing of a higher score
 finds the same box; it takes the place of what finds it with a lower score. Of truths:
@@ -28,11 +23,11 @@ them together. ``false_positives`` and ``false_negatives`` are the gains of havi
 ``unverified`` is of another sort: what AP *would lose* if detections of classes that nobody verified on their image,
 which the metric does not judge, all counted as wrong. A high value says that AP rests on which labels were verified.
 
-Cost: about 5 s and some 400 MB for a million detections (:func:`analyse_errors`).
+Cost: about 4 s and 150 MB for a million detections.
 
-Source: Bolya, Foley, Hays and Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020). What
-differs: duplicates come first (in a hierarchy one object has boxes of several classes, and a second detection of a found
-one is no confusion), group-of and unverified labels are new, and each class has a price of its own.
+Source: Bolya, Foley, Hays and Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020).
+What differs: duplicates come first (in a hierarchy one object has boxes of several classes, and a second detection of
+a found one is no confusion), group-of and unverified labels are new, and each class has a price of its own.
 """
 
 from __future__ import annotations
@@ -89,12 +84,14 @@ class ErrorAnalysis:
     error: NDArray[np.int8]
     """``[E]`` an :class:`Error` for each entry of the matches."""
     table: pd.DataFrame
-    """First the row ``all classes`` (means of prices, sums of counts), then one row per class with truth, in class order:
-    ``class, ap``, the :data:`PRICES`, ``false_positives, false_negatives, unverified`` (all in AP), ``confused_with``
-    (the class whose boxes cost it most), ``num_truths``, a count ``num_*`` of each, and ``class_id``."""
+    """First the row ``all classes`` (means of prices, sums of counts), then one row per class with truth.
+
+    In class order: ``class, ap``, the :data:`PRICES`, ``false_positives, false_negatives, unverified`` (all in AP),
+    ``confused_with`` (the class whose boxes cost it most), ``num_truths``, a count ``num_*`` of each, ``class_id``.
+    """
     confusions: pd.DataFrame
-    """``class, confused_with, detections, ap, class_id, confused_with_id``: up to ``CONFUSED_WITH`` classes for each
-    class, dearest first, ``ap`` being gained by the class if its detections on their boxes were gone."""
+    """``class, confused_with, detections, ap, class_id, confused_with_id``: the ``CONFUSED_WITH`` classes that each
+    class is taken for most often, dearest first, ``ap`` being gained by the class if its detections on their boxes were gone."""
 
 
 def analyse_errors(matches: Matches, detections: Detections, truth: Annotations) -> ErrorAnalysis:

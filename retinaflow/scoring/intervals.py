@@ -1,25 +1,24 @@
 """From resampled scores to an interval that covers: the statistics behind :mod:`retinaflow.scoring.bootstrap`.
 
-Percentiles of the resamples cover badly where AP is judged on few truths (measured shares stand in docs/decisions.md,
-``benchmarks/interval_coverage.py`` measures them again), for three reasons that are each met here:
+Percentiles of resamples cover badly where AP is judged on few truths (``benchmarks/interval_coverage.py`` measures how
+badly, docs/decisions.md has the table), for two reasons:
 
 1. **Nothing varies.** A class of five truths that are all found has AP 1 in every resample, though the next five images
-   may miss one. :func:`score_interval` takes from the resamples only the standard error and makes of it the number n of
-   independent truths that would have the same, ``n = AP (1 - AP) / se^2``, at most the number of truths; the interval is
-   Wilson's for a share of n. For large n it is the usual -+ 1.96 se; for 5 of 5 found it is 0.57 to 1.
+   may miss one. :func:`score_interval` takes from the resamples only the standard error, makes of it the number n of
+   independent truths that would have the same, ``n = AP (1 - AP) / se^2``, at most the number of truths, and returns
+   Wilson's interval for a share of n. For large n that is the usual -+ 1.96 se; for 5 of 5 found it is 0.57 to 1.
 2. **AP of few images is too high**, since the curve is made non-increasing by lifting it to its highest later point.
-   Resamples show this of themselves, not of the sample, and too little of it. Halves of the images, drawn without
-   replacement, show how AP grows from n images to n/2; the excess of a hull falls as n^(-2/3), so what the sample has
-   itself is ``1 / (2^(2/3) - 1) = 1.70`` times that growth (:data:`EXCESS`). The interval is centred that much lower, and
-   reaches up to the estimate where it would otherwise lie below it.
-3. **The variance of means is too small** for the same reason as 1: each class adds what its own interval is wider by.
+   Half-samples show how AP grows from n images to n/2. The excess of a hull falls as n^(-2/3), so the sample itself has
+   ``1 / (2^(2/3) - 1) = 1.70`` times that growth (:data:`EXCESS`). The interval is centred so much lower, and is
+   drawn out to the estimate where it would not reach it. In a mean over many classes this matters most: its standard
+   error shrinks with the number of classes, its excess does not.
 
 A difference of two runs (:func:`difference_interval`) needs no 2, since both are too high alike. Against 1, half an
 image on which the runs differ is added to each class, as Agresti and Min add half an observation to each cell.
 
 Sources: Wilson (JASA 1927); Korn and Graubard, Confidence intervals for proportions with small expected number of
-positive counts (Survey Methodology 1998), effective sample size; Groeneboom (1985), the rate of monotone hulls; Agresti
-and Min, Simple improved confidence intervals for comparing matched proportions (Statistics in Medicine 2005).
+positive counts (Survey Methodology 1998), effective sample size; Groeneboom, Estimating a monotone density (1985), the
+rate of hulls; Agresti and Min, Simple improved confidence intervals for comparing matched proportions (2005).
 """
 
 from __future__ import annotations
@@ -61,16 +60,6 @@ def difference_interval(estimate: FloatArray, *, error: FloatArray, confidence: 
     """Both ends ``[N]`` for differences of scores, in [-1, 1]: estimate -+ z x error."""
     half = normal_quantile(confidence) * error
     return np.maximum(estimate - half, -1), np.minimum(estimate + half, 1)
-
-
-def hidden_variance(
-    estimate: FloatArray, error: FloatArray, num_truths: FloatArray, *, confidence: float
-) -> FloatArray:
-    """``[K]`` variance of each class's AP that its resamples do not show; 0 where the AP is NaN."""
-    none = np.zeros_like(estimate)
-    low, high = score_interval(estimate, error=error, excess=none, num_truths=num_truths, confidence=confidence)
-    shown = ((high - low) / (2 * normal_quantile(confidence))) ** 2
-    return np.where(np.isnan(estimate), 0.0, np.maximum(shown - error**2, 0))
 
 
 def disagreement_variance(num_images: NDArray[np.integer]) -> FloatArray:

@@ -14,10 +14,9 @@ result.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,51 +35,31 @@ BYTES_AT_ONCE = 128 * 2**20
 ARRAYS_AT_ONCE = 5
 
 
-class Draws(Protocol):
-    """A way to draw resamples of ``num_images`` images."""
+def half_of_images(num_images: int, resample: int, *, seed: int) -> FloatArray:
+    """``[I]`` 1 for the images of a random half, 0 for the others; resamples 2k and 2k + 1 complement each other.
 
-    num_images: int
-
-    def times(self, resample: int) -> FloatArray:
-        """``[I]`` how many times each image is in the resample of this number; a pure function."""
-        ...
-
-
-@dataclass(frozen=True)
-class WithReplacement:
-    """As many images as there are, drawn with replacement: the bootstrap."""
-
-    num_images: int
-    seed: int
-
-    def times(self, resample: int) -> FloatArray:
-        """``[I]`` how many times each image was drawn."""
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0, resample)))
-        drawn = rng.integers(self.num_images, size=self.num_images)
-        return np.bincount(drawn, minlength=self.num_images).astype(np.float64)
+    With an odd number of images the first of the two has one image less.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(resample // 2,)))
+    chosen = np.zeros(num_images)
+    chosen[rng.permutation(num_images)[: num_images // 2]] = 1
+    return chosen if resample % 2 == 0 else 1 - chosen
 
 
-@dataclass(frozen=True)
-class HalfSamples:
-    """Halves of the images, each image at most once; the resamples 2k and 2k + 1 are complements of each other."""
-
-    num_images: int
-    seed: int
-
-    def times(self, resample: int) -> FloatArray:
-        """``[I]`` 1 for the images of the half, 0 for the others."""
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1, resample // 2)))
-        chosen = np.zeros(self.num_images)
-        chosen[rng.permutation(self.num_images)[: self.num_images // 2]] = 1
-        return chosen if resample % 2 == 0 else 1 - chosen
-
-
-def resampled_ap(runs: Sequence[Matches], draws: Draws, *, resamples: int, threads: int = 0) -> list[FloatArray]:
+def resampled_ap(
+    runs: Sequence[Matches],
+    *,
+    resamples: int,
+    seed: int,
+    threads: int = 0,
+    draw: Callable[..., FloatArray] = half_of_images,
+) -> list[FloatArray]:
     """AP ``[R, K]`` of every run, all runs under the same draws of images; NaN where a class has no truth.
 
-    The runs share their images. ``threads`` 0: one per processor that this process may use.
+    The runs share their images. ``threads`` 0: one per processor that this process may use. ``draw(I, r, seed=seed)``
+    gives ``[I]``, how many times each image is in resample r.
     """
-    num_images = draws.num_images
+    num_images = len(runs[0].image_ids)
     curves = [Curves.of(run) for run in runs]
     results = [np.full((resamples, len(run.judged)), np.nan) for run in runs]
     if num_images == 0:
@@ -90,7 +69,7 @@ def resampled_ap(runs: Sequence[Matches], draws: Draws, *, resamples: int, threa
 
     def work(start: int) -> None:
         block = range(start, min(start + size, resamples))
-        weights = np.stack([draws.times(resample) for resample in block], axis=1)
+        weights = np.stack([draw(num_images, resample, seed=seed) for resample in block], axis=1)
         for curve, result in zip(curves, results, strict=True):
             result[block.start : block.stop] = curve.average_precision(weights)
 

@@ -1,7 +1,7 @@
 """Figures about scores: precision-recall curves, the rarest classes with intervals, what errors cost.
 
-Each function returns a ``matplotlib.figure.Figure`` for the caller to save; no global state, no display. Sizes, margins,
-classes and axes (0 to 1) depend on the classes and their training counts only, never on the scores, so that pictures of
+Each function returns a ``matplotlib.figure.Figure`` for the caller to save; no global state, no display. Sizes,
+margins, classes and axes (0 to 1) depend on the classes and their counts only, never on the scores, so that pictures of
 two runs on the same data can be laid side by side.
 """
 
@@ -122,9 +122,10 @@ def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP
     place = np.arange(len(shown))
     axes.barh(place, shown["ap"], height=0.7, color=[bin_color(colors, number) for number in shown_bins], zorder=2)
     if {"ap_low", "ap_high"} <= set(table.columns):
-        axes.hlines(place, shown["ap_low"], shown["ap_high"], color="#222222", linewidth=1.4, zorder=3)
-        for end in ("ap_low", "ap_high"):
-            axes.plot(shown[end], place, "|", color="#222222", markersize=5, zorder=3)
+        for color, width in (("white", 3.6), ("#222222", 1.4)):
+            axes.hlines(place, shown["ap_low"], shown["ap_high"], color=color, linewidth=width, zorder=3)
+            for end in ("ap_low", "ap_high"):
+                axes.plot(shown[end], place, "|", color=color, markersize=4 + width, markeredgewidth=width, zorder=3)
     axes.grid(visible=False, axis="y")
     # Few classes stand at the top with bars of the usual size.
     axes.set(xlim=(0, 1), ylim=(max(len(shown), 8) - 0.4, -0.6), xlabel="AP")
@@ -152,8 +153,8 @@ def error_costs(
 ) -> Figure:
     """Left the AP that each kind costs over all classes (0 to 1), right where: by class, or by bin when there are many.
 
-    ``table`` as of :func:`retinaflow.scoring.report.per_class_table`, of the same scores. Prices do not add up to what is
-    missing from 1 (:mod:`~retinaflow.scoring.error_analysis`).
+    ``table`` as of :func:`retinaflow.scoring.report.per_class_table`, of the same scores. Prices do not add up to
+    what is missing from 1 (:mod:`~retinaflow.scoring.error_analysis`).
     """
     figure, axes = class_figure(title, right=0.44)
     axes.set_position((0.12, 0.21, 0.27, 0.67))

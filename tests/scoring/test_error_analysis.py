@@ -1,4 +1,4 @@
-"""Error analysis: each kind of error is told and priced, by hand-worked scenes; on random ones it agrees with a loop."""
+"""Error analysis: each kind of error is told and priced in hand-worked scenes; on random ones it agrees with a loop."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_a_run_without_errors_pays_nothing() -> None:
 
 
 def test_a_badly_placed_box_costs_what_moving_it_gains() -> None:
-    # One truth, one detection at IoU 1/3: AP 0; moved onto the truth AP 1. The truth is pointed at, so it is not missed.
+    # One truth, one detection at IoU 1/3: AP 0; moved onto the truth AP 1. What is pointed at is not missed.
     analysis = analysed(Truth("a", 0, HERE), Found("a", 0, 0.9, NEARBY))
     assert analysis.error.tolist() == [Error.LOCALISATION]
     assert prices(analysis) == {"localisation": 1.0}
 
 
 def test_a_moved_box_takes_the_place_of_a_find_with_a_lower_score() -> None:
-    # 0.9 badly placed, 0.5 right: precision 1/2 at recall 1. Moved, 0.9 finds the truth and 0.5 is of no more use: AP 1.
+    # 0.9 badly placed, 0.5 right: precision 1/2 at recall 1. Moved, 0.9 finds it and 0.5 is of no more use: AP 1.
     analysis = analysed(Truth("a", 0, HERE), Found("a", 0, 0.9, NEARBY), Found("a", 0, 0.5, HERE))
     assert analysis.table["ap"].iloc[1] == 0.5
     assert prices(analysis) == {"localisation": 0.5}
