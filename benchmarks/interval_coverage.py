@@ -3,8 +3,9 @@
     python benchmarks/interval_coverage.py --samples 300 --copies 1
 
 Samples are drawn from the population of ``tests/scoring/simulated_population.py``, whose AP is known. Prints, in
-percent, the coverage for classes by how many images of a sample hold them (mean of the four qualities), for bins (means of
-the classes of one size) and for the mean of all classes; then the same for paired differences; and the mean widths.
+percent, how often it is covered: for classes by how many images of a sample hold them (mean of the four qualities), for
+bins (means of the classes of one size) and for the mean of all classes; then the same for paired differences. Below
+each row stands the mean width.
 ``--copies 5`` has five classes of each kind: the more classes, the narrower the interval of their mean.
 """
 

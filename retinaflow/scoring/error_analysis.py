@@ -90,8 +90,11 @@ class ErrorAnalysis:
     ``confused_with`` (the class whose boxes cost it most), ``num_truths``, a count ``num_*`` of each, ``class_id``.
     """
     confusions: pd.DataFrame
-    """``class, confused_with, detections, ap, class_id, confused_with_id``: the ``CONFUSED_WITH`` classes that each
-    class is taken for most often, dearest first, ``ap`` being gained by the class if its detections on their boxes were gone."""
+    """The ``CONFUSED_WITH`` classes on whose boxes each class is found most often, dearest first.
+
+    ``class, confused_with, detections, ap, class_id, confused_with_id``; ``ap`` is gained by the class if those
+    detections were gone.
+    """
 
 
 def analyse_errors(matches: Matches, detections: Detections, truth: Annotations) -> ErrorAnalysis:

@@ -1,10 +1,10 @@
 """A population of images with known true AP, to see how often intervals cover it.
 
 Classes come on a grid: how many images of a sample hold them (``IMAGES_WITH_CLASS``, the rarest 3 of 300) times how
-good the detector is (AP of about 0.08, 0.5, 0.8 and 0.98). An image holds one truth of a class or a few more; a hidden
-hardness of the image lowers the scores of all its truths and lifts those of its wrong detections, so that images, not boxes, are
-independent. The second run sees the same truths with the same difficulty, noise of its own, and a better detector. What
-is simulated are matches: boxes play no part in intervals.
+good the detector is (AP of about 0.08, 0.5, 0.8 and 0.98). An image holds one truth of a class or a few more. A hidden
+hardness of the image lowers the scores of all its truths and lifts those of its wrong detections, so that images, not
+boxes, are independent. The second run sees the same truths with the same difficulty, noise of its own, and a better
+detector. What is simulated are matches: boxes play no part in intervals.
 """
 
 from __future__ import annotations
