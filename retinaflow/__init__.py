@@ -12,7 +12,8 @@ The map of the package, in reading order:
   ``loss``, ``postprocess``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
   ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
-  ``slices`` and ``details`` (more than one number), ``bootstrap``, ``report``, ``figures``, ``data_figures``,
+  ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
+  ``error_analysis``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their ``figure_style``,
   ``contact_sheet``.
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``

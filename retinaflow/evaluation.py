@@ -152,7 +152,7 @@ def read_truth(
     taxonomy = _taxonomy(classes, hierarchy)
     faults = Faults(on_bad_row)
     labels = [] if image_labels is None else [source_of(image_labels, "image_labels")]
-    return build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, faults)
+    return build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, faults, allow_repeats=True)
 
 
 def read_detections(predictions: Table, truth: AnnotationIndex, *, on_bad_row: OnBadRow = "stop") -> Detections:

@@ -16,6 +16,7 @@ from retinaflow.commands.inputs import TrainingData, load_training_data, read_sp
 from retinaflow.commands.judging import (
     Judgement,
     judgement_of,
+    log_analysis,
     log_pictures,
     log_tables,
     metrics_document,
@@ -70,6 +71,7 @@ def run(config: EvaluateConfig) -> Judgement:
             _write(target, judgement, document, detections, source)
             for name, table in details.items():
                 target.log_csv(table, name)
+        log_analysis(_targets(config, run), judgement, detections, source.judged, errors=config.error_analysis)
         say_judgement(judgement)
         return judgement
 
@@ -149,7 +151,14 @@ class _Predictions:
                 "predictions need annotations to be judged by: data must be a folder, or boxes, image_labels and "
                 "classes must be given, but got data=trained"
             )
-        loaded = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels, with_images=False)
+        loaded = read_split(
+            config,
+            [config.eval_split],
+            boxes=config.boxes,
+            image_labels=labels,
+            with_images=False,
+            allow_repeats=True,
+        )
         index = _only_listed(loaded.index, config)
         faults = Faults(config.on_bad_row)
         found = read_predictions(config.predictions, index, faults)

@@ -72,8 +72,9 @@ def read_split(
     boxes: Sequence[Path],
     image_labels: Sequence[Path] | None,
     with_images: bool = True,
+    allow_repeats: bool = False,
 ) -> LoadedIndex:
-    """The index of some splits with all classes of the class list."""
+    """The index of some splits with all classes of the class list. ``allow_repeats``: boxes given twice are kept."""
     folder = data_folder(settings)
     hierarchy = settings.hierarchy
     files = find_files(
@@ -92,6 +93,7 @@ def read_split(
         image_sizes=settings.image_sizes if images else None,
         on_bad_row=settings.on_bad_row,
         on_bad_image=settings.on_bad_image,
+        allow_repeats=allow_repeats,
         say=say,
     )
     if len(loaded.index) == 0 and with_images:

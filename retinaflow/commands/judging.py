@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,10 @@ from retinaflow.detections import Detections
 from retinaflow.run_files import Run
 from retinaflow.scoring.challenge import Scores, evaluate
 from retinaflow.scoring.contact_sheet import Panel, contact_sheet
+from retinaflow.scoring.error_analysis import analyse_errors
 from retinaflow.scoring.figures import ap_vs_frequency
 from retinaflow.scoring.report import per_class_table, summary
+from retinaflow.scoring.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 
 if TYPE_CHECKING:
     from retinaflow.detector.postprocess import PostprocessConfig
@@ -89,6 +92,31 @@ def log_pictures(run: Run, judgement: Judgement, detections: Detections, index: 
     """``ap_vs_frequency.png`` and ``detections.png``."""
     run.log_figure(ap_vs_frequency(judgement.table), "ap_vs_frequency.png")
     run.log_figure(detections_sheet(detections, index, judgement.table), "detections.png")
+
+
+def log_analysis(
+    runs: Sequence[Run], judgement: Judgement, detections: Detections, index: AnnotationIndex, *, errors: bool = True
+) -> None:
+    """``precision_recall.png``, ``rarest_classes.png`` and, with ``errors``, what each kind of error costs.
+
+    The latter are ``error_analysis.csv``, ``error_analysis.png`` and ``confusions.csv``. Made once for all runs.
+    """
+    table, matches = judgement.table, judgement.scores.matches
+    index_of, chosen = index.taxonomy.index_of, spread_classes(judgement.table)
+    figures = {
+        "precision_recall.png": precision_recall(matches, table, class_ids=chosen, index_of=index_of),
+        "rarest_classes.png": rarest_classes(table),
+    }
+    tables = {}
+    if errors:
+        analysis = analyse_errors(matches, detections, index)
+        figures["error_analysis.png"] = error_costs(analysis, table)
+        tables = {"error_analysis.csv": analysis.table, "confusions.csv": analysis.confusions}
+    for run in runs:
+        for name, figure in figures.items():
+            run.log_figure(figure, name)
+        for name, rows in tables.items():
+            run.log_csv(rows, name)
 
 
 def metrics_document(judgement: Judgement, index: AnnotationIndex) -> dict[str, object]:

@@ -12,7 +12,14 @@ from pathlib import Path
 from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.commands.inputs import TrainingData, load_training_data, say
-from retinaflow.commands.judging import Judgement, log_pictures, log_tables, metrics_document, say_judgement
+from retinaflow.commands.judging import (
+    Judgement,
+    log_analysis,
+    log_pictures,
+    log_tables,
+    metrics_document,
+    say_judgement,
+)
 from retinaflow.commands.processes import is_first_process, processes
 from retinaflow.commands.resuming import Resumed, continued, find_resumed
 from retinaflow.commands.session import Session
@@ -119,6 +126,7 @@ def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> Tra
     )
     log_tables(run, judgement, metrics_document(judgement, data.judged))
     log_pictures(run, judgement, detections, data.judged)
+    log_analysis([run], judgement, detections, data.judged)
     tracking.log_model(run, best, register_as=config.register_as)
     say_judgement(judgement)
     say(f"run {run.run_id}, best checkpoint {best}")

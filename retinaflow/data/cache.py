@@ -63,6 +63,7 @@ def load_index(
     image_sizes: Path | None = None,
     on_bad_row: OnBadRow = "stop",
     on_bad_image: OnBadImage = "stop",
+    allow_repeats: bool = False,
     say: Callable[[str], None],
 ) -> LoadedIndex:
     """The index of some published files, from the cache where it is there and whole, else built and cached.
@@ -72,6 +73,7 @@ def load_index(
     """
     inputs = [*files.all, *images, *([image_sizes] if image_sizes else [])]
     options = [on_bad_row, on_bad_image, len(files.boxes), len(files.image_labels), files.hierarchy is not None]
+    options.append(allow_repeats)
     key = _key(inputs, [*options, image_sizes is not None])
     place = cache_folder() / "index" / key
     found = _open(place, say)
@@ -85,7 +87,7 @@ def load_index(
         if is_alone:
             remove_partial(place)
         faults = Faults(on_bad_row)
-        index = read_annotations(files, faults, progress=say)
+        index = read_annotations(files, faults, allow_repeats=allow_repeats, progress=say)
         if images:
             table = SizeTable(*read_image_sizes(image_sizes, faults)) if image_sizes else None
             journal = _journal(images)

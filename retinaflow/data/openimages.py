@@ -110,13 +110,17 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
     )
 
 
-def read_annotations(files: SourceFiles, faults: Faults, *, progress: Callable[[str], None]) -> AnnotationIndex:
+def read_annotations(
+    files: SourceFiles, faults: Faults, *, allow_repeats: bool = False, progress: Callable[[str], None]
+) -> AnnotationIndex:
     """Read and check every row. Faulty rows stop the reading or are dropped, as ``faults`` says.
 
+    A box given twice is a fault of training data; ``allow_repeats`` keeps both, as the rules of the metric have it.
     Raises ValueError naming file, line, rule and value. The result knows no image files yet.
     """
     taxonomy = read_taxonomy(files.classes, files.hierarchy)
-    return build_annotations(taxonomy, files.boxes, files.image_labels, faults, progress=progress)
+    boxes, labels = files.boxes, files.image_labels
+    return build_annotations(taxonomy, boxes, labels, faults, allow_repeats=allow_repeats, progress=progress)
 
 
 def build_annotations(
@@ -125,10 +129,11 @@ def build_annotations(
     image_labels: Sequence[Source],
     faults: Faults,
     *,
+    allow_repeats: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> AnnotationIndex:
     """As :func:`read_annotations`, from files or frames in the published columns."""
-    box_tables = [_read_boxes(source, taxonomy, faults) for source in boxes]
+    box_tables = [_read_boxes(source, taxonomy, faults, allow_repeats=allow_repeats) for source in boxes]
     label_tables = [_read_labels(source, taxonomy, faults) for source in image_labels]
     for table in (*box_tables, *label_tables):
         progress(f"{table.path.name}: {len(table):,} rows")
@@ -194,7 +199,7 @@ def _order(image: NDArray[np.int32]) -> NDArray[np.int64] | slice:
     return slice(None) if is_sorted else np.argsort(image, kind="stable")
 
 
-def _read_boxes(source: Source, taxonomy: Taxonomy, faults: Faults) -> Table:
+def _read_boxes(source: Source, taxonomy: Taxonomy, faults: Faults, *, allow_repeats: bool) -> Table:
     table = read_table(
         source, text=("ImageID", "LabelName"), numbers=CORNERS, optional=dict.fromkeys(FLAGS, 0.0), faults=faults
     )
@@ -207,7 +212,9 @@ def _read_boxes(source: Source, taxonomy: Taxonomy, faults: Faults) -> Table:
     table = table.require(x_min < x_max, "XMin < XMax must hold", ("XMin", "XMax"), faults)
     y_min, y_max = table.columns["YMin"], table.columns["YMax"]
     table = table.require(y_min < y_max, "YMin < YMax must hold", ("YMin", "YMax"), faults)
-    return table.require(~_repeats(table), "a box must be given once", ("ImageID", "LabelName", *_CORNERS), faults)
+    if allow_repeats:
+        return table
+    return table.require(~_repeats(table), "a box must be given once", ("ImageID", "LabelName", *CORNERS), faults)
 
 
 def _repeats(table: Table) -> NDArray[np.bool_]:
@@ -215,7 +222,7 @@ def _repeats(table: Table) -> NDArray[np.bool_]:
 
     By a 64-bit hash of the columns first, since equal rows are few: a second for ten million rows.
     """
-    columns = [table.words["ImageID"].codes, table.columns["class"], *(table.columns[name] for name in _CORNERS)]
+    columns = [table.words["ImageID"].codes, table.columns["class"], *(table.columns[name] for name in CORNERS)]
     hashed = np.zeros(len(table), dtype=np.uint64)
     for column in columns:
         # Adding 0 makes 0 of -0, which equals it in other bits.

@@ -23,6 +23,11 @@ from numpy.typing import NDArray
 TRUTH = "#56B4E9"
 DETECTION = "#E69F00"
 PANEL_INCHES = 3.2
+TITLE_INCHES = 0.3
+GAP = 0.12
+"""Inches between images."""
+WIDEST = 2.5
+LETTERS_PER_INCH = 11
 DPI = 110
 TWO_LINES = 32
 """Pixels of the sheet that two lines of text need."""
@@ -68,29 +73,48 @@ class Panel:
 
 
 def contact_sheet(panels: Sequence[Panel], *, columns: int = 4, title: str | None = None) -> Figure:
-    """The panels row by row, ``columns`` to a row, each image in a square cell at its own aspect.
+    """The panels row by row, ``columns`` to a row; the images of a row are of one height and fill its width.
+
+    The last row, where it is not full, is as high as if it were. Images more than ``WIDEST`` times as wide as high, or
+    the other way round, are shown smaller than their cell.
 
     Raises ValueError when ``columns`` is below 1.
     """
     if columns < 1:
         raise ValueError(f"`columns >= 1` must hold, but got {columns}")
     columns = max(1, min(columns, len(panels)))
-    rows = max(1, -(-len(panels) // columns))
+    width = max(columns, 2) * PANEL_INCHES
+    rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    heights = _row_heights(rows, columns)
     head = 0.75 if title else 0.4
-    width, height = max(columns * PANEL_INCHES, 2 * PANEL_INCHES), rows * (PANEL_INCHES + 0.3) + head
+    height = sum(heights) + TITLE_INCHES * len(rows) + head
     figure = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     if title:
         figure.text(0.5, 1 - 0.25 / height, title, ha="center", va="center", fontsize=13)
     _key(figure, panels, y=1 - (head - 0.2) / height)
-    for number, panel in enumerate(panels):
-        row, column = divmod(number, columns)
-        bottom = height - head - (row + 1) * (PANEL_INCHES + 0.3)
-        cell = (width - columns * PANEL_INCHES) / 2 + column * PANEL_INCHES
-        inner = PANEL_INCHES - 0.12
-        axes = figure.add_axes(((cell + 0.06) / width, (bottom + 0.06) / height, inner / width, inner / height))
-        _draw(axes, panel)
+    bottom = height - head
+    for row, row_height in zip(rows, heights, strict=True):
+        bottom -= row_height + TITLE_INCHES
+        left = (width - columns * PANEL_INCHES) / 2
+        for panel in row:
+            cell = row_height * _cell_aspect(panel)
+            inside = (left + GAP / 2, bottom + GAP / 2, cell - GAP, row_height - GAP)
+            axes = figure.add_axes(tuple(np.array(inside) / (width, height, width, height)))
+            _draw(axes, panel)
+            left += cell
     return figure
+
+
+def _row_heights(rows: Sequence[Sequence[Panel]], columns: int) -> list[float]:
+    """Inches at which the cells of each row fill its width; an unfinished row counts with cells like its own."""
+    return [columns * PANEL_INCHES / (sum(map(_cell_aspect, row)) * columns / len(row)) for row in rows]
+
+
+def _cell_aspect(panel: Panel) -> float:
+    """Width by height of the cell: that of the image, within limits."""
+    height, width = panel.image.shape[:2]
+    return min(max(width / height, 1 / WIDEST), WIDEST)
 
 
 def _key(figure: Figure, panels: Sequence[Panel], *, y: float) -> None:
@@ -116,15 +140,18 @@ def _draw(axes: Axes, panel: Panel) -> None:
     )
     axes.set(xlim=(0, width), ylim=(height, 0), anchor="N")
     axes.set_axis_off()
-    axes.set_title(_fit(panel.title, 40), fontsize=8, pad=3)
+    axes.set_title(_fit(panel.title, max(8, int(axes.get_window_extent().width / DPI * 14))), fontsize=8, pad=3)
     axes.apply_aspect()
     scale = np.array([width, height, width, height])
     flags = panel.truth_group_of if len(panel.truth_group_of) else [False] * len(panel.truth_boxes)
+    room = int(axes.get_window_extent().width / DPI * LETTERS_PER_INCH)
     for box, label, group_of in zip(panel.truth_boxes, panel.truth_labels, flags, strict=True):
-        _box(axes, box * scale, _fit(label, 22), color=TRUTH, style="--" if group_of else "-", above=True)
+        _box(axes, box * scale, _fit(label, min(22, room)), color=TRUTH, style="--" if group_of else "-", above=True)
     found = zip(panel.detection_boxes, panel.detection_labels, panel.detection_scores, strict=True)
     for box, label, score in found:
-        _box(axes, box * scale, f"{_fit(label, 18)} {score:.2f}", color=DETECTION, style="-", above=False)
+        _box(
+            axes, box * scale, f"{_fit(label, min(18, room - 5))} {score:.2f}", color=DETECTION, style="-", above=False
+        )
 
 
 def _box(axes: Axes, box: NDArray[np.floating], label: str, *, color: str, style: LineStyle, above: bool) -> None:

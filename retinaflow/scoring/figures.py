@@ -2,19 +2,16 @@
 
 Each function returns a ``matplotlib.figure.Figure`` for the caller to save (``figure.savefig(path)``); no global
 state, no display. Sizes, margins and axis limits depend only on the classes and their training counts, never on the
-scores, so that pictures of two runs on the same data can be laid side by side. Colours are readable for colour-blind
-people: bins go through viridis from dark (rarest) to light, strategies through the palette of Okabe and Ito (2008).
+scores, so that pictures of two runs on the same data can be laid side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -22,38 +19,46 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox, blended_transform_factory
 from numpy.typing import NDArray
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-NO_BIN = "#7F7F7F"
-MAX_NAMES = 30
-"""Up to so many classes are named in the pictures."""
-
-Color = tuple[float, float, float, float]
+from retinaflow.scoring.figure_style import (
+    MAX_NAMES,
+    OKABE_ITO,
+    bin_color,
+    bin_colors,
+    class_figure,
+    decades,
+    legend,
+    shortened,
+)
 
 
 def ap_vs_frequency(table: pd.DataFrame, *, title: str = "AP by training images") -> Figure:
     """One dot per class with truth: AP (0 to 1) over training images (log), coloured by bin, with the mean of each bin.
 
     ``table`` as of :func:`retinaflow.scoring.report.per_class_table`. Classes without training images stand in a grey
-    strip on the left; those without truth are counted in a note. Up to ``MAX_NAMES`` classes are named.
+    strip on the left; those without truth are counted in a note. Up to ``MAX_NAMES`` classes are named. Columns
+    ``ap_low`` and ``ap_high``, where there are any, are drawn as intervals.
     """
-    figure, axes = _figure(title, right=0.80)
+    figure, axes = class_figure(title, right=0.80)
     images = table["train_images"].to_numpy(dtype=np.float64)
     ap = table["ap"].to_numpy(dtype=np.float64)
     bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
-    left, right = _decades(images)
+    left, right = decades(images)
     untrained_x = left / 1.25
     x = np.where(images > 0, images, untrained_x)
-    colors = _bin_colors(int(bins.max(initial=-1)) + 1)
+    colors = bin_colors(int(bins.max(initial=-1)) + 1)
     axes.axvspan(left / 1.6, left, color="#EEEEEE", zorder=0)
     axes.text(untrained_x, 0.5, "no training image", rotation=90, ha="center", va="center", fontsize=7, color="#666666")
     axes.set(xscale="log", xlim=(left / 1.6, right), ylim=(-0.02, 1.02), xlabel="training images", ylabel="AP")
     axes.set_yticks(np.linspace(0, 1, 6))
     small = len(table) > 100
-    dot_color = [_bin_color(colors, number) for number in bins]
+    dot_color = [bin_color(colors, number) for number in bins]
     shown = np.isfinite(ap)
     if shown.any():
         dots = [color for color, show in zip(dot_color, shown, strict=True) if show]
         axes.scatter(x[shown], ap[shown], s=16 if small else 42, c=dots, edgecolors="white", linewidths=0.5, zorder=3)
+        if {"ap_low", "ap_high"} <= set(table.columns):
+            ends = table.loc[shown, ["ap_low", "ap_high"]].to_numpy(dtype=np.float64)
+            axes.vlines(x[shown], ends[:, 0], ends[:, 1], colors=dots, linewidth=0.6 if small else 1.3, alpha=0.45)
     handles = []
     for number, color in enumerate(colors):
         members = (bins == number) & shown
@@ -66,7 +71,7 @@ def ap_vs_frequency(table: pd.DataFrame, *, title: str = "AP by training images"
             span = [low / 1.06, high * 1.06]
             axes.plot(span, [mean, mean], color=color, linewidth=2.5, path_effects=outline, zorder=4 if small else 2)
         handles.append(Line2D([], [], color=color, marker="o", linewidth=2.5, label=label))
-    _legend(axes, handles, "mean AP (classes)")
+    legend(axes, handles, "mean AP (classes)")
     if (~shown).any():
         axes.text(1.03, 0.0, f"{(~shown).sum()} without truth,\nnot shown", transform=axes.transAxes, fontsize=8)
     if len(table) <= MAX_NAMES:
@@ -89,15 +94,17 @@ def class_frequency(
     """
     images, bins = np.asarray(images_per_class, dtype=np.float64), np.asarray(bin_of_class)
     named = len(images) <= MAX_NAMES
-    figure, axes = _figure(title, right=0.97, bottom=0.30 if named else 0.12)
+    # Names are written at 45 degrees: as much room below as the longest of them needs.
+    longest = max((len(shortened(name)) for name in names), default=0)
+    figure, axes = class_figure(title, right=0.97, bottom=0.06 + 0.0098 * longest if named else 0.12)
     order = np.lexsort((np.asarray(names, dtype=np.str_), images))
     images, bins = images[order], bins[order]
-    colors = _bin_colors(int(bins.max(initial=-1)) + 1)
-    floor, top = _decades(images)
+    colors = bin_colors(int(bins.max(initial=-1)) + 1)
+    floor, top = decades(images)
     floor /= 2
     place = np.arange(len(images))
     heights = np.maximum(images - floor, 0)
-    bar_colors = [_bin_color(colors, number) for number in bins]
+    bar_colors = [bin_color(colors, number) for number in bins]
     axes.bar(place, heights, bottom=floor, width=0.8 if named else 1.0, color=bar_colors, zorder=2)
     axes.set(
         yscale="log",
@@ -108,13 +115,13 @@ def class_frequency(
     for number in [-1, *range(len(colors))]:
         members = place[bins == number]
         if len(members):
-            color = _bin_color(colors, number)
+            color = bin_color(colors, number)
             axes.axvspan(members.min() - 0.5, members.max() + 0.5, color=color, alpha=0.15, zorder=0, linewidth=0)
     _name_bins(axes, bins)
     for edge in np.asarray(edges, dtype=np.float64)[1:-1]:
         axes.axhline(edge, color="#555555", linewidth=0.7, linestyle=":", zorder=1)
     if named:
-        axes.set_xticks(place, [_short(names[k]) for k in order], rotation=45, ha="right", fontsize=8)
+        axes.set_xticks(place, [shortened(names[k]) for k in order], rotation=45, ha="right", fontsize=8)
     else:
         axes.set_xlabel(f"{len(images)} classes, rarest first (dotted: edges of the bins)")
     return figure
@@ -131,17 +138,17 @@ def exposure_curves(
     ``expected_draws``: strategy -> ``[K]``; ``images_per_class [K]``. The flatter a line, the better balanced the
     strategy; the dashed diagonal is one draw per image. Classes without training images or draws are left out.
     """
-    figure, axes = _figure(title, right=0.76)
+    figure, axes = class_figure(title, right=0.76)
     images = np.asarray(images_per_class, dtype=np.float64)
     order = np.argsort(images, kind="stable")
     order = order[images[order] > 0]
-    limits = _decades(images)
+    limits = decades(images)
     axes.set(xscale="log", yscale="log", xlim=limits, xlabel="training images", ylabel="expected draws")
     markers = "osD^vPX"
     every = max(1, len(order) // 15)
     count = max(1, len(expected_draws))
     drawn = [draws[draws > 0] for draws in (np.asarray(draws)[order] for draws in expected_draws.values())]
-    axes.set_ylim(_decades(np.concatenate([*drawn, images])))
+    axes.set_ylim(decades(np.concatenate([*drawn, images])))
     axes.plot(limits, limits, color="#999999", linestyle="--", linewidth=1, label="1 per image", zorder=1)
     for number, (strategy, draws) in enumerate(expected_draws.items()):
         values = np.asarray(draws, dtype=np.float64)[order]
@@ -154,9 +161,9 @@ def exposure_curves(
             markevery=(number * every // count, every),
             markersize=8 - 4 * number / count,
             linewidth=3.4 - 2.4 * number / count,
-            label=_short(strategy),
+            label=shortened(strategy),
         )
-    _legend(axes, axes.get_legend_handles_labels()[0], "strategy")
+    legend(axes, axes.get_legend_handles_labels()[0], "strategy")
     return figure
 
 
@@ -174,55 +181,6 @@ def _name_bins(axes: Axes, bins: NDArray[np.integer]) -> None:
         axes.text(centre, 0.985 - 0.085 * level, text, transform=strip, ha="center", va="top", fontsize=8)
 
 
-def _figure(title: str, *, right: float, bottom: float = 0.12) -> tuple[Figure, Axes]:
-    """A figure of fixed size (9 x 5 inches) and margins, with one pair of axes."""
-    figure = Figure(figsize=(9, 5), dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.09, bottom, right - 0.09, 0.91 - bottom))
-    axes.set_title(title, fontsize=11)
-    axes.grid(color="#DDDDDD", linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _legend(axes: Axes, handles: Sequence[object], title: str) -> None:
-    small = 7 if len(handles) > 16 else 8
-    axes.legend(
-        handles=handles,
-        title=title,
-        title_fontsize=8,
-        fontsize=small,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        borderaxespad=0,
-    )
-
-
-def _bin_colors(count: int) -> list[Color]:
-    """From dark (rarest) to light; the palest end of the map is left out, it would vanish on white."""
-    return [tuple(color) for color in mpl.colormaps["viridis"](np.linspace(0.0, 0.87, max(count, 1)))[:count]]
-
-
-def _bin_color(colors: Sequence[Color], number: int) -> Color | str:
-    return colors[number] if number >= 0 else NO_BIN
-
-
-def _decades(values: NDArray[np.floating]) -> tuple[float, float]:
-    """The whole powers of ten (at least one decade) around what is above 0."""
-    positive = values[values > 0]
-    if len(positive) == 0:
-        return 1.0, 10.0
-    low = np.floor(np.log10(positive.min()))
-    high = max(np.ceil(np.log10(positive.max() * 1.05)), low + 1)
-    return float(10.0**low), float(10.0**high)
-
-
-def _short(name: str, length: int = 24) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
 def _name_points(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], names: Sequence[str]) -> None:
     """Write each name beside its point, at the first place around it that is free; leave it out when none is."""
     frame = axes.get_window_extent()
@@ -233,7 +191,7 @@ def _name_points(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], n
     for number, name in enumerate(names):
         for dx, dy in places:
             text: Annotation = axes.annotate(
-                _short(name),
+                shortened(name),
                 (x[number], y[number]),
                 xytext=(dx, dy),
                 textcoords="offset points",

@@ -35,6 +35,11 @@ AT_THE_ROOT = {
     "metrics.json",
     "detections.png",
     "class_frequency.png",
+    "precision_recall.png",
+    "rarest_classes.png",
+    "error_analysis.csv",
+    "error_analysis.png",
+    "confusions.csv",
 }
 
 

@@ -1,0 +1,379 @@
+"""What costs a detector its AP: every error gets a kind, and each kind its price, the AP gained if it were put right.
+
+The idea of TIDE, under the rules of the Open Images Challenge metric. The kinds of a wrong detection, the first that
+fits (its *own* boxes are those of its class or of a class below it in the hierarchy; IoU with the best box of each):
+
+- duplicate: own IoU >= t, but something of a higher score found the box. Put right by removing it.
+- localisation: ``NEAR`` <= own IoU < t. Put right by moving it onto the box.
+- confusion: IoU >= t with a box of another class. Put right by giving it that class.
+- group-of: ``NEAR`` <= share inside an own group-of box < t. Put right by removing it.
+- both (confusion and localisation): ``NEAR`` <= IoU < t with a box of another class. Put right by removing it.
+- background: none of these. Put right by removing it.
+
+(t is the IoU threshold of the matches.) A detection that is put right counts as found only if nothing of a higher score
+finds the same box; it takes the place of what finds it with a lower score. Of truths:
+
+- missed: an ordinary box that nothing found and no localisation or confusion error points to; put right by not asking
+  for it. A class of which everything was missed then has nothing to find, and AP 1.
+- group-of: a group-of box that absorbed nothing (it counts as a miss when ``group_of_weight`` > 0), likewise.
+
+Prices do not add up to 1 - AP: each is the gain of putting one kind right and leaving all others, and precision ties
+them together. ``false_positives`` and ``false_negatives`` are the gains of having none at all.
+
+``unverified`` is of another sort: what AP *would lose* if detections of classes that nobody verified on their image,
+which the metric does not judge, all counted as wrong. A high value says that AP rests on which labels were verified.
+
+Cost: about 4 s and 150 MB for a million detections.
+
+Source: Bolya, Foley, Hays and Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020).
+What differs: duplicates come first (in a hierarchy one object has boxes of several classes, and a second detection of
+a found one is no confusion), group-of and unverified labels are new, and each class has a price of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.boxes import are_valid, areas
+from retinaflow.detections import Detections
+from retinaflow.scoring.challenge import average_precision, mean_of_classes
+from retinaflow.scoring.matches import Kind, Matches
+from retinaflow.scoring.truth import Annotations, expand_boxes, verified_pairs
+
+NEAR = 0.1
+"""Overlap from which a wrong detection has to do with a box; below it is background (TIDE's value)."""
+
+PAIRS_AT_ONCE = 1_000_000
+"""Pairs of detection and box that are looked at in one piece (about 200 bytes each)."""
+
+ALL_CLASSES = "all classes"
+CONFUSED_WITH = 3
+"""So many classes that a class is taken for are listed."""
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Error(IntEnum):
+    """What is wrong with a detection; ``NONE`` for true positives and group-of entries."""
+
+    NONE = 0
+    DUPLICATE = 1
+    LOCALISATION = 2
+    CONFUSION = 3
+    GROUP_OF = 4
+    BOTH = 5
+    BACKGROUND = 6
+
+
+PRICES = ("localisation", "confusion", "both", "duplicate", "background", "missed", "group_of")
+"""Columns with the AP that each kind of error costs; they exclude each other."""
+
+
+@dataclass(frozen=True)
+class ErrorAnalysis:
+    """Kinds and prices of the errors, from :func:`analyse_errors`."""
+
+    error: NDArray[np.int8]
+    """``[E]`` an :class:`Error` for each entry of the matches."""
+    table: pd.DataFrame
+    """First the row ``all classes`` (means of prices, sums of counts), then one row per class with truth.
+
+    In class order: ``class, ap``, the :data:`PRICES`, ``false_positives, false_negatives, unverified`` (all in AP),
+    ``confused_with`` (the class whose boxes cost it most), ``num_truths``, a count ``num_*`` of each, ``class_id``.
+    """
+    confusions: pd.DataFrame
+    """The ``CONFUSED_WITH`` classes on whose boxes each class is found most often, dearest first.
+
+    ``class, confused_with, detections, ap, class_id, confused_with_id``; ``ap`` is gained by the class if those
+    detections were gone.
+    """
+
+
+def analyse_errors(matches: Matches, detections: Detections, truth: Annotations) -> ErrorAnalysis:
+    """Kinds and prices of the errors of ``matches``, which were made of ``detections`` and ``truth``.
+
+    Raises ValueError when they were not made of each other.
+    """
+    _check(matches, detections, truth)
+    near = _nearest(matches, detections, truth)
+    error = _errors(matches, near)
+    prices, counts = _prices(matches, near, error, truth)
+    prices["unverified"], counts["unverified"] = _unverified(matches, detections, truth)
+    confusions = _confusions(matches, near, error, truth)
+    return ErrorAnalysis(error, _table(matches, prices, counts, confusions, truth), confusions)
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """Of each entry ``[E]``: overlap with the best box of each sort and its row in the truth (-1: none)."""
+
+    own: FloatArray
+    own_row: IntArray
+    own_group_of: FloatArray
+    """Share of the detection inside the group-of box."""
+    other: FloatArray
+    other_row: IntArray
+
+
+def _nearest(matches: Matches, detections: Detections, truth: Annotations) -> _Nearest:
+    """One pass over all pairs of an entry and a box of its image."""
+    num_entries = len(matches.score)
+    found = {name: np.full(num_entries, -1.0) for name in ("own", "own_group_of", "other")}
+    rows = {name: np.full(num_entries, -1, dtype=np.int64) for name in found}
+    boxes = np.asarray(detections.boxes, dtype=np.float64)
+    truth_boxes = np.asarray(truth.boxes, dtype=np.float64)
+    labels, group_of = np.asarray(truth.labels), np.asarray(truth.is_group_of, dtype=bool)
+    is_own = truth.taxonomy.is_ancestor | np.eye(len(truth.taxonomy), dtype=bool)
+    asked = np.flatnonzero(matches.kind != Kind.GROUP_OF)
+    for entry, row in _pairs(asked, matches.image_index, np.asarray(truth.box_start)):
+        ours, theirs = boxes[matches.detection_row[entry]], truth_boxes[row]
+        sides = np.minimum(ours[:, 2:], theirs[:, 2:]) - np.maximum(ours[:, :2], theirs[:, :2])
+        np.clip(sides, 0, None, out=sides)
+        shared = sides[:, 0] * sides[:, 1]
+        own = is_own[labels[row], matches.class_index[entry]]
+        sorts = {"own": own & ~group_of[row], "own_group_of": own & group_of[row], "other": ~own & ~group_of[row]}
+        for name, chosen in sorts.items():
+            whole = areas(ours) if name == "own_group_of" else areas(ours) + areas(theirs) - shared
+            overlap = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+            best_entry, best_row, best = _best(entry[chosen], row[chosen], overlap[chosen])
+            found[name][best_entry], rows[name][best_entry] = best, best_row
+    return _Nearest(found["own"], rows["own"], found["own_group_of"], found["other"], rows["other"])
+
+
+def _pairs(entries: IntArray, image_of: IntArray, box_start: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """(entry, row of a box of its image) of all pairs, in pieces that keep the pairs of an entry together."""
+    counts = box_start[image_of[entries] + 1] - box_start[image_of[entries]]
+    piece = np.cumsum(counts) // PAIRS_AT_ONCE
+    for some in np.split(np.arange(len(entries)), np.flatnonzero(np.diff(piece)) + 1):
+        start = np.cumsum(counts[some]) - counts[some]
+        within = np.arange(int(counts[some].sum())) - np.repeat(start, counts[some])
+        entry = np.repeat(entries[some], counts[some])
+        yield entry, box_start[image_of[entry]] + within
+
+
+def _best(entry: IntArray, row: IntArray, overlap: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
+    """For each entry (they come in runs) its largest overlap and the first row that has it."""
+    if len(entry) == 0:
+        return entry, row, overlap
+    start = np.flatnonzero(np.r_[True, entry[1:] != entry[:-1]])
+    best = np.maximum.reduceat(overlap, start)
+    run = np.repeat(np.arange(len(start)), np.diff(np.r_[start, len(entry)]))
+    at_best = np.flatnonzero(overlap == best[run])
+    first = at_best[np.searchsorted(run[at_best], np.arange(len(start)))]
+    return entry[start], row[first], best
+
+
+def _errors(matches: Matches, near: _Nearest) -> NDArray[np.int8]:
+    """The kind of each entry, the first that fits."""
+    t = matches.iou_threshold
+    kinds = (
+        (near.own >= t, Error.DUPLICATE),
+        (near.own >= NEAR, Error.LOCALISATION),
+        (near.other >= t, Error.CONFUSION),
+        (near.own_group_of >= NEAR, Error.GROUP_OF),
+        (near.other >= NEAR, Error.BOTH),
+    )
+    error = np.select([fits for fits, _ in kinds], [int(kind) for _, kind in kinds], int(Error.BACKGROUND))
+    return np.where(matches.kind == Kind.FALSE_POSITIVE, error, int(Error.NONE)).astype(np.int8)
+
+
+def _prices(
+    matches: Matches, near: _Nearest, error: NDArray[np.int8], truth: Annotations
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """The AP ``[K]`` that each kind costs each class, and how often it happened."""
+    num_classes = len(matches.judged)
+    here = average_precision(matches)
+    is_wrong = matches.kind == Kind.FALSE_POSITIVE
+    moved = error == Error.LOCALISATION
+    renamed = error == Error.CONFUSION
+    found = matches.kind == Kind.TRUE_POSITIVE
+    class_of_other = np.asarray(truth.labels, dtype=np.int64)[near.other_row]
+    # A box and a class it is wanted under, as one number: the same box is a truth of all its ancestors too.
+    own_copy = near.own_row * num_classes + matches.class_index
+    other_copy = near.other_row * num_classes + class_of_other
+    pointed_at = np.unique(np.concatenate([own_copy[found | moved], other_copy[renamed]]))
+
+    truths = expand_boxes(truth)
+    truth_class = truths.pair % num_classes
+    ordinary = np.bincount(truth_class[~truths.is_group_of], minlength=num_classes)
+    group_of = np.bincount(truth_class[truths.is_group_of], minlength=num_classes)
+    hit = np.bincount(matches.class_index[matches.kind == Kind.GROUP_OF], minlength=num_classes)
+    missed = np.where(matches.judged, ordinary - np.bincount(pointed_at % num_classes, minlength=num_classes), 0)
+    unhit = np.where(matches.judged & (matches.group_of_weight > 0), group_of - hit, 0)
+
+    def without(kind: Error) -> Matches:
+        return _entries(matches, error != kind)
+
+    fixed = {
+        "localisation": average_precision(_put_right(matches, moved, own_copy, matches.class_index, own_copy)),
+        "confusion": average_precision(_put_right(matches, renamed, other_copy, class_of_other, own_copy)),
+        "both": average_precision(without(Error.BOTH)),
+        "duplicate": average_precision(without(Error.DUPLICATE)),
+        "background": average_precision(without(Error.BACKGROUND)),
+        "missed": _asking_less(matches, missed),
+        "group_of": _asking_less(without(Error.GROUP_OF), unhit * matches.group_of_weight),
+        "false_positives": average_precision(_entries(matches, ~is_wrong)),
+        "false_negatives": _asking_less(matches, matches.num_truths - _hits(matches)),
+    }
+    counts = {
+        name: np.bincount(matches.class_index[error == kind], minlength=num_classes)
+        for name, kind in (
+            ("localisation", Error.LOCALISATION),
+            ("confusion", Error.CONFUSION),
+            ("both", Error.BOTH),
+            ("duplicate", Error.DUPLICATE),
+            ("background", Error.BACKGROUND),
+        )
+    }
+    partly_inside = np.bincount(matches.class_index[error == Error.GROUP_OF], minlength=num_classes)
+    counts |= {"missed": missed, "group_of": unhit + partly_inside}
+    return {name: ap - here for name, ap in fixed.items()}, counts
+
+
+def _hits(matches: Matches) -> FloatArray:
+    """``[K]`` weight of the right entries of each class."""
+    right = matches.kind != Kind.FALSE_POSITIVE
+    return np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.judged))
+
+
+def _entries(matches: Matches, keep: BoolArray) -> Matches:
+    """The matches with some entries only."""
+    columns = ("image_index", "class_index", "score", "kind", "weight", "detection_row")
+    return replace(matches, **{name: getattr(matches, name)[keep] for name in columns})
+
+
+def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: IntArray, own_copy: IntArray) -> Matches:
+    """The matches in which each ``chosen`` wrong entry finds the truth ``copy`` of the class ``new_class``.
+
+    ``own_copy``: the truth that each true positive found. Of several that find one truth the highest score stays.
+    """
+    finds = chosen | (matches.kind == Kind.TRUE_POSITIVE)
+    target = np.where(chosen, copy, own_copy)
+    class_index = np.where(chosen, new_class, matches.class_index)
+    # Entries run from high to low score inside a class only, and a renamed one comes from another class.
+    order = np.lexsort((np.arange(len(finds)), -matches.score, class_index))
+    candidates = order[finds[order]]
+    _, first = np.unique(target[candidates], return_index=True)
+    keep = ~finds
+    keep[candidates[first]] = True
+    keep &= matches.judged[class_index]
+    kind = np.where(chosen, np.int8(Kind.TRUE_POSITIVE), matches.kind).astype(np.int8)
+    changed = replace(matches, class_index=class_index, kind=kind)
+    order = order[keep[order]]
+    columns = ("image_index", "class_index", "score", "kind", "weight", "detection_row")
+    return replace(changed, **{name: getattr(changed, name)[order] for name in columns})
+
+
+def _asking_less(matches: Matches, fewer: FloatArray | IntArray) -> FloatArray:
+    """AP ``[K]`` when each class has ``fewer [K]`` truths to find; 1 where none are left (NaN where none were)."""
+    before = matches.num_truths
+    ap = average_precision(matches)
+    left = before - fewer
+    result = np.where(before > 0, 1.0, np.nan)
+    # AP is an area divided by the number of truths.
+    np.divide(ap * before, left, out=result, where=(before > 0) & (left > 1e-9))
+    return result
+
+
+def _unverified(matches: Matches, detections: Detections, truth: Annotations) -> tuple[FloatArray, IntArray]:
+    """What AP ``[K]`` would lose if the detections of classes nobody verified were wrong, and how many they are."""
+    num_classes = len(matches.judged)
+    image, class_index = detections.image_index.astype(np.int64), detections.class_index.astype(np.int64)
+    verified = verified_pairs(truth, expand_boxes(truth))
+    pair = image * num_classes + class_index
+    row = np.flatnonzero(
+        (image >= 0) & matches.judged[class_index] & are_valid(detections.boxes) & ~np.isin(pair, verified)
+    )
+    columns = {
+        "image_index": image[row],
+        "class_index": class_index[row],
+        "score": detections.score[row].astype(np.float64),
+        "kind": np.full(len(row), Kind.FALSE_POSITIVE, dtype=np.int8),
+        "weight": np.ones(len(row)),
+        "detection_row": row,
+    }
+    joined = {name: np.concatenate([getattr(matches, name), added]) for name, added in columns.items()}
+    order = np.lexsort((-joined["score"], joined["class_index"]))
+    stricter = replace(matches, **{name: column[order] for name, column in joined.items()})
+    lost = average_precision(matches) - average_precision(stricter)
+    return lost, np.bincount(class_index[row], minlength=num_classes)
+
+
+def _confusions(matches: Matches, near: _Nearest, error: NDArray[np.int8], truth: Annotations) -> pd.DataFrame:
+    """The classes that each class is taken for, those that cost it most."""
+    num_classes = len(matches.judged)
+    renamed = np.flatnonzero(error == Error.CONFUSION)
+    other = np.asarray(truth.labels, dtype=np.int64)[near.other_row[renamed]]
+    pair, pair_of, count = np.unique(
+        matches.class_index[renamed] * num_classes + other, return_inverse=True, return_counts=True
+    )
+    here = average_precision(matches)
+    class_index, other_class = np.divmod(pair, num_classes)
+    place = pd.DataFrame({"class_index": class_index, "other": other_class, "detections": count})
+    place["place"] = place.groupby("class_index")["detections"].rank(method="first", ascending=False)
+    place["ap"] = np.nan
+    for rank in range(1, CONFUSED_WITH + 1):
+        chosen = (place["place"] == rank).to_numpy()
+        keep = np.ones(len(error), dtype=bool)
+        keep[renamed[chosen[pair_of]]] = False
+        gained = average_precision(_entries(matches, keep)) - here
+        place.loc[chosen, "ap"] = gained[class_index[chosen]]
+    listed = place[place["ap"].notna()].sort_values(
+        ["class_index", "ap", "detections", "other"], ascending=[True, False, False, True]
+    )
+    names, ids = np.array(truth.taxonomy.labels, dtype=object), np.array(truth.taxonomy.ids, dtype=object)
+    return pd.DataFrame(
+        {
+            "class": names[listed["class_index"].to_numpy(dtype=np.int64)],
+            "confused_with": names[listed["other"].to_numpy(dtype=np.int64)],
+            "detections": listed["detections"].to_numpy(),
+            "ap": listed["ap"].to_numpy(),
+            "class_id": ids[listed["class_index"].to_numpy(dtype=np.int64)],
+            "confused_with_id": ids[listed["other"].to_numpy(dtype=np.int64)],
+        }
+    )
+
+
+def _table(
+    matches: Matches,
+    prices: dict[str, FloatArray],
+    counts: dict[str, NDArray[np.generic]],
+    confusions: pd.DataFrame,
+    truth: Annotations,
+) -> pd.DataFrame:
+    """The row of all classes, then the classes with truth."""
+    ap, num_truths = average_precision(matches), matches.num_truths
+    ids = np.array(truth.taxonomy.ids, dtype=object)
+    dearest = confusions.drop_duplicates("class_id").set_index("class_id")["confused_with"]
+    columns: dict[str, object] = {"class": list(truth.taxonomy.labels), "ap": ap}
+    columns |= {name: prices[name] for name in (*PRICES, "false_positives", "false_negatives", "unverified")}
+    columns |= {"confused_with": pd.Series(ids).map(dearest), "num_truths": num_truths}
+    columns |= {f"num_{name}": np.asarray(count).astype(np.int64) for name, count in counts.items()}
+    table = pd.DataFrame({**columns, "class_id": ids})[~np.isnan(ap)]
+    total: dict[str, object] = {"class": ALL_CLASSES, "confused_with": None, "class_id": None}
+    for name in table.columns.difference(list(total), sort=False):
+        values = table[name].to_numpy(dtype=np.float64)
+        total[name] = values.sum() if name.startswith("num_") else mean_of_classes(values)
+    # Built by hand, so that columns keep their types where there is no class with truth.
+    first = pd.DataFrame({name: pd.Series([total[name]]).astype(table[name].dtype) for name in table.columns})
+    return pd.concat([first, table], ignore_index=True) if len(table) else first
+
+
+def _check(matches: Matches, detections: Detections, truth: Annotations) -> None:
+    if not np.array_equal(matches.image_ids, np.asarray(truth.image_ids)):
+        raise ValueError(
+            f"the matches must be of the images of the truth, but they are of {len(matches.image_ids)} images and the "
+            f"truth of {len(truth.image_ids)} that are not the same"
+        )
+    rows = matches.detection_row
+    fits = len(rows) == 0 or int(rows.max()) < len(detections)
+    if not (fits and np.array_equal(detections.image_index[rows], matches.image_index)):
+        raise ValueError("the matches must be made of the detections, but their rows are of other images")
