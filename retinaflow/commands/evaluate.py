@@ -20,6 +20,7 @@ from retinaflow.commands.judging import (
     postprocessing,
     say_judgement,
 )
+from retinaflow.commands.kept import keep_matches
 from retinaflow.config import EvaluateConfig, TrainConfig
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
@@ -57,6 +58,8 @@ def run(config: EvaluateConfig) -> Judgement:
         run.log_metrics(judgement.metrics, step=0)
         for target in _targets(config, run):
             _write(target, judgement, document, detections, source)
+        trained = source.checkpoint.settings if isinstance(source, _Model) else None
+        keep_matches(_targets(config, run), judgement, detections, source.judged, source.bins, config, trained=trained)
         say_judgement(judgement)
         return judgement
 

@@ -9,6 +9,7 @@ from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.commands.inputs import TrainingData, load_training_data, say
 from retinaflow.commands.judging import Judgement, log_pictures, log_tables, metrics_document, say_judgement
+from retinaflow.commands.kept import keep_matches
 from retinaflow.commands.session import Session, find_resumed
 from retinaflow.config import TrainConfig
 from retinaflow.run_files import Run
@@ -50,6 +51,7 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
         )
         log_tables(run, judgement, metrics_document(judgement, data.judged))
         log_pictures(run, judgement, detections, data.judged)
+        keep_matches([run], judgement, detections, data.judged, data.bins, config)
         tracking.log_model(run, best, register_as=config.register_as)
         say_judgement(judgement)
         say(f"run {run.run_id}, best checkpoint {best}")
