@@ -82,7 +82,7 @@ def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
     shown = [name for name in table.index if not name.startswith("(")][:NAME_SETTINGS]
     sides = []
     for letter, runs in zip(LETTERS, chosen, strict=False):
-        by_settings = ", ".join(f"{name}={table.at[name, letter]}" for name in shown)
+        by_settings = ", ".join(f"{setting}={table[letter][setting]}" for setting in shown)
         name = by_settings or " + ".join(run.record.name for run in runs)
         sides.append(Side(letter, name, tuple(run.kept for run in runs)))
     return sides
@@ -92,10 +92,8 @@ def differing_settings(chosen: Sequence[Sequence[ChosenRun]]) -> pd.DataFrame:
     """``setting``, then a column per letter: the settings, the training data and the device where they differ."""
     columns = [runs[0].settings | _circumstances(runs) for runs in chosen]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = [
-        {"setting": name, **{x: c.get(name, "–") for x, c in zip(LETTERS, columns, strict=False)}} for name in names
-    ]
-    kept = [row for row in rows if len(set(list(row.values())[1:])) > 1]
+    rows = [[column.get(name, "–") for column in columns] for name in names]
+    kept = [[name, *row] for name, row in zip(names, rows, strict=True) if len(set(row)) > 1]
     return pd.DataFrame(kept, columns=["setting", *LETTERS[: len(chosen)]])
 
 

@@ -120,16 +120,15 @@ def _links(chosen: Sequence[Sequence[ChosenRun]], comparison: Comparison, title:
 
 
 def _metrics(comparison: Comparison) -> dict[str, float]:
-    groups = comparison.groups.set_index("group")
     metrics: dict[str, float] = {}
     for side in comparison.sides[1:]:
         letter, sure = side.letter, comparison.classes[f"{side.letter}_sure"].astype(bool)
         difference = comparison.classes[f"{letter}_difference"]
         metrics |= {
-            f"{letter}/{name}_{part}": float(groups.at[name, f"{letter}_{part}"])
+            f"{letter}/{name}_{part}": value
             for name in ("mAP", "mAP_rare", "mAP_common", "mAP_frequent")
-            if name in groups.index
             for part in ("difference", "difference_low", "difference_high")
+            if (value := comparison.group(name).get(f"{letter}_{part}")) is not None
         }
         metrics |= {
             f"{letter}/classes_surely_better": float((sure & (difference > 0)).sum()),

@@ -108,7 +108,7 @@ def _tested(
 ) -> Decision:
     sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.kept,))]
     comparison = compare(sides, Resampling(config.bootstrap, config.confidence, config.seed))
-    row = comparison.groups.set_index("group").loc["mAP"]
+    row = comparison.group("mAP")
     low, high = row["B_difference_low"], row["B_difference_high"]
     better = bool(low > 0)
     figures = (

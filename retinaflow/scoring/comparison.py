@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,11 @@ class Comparison:
     num_images: int
     truth_digest: str
     resampling: Resampling
+
+    def group(self, name: str) -> dict[str, float]:
+        """The figures of a group of classes, by column; empty when none of its classes has truth."""
+        rows = self.groups[self.groups["group"] == name].drop(columns="group").to_dict("records")
+        return {str(column): float(value) for column, value in rows[0].items()} if rows else {}
 
 
 def compare(sides: Sequence[Side], resampling: Resampling | None = None) -> Comparison:
@@ -152,7 +158,7 @@ def stacked(runs: Sequence[Matches]) -> Matches:
     """Matches in which class k of run i is class i * K + k; all runs have the same images."""
     offsets = np.arange(len(runs)) * len(runs[0].judged)
     names = ("image_index", "score", "kind", "weight", "detection_row", "truth_image", "truth_count", "judged")
-    columns = {name: np.concatenate([getattr(run, name) for run in runs]) for name in names}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(run, name) for run in runs]) for name in names}
     for name in ("class_index", "truth_class"):
         columns[name] = np.concatenate([getattr(run, name) + o for run, o in zip(runs, offsets, strict=True)])
     return replace(runs[0], **columns)
@@ -162,7 +168,7 @@ def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
     """Some classes only; class ``classes[k]`` becomes class k."""
     place = np.full(len(matches.judged), -1, dtype=np.int64)
     place[classes] = np.arange(len(classes))
-    columns: dict[str, NDArray[np.generic]] = {"judged": matches.judged[classes]}
+    columns: dict[str, Any] = {"judged": matches.judged[classes]}
     for owner, names in (
         ("class_index", ("image_index", "class_index", "score", "kind", "weight", "detection_row")),
         ("truth_class", ("truth_image", "truth_class", "truth_count")),

@@ -46,7 +46,7 @@ def difference_vs_frequency(table: pd.DataFrame, letter: str, *, narrow: bool = 
     axes.scatter(images[~sure], difference[~sure], s=size, facecolors="none", edgecolors=colors[~sure], linewidths=1.1)
     axes.scatter(images[sure], difference[sure], s=size * 1.3, c=colors[sure], edgecolors="black", linewidths=0.5)
     _bin_means(axes, images, difference, bins)
-    _legend(figure, sure.any())
+    _legend(figure, bool(sure.any()))
     _names(axes, table["class"].tolist(), images, difference, sure, limit=NAMED // 2 if narrow else NAMED)
     return figure
 

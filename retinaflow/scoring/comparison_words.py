@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +38,11 @@ def group_name(group: str) -> str:
 def verdict(comparison: Comparison, side: Side) -> Verdict:
     """What the comparison says of a side against the first one."""
     letter, table = side.letter, comparison.classes
-    groups = comparison.groups.set_index("group")
-    if "mAP" not in groups.index:
+    groups = {name: comparison.group(name) for name in comparison.groups["group"]}
+    if "mAP" not in groups:
         return Verdict("No class has truth: nothing can be said.", ())
-    whole = groups.loc["mAP"]
-    sure = {name: sign for name in groups.index if (sign := _sign(groups.loc[name], letter)) != 0}
+    whole = groups["mAP"]
+    sure = {name: sign for name, row in groups.items() if (sign := _sign(row, letter)) != 0}
     better, worse = (_sure_classes(table, letter, sign) for sign in (1, -1))
     percent = f"{comparison.resampling.confidence:.0%}"
     sentences = [
@@ -77,7 +77,7 @@ def _headline(letter: str, sure: dict[str, int], better: Sequence[str], worse: S
     return f"No difference between A and {letter} can be told from these images."
 
 
-def _sign(row: pd.Series, letter: str) -> int:
+def _sign(row: Mapping[str, float], letter: str) -> int:
     """1 or -1 when the interval lies wholly above or below 0, else 0."""
     return int(row[f"{letter}_difference_low"] > 0) - int(row[f"{letter}_difference_high"] < 0)
 
@@ -86,19 +86,20 @@ def _sure_classes(table: pd.DataFrame, letter: str, sign: int) -> list[str]:
     """Names of the marked classes of one sign, those that differ most first."""
     difference = table[f"{letter}_difference"] * sign
     chosen = table[table[f"{letter}_sure"].astype(bool) & (difference > 0)]
-    return chosen.loc[difference[chosen.index].sort_values(ascending=False).index, "class"].tolist()
+    order = difference[chosen.index].sort_values(ascending=False).index
+    return [str(name) for name in chosen.loc[order, "class"]]
 
 
-def _with_interval(row: pd.Series, letter: str) -> str:
+def _with_interval(row: Mapping[str, float], letter: str) -> str:
     low, high = row[f"{letter}_difference_low"], row[f"{letter}_difference_high"]
     return f"{row[f'{letter}_difference']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def _thirds(groups: pd.DataFrame, letter: str) -> list[str]:
+def _thirds(groups: Mapping[str, Mapping[str, float]], letter: str) -> list[str]:
     parts = [
-        f"{group_name(name)} {_with_interval(groups.loc[name], letter)}"
+        f"{group_name(name)} {_with_interval(groups[name], letter)}"
         for name in list(GROUP_NAMES)[1:]
-        if name in groups.index
+        if name in groups
     ]
     return [f"By training images: {', '.join(parts)}."] if parts else []
 

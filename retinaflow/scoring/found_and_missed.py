@@ -132,7 +132,8 @@ def _found(run: KeptMatches, mid: str, points: NDArray[np.float64]) -> dict[int,
 def _truth_boxes(truth: Annotations, image: int, mid: str) -> NDArray[np.float64]:
     rows = slice(truth.box_start[image], truth.box_start[image + 1])
     own = (np.asarray(truth.labels[rows]) == truth.taxonomy.index_of[mid]) & ~np.asarray(truth.is_group_of[rows])
-    return np.asarray(truth.boxes[rows], dtype=np.float64)[own]
+    boxes: NDArray[np.float64] = np.asarray(truth.boxes[rows], dtype=np.float64)[own]
+    return boxes
 
 
 def _nearest(boxes: NDArray[np.floating], truths: NDArray[np.float64]) -> list[int]:

@@ -128,7 +128,7 @@ def save_matches(kept: KeptMatches, path: Path) -> None:
 def load_matches(path: Path) -> KeptMatches:
     """Read the file. Raises ValueError when it is damaged or of another format."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = {name: file[name] for name in file.files}
         header = json.loads(columns.pop("header").tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -9,24 +9,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from scoring_scenes import SmallAnnotations
 
 from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.detections import Detections
-from retinaflow.scoring.challenge import evaluate
+from retinaflow.scoring.challenge import Scores, average_precision, evaluate
 from retinaflow.scoring.match_file import KeptMatches, TrainingCounts, truth_digest
 from retinaflow.scoring.report import per_class_table
 
 GRID = 6
-WORDS = "Amber Birch Clover Dahlia Elm Fern Ginkgo Hazel Iris Jasmine Kale Lilac Maple Nettle Oak Poppy Quince".split()
+WORDS = ("Amber", "Birch", "Clover", "Dahlia", "Elm", "Fern", "Ginkgo", "Hazel", "Iris", "Jasmine", "Kale", "Lilac")
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """The least that satisfies ``retinaflow.scoring.truth.Annotations``."""
+
+    image_ids: NDArray[np.str_]
+    box_start: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    is_group_of: NDArray[np.bool_]
+    label_start: NDArray[np.int64]
+    verified_class: NDArray[np.int32]
+    verified_present: NDArray[np.bool_]
+    taxonomy: Taxonomy
 
 
 @dataclass(frozen=True)
 class World:
     """Annotated images and the training counts of their classes."""
 
-    annotations: SmallAnnotations
+    annotations: Annotated
     training: TrainingCounts
     difficulty: NDArray[np.float64]
     """``[I]`` shared by all detectors."""
@@ -43,7 +58,7 @@ def world(num_classes: int, num_images: int, *, seed: int = 0, boxes_per_image: 
     places = np.concatenate([rng.choice(GRID * GRID, size=count, replace=False) for count in counts])
     verified = [rng.choice(num_classes, size=min(3, num_classes), replace=False) for _ in range(num_images)]
     names = tuple(f"{WORDS[k % len(WORDS)]} {k // len(WORDS) + 1}" for k in range(num_classes))
-    annotations = SmallAnnotations(
+    annotations = Annotated(
         image_ids=np.array([f"image{k:05d}" for k in range(num_images)], dtype=np.str_),
         box_start=np.concatenate([[0], np.cumsum(counts)]),
         boxes=_boxes(places),
@@ -88,10 +103,8 @@ def run(
     )
 
 
-def table_of(kept: KeptMatches, made: World):  # noqa: ANN201
+def table_of(kept: KeptMatches, made: World) -> pd.DataFrame:
     """The table per class of such a run."""
-    from retinaflow.scoring.challenge import Scores, average_precision
-
     scores = Scores(average_precision(kept.matches), kept.matches.num_truths, kept.matches)
     return per_class_table(
         scores,
