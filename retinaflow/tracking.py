@@ -28,6 +28,8 @@ from retinaflow.training.stopping import Stopped
 # MLflow reports usage to its makers unless told not to; a training run needs no network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# A bar for every fetched file would stand between the lines of a command.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from mlflow.entities import Metric
