@@ -67,7 +67,8 @@ def judge(
 def log_tables(run: Run, judgement: Judgement, document: dict[str, object]) -> None:
     """``per_class_ap.csv``, the same for the table view of ``mlflow ui``, and ``metrics.json``."""
     run.log_csv(judgement.table, "per_class_ap.csv")
-    run.log_table(judgement.table, "per_class_ap.json")
+    # Four digits can be compared by eye; the CSV keeps them all.
+    run.log_table(judgement.table.round(4), "per_class_ap.json")
     run.log_json(document, "metrics.json")
 
 
