@@ -33,6 +33,8 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 # that it is back. The outbox repeats.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# A bar for every fetched file would stand between the lines of a command.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from mlflow.entities import Metric
@@ -167,7 +169,7 @@ def _log_model(run_id: str, checkpoint: Path, *, register_as: str | None) -> Non
         inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema([*outputs, ColSpec(DataType.string, "label")]),
     )
-    with _quiet():
+    with quiet():
         # pyfunc.log_model, but with the run named: the run that is active is so in another thread.
         Model.log(
             artifact_path=None,
@@ -190,7 +192,7 @@ def store_uri() -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """MLflow's chatter about models and type hints, logged or warned, is not for the user of a training."""
     logger = logging.getLogger("mlflow")
     level = logger.level

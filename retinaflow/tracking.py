@@ -11,11 +11,13 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # First, as it decides on MLflow's environment before MLflow is loaded.
-from retinaflow.mlflow_run import MlflowRun, say, store_uri as store_uri  # isort: skip
+from retinaflow.mlflow_run import MlflowRun, quiet, say, store_uri as store_uri  # isort: skip
 import mlflow
 from mlflow.exceptions import MlflowException
 
@@ -157,6 +159,102 @@ def last_run(command: str) -> str:
             "a model or a checkpoint file as from_run="
         )
     return str(runs[0].info.run_id)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the store says of a run; ``page``: its address in the browser, None for a store without a server."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    status: str
+    started: int
+    """Milliseconds since 1970."""
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @property
+    def place(self) -> str:
+        """The run's page, as a path below the address of the server."""
+        return f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    @property
+    def page(self) -> str | None:
+        server = store_uri()
+        return f"{server.rstrip('/')}/{self.place}" if server.startswith(("http://", "https://")) else None
+
+
+def find_run(name: str) -> RunRecord:
+    """A run by id, or by its name if only one has it. Raises ValueError when there is none or several."""
+    try:
+        return _record(mlflow.get_run(name))
+    except MlflowException:
+        quoted = name.replace("'", "\\'")
+        found = find_runs(f"attributes.run_name = '{quoted}'")
+    if len(found) != 1:
+        several = f"{len(found)} have that name ({', '.join(run.run_id for run in found[:3])}); give the id"
+        raise ValueError(f"run {name}: {several if found else f'there is no such id or name in {store_uri()}'}")
+    return found[0]
+
+
+def find_runs(filter_text: str, *, experiment: str | None = None, most: int = 1000) -> list[RunRecord]:
+    """Runs that an MLflow filter finds, newest first. Raises ValueError for a filter that MLflow cannot read."""
+    where: dict[str, Any] = {"experiment_names": [experiment]} if experiment else {"search_all_experiments": True}
+    try:
+        found = mlflow.search_runs(
+            filter_string=filter_text,
+            order_by=["attributes.start_time DESC"],
+            max_results=most,
+            output_format="list",
+            **where,
+        )
+    except MlflowException as error:
+        raise ValueError(f"filter={filter_text}: {first_line(error)}") from None
+    return [_record(run) for run in found]
+
+
+def _record(run: Any) -> RunRecord:
+    info = run.info
+    return RunRecord(
+        run_id=info.run_id,
+        name=info.run_name or info.run_id[:8],
+        experiment_id=info.experiment_id,
+        status=info.status,
+        started=info.start_time,
+        tags=run.data.tags,
+        metrics=run.data.metrics,
+    )
+
+
+def champion(name: str, alias: str) -> tuple[str, str] | None:
+    """(version, run id) of the registered model that has the alias; None when no version has it."""
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException:
+        return None
+    return str(version.version), str(version.run_id)
+
+
+def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[str, str]) -> str:
+    """Give a run's model the alias, as the version it has or a new one; the reason is its description.
+
+    Returns the version. Raises ValueError when the run has no model.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        version = max(known, key=lambda one: int(one.version)) if known else None
+        if version is None:
+            with quiet():
+                version = mlflow.register_model(f"runs:/{run_id}/model", name)
+        client.update_model_version(name, version.version, description=reason)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version.version, key, value)
+        client.set_registered_model_alias(name, alias, version.version)
+    except MlflowException as error:
+        raise ValueError(f"run {run_id}: its model cannot be registered as {name}: {first_line(error)}") from None
+    return str(version.version)
 
 
 def log_model(run: Run, checkpoint: Path, *, register_as: str | None) -> None:

@@ -23,6 +23,7 @@ from retinaflow.commands.judging import (
     postprocessing,
     say_judgement,
 )
+from retinaflow.commands.kept import keep_matches
 from retinaflow.commands.skipped import SkippedImages
 from retinaflow.config import DetectionFields, EvaluateConfig, TrainConfig
 from retinaflow.data.bins import ClassBins
@@ -72,6 +73,8 @@ def run(config: EvaluateConfig) -> Judgement:
             for name, table in details.items():
                 target.log_csv(table, name)
         log_analysis(_targets(config, run), judgement, detections, source.judged, errors=config.error_analysis)
+        trained = source.checkpoint.settings if isinstance(source, _Model) else None
+        keep_matches(_targets(config, run), judgement, detections, source.judged, source.bins, config, trained=trained)
         say_judgement(judgement)
         return judgement
 

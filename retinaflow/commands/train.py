@@ -20,6 +20,7 @@ from retinaflow.commands.judging import (
     metrics_document,
     say_judgement,
 )
+from retinaflow.commands.kept import keep_matches
 from retinaflow.commands.processes import is_first_process, processes
 from retinaflow.commands.resuming import Resumed, continued, find_resumed
 from retinaflow.commands.session import Session
@@ -127,6 +128,7 @@ def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> Tra
     log_tables(run, judgement, metrics_document(judgement, data.judged))
     log_pictures(run, judgement, detections, data.judged)
     log_analysis([run], judgement, detections, data.judged)
+    keep_matches([run], judgement, detections, data.judged, data.bins, config)
     tracking.log_model(run, best, register_as=config.register_as)
     say_judgement(judgement)
     say(f"run {run.run_id}, best checkpoint {best}")
