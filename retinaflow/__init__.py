@@ -3,8 +3,8 @@
 The map of the package, in reading order:
 
 - ``boxes``, ``detections``: box arithmetic; detections as columns.
-- ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages`` and ``tables``
-  (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
+- ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages``, ``tables`` and
+  ``csv_lines`` (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
   ``image_files`` and ``image_sizes``; ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced
   epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a
   set looks like); ``demo`` (the generated set).
@@ -13,12 +13,12 @@ The map of the package, in reading order:
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
   ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
   ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
-  ``error_analysis``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their ``figure_style``,
-  ``contact_sheet``.
+  ``error_analysis`` with ``nearest_truth``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their
+  ``figure_style``, ``contact_sheet``.
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
-- ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``,
+- ``setting_types``, ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``,
   ``mlflow_run``, ``tracking``: where results go; MLflow. ``served_model``: the detector as an MLflow model.
 - ``commands``: one file per entry point; ``cli``: flags.
 

@@ -11,59 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from retinaflow.data.bins import BinStrategy
 from retinaflow.data.image_files import OnBadImage
 from retinaflow.data.sampling import BinRates, Strategy
 from retinaflow.data.tables import OnBadRow
-
-
-def _split(value: Any) -> Any:
-    if isinstance(value, str):
-        return () if value == "none" else tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _none(value: Any) -> Any:
-    return None if value == "none" else value
-
-
-Auto = Literal["auto"]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_split)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_none)]
-OptionalText = Annotated[str | None, BeforeValidator(_none)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Thresholds = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], ...] | Literal["coco"],
-    BeforeValidator(lambda value: value if value == "coco" else _split(value)),
-]
-
-
-def _number_or_list(value: Any) -> Any:
-    return _split(value) if isinstance(value, str) and "," in value else value
-
-
-def _is_list(value: Any) -> str:
-    return "list" if isinstance(value, tuple | list) else "number"
-
-
-NonNegative = Annotated[float, Field(ge=0)]
-GammaByBin = Annotated[
-    Annotated[NonNegative, Tag("number")] | Annotated[tuple[NonNegative, ...], Tag("list")],
-    Discriminator(_is_list),
-    BeforeValidator(_number_or_list),
-]
-AlphaByBin = Annotated[
-    Annotated[Share | None, Tag("number")] | Annotated[tuple[Share, ...], Tag("list")],
-    Discriminator(_is_list),
-    BeforeValidator(lambda value: _none(_number_or_list(value))),
-]
-"""One value for all classes, or one for each frequency bin, rarest first."""
+from retinaflow.setting_types import (
+    AlphaByBin,
+    Auto,
+    GammaByBin,
+    Names,
+    Numbers,
+    OptionalPath,
+    OptionalText,
+    Paths,
+    Share,
+    Thresholds,
+    split_list,
+)
 
 
 class Settings(BaseModel):
@@ -95,7 +63,7 @@ class DataSettings(TrackingSettings):
     boxes: Paths = ()
     """CSV files of boxes, instead of those looked up by split; none: look up."""
     image_labels: Annotated[
-        tuple[Path, ...] | Literal["none"], BeforeValidator(lambda v: v if v == "none" else _split(v))
+        tuple[Path, ...] | Literal["none"], BeforeValidator(lambda v: v if v == "none" else split_list(v))
     ] = ()
     """CSV files of image-level labels, instead of those looked up by split; none: there are none."""
     classes: OptionalPath = None

@@ -225,7 +225,15 @@ def test_every_default_as_written_is_that_default(kind: type[TrackingSettings]) 
 
 
 def test_evaluate_has_only_what_the_training_had_or_judging_needs() -> None:
-    own = {"from_run", "predictions", "expand_predictions", "bootstrap"}
+    own = {
+        "from_run",
+        "predictions",
+        "expand_predictions",
+        "bootstrap",
+        "iou_thresholds",
+        "report_score",
+        "error_analysis",
+    }
     assert set(EvaluateConfig.model_fields) - set(TrainConfig.model_fields) == own
 
 

@@ -108,7 +108,7 @@ def _load(config: ExploreConfig) -> Explored:
 
     if config.class_group != "all":
         index = index.with_classes(select_classes(config.class_group, index.taxonomy, bins_of(index)))
-        index, _ = limit_background(index, ratio=config.background_ratio, seed=config.seed)
+        index, *_ = limit_background(index, ratio=config.background_ratio, seed=config.seed)
     given, bins = class_presence(index), bins_of(index)
     return Explored(index, given, bins, exploration.class_table(index, given, bins), loaded.dropped)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +24,8 @@ import pyarrow.compute as pa_compute
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
+
+from retinaflow.data.csv_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
 
 OnBadRow = Literal["stop", "drop"]
 SHOWN = 5
@@ -204,7 +205,7 @@ def header_of(path: Path) -> list[str]:
 def _read(path: Path, header: list[str], types: dict[str, pa.DataType], faults: Faults) -> Table:
     if path.suffix == ".parquet":
         return _table(path, _read_parquet(path, types), None, lambda rows: rows + 1)
-    if not _has_rows(path):
+    if not has_rows(path):
         return _table(path, pa.schema(types).empty_table(), None, lambda rows: rows + 2)
     # The names come from our own reading of the header, which forgives spaces around them.
     options = pa_csv.ReadOptions(column_names=header, skip_rows=1, block_size=_BLOCK)
@@ -214,9 +215,9 @@ def _read(path: Path, header: list[str], types: dict[str, pa.DataType], faults: 
     except pa.ArrowInvalid:
         return _read_carefully(path, header, types, faults)
     # An open quote swallows the lines up to the next one, and is no error to the reader.
-    if _count_lines(path) != arrow.num_rows + 1 and len(_filled_lines(path)) != arrow.num_rows:
+    if count_lines(path) != arrow.num_rows + 1 and len(filled_lines(path)) != arrow.num_rows:
         return _read_carefully(path, header, types, faults)
-    return _table(path, arrow, None, _lines_of_csv(path, arrow.num_rows))
+    return _table(path, arrow, None, lines_of_csv(path, arrow.num_rows))
 
 
 def _table(
@@ -261,8 +262,8 @@ def _cast(name: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table
 
 def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType], faults: Faults) -> Table:
     """Everything as text, one thread, line by line as far as quotes go, so that each bad row can be named."""
-    lines = _filled_lines(path)
-    flaws = [_flaw(line) for _, line in lines]
+    lines = filled_lines(path)
+    flaws = [flaw_of(line) for _, line in lines]
     for rule in sorted({flaw for flaw in flaws if flaw}):
         found = [line for line, flaw in zip(lines, flaws, strict=True) if flaw == rule]
         shown = [line.decode(errors="replace")[:60] for _, line in found]
@@ -312,55 +313,3 @@ def _numbers(words: Words) -> NDArray[np.float64]:
     """NaN where the text is no number."""
     values = pd.to_numeric(words.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
     return np.asarray(values[words.codes], dtype=np.float64)
-
-
-def _has_rows(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.readline()
-        return bool(file.read(1))
-
-
-def _lines_of_csv(path: Path, count: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
-    """The line of each row below the header, where the reader has passed over blank lines."""
-
-    @lru_cache(maxsize=1)
-    def of_all() -> NDArray[np.int64] | None:
-        if _count_lines(path) != count + 1:
-            with path.open("rb") as file:
-                filled = [number for number, line in enumerate(file, 1) if line.strip(b"\r\n")]
-            if len(filled) == count + 1:
-                return np.array(filled[1:], dtype=np.int64)
-        return None
-
-    def lines_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        lines = of_all()
-        return rows + 2 if lines is None else lines[rows]
-
-    return lines_of
-
-
-def _filled_lines(path: Path) -> list[tuple[int, bytes]]:
-    """Number and content of the lines below the header that hold anything."""
-    return [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line and number > 1]
-
-
-def _flaw(line: bytes) -> str | None:
-    """The rule that a line breaks before its fields are looked at."""
-    try:
-        text = line.decode()
-        if '"' in text:
-            list(csv.reader([text], strict=True))
-    except UnicodeDecodeError:
-        return "a row must be text in UTF-8"
-    except csv.Error:
-        return "quotes must open and close around a field of the line"
-    return None
-
-
-def _count_lines(path: Path) -> int:
-    count, last = 0, b"\n"
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            count += block.count(b"\n")
-            last = block[-1:]
-    return count + (last != b"\n")

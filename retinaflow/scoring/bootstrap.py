@@ -186,7 +186,9 @@ def _same_entries(first: Matches, second: Matches) -> NDArray[np.bool_]:
     for name in columns:
         differs |= getattr(first, name)[one] != getattr(second, name)[other]
     same[first.class_index[one[differs]]] = False
-    return same | bool((same | (counts[0] + counts[1] == 0)).all())
+    all_same = bool((same | (counts[0] + counts[1] == 0)).all())
+    result: NDArray[np.bool_] = same | all_same
+    return result
 
 
 def _row_means(values: FloatArray) -> FloatArray:

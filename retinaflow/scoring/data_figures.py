@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from retinaflow.scoring.figures import OKABE_ITO
+from retinaflow.scoring.figure_style import OKABE_ITO
 
 BLUE, ORANGE = OKABE_ITO[0], OKABE_ITO[1]
 GREY = "#666666"

@@ -32,25 +32,23 @@ a found one is no confusion), group-of and unverified labels are new, and each c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.boxes import are_valid, areas
+from retinaflow.boxes import are_valid
 from retinaflow.detections import Detections
 from retinaflow.scoring.challenge import average_precision, mean_of_classes
 from retinaflow.scoring.matches import Kind, Matches
+from retinaflow.scoring.nearest_truth import Nearest, nearest_truths
 from retinaflow.scoring.truth import Annotations, expand_boxes, verified_pairs
 
 NEAR = 0.1
 """Overlap from which a wrong detection has to do with a box; below it is background (TIDE's value)."""
-
-PAIRS_AT_ONCE = 1_000_000
-"""Pairs of detection and box that are looked at in one piece (about 200 bytes each)."""
 
 ALL_CLASSES = "all classes"
 CONFUSED_WITH = 3
@@ -103,7 +101,7 @@ def analyse_errors(matches: Matches, detections: Detections, truth: Annotations)
     Raises ValueError when they were not made of each other.
     """
     _check(matches, detections, truth)
-    near = _nearest(matches, detections, truth)
+    near = nearest_truths(matches, detections, truth)
     error = _errors(matches, near)
     prices, counts = _prices(matches, near, error, truth)
     prices["unverified"], counts["unverified"] = _unverified(matches, detections, truth)
@@ -111,67 +109,7 @@ def analyse_errors(matches: Matches, detections: Detections, truth: Annotations)
     return ErrorAnalysis(error, _table(matches, prices, counts, confusions, truth), confusions)
 
 
-@dataclass(frozen=True)
-class _Nearest:
-    """Of each entry ``[E]``: overlap with the best box of each sort and its row in the truth (-1: none)."""
-
-    own: FloatArray
-    own_row: IntArray
-    own_group_of: FloatArray
-    """Share of the detection inside the group-of box."""
-    other: FloatArray
-    other_row: IntArray
-
-
-def _nearest(matches: Matches, detections: Detections, truth: Annotations) -> _Nearest:
-    """One pass over all pairs of an entry and a box of its image."""
-    num_entries = len(matches.score)
-    found = {name: np.full(num_entries, -1.0) for name in ("own", "own_group_of", "other")}
-    rows = {name: np.full(num_entries, -1, dtype=np.int64) for name in found}
-    boxes = np.asarray(detections.boxes, dtype=np.float64)
-    truth_boxes = np.asarray(truth.boxes, dtype=np.float64)
-    labels, group_of = np.asarray(truth.labels), np.asarray(truth.is_group_of, dtype=bool)
-    is_own = truth.taxonomy.is_ancestor | np.eye(len(truth.taxonomy), dtype=bool)
-    asked = np.flatnonzero(matches.kind != Kind.GROUP_OF)
-    for entry, row in _pairs(asked, matches.image_index, np.asarray(truth.box_start)):
-        ours, theirs = boxes[matches.detection_row[entry]], truth_boxes[row]
-        sides = np.minimum(ours[:, 2:], theirs[:, 2:]) - np.maximum(ours[:, :2], theirs[:, :2])
-        np.clip(sides, 0, None, out=sides)
-        shared = sides[:, 0] * sides[:, 1]
-        own = is_own[labels[row], matches.class_index[entry]]
-        sorts = {"own": own & ~group_of[row], "own_group_of": own & group_of[row], "other": ~own & ~group_of[row]}
-        for name, chosen in sorts.items():
-            whole = areas(ours) if name == "own_group_of" else areas(ours) + areas(theirs) - shared
-            overlap = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
-            best_entry, best_row, best = _best(entry[chosen], row[chosen], overlap[chosen])
-            found[name][best_entry], rows[name][best_entry] = best, best_row
-    return _Nearest(found["own"], rows["own"], found["own_group_of"], found["other"], rows["other"])
-
-
-def _pairs(entries: IntArray, image_of: IntArray, box_start: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
-    """(entry, row of a box of its image) of all pairs, in pieces that keep the pairs of an entry together."""
-    counts = box_start[image_of[entries] + 1] - box_start[image_of[entries]]
-    piece = np.cumsum(counts) // PAIRS_AT_ONCE
-    for some in np.split(np.arange(len(entries)), np.flatnonzero(np.diff(piece)) + 1):
-        start = np.cumsum(counts[some]) - counts[some]
-        within = np.arange(int(counts[some].sum())) - np.repeat(start, counts[some])
-        entry = np.repeat(entries[some], counts[some])
-        yield entry, box_start[image_of[entry]] + within
-
-
-def _best(entry: IntArray, row: IntArray, overlap: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
-    """For each entry (they come in runs) its largest overlap and the first row that has it."""
-    if len(entry) == 0:
-        return entry, row, overlap
-    start = np.flatnonzero(np.r_[True, entry[1:] != entry[:-1]])
-    best = np.maximum.reduceat(overlap, start)
-    run = np.repeat(np.arange(len(start)), np.diff(np.r_[start, len(entry)]))
-    at_best = np.flatnonzero(overlap == best[run])
-    first = at_best[np.searchsorted(run[at_best], np.arange(len(start)))]
-    return entry[start], row[first], best
-
-
-def _errors(matches: Matches, near: _Nearest) -> NDArray[np.int8]:
+def _errors(matches: Matches, near: Nearest) -> NDArray[np.int8]:
     """The kind of each entry, the first that fits."""
     t = matches.iou_threshold
     kinds = (
@@ -186,8 +124,8 @@ def _errors(matches: Matches, near: _Nearest) -> NDArray[np.int8]:
 
 
 def _prices(
-    matches: Matches, near: _Nearest, error: NDArray[np.int8], truth: Annotations
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    matches: Matches, near: Nearest, error: NDArray[np.int8], truth: Annotations
+) -> tuple[dict[str, FloatArray], dict[str, IntArray]]:
     """The AP ``[K]`` that each kind costs each class, and how often it happened."""
     num_classes = len(matches.judged)
     here = average_precision(matches)
@@ -224,7 +162,7 @@ def _prices(
         "false_negatives": _asking_less(matches, matches.num_truths - _hits(matches)),
     }
     counts = {
-        name: np.bincount(matches.class_index[error == kind], minlength=num_classes)
+        name: np.bincount(matches.class_index[error == kind], minlength=num_classes).astype(np.int64)
         for name, kind in (
             ("localisation", Error.LOCALISATION),
             ("confusion", Error.CONFUSION),
@@ -241,7 +179,8 @@ def _prices(
 def _hits(matches: Matches) -> FloatArray:
     """``[K]`` weight of the right entries of each class."""
     right = matches.kind != Kind.FALSE_POSITIVE
-    return np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.judged))
+    hits = np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.judged))
+    return hits.astype(np.float64)
 
 
 def _entries(matches: Matches, keep: BoolArray) -> Matches:
@@ -292,7 +231,7 @@ def _unverified(matches: Matches, detections: Detections, truth: Annotations) ->
     row = np.flatnonzero(
         (image >= 0) & matches.judged[class_index] & are_valid(detections.boxes) & ~np.isin(pair, verified)
     )
-    columns = {
+    columns: dict[str, Any] = {
         "image_index": image[row],
         "class_index": class_index[row],
         "score": detections.score[row].astype(np.float64),
@@ -300,14 +239,14 @@ def _unverified(matches: Matches, detections: Detections, truth: Annotations) ->
         "weight": np.ones(len(row)),
         "detection_row": row,
     }
-    joined = {name: np.concatenate([getattr(matches, name), added]) for name, added in columns.items()}
+    joined: dict[str, Any] = {name: np.concatenate([getattr(matches, name), added]) for name, added in columns.items()}
     order = np.lexsort((-joined["score"], joined["class_index"]))
     stricter = replace(matches, **{name: column[order] for name, column in joined.items()})
     lost = average_precision(matches) - average_precision(stricter)
     return lost, np.bincount(class_index[row], minlength=num_classes)
 
 
-def _confusions(matches: Matches, near: _Nearest, error: NDArray[np.int8], truth: Annotations) -> pd.DataFrame:
+def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], truth: Annotations) -> pd.DataFrame:
     """The classes that each class is taken for, those that cost it most."""
     num_classes = len(matches.judged)
     renamed = np.flatnonzero(error == Error.CONFUSION)
@@ -345,7 +284,7 @@ def _confusions(matches: Matches, near: _Nearest, error: NDArray[np.int8], truth
 def _table(
     matches: Matches,
     prices: dict[str, FloatArray],
-    counts: dict[str, NDArray[np.generic]],
+    counts: dict[str, IntArray],
     confusions: pd.DataFrame,
     truth: Annotations,
 ) -> pd.DataFrame:

@@ -140,7 +140,8 @@ class Curves:
         area = np.zeros_like(num_truths)
         for piece in self.pieces:
             area[piece.classes] = _areas(piece, weights)
-        return np.divide(area, num_truths, out=np.full_like(area, np.nan), where=num_truths > 0).T
+        result: FloatArray = np.divide(area, num_truths, out=np.full_like(area, np.nan), where=num_truths > 0).T
+        return result
 
 
 def _areas(piece: _Piece, weights: FloatArray) -> FloatArray:

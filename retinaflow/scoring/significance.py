@@ -97,7 +97,9 @@ def benjamini_hochberg(p: FloatArray) -> FloatArray:
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
     scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
-    result[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    falling = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    # p x n / n may come out a rounding error below p.
+    result[order] = np.maximum(falling, p[order])
     return result
 
 

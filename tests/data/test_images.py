@@ -314,7 +314,7 @@ def test_the_rate_leaves_the_most_of_a_frequent_class_and_all_of_a_rare_one() ->
 
 
 def test_boxes_above_the_limit_become_regions_to_ignore_anew_at_each_draw(index: AnnotationIndex) -> None:
-    plain, limited = DetectionDataset(index), DetectionDataset(index, None, keep_rates(index, most=3))
+    plain, limited = DetectionDataset(index), DetectionDataset(index, None, keep_rate=keep_rates(index, most=3))
     counts = np.bincount(index.labels, minlength=index.num_classes)
     kept = np.zeros(index.num_classes)
     passes = 200
@@ -338,7 +338,7 @@ def test_boxes_above_the_limit_become_regions_to_ignore_anew_at_each_draw(index:
 
 
 def test_without_a_seed_as_in_judging_no_box_is_ignored(index: AnnotationIndex) -> None:
-    limited = DetectionDataset(index, None, np.zeros(index.num_classes))
+    limited = DetectionDataset(index, None, keep_rate=np.zeros(index.num_classes))
     assert limited[Request(1, (64, 64), None)].is_group_of.tolist() == [False] * int(
         index.box_start[2] - index.box_start[1]
     )

@@ -8,7 +8,7 @@ import pytest
 from scoring_scenes import Box, Found, Label, Scene, Truth
 
 from retinaflow.boxes import iou
-from retinaflow.scoring import error_analysis
+from retinaflow.scoring import nearest_truth
 from retinaflow.scoring.challenge import evaluate, match
 from retinaflow.scoring.error_analysis import ALL_CLASSES, PRICES, Error, ErrorAnalysis, analyse_errors
 from retinaflow.scoring.matches import Kind
@@ -208,7 +208,7 @@ def test_kinds_agree_with_a_loop_over_all_boxes_whatever_the_size_of_the_pieces(
     truth, detections = scene.annotations(), scene.detections()
     matches = match(detections, truth)
     if seed % 2:
-        monkeypatch.setattr(error_analysis, "PAIRS_AT_ONCE", 7)
+        monkeypatch.setattr(nearest_truth, "PAIRS_AT_ONCE", 7)
     analysis = analyse_errors(matches, detections, truth)
     image_of_box = np.repeat(np.arange(len(truth.image_ids)), np.diff(truth.box_start))
     for entry, row in enumerate(matches.detection_row):

@@ -1,0 +1,65 @@
+"""Lines of a CSV file: how many, which hold anything, and which break a rule before their fields are looked at."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def has_rows(path: Path) -> bool:
+    """Whether anything stands below the header."""
+    with path.open("rb") as file:
+        file.readline()
+        return bool(file.read(1))
+
+
+def lines_of_csv(path: Path, count: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """The line of each row below the header, where the reader has passed over blank lines."""
+
+    @lru_cache(maxsize=1)
+    def of_all() -> NDArray[np.int64] | None:
+        if count_lines(path) != count + 1:
+            with path.open("rb") as file:
+                filled = [number for number, line in enumerate(file, 1) if line.strip(b"\r\n")]
+            if len(filled) == count + 1:
+                return np.array(filled[1:], dtype=np.int64)
+        return None
+
+    def lines_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        lines = of_all()
+        return rows + 2 if lines is None else lines[rows]
+
+    return lines_of
+
+
+def filled_lines(path: Path) -> list[tuple[int, bytes]]:
+    """Number and content of the lines below the header that hold anything."""
+    return [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line and number > 1]
+
+
+def flaw_of(line: bytes) -> str | None:
+    """The rule that a line breaks before its fields are looked at."""
+    try:
+        text = line.decode()
+        if '"' in text:
+            list(csv.reader([text], strict=True))
+    except UnicodeDecodeError:
+        return "a row must be text in UTF-8"
+    except csv.Error:
+        return "quotes must open and close around a field of the line"
+    return None
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, the header and blank ones included; the last one needs no end."""
+    count, last = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            count += block.count(b"\n")
+            last = block[-1:]
+    return count + (last != b"\n")
