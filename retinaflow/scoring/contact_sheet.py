@@ -114,7 +114,7 @@ def _row_heights(rows: Sequence[Sequence[Panel]], columns: int) -> list[float]:
 def _cell_aspect(panel: Panel) -> float:
     """Width by height of the cell: that of the image, within limits."""
     height, width = panel.image.shape[:2]
-    return min(max(width / height, 1 / WIDEST), WIDEST)
+    return float(min(max(width / height, 1 / WIDEST), WIDEST))
 
 
 def _key(figure: Figure, panels: Sequence[Panel], *, y: float) -> None:

@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,7 +107,9 @@ def analyse_errors(matches: Matches, detections: Detections, truth: Annotations)
     near = _nearest(matches, detections, truth)
     error = _errors(matches, near)
     prices, counts = _prices(matches, near, error, truth)
-    prices["unverified"], counts["unverified"] = _unverified(matches, detections, truth)
+    lost, unverified = _unverified(matches, detections, truth)
+    prices |= {"unverified": lost}
+    counts |= {"unverified": unverified}
     confusions = _confusions(matches, near, error, truth)
     return ErrorAnalysis(error, _table(matches, prices, counts, confusions, truth), confusions)
 
@@ -187,7 +190,7 @@ def _errors(matches: Matches, near: _Nearest) -> NDArray[np.int8]:
 
 def _prices(
     matches: Matches, near: _Nearest, error: NDArray[np.int8], truth: Annotations
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+) -> tuple[dict[str, FloatArray], dict[str, IntArray]]:
     """The AP ``[K]`` that each kind costs each class, and how often it happened."""
     num_classes = len(matches.judged)
     here = average_precision(matches)
@@ -195,7 +198,8 @@ def _prices(
     moved = error == Error.LOCALISATION
     renamed = error == Error.CONFUSION
     found = matches.kind == Kind.TRUE_POSITIVE
-    class_of_other = np.asarray(truth.labels, dtype=np.int64)[near.other_row]
+    # Row -1 is no box, also where there are no boxes at all.
+    class_of_other = np.append(np.asarray(truth.labels, dtype=np.int64), -1)[near.other_row]
     # A box and a class it is wanted under, as one number: the same box is a truth of all its ancestors too.
     own_copy = near.own_row * num_classes + matches.class_index
     other_copy = near.other_row * num_classes + class_of_other
@@ -223,25 +227,26 @@ def _prices(
         "false_positives": average_precision(_entries(matches, ~is_wrong)),
         "false_negatives": _asking_less(matches, matches.num_truths - _hits(matches)),
     }
-    counts = {
-        name: np.bincount(matches.class_index[error == kind], minlength=num_classes)
-        for name, kind in (
-            ("localisation", Error.LOCALISATION),
-            ("confusion", Error.CONFUSION),
-            ("both", Error.BOTH),
-            ("duplicate", Error.DUPLICATE),
-            ("background", Error.BACKGROUND),
-        )
-    }
-    partly_inside = np.bincount(matches.class_index[error == Error.GROUP_OF], minlength=num_classes)
-    counts |= {"missed": missed, "group_of": unhit + partly_inside}
+    counts = _counts(matches, error)
+    counts |= {"missed": missed, "group_of": unhit + counts["group_of"]}
     return {name: ap - here for name, ap in fixed.items()}, counts
+
+
+def _counts(matches: Matches, error: NDArray[np.int8]) -> dict[str, IntArray]:
+    """``[K]`` wrong detections of each kind."""
+    kinds = (Error.LOCALISATION, Error.CONFUSION, Error.BOTH, Error.DUPLICATE, Error.BACKGROUND, Error.GROUP_OF)
+    found = {kind: matches.class_index[error == kind] for kind in kinds}
+    return {
+        kind.name.lower(): np.bincount(rows, minlength=len(matches.judged)).astype(np.int64)
+        for kind, rows in found.items()
+    }
 
 
 def _hits(matches: Matches) -> FloatArray:
     """``[K]`` weight of the right entries of each class."""
     right = matches.kind != Kind.FALSE_POSITIVE
-    return np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.judged))
+    hits = np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.judged))
+    return hits.astype(np.float64)
 
 
 def _entries(matches: Matches, keep: BoolArray) -> Matches:
@@ -292,7 +297,7 @@ def _unverified(matches: Matches, detections: Detections, truth: Annotations) ->
     row = np.flatnonzero(
         (image >= 0) & matches.judged[class_index] & are_valid(detections.boxes) & ~np.isin(pair, verified)
     )
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "image_index": image[row],
         "class_index": class_index[row],
         "score": detections.score[row].astype(np.float64),
@@ -302,9 +307,10 @@ def _unverified(matches: Matches, detections: Detections, truth: Annotations) ->
     }
     joined = {name: np.concatenate([getattr(matches, name), added]) for name, added in columns.items()}
     order = np.lexsort((-joined["score"], joined["class_index"]))
-    stricter = replace(matches, **{name: column[order] for name, column in joined.items()})
+    changes: dict[str, Any] = {name: column[order] for name, column in joined.items()}
+    stricter = replace(matches, **changes)
     lost = average_precision(matches) - average_precision(stricter)
-    return lost, np.bincount(class_index[row], minlength=num_classes)
+    return lost, np.bincount(class_index[row], minlength=num_classes).astype(np.int64)
 
 
 def _confusions(matches: Matches, near: _Nearest, error: NDArray[np.int8], truth: Annotations) -> pd.DataFrame:
@@ -345,7 +351,7 @@ def _confusions(matches: Matches, near: _Nearest, error: NDArray[np.int8], truth
 def _table(
     matches: Matches,
     prices: dict[str, FloatArray],
-    counts: dict[str, NDArray[np.generic]],
+    counts: dict[str, IntArray],
     confusions: pd.DataFrame,
     truth: Annotations,
 ) -> pd.DataFrame:

@@ -8,6 +8,7 @@ two runs on the same data can be laid side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,7 +79,7 @@ def precision_recall(
     handles = []
     for number, (color, row) in enumerate(zip(bin_colors(len(chosen)), chosen.itertuples(index=False), strict=True)):
         recall, precision = precision_recall_curve(matches, index_of[str(row.class_id)])
-        line: dict[str, object] = {"color": color, "linestyle": ("-", (0, (5, 1.5)))[number % 2], "linewidth": 2.0}
+        line: dict[str, Any] = {"color": color, "linestyle": ("-", (0, (5, 1.5)))[number % 2], "linewidth": 2.0}
         axes.step(recall, precision, where="pre", **line)
         text = f"{shortened(str(row[0]), 20)}: {row.ap:.3f} ({row.num_truths:.0f})"
         handles.append(Line2D([], [], label=text, **line))
@@ -134,7 +135,13 @@ def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP
         for row in shown.itertuples(index=False)
     ]
     axes.set_yticks(place, names, fontsize=8)
-    above = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "fontsize": 8, "color": "#666666"}
+    above: dict[str, Any] = {
+        "transform": axes.transAxes,
+        "ha": "right",
+        "va": "bottom",
+        "fontsize": 8,
+        "color": "#666666",
+    }
     axes.text(-0.01, 1.0, "class: training images, truths", **above)
     axes.tick_params(axis="y", length=0)
     present = sorted(set(shown_bins.tolist()))
