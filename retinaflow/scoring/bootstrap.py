@@ -187,7 +187,7 @@ def _same_entries(first: Matches, second: Matches) -> NDArray[np.bool_]:
         differs |= getattr(first, name)[one] != getattr(second, name)[other]
     same[first.class_index[one[differs]]] = False
     equal_throughout = (same | (counts[0] + counts[1] == 0)).all()
-    return np.logical_or(same, equal_throughout)
+    return np.asarray(same | equal_throughout, dtype=np.bool_)
 
 
 def _row_means(values: FloatArray) -> FloatArray:

@@ -5,9 +5,9 @@ image. The curve can only rise at a right entry, hence its non-increasing hull h
 entries between two right ones matter by their sum alone. That sum is a sparse matrix (right entries x images) times the
 weights, which costs one addition per wrong entry and resample; everything else is done at the right entries only.
 
-The value is that of :func:`retinaflow.scoring.challenge.average_precision` (to rounding), for an eighth of the CPU time.
-Resamples are worked on in blocks by threads. Each resample has a random generator of its own, so neither the number of
-threads nor the size of the blocks changes a number. Memory: about ``BYTES_AT_ONCE`` per thread, besides the
+The value is that of :func:`retinaflow.scoring.challenge.average_precision` (to rounding), for an eighth of the CPU
+time. Resamples are worked on in blocks by threads. Each resample has a random generator of its own, so neither the
+number of threads nor the size of the blocks changes a number. Memory: about ``BYTES_AT_ONCE`` per thread, besides the
 result.
 """
 
