@@ -104,7 +104,9 @@ def analyse_errors(matches: Matches, detections: Detections, truth: Annotations)
     near = nearest_truths(matches, detections, truth)
     error = _errors(matches, near)
     prices, counts = _prices(matches, near, error, truth)
-    prices["unverified"], counts["unverified"] = _unverified(matches, detections, truth)
+    lost, unverified = _unverified(matches, detections, truth)
+    prices |= {"unverified": lost}
+    counts |= {"unverified": unverified}
     confusions = _confusions(matches, near, error, truth)
     return ErrorAnalysis(error, _table(matches, prices, counts, confusions, truth), confusions)
 
@@ -133,7 +135,8 @@ def _prices(
     moved = error == Error.LOCALISATION
     renamed = error == Error.CONFUSION
     found = matches.kind == Kind.TRUE_POSITIVE
-    class_of_other = np.asarray(truth.labels, dtype=np.int64)[near.other_row]
+    # Row -1 is no box, also where there are no boxes at all.
+    class_of_other = np.append(np.asarray(truth.labels, dtype=np.int64), -1)[near.other_row]
     # A box and a class it is wanted under, as one number: the same box is a truth of all its ancestors too.
     own_copy = near.own_row * num_classes + matches.class_index
     other_copy = near.other_row * num_classes + class_of_other
@@ -161,19 +164,19 @@ def _prices(
         "false_positives": average_precision(_entries(matches, ~is_wrong)),
         "false_negatives": _asking_less(matches, matches.num_truths - _hits(matches)),
     }
-    counts = {
-        name: np.bincount(matches.class_index[error == kind], minlength=num_classes).astype(np.int64)
-        for name, kind in (
-            ("localisation", Error.LOCALISATION),
-            ("confusion", Error.CONFUSION),
-            ("both", Error.BOTH),
-            ("duplicate", Error.DUPLICATE),
-            ("background", Error.BACKGROUND),
-        )
-    }
-    partly_inside = np.bincount(matches.class_index[error == Error.GROUP_OF], minlength=num_classes)
-    counts |= {"missed": missed, "group_of": unhit + partly_inside}
+    counts = _counts(matches, error)
+    counts |= {"missed": missed, "group_of": unhit + counts["group_of"]}
     return {name: ap - here for name, ap in fixed.items()}, counts
+
+
+def _counts(matches: Matches, error: NDArray[np.int8]) -> dict[str, IntArray]:
+    """``[K]`` wrong detections of each kind."""
+    kinds = (Error.LOCALISATION, Error.CONFUSION, Error.BOTH, Error.DUPLICATE, Error.BACKGROUND, Error.GROUP_OF)
+    found = {kind: matches.class_index[error == kind] for kind in kinds}
+    return {
+        kind.name.lower(): np.bincount(rows, minlength=len(matches.judged)).astype(np.int64)
+        for kind, rows in found.items()
+    }
 
 
 def _hits(matches: Matches) -> FloatArray:
@@ -231,7 +234,7 @@ def _unverified(matches: Matches, detections: Detections, truth: Annotations) ->
     row = np.flatnonzero(
         (image >= 0) & matches.judged[class_index] & are_valid(detections.boxes) & ~np.isin(pair, verified)
     )
-    columns: dict[str, Any] = {
+    columns: dict[str, NDArray[Any]] = {
         "image_index": image[row],
         "class_index": class_index[row],
         "score": detections.score[row].astype(np.float64),
@@ -239,11 +242,12 @@ def _unverified(matches: Matches, detections: Detections, truth: Annotations) ->
         "weight": np.ones(len(row)),
         "detection_row": row,
     }
-    joined: dict[str, Any] = {name: np.concatenate([getattr(matches, name), added]) for name, added in columns.items()}
+    joined = {name: np.concatenate([getattr(matches, name), added]) for name, added in columns.items()}
     order = np.lexsort((-joined["score"], joined["class_index"]))
-    stricter = replace(matches, **{name: column[order] for name, column in joined.items()})
+    changes: dict[str, Any] = {name: column[order] for name, column in joined.items()}
+    stricter = replace(matches, **changes)
     lost = average_precision(matches) - average_precision(stricter)
-    return lost, np.bincount(class_index[row], minlength=num_classes)
+    return lost, np.bincount(class_index[row], minlength=num_classes).astype(np.int64)
 
 
 def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], truth: Annotations) -> pd.DataFrame:

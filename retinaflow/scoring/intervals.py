@@ -64,7 +64,8 @@ def difference_interval(estimate: FloatArray, *, error: FloatArray, confidence: 
 
 def disagreement_variance(num_images: NDArray[np.integer]) -> FloatArray:
     """``[K]`` variance of a difference that half an image of disagreement adds; ``num_images [K]`` with truth."""
-    return np.asarray((DISAGREEMENT / (num_images + 2.0)) ** 2, dtype=np.float64)
+    added: FloatArray = DISAGREEMENT / (num_images.astype(np.float64) + 2)
+    return added**2
 
 
 def normal_quantile(confidence: float) -> float:

@@ -172,6 +172,12 @@ def test_a_box_of_a_child_is_an_own_box_of_its_parent_and_a_box_of_the_parent_is
     assert prices(analysis, "Class 1") == {"missed": 1.0}
 
 
+def test_detections_where_no_image_has_a_box_are_background() -> None:
+    analysis = analysed(Label("a", 0, False), Found("a", 0, 0.9, HERE))
+    assert analysis.error.tolist() == [Error.BACKGROUND]
+    assert len(analysis.table) == 1
+
+
 def test_no_detections_and_no_truth_are_tables_too() -> None:
     nothing = analysed(Label("a", 0, True))
     assert nothing.table["class"].tolist() == [ALL_CLASSES]
