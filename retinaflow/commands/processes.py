@@ -27,7 +27,7 @@ from retinaflow.training.world import ALONE, World, connected, joined_world
 
 RENDEZVOUS = "RETINAFLOW_RENDEZVOUS"
 """Environment variable that tells a helper where to meet rank 0."""
-START_SECONDS = 300.0
+START_SECONDS = 900.0
 END_SECONDS = 20.0
 _SHOWN_LINES = 5
 

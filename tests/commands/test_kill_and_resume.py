@@ -84,10 +84,10 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 def test_a_training_killed_at_random_moments_ends_with_the_bits_of_one_left_alone(
     workshop: Any, tmp_path: Path
 ) -> None:
-    given = {**workshop.settings(epochs=3).model_dump(mode="json", exclude_defaults=True)}
-    given |= {"track": "false", "ema": 0.9, "accumulate": 2, "batch_size": 2, "save_minutes": 0.0001, "patience": 5}
+    given = {**workshop.settings(epochs=2).model_dump(mode="json", exclude_defaults=True)}
+    given |= {"track": "false", "ema": 0.9, "accumulate": 2, "batch_size": 2, "save_minutes": 0.01, "patience": 5}
     given = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
-    job = json.dumps([given, str(tmp_path / "whole"), str(tmp_path / "broken"), 4, 7])
+    job = json.dumps([given, str(tmp_path / "whole"), str(tmp_path / "broken"), 3, 7])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, job],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -25,6 +25,7 @@ from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import NetworkConfig, RetinaNet
 from retinaflow.training.checkpoint import on_device
 from retinaflow.training.loop import FitSettings, Trainer
+from retinaflow.training.world import ALONE, World
 
 CPU = torch.device("cpu")
 
@@ -58,23 +59,25 @@ class Lab:
         """The smallest detector there is."""
         return NetworkConfig("resnet18", self.index.num_classes, head_norm="group", head_depth=1, fpn_channels=64)
 
-    def trainer(self, *, epochs: int, seed: int = 0, lr: float = 1e-3, frozen: bool = False, **more: Any) -> Trainer:
+    def trainer(
+        self, *, epochs: int, seed: int = 0, lr: float = 1e-3, frozen: bool = False, world: World = ALONE, **more: Any
+    ) -> Trainer:
         """A new detector that nothing was done to."""
         settings = FitSettings(
             epochs=epochs,
             lr=lr,
             weight_decay=0.01,
             warmup=0.1,
-            clip=5.0,
             precision="float32",
             workers=0,
             seed=seed,
             loss=LossConfig(learn_ancestors=True, box_loss="l1"),
-            **{"batch_size": 4, **more},
+            **{"batch_size": 4, "clip": 5.0, **more},
         )
         network = replace(self.network, norm="frozen") if frozen else self.network
         model = on_device(RetinaNet(network, seed=seed), CPU)
-        return Trainer(model, settings, device=CPU, ancestors=torch.from_numpy(self.index.taxonomy.is_ancestor))
+        ancestors = torch.from_numpy(self.index.taxonomy.is_ancestor)
+        return Trainer(model, settings, device=CPU, ancestors=ancestors, world=world)
 
 
 @pytest.fixture
