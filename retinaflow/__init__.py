@@ -10,7 +10,9 @@ The map of the package, in reading order:
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
   ``loss``, ``postprocess``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``matching`` and ``challenge`` (the Open
-  Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``contact_sheet``.
+  Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``contact_sheet``; ``match_file`` (what is kept of a
+  judged run), ``significance``, ``comparison``, ``comparison_words``, ``comparison_figures``, ``found_and_missed``,
+  ``comparison_page`` (runs compared class by class).
 - ``training``: ``loop``, ``inference``, ``checkpoint``, ``precision``, ``stopping``.
 - ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``tracking``: where results go;
   MLflow. ``served_model``: the detector as an MLflow model.
