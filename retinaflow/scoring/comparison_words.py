@@ -97,9 +97,7 @@ def _with_interval(row: Mapping[str, float], letter: str) -> str:
 
 def _thirds(groups: Mapping[str, Mapping[str, float]], letter: str) -> list[str]:
     parts = [
-        f"{group_name(name)} {_with_interval(groups[name], letter)}"
-        for name in list(GROUP_NAMES)[1:]
-        if name in groups
+        f"{group_name(name)} {_with_interval(groups[name], letter)}" for name in list(GROUP_NAMES)[1:] if name in groups
     ]
     return [f"By training images: {', '.join(parts)}."] if parts else []
 
