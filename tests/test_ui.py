@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -119,18 +120,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         address = f"http://127.0.0.1:{port}"
         _wait_for(f"{address}/health", started)
         yield address
     finally:
-        started.terminate()
-        started.wait(30)
+        # The server's workers are in its process group, and are ended with it.
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
 
 
 def _wait_for(address: str, started: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
+    deadline = time.monotonic() + 5 * PATIENCE / 1000
+    while time.monotonic() < deadline:
         assert started.poll() is None, "mlflow server ended"
         try:
             urllib.request.urlopen(address, timeout=5).close()
@@ -245,7 +249,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = world(500, 1500, boxes_per_image=8)
     sides = [
         Side("A", "sampling=uniform", (run(made, 0.0, seed=1),)),
-        Side("B", "sampling=binned", (run(made, np.linspace(0.0, 1.5, 500), seed=2),)),
+        Side("B", "sampling=binned", (run(made, np.linspace(1.0, 4.0, 500), seed=2),)),
     ]
     notes = PageNotes(
         "sampling=binned against sampling=uniform",
@@ -273,8 +277,6 @@ def test_the_report_is_sorted_and_searched_at_500_classes(page: Any, report: Pat
     rows = page.locator("#classes tbody tr:visible")
     assert rows.count() == 500
     page.get_by_role("button", name="B - A").click()
-    values = page.locator("#classes tbody tr td.l + td + td, #classes tbody tr td.l").all_inner_texts()
-    assert values
     differences = page.locator("#classes tbody tr").evaluate_all(
         "rows => rows.map(row => parseFloat(row.cells[6].textContent)).filter(value => !isNaN(value))"
     )

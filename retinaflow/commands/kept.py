@@ -85,9 +85,8 @@ def read_kept(run_id: str) -> KeptMatches:
     try:
         path = tracking.fetch(run_id, FILE_NAME)
     except ValueError as error:
-        raise ValueError(
-            f"{error}; train and evaluate keep it: judge the model with evaluate from_run={run_id}"
-        ) from None
+        next_step = f"judge the model again with evaluate from_run={run_id}"
+        raise ValueError(f"{error}; train and evaluate keep it: {next_step}") from None
     return load_matches(path)
 
 

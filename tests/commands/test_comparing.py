@@ -191,7 +191,7 @@ def test_a_training_and_its_evaluation_are_compared_with_sample_images(
     assert "What one finds and the other misses" in page
     assert "No sample images" not in page
     rows = pd.read_csv("real/settings.csv").set_index("setting")
-    assert rows.loc["score_threshold", ["A", "B"]].tolist() == [0.3, 0.02]
+    assert rows.loc["score_threshold", ["A", "B"]].astype(float).tolist() == [0.3, 0.02]
 
 
 def test_without_the_judged_images_the_report_says_so(trained: TrainResult, judged_again: str, workshop: Any) -> None:
@@ -253,7 +253,7 @@ def test_the_first_is_champion_and_a_surely_better_one_replaces_it(with_model: d
     assert (version.tags["retinaflow.reason"], version.tags["retinaflow.replaces"]) == ("better", "1")
     assert float(version.tags["retinaflow.difference_low"]) > 0
     logged = _last("promote")
-    assert logged.data.tags["retinaflow.version"] == version.version
+    assert logged.data.tags["retinaflow.version"] == str(version.version)
     assert logged.info.status == "FINISHED"
 
 
