@@ -40,6 +40,17 @@ OptionalText = Annotated[str | None, BeforeValidator(_none)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def _dial(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_dial, value))
+    return str(value).lower() if isinstance(value, bool) else "none" if value is None else str(value)
+
+
+Dial = Annotated[Any, BeforeValidator(_dial)]
+"""A setting that may be searched, as text: ``low..high`` (``low..high:log``), choices ``a,b,c``, or one value, which is
+not searched. The values keep to the rules that the setting has in training."""
+
+
 class Settings(BaseModel):
     """Behaviour of all settings classes."""
 
@@ -56,7 +67,7 @@ class TrackingSettings(Settings):
     output: Path = Path("outputs")
     """Folder for checkpoints and, with track=false, for everything a run would log."""
     config: OptionalText = None
-    """YAML file of settings, or none; a flag overrides what it says."""
+    """YAML file of settings (a path, or runs:/RUN_ID/best.yaml), or none; a flag overrides what it says."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""
 
@@ -243,9 +254,78 @@ class MainConfig(TrainConfig):
     """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
 
 
+class SearchConfig(TrainConfig):
+    """``search``: find settings that are better for rare classes than the defaults, with Optuna."""
+
+    sampling: Dial = "uniform,repeat-factor,class-aware,binned"
+    """Space: how images are drawn. A range low..high (low..high:log), choices a,b,c, or one value, which fixes it."""
+    num_bins: Dial = "2..12"
+    """Space, with sampling=binned: number of frequency bins."""
+    bin_strategy: Dial = "log,quantile,jenks"
+    """Space, with sampling=binned: how the bins are cut."""
+    balance: Dial = "0.1..0.9"
+    """Space, with sampling=binned: quantile of images per class that rarer bins are lifted to."""
+    repeat_threshold: Dial = "0.003..0.3:log"
+    """Space, with sampling=repeat-factor or instance-repeat-factor: share of images below which a class is repeated."""
+    balance_start: Dial = "0..0.8"
+    """Space, but for sampling=uniform: share of the epochs drawn uniformly before the strategy takes over."""
+    augment: Dial = "0.1..0.9"
+    """Space: augmentation strength for images of the most frequent bin."""
+    rare_augment: Dial = "0.1..1"
+    """Space: augmentation strength for images of the rarest bin."""
+    focal_gamma: Dial = "0.5..4"
+    """Space: focal loss exponent."""
+    focal_alpha: Dial = "0.1..0.75"
+    """Space: focal loss weight of positives."""
+    lr: Dial = "auto"
+    """Highest learning rate; auto: that of train. Not searched unless given as a range (3e-4..3e-3:log)."""
+    background_rate: Dial = "1.0"
+    """Draws of an image without boxes, relative to the least drawn one with boxes. Not searched unless a range."""
+    nms: Dial = "nms"
+    """How overlapping detections are thinned out. Not searched unless given as choices (nms,soft-nms)."""
+    nms_iou: Dial = "0.5"
+    """IoU above which the lower of two detections is dropped, with nms=nms. Not searched unless given as a range."""
+    eval_every: Annotated[int, Field(ge=1)] | Auto = 1
+    """Epochs between evaluations, after each of which a trial may be pruned."""
+    study: str = "search"
+    """Name of the study; the same command with the same name goes on with it."""
+    trials: Annotated[int, Field(ge=1)] = 40
+    """Trials of the study in all, those of earlier commands and other machines counted."""
+    seeds: Annotated[int, Field(ge=1)] = 1
+    """Trainings of a trial (seed, seed + 1, ...), whose mean counts. Pruning looks at the first."""
+    confirm_seeds: Annotated[int, Field(ge=0)] = 5
+    """Fresh seeds on which the best trial and the defaults are trained again to compare them; 0: not compared."""
+    objective: Annotated[Names, Field(min_length=1, max_length=2)] = ("val/mAP_rare",)
+    """What is maximised: val/mAP, val/mAP_rare, any other val/ metric, or bins (see bin_weights); two names
+    (val/mAP,val/mAP_rare) give a Pareto front."""
+    bin_weights: Numbers = ()
+    """objective=bins: weights of the mean over the bins of bin_strategy=log and num_bins=7 (or what these are fixed
+    to), rarest first; bins without a weight count 0."""
+    floor: Annotated[Share | None, BeforeValidator(_none)] = None
+    """Least value of floor_metric that a trial must reach to be chosen; none: no floor."""
+    floor_metric: str = "val/mAP_frequent"
+    """What the floor is about."""
+    sampler: Literal["tpe", "random", "gp", "cmaes", "nsgaii"] = "tpe"
+    """Optuna's sampler."""
+    pruner: Literal["median", "hyperband", "none"] | Auto = "auto"
+    """Which trials are ended early; auto: median, and none with two objectives."""
+    storage: str = "auto"
+    """Where the study is kept: a file or sqlite:/// for one machine, postgresql:// for many; auto: optuna.db beside the
+    MLflow store. Passwords belong in PGPASSFILE or PGPASSWORD."""
+    search_workers: Annotated[int, Field(ge=1)] = 1
+    """Processes that run trials on this machine, the cores divided among them (workers is the number of loader
+    processes of each training)."""
+    heartbeat: Annotated[int, Field(ge=1)] = 15
+    """Seconds between signs of life of a trial; after four times that in silence its worker counts as dead, and the
+    trial is run again."""
+    dry_run: bool = False
+    """Only say how many images the search will see and about how long it will take."""
+
+
 COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "main": MainConfig,
     "binning": BinningConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "search": SearchConfig,
 }

@@ -71,6 +71,11 @@ def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
 def _from_file(path: Any) -> dict[str, Any]:
     if path is None or path == "none":
         return {}
+    if str(path).startswith("runs:/"):
+        # Here, as only this needs MLflow: settings are read before anything else is loaded.
+        from retinaflow.tracking import fetch_file
+
+        path = fetch_file(str(path))
     if not Path(path).is_file():
         raise FileNotFoundError(f"config={path}: no such file")
     try:

@@ -107,6 +107,45 @@ def start_run(
     mlflow.end_run("FINISHED")
 
 
+def start_child(parent_id: str, *, name: str, tags: Mapping[str, str]) -> MlflowRun:
+    """A new run under another, from any process or machine; leaves the process's current run alone.
+
+    It stays RUNNING until :func:`end_run`. Raises ValueError when the store does not have the parent.
+    """
+    client = mlflow.MlflowClient()
+    parent = find_run(parent_id)
+    inherited = {
+        key: value for key, value in parent.data.tags.items() if key.startswith(("mlflow.user", "mlflow.source"))
+    }
+    made = client.create_run(
+        parent.info.experiment_id, run_name=name, tags={**inherited, "mlflow.parentRunId": parent_id, **tags}
+    )
+    return MlflowRun(made.info.run_id)
+
+
+def find_run(run_id: str) -> Any:
+    """MLflow's record of a run. Raises ValueError when the store does not have it."""
+    try:
+        return mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(f"run {run_id} is not in {store_uri()}: {_first_line(error)}") from None
+
+
+def children(parent_id: str, *, tags: Mapping[str, str]) -> list[str]:
+    """Ids of the runs under another that have these tags."""
+    wanted = {"mlflow.parentRunId": parent_id, **tags}
+    found = mlflow.MlflowClient().search_runs(
+        [find_run(parent_id).info.experiment_id],
+        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()),
+    )
+    return [run.info.run_id for run in found]
+
+
+def end_run(run_id: str, status: str) -> None:
+    """End a run that is not the process's current one: FINISHED, FAILED or KILLED."""
+    mlflow.MlflowClient().set_terminated(run_id, status)
+
+
 def launched_by_mlflow() -> bool:
     """Whether ``mlflow run`` started this process."""
     return _LAUNCHED
@@ -122,6 +161,14 @@ def fetch(run_id: str, artifact: str) -> Path:
             f"run {run_id} has no {artifact} in {mlflow.get_tracking_uri()}: {_first_line(error)}"
         ) from None
     return Path(path)
+
+
+def fetch_file(uri: str) -> Path:
+    """A local copy of ``runs:/RUN_ID/FILE``. Raises ValueError when there is none."""
+    run_id, _, name = uri.removeprefix("runs:/").partition("/")
+    if not run_id or not name:
+        raise ValueError(f"a file of a run is written runs:/RUN_ID/FILE, but got {uri}")
+    return fetch(run_id, name)
 
 
 def fetch_model(uri: str) -> Path:
@@ -185,6 +232,11 @@ def log_model(run: Run, checkpoint: Path, *, register_as: str | None) -> None:
 def store_uri() -> str:
     """Where runs are logged."""
     return str(mlflow.get_tracking_uri())
+
+
+def use_store(uri: str) -> None:
+    """Log to that store from now on: for a process that was started by one that does."""
+    mlflow.set_tracking_uri(uri)
 
 
 @contextlib.contextmanager

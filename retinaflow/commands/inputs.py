@@ -42,6 +42,8 @@ class TrainingData:
     presence: Presence
     bins: ClassBins
     dropped: pd.DataFrame
+    scored_bins: ClassBins | None = None
+    """Bins that AP is averaged over, when they are not those that images are drawn by."""
 
     @property
     def digest(self) -> str:

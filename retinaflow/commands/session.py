@@ -171,7 +171,8 @@ class Session:
             after_batch=lambda images: stop.check(),
         )
         detections = Detections.concatenate(list(parts))
-        judgement = judge(detections, self.data.judged, self.data.bins, group_of_weight=config.group_of_weight)
+        bins = self.data.scored_bins or self.data.bins
+        judgement = judge(detections, self.data.judged, bins, group_of_weight=config.group_of_weight)
         return detections, judgement
 
     def checkpoint(self, *, progress: bool) -> Checkpoint:
