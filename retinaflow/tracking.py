@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import subprocess
 import tempfile
 import time
@@ -47,9 +48,17 @@ class MlflowRun(FileRun):
         self._client = mlflow.MlflowClient()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling."""
+        """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling.
+
+        What it logged is not always what was used (a file of settings wins over its declared defaults); MLflow lets no
+        parameter be changed, so such a value is logged as ``used/NAME``.
+        """
         known = self._client.get_run(self.run_id).data.params
         new = {name: as_text(value) for name, value in params.items() if name not in known}
+        changed = {f"used/{name}": as_text(params[name]) for name in params if name in known}
+        for name, value in changed.items():
+            if name not in known and not _same_value(known[name.removeprefix("used/")], value):
+                new[name] = value
         mlflow.log_params(new, run_id=self.run_id)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -270,6 +279,15 @@ def _commit() -> dict[str, str]:
     if commit is None:
         return {}
     return {"retinaflow.commit": commit, "retinaflow.dirty": str(bool(git("status", "--porcelain"))).lower()}
+
+
+def _same_value(quoted: str, value: str) -> bool:
+    """Whether a parameter as ``mlflow run`` logs it, quoted for a shell, is this value."""
+    logged = " ".join(shlex.split(quoted)) if quoted[:1] in "'\"" else quoted
+    try:
+        return float(logged) == float(value)
+    except ValueError:
+        return logged == value
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 In reading order: ``space`` (what a trial may set), ``goal`` (what is maximised), ``storage`` (one database for all
 workers), ``study`` (which trials count), ``runs`` (parent and nested runs), ``objective`` (a trial), ``opening`` (all
-of these from settings), ``workers`` (who runs trials), ``confirmation`` (is the best better?), ``results``, ``dry_run``.
+of these from settings), ``workers`` (who runs trials), ``confirmation`` (is the best better?), ``results`` (tables and
+pictures), ``dry_run``.
 """
 
 from __future__ import annotations
@@ -27,25 +28,23 @@ __all__ = ["Search", "open_search", "run"]
 def run(config: SearchConfig) -> None:
     """Run the trials that are left, show what they found, and compare the best with the defaults on fresh seeds."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with (
-        StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        open_search(config, stop=stop) as search,
-    ):
+    with StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop:
         if config.dry_run:
-            estimate(search)
+            estimate(config, stop)
             return
-        _say_start(search)
-        try:
-            _run_stage(search, "trials")
-        finally:
-            with search.storage.claiming(config.study):
-                results.log_results(search)
-        _say_best(search)
-        if config.confirm_seeds and confirmation.arms(search):
-            say(f"\nthe best trial and the defaults once more, on {config.confirm_seeds} fresh seeds")
-            _run_stage(search, "confirmation")
-            with search.storage.claiming(config.study):
-                _log_comparison(search, confirmation.compare(search))
+        with open_search(config, stop=stop) as search:
+            _say_start(search)
+            try:
+                _run_stage(search, "trials")
+            finally:
+                with search.storage.claiming(config.study):
+                    results.log_results(search)
+            _say_best(search)
+            if config.confirm_seeds and confirmation.arms(search):
+                say(f"\nthe best trial and the defaults once more, on {config.confirm_seeds} fresh seeds")
+                _run_stage(search, "confirmation")
+                with search.storage.claiming(config.study):
+                    _log_comparison(search, confirmation.compare(search))
 
 
 def _run_stage(search: Search, name: str) -> None:

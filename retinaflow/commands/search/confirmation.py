@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from retinaflow.commands.search.objective import Heartbeat, ending, log_trial, train_once
 from retinaflow.commands.search.opening import Search
 from retinaflow.commands.search.runs import TrialRun, trial_name
-from retinaflow.commands.search.study import METRICS, RUN_ID, best_trial, counts, sampler_of
+from retinaflow.commands.search.study import METRICS, RUN_ID, best_trial, counts, quiet, sampler_of
 from retinaflow.config import TrainConfig
 from retinaflow.scoring.seeds import paired_t_interval
 
@@ -55,7 +55,8 @@ class Confirmation:
         missing = [(arm, seed) for seed in self.seeds for arm in self.settings if (arm, seed) not in there]
         if not missing:
             return None
-        trial = self.study.ask()
+        with quiet():
+            trial = self.study.ask()
         trial.set_user_attr(ARM, missing[0][0])
         trial.set_user_attr(SEED, missing[0][1])
         return trial

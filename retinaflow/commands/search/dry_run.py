@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaflow.commands.inputs import TrainingData, epoch_length, say
+from retinaflow.commands.inputs import TrainingData, epoch_length, load_training_data, say
 from retinaflow.commands.search.objective import train_once
-from retinaflow.commands.search.opening import Search
-from retinaflow.commands.search.study import evaluations, is_done
-from retinaflow.config import TrainConfig
+from retinaflow.commands.search.space import read_space
+from retinaflow.commands.search.study import evaluations
+from retinaflow.config import SearchConfig, TrainConfig
 from retinaflow.run_files import FolderRun
 from retinaflow.training.stopping import StopRequest
 
@@ -23,18 +23,18 @@ TIMED_JUDGED = 24
 """Images judged to see how long that takes."""
 
 
-def estimate(search: Search) -> None:
-    """Print images and time of the trials that are left and of the comparison at the end."""
-    config, settings = search.config, search.space.base
-    left = max(config.trials - sum(map(is_done, search.study.get_trials(deepcopy=False))), 0)
-    trainings = left * config.seeds + 2 * config.confirm_seeds
-    trained = epoch_length(settings, search.data) * int(settings.epochs)
-    judged = len(search.data.judged) * evaluations(settings)
-    per_trained, per_judged = measure(settings, search.data, search.stop)
+def estimate(config: SearchConfig, stop: StopRequest) -> None:
+    """Print images and time of all trials and of the comparison at the end; leaves neither a study nor a run."""
+    settings = read_space(config).base
+    data = load_training_data(settings)
+    trainings = config.trials * config.seeds + 2 * config.confirm_seeds
+    trained = epoch_length(settings, data) * int(settings.epochs)
+    judged = len(data.judged) * evaluations(settings)
+    per_trained, per_judged = measure(settings, data, stop)
     seconds = trained * per_trained + judged * per_judged
     say(
-        f"{left} trials of {config.seeds} training(s) each, then {2 * config.confirm_seeds} trainings to compare the "
-        f"best with the defaults\n"
+        f"{config.trials} trials of {config.seeds} training(s) each, then {2 * config.confirm_seeds} trainings to compare "
+        f"the best with the defaults\n"
         f"a training sees {trained:,} images and judges {judged:,}; together {trainings * trained:,} and "
         f"{trainings * judged:,}\n"
         f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_judged:.1f} images/s judged, so {shown(seconds)} "

@@ -41,6 +41,8 @@ def trials_table(search: Search) -> pd.DataFrame:
     rows = [_row(trial, search.goal) for trial in search.study.get_trials(deepcopy=False)]
     table = pd.DataFrame(rows)
     params = [name for name in DIALS if name in table]
+    # Whole numbers stay whole beside trials that have none.
+    table = table.astype({name: "Int64" for name in ("num_bins", "retry_of") if name in table})
     first = ["trial", "state", "reason", *objective_columns(search.goal), "keeps_floor"]
     return table[[*first, *params, *(name for name in table if name not in {*first, *params})]]
 

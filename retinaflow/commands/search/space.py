@@ -168,4 +168,4 @@ def _can_apply(name: str, base: TrainConfig, domains: Mapping[str, Domain]) -> b
     domain = domains.get(other) if other else None
     values = domain.values if isinstance(domain, Choices) else (None,)
     dump = base.model_dump()
-    return any(_applies(name, dump if value is None else {**dump, other: value}) for value in values)
+    return any(_applies(name, dump if value is None else {**dump, str(other): value}) for value in values)

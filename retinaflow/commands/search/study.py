@@ -56,7 +56,8 @@ def open_study(storage: PatientStorage, config: SearchConfig, goal: Goal, identi
     elif study.get_trials(deepcopy=False) or len(study.directions) != len(goal.names):
         raise ValueError(f"study {config.study} was not made by retinaflow; choose another name as study=")
     else:
-        study.set_metric_names([name.removeprefix("val/") for name in goal.names])
+        with quiet():
+            study.set_metric_names([name.removeprefix("val/") for name in goal.names])
         study.set_user_attr(IDENTITY, dict(identity))
     return study
 
@@ -76,6 +77,8 @@ def pruner_of(config: SearchConfig, goal: Goal) -> optuna.pruners.BasePruner:
     name = ("median" if goal.is_single else "none") if config.pruner == "auto" else config.pruner
     if name != "none" and not goal.is_single:
         raise ValueError(f"trials with two objectives cannot be pruned, but got pruner={name}; say pruner=none")
+    if evaluations(config) < 2:
+        return optuna.pruners.NopPruner()
     if name == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
     if name == "hyperband":
@@ -177,7 +180,9 @@ def states_of(trials: Sequence[FrozenTrial]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Optuna's warnings about what it calls experimental."""
+    """Without Optuna's warnings about what it calls experimental, and about heartbeats outside its own loop, where
+    :class:`retinaflow.commands.search.objective.Heartbeat` sends them."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

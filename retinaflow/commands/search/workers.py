@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from retinaflow import tracking
 from retinaflow.commands.inputs import say
-from retinaflow.commands.search.confirmation import Confirmation
+from retinaflow.commands.search.confirmation import ARM, SEED, Confirmation
 from retinaflow.commands.search.objective import worker_name
 from retinaflow.commands.search.opening import Search, attach
 from retinaflow.commands.search.study import (
@@ -58,7 +58,9 @@ _SHARED_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class Stage(Protocol):
     """A kind of work on a study: the trials of the search, or the trainings that confirm its result."""
 
-    study: optuna.Study
+    @property
+    def study(self) -> optuna.Study:
+        """Where its trials are."""
 
     def take(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
         """The next trial, made RUNNING, or None when none is left; called under the claim."""
@@ -174,13 +176,15 @@ class Narrator:
             say(self._line(trial, done=sum(map(is_done, trials))))
 
     def _line(self, trial: FrozenTrial, *, done: int) -> str:
-        goal = self._search.goal
+        goal, attributes = self._search.goal, trial.user_attrs
         outcome = "stopped" if is_lost(trial) else trial.state.name.lower()
         if trial.state == TrialState.COMPLETE:
             named = zip(goal.names, trial.values, strict=False)
             outcome = ", ".join(f"{name} {value:.4f}" for name, value in named)
-        elif REASON in trial.user_attrs:
-            outcome += f": {trial.user_attrs[REASON]}"
+        elif REASON in attributes:
+            outcome += f": {attributes[REASON]}"
+        if ARM in attributes:
+            return f"{attributes[ARM]}, seed {attributes[SEED]}: {outcome}"
         best = best_trial(self._study, goal)
         shown = "" if best is None else f"; best {' '.join(f'{v:.4f}' for v in best.values)} (trial {best.number})"
         return f"trial {trial.number} {outcome}{shown}; {done} done"
