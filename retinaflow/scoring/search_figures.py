@@ -7,7 +7,7 @@ Each takes the trials as a table, one row per trial, columns as of ``trials.csv`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,6 @@ from retinaflow.scoring.figures import OKABE_ITO
 BLUE, RED, GREEN = OKABE_ITO[:3]
 GREY = "#9A9A9A"
 SLICES_IN_A_ROW = 4
-_LOG_FROM = 30.0
-"""A positive parameter whose largest value is so many times its smallest is drawn on a logarithmic axis."""
 
 
 def history(table: pd.DataFrame, column: str, *, name: str) -> Figure:
@@ -68,8 +66,11 @@ def importance(weights: Mapping[str, float], *, name: str) -> Figure:
     return figure
 
 
-def slices(table: pd.DataFrame, column: str, parameters: Sequence[str], *, name: str) -> Figure:
-    """The objective over each parameter, one panel each, in the given order; later trials darker."""
+def slices(
+    table: pd.DataFrame, column: str, parameters: Sequence[str], *, name: str, log: Collection[str] = ()
+) -> Figure:
+    """The objective over each parameter, one panel each, in the given order; later trials darker. ``log``: parameters
+    with a logarithmic axis."""
     width = min(len(parameters), SLICES_IN_A_ROW)
     height = -(-len(parameters) // width)
     figure = _figure(2.9 * width + 0.8, 2.6 * height + 0.5)
@@ -77,7 +78,9 @@ def slices(table: pd.DataFrame, column: str, parameters: Sequence[str], *, name:
     for place, parameter in enumerate(parameters):
         axes = panels[place // width, place % width]
         rows = table[table[parameter].notna()]
-        x = _ticks(axes, rows[parameter])
+        x = _places(axes, rows[parameter])
+        if parameter in log:
+            axes.set_xscale("log")
         axes.scatter(
             x, rows[column], c=rows["trial"], cmap="Blues", s=22, vmin=-len(table) / 2, edgecolors=BLUE, lw=0.4
         )
@@ -90,12 +93,16 @@ def slices(table: pd.DataFrame, column: str, parameters: Sequence[str], *, name:
     return figure
 
 
-def contour(table: pd.DataFrame, column: str, parameters: tuple[str, str], *, name: str) -> Figure:
-    """The objective over two numeric parameters: trials as dots, filled in between where that is possible."""
+def contour(
+    table: pd.DataFrame, column: str, parameters: tuple[str, str], *, name: str, log: Collection[str] = ()
+) -> Figure:
+    """The objective over two numeric parameters: trials as dots, filled in between where that is possible. ``log``:
+    parameters of which the logarithm is drawn."""
     figure = _figure(6.4, 4.8)
     axes = figure.subplots()
     rows = table[table[list(parameters)].notna().all(axis=1)]
-    x, y = (_scaled(axis, rows[parameter]) for axis, parameter in zip(("x", "y"), parameters, strict=True))
+    numbers = [rows[parameter].to_numpy(dtype=np.float64) for parameter in parameters]
+    x, y = (np.log10(n) if parameter in log else n for n, parameter in zip(numbers, parameters, strict=True))
     values = rows[column].to_numpy(dtype=np.float64)
     mesh = _triangles(x, y)
     limits = {"vmin": values.min(), "vmax": max(values.max(), values.min() + 1e-9)} if len(values) else {}
@@ -104,7 +111,7 @@ def contour(table: pd.DataFrame, column: str, parameters: tuple[str, str], *, na
     dots = axes.scatter(x, y, c=values, cmap="viridis", edgecolors="white", s=42, zorder=3, **limits)
     figure.colorbar(dots, ax=axes, label=name)
     for axis, parameter in zip("xy", parameters, strict=True):
-        label = f"log10 {parameter}" if _is_log(rows[parameter]) else parameter
+        label = f"log10 {parameter}" if parameter in log else parameter
         axes.set(**{f"{axis}label": label})
     axes.set_title("Value over the two most important numbers")
     return figure
@@ -131,27 +138,14 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _is_log(values: pd.Series) -> bool:
-    numeric = pd.api.types.is_numeric_dtype(values)
-    return bool(numeric and len(values) and values.min() > 0 and values.max() / values.min() >= _LOG_FROM)
-
-
-def _ticks(axes: Axes, values: pd.Series) -> np.ndarray:
+def _places(axes: Axes, values: pd.Series) -> np.ndarray:
     """Places on the x axis: numbers as they are, words side by side, sorted and slanted."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        if _is_log(values):
-            axes.set_xscale("log")
         return values.to_numpy(dtype=np.float64)
     words = sorted(values.astype(str).unique())
     axes.set_xticks(range(len(words)), words, rotation=20, ha="right", fontsize=8)
     axes.margins(x=0.15)
     return values.astype(str).map(words.index).to_numpy(dtype=np.float64)
-
-
-def _scaled(axis: str, values: pd.Series) -> np.ndarray:
-    del axis
-    numbers = values.to_numpy(dtype=np.float64)
-    return np.log10(numbers) if _is_log(values) else numbers
 
 
 def _triangles(x: np.ndarray, y: np.ndarray) -> Triangulation | None:

@@ -33,8 +33,8 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
     per_trained, per_judged = measure(settings, data, stop)
     seconds = trained * per_trained + judged * per_judged
     say(
-        f"{config.trials} trials of {config.seeds} training(s) each, then {2 * config.confirm_seeds} trainings to compare "
-        f"the best with the defaults\n"
+        f"{config.trials} trials of {config.seeds} training(s) each, then {2 * config.confirm_seeds} to compare the "
+        f"best with the defaults\n"
         f"a training sees {trained:,} images and judges {judged:,}; together {trainings * trained:,} and "
         f"{trainings * judged:,}\n"
         f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_judged:.1f} images/s judged, so {shown(seconds)} "

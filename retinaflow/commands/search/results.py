@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from retinaflow.commands.search.goal import Goal
 from retinaflow.commands.search.opening import Search
-from retinaflow.commands.search.space import DIALS
+from retinaflow.commands.search.space import DIALS, Range
 from retinaflow.commands.search.study import (
     METRICS,
     OVERHEAD,
@@ -80,16 +80,7 @@ def log_results(search: Search) -> None:
     columns = objective_columns(goal)
     for column, name in zip(columns, goal.names, strict=True):
         run.log_figure(history(table, column, name=name), _file("history", column))
-    weights = importances(study, goal)
-    if weights:
-        run.log_csv(pd.DataFrame({"parameter": list(weights), "importance": list(weights.values())}), "importance.csv")
-        run.log_figure(importance(weights, name=goal.names[0]), "importance.png")
-    shown = [name for name in weights or DIALS if name in complete and complete[name].notna().sum() > 1]
-    if len(complete) > 1 and shown:
-        run.log_figure(slices(complete, columns[0], shown, name=goal.names[0]), "slice.png")
-        numbers = [name for name in shown if pd.api.types.is_numeric_dtype(complete[name])]
-        if len(numbers) > 1:
-            run.log_figure(contour(complete, columns[0], (numbers[0], numbers[1]), name=goal.names[0]), "contour.png")
+    _log_parameters(search, complete)
     if not goal.is_single and len(complete):
         front = [trial.number for trial in study.best_trials]
         run.log_csv(table[table["trial"].isin(front)], "pareto.csv")
@@ -99,7 +90,29 @@ def log_results(search: Search) -> None:
     run.set_tags({"retinaflow.trials": states_of(study.get_trials(deepcopy=False))})
 
 
-def importances(study: optuna.Study, goal: Goal) -> Mapping[str, float]:
+def _log_parameters(search: Search, complete: pd.DataFrame) -> None:
+    """Importances, and the first objective over each parameter and over the two most important numbers."""
+    run, goal = search.runs.parent, search.goal
+    weights = importances(search.study)
+    name, column = goal.names[0], objective_columns(goal)[0]
+    if weights:
+        shares = pd.DataFrame({"parameter": list(weights), "importance": list(weights.values())})
+        run.log_csv(shares, "importance.csv")
+        run.log_figure(importance(weights, name=name), "importance.png")
+    order = [*weights, *(parameter for parameter in DIALS if parameter not in weights)]
+    shown = [parameter for parameter in order if parameter in complete and complete[parameter].notna().sum() > 1]
+    log = [parameter for parameter, domain in search.space.domains.items() if isinstance(domain, Range) and domain.log]
+    if len(complete) > 1 and shown:
+        run.log_figure(slices(complete, column, shown, name=name, log=log), "slice.png")
+        # Settings that only a few trials had would leave the picture empty.
+        common = [parameter for parameter in shown if complete[parameter].notna().sum() > len(complete) / 2]
+        numbers = [parameter for parameter in common if pd.api.types.is_numeric_dtype(complete[parameter])]
+        if len(numbers) > 1:
+            figure = contour(complete, column, (numbers[0], numbers[1]), name=name, log=log)
+            run.log_figure(figure, "contour.png")
+
+
+def importances(study: optuna.Study) -> Mapping[str, float]:
     """Share of each parameter in the spread of the first objective among good trials, largest first (PED-ANOVA)."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST_FOR_IMPORTANCE:
@@ -109,9 +122,7 @@ def importances(study: optuna.Study, goal: Goal) -> Mapping[str, float]:
         return {}
     # Optuna takes low values of a target for the good ones, whatever the direction of the study.
     with quiet():
-        found = optuna.importance.get_param_importances(
-            study, params=varied, target=lambda trial: -trial.values[0] if goal.names else math.nan
-        )
+        found = optuna.importance.get_param_importances(study, params=varied, target=lambda trial: -trial.values[0])
     return {name: float(weight) for name, weight in found.items()}
 
 
