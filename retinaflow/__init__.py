@@ -10,11 +10,11 @@ The map of the package, in reading order:
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
   ``loss``, ``postprocess``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``matching`` and ``challenge`` (the Open
-  Images Challenge metric), ``bootstrap``, ``report``, ``figures``, ``contact_sheet``.
+  Images Challenge metric), ``bootstrap``, ``seeds``, ``report``, ``figures``, ``contact_sheet``, ``search_figures``.
 - ``training``: ``loop``, ``inference``, ``checkpoint``, ``precision``, ``stopping``.
 - ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``tracking``: where results go;
   MLflow. ``served_model``: the detector as an MLflow model.
-- ``commands``: one file per entry point; ``cli``: flags.
+- ``commands``: one file per entry point, for ``search`` a folder; ``cli``: flags.
 
 Imports point one way, in this order. Importing ``retinaflow`` loads nothing else.
 """

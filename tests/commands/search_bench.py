@@ -50,10 +50,10 @@ class Waiting:
         return settings.focal_gamma
 
 
-def prepare(config: SearchConfig) -> None:
-    """Make the study and its parent run, as the process that starts workers does."""
-    with open_search(config):
-        pass
+def prepare(config: SearchConfig) -> optuna.Study:
+    """Make the study and its parent run, as the process that starts workers does; the study, to watch it."""
+    with open_search(config) as search:
+        return search.study
 
 
 def start_worker(config: SearchConfig, hold: Path, *, seconds: float = 0.05) -> ForkProcess:
@@ -69,11 +69,6 @@ def _work(config: SearchConfig, hold: Path, seconds: float) -> None:
         search = attach(config, stop=stop)
         objective: Any = Waiting(search, hold, seconds)
         work(search, Trials(replace(search, objective=objective)))
-
-
-def all_trials(config: SearchConfig) -> list[optuna.trial.FrozenTrial]:
-    """The trials as a process sees them that opens the study anew."""
-    return attach(config, stop=StopRequest()).study.get_trials()
 
 
 def wait_for(condition: Any, *, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""Who runs which trial, with real processes on real databases: exact numbers, kills, stops, a database that restarts."""
+"""Who runs which trial, with real processes on real databases: exact numbers, kills, stops, a restarted database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from search_bench import all_trials, finish, prepare, start_worker, wait_for
+from search_bench import finish, prepare, start_worker, wait_for
 
 from retinaflow.commands.search.study import RETRY_OF, WORKER, counts, is_lost
 from retinaflow.config import SearchConfig
@@ -107,9 +107,9 @@ def states_of_runs(config: SearchConfig) -> list[str]:
 
 def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig, hold: Path) -> None:
     config = config.model_copy(update={"trials": 10})
-    prepare(config)
+    study = prepare(config)
     assert finish(*(start_worker(config, hold) for _ in range(3))) == [0, 0, 0]
-    trials = all_trials(config)
+    trials = study.get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 10
     assert [trial.number for trial in trials] == list(range(10))
     assert len({tuple(trial.params.items()) for trial in trials}) == 10, "two workers drew the same values"
@@ -118,23 +118,23 @@ def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig
 
 def test_the_same_command_goes_on_and_adds_only_what_is_missing(config: SearchConfig, hold: Path) -> None:
     few = config.model_copy(update={"trials": 2})
-    prepare(few)
+    study = prepare(few)
     for number, asked in ((2, few), (2, few), (4, config.model_copy(update={"trials": 4}))):
         assert finish(start_worker(asked, hold, seconds=0)) == [0]
-        assert len(all_trials(config)) == number
+        assert len(study.get_trials()) == number
 
 
 def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(config: SearchConfig, hold: Path) -> None:
     config = config.model_copy(update={"heartbeat": 2, "trials": 3})
-    prepare(config)
+    study = prepare(config)
     hold.touch()
     victim = start_worker(config, hold)
-    wait_for(lambda: [t for t in all_trials(config) if t.intermediate_values], what="a trial in progress")
+    wait_for(lambda: [t for t in study.get_trials() if t.intermediate_values], what="a trial in progress")
     victim.kill()
     assert finish(victim) == [-signal.SIGKILL]
     hold.unlink()
     assert finish(start_worker(config, hold), start_worker(config, hold)) == [0, 0]
-    trials = all_trials(config)
+    trials = study.get_trials()
     lost = [trial for trial in trials if is_lost(trial)]
     assert [trial.number for trial in lost] == [0]
     assert lost[0].user_attrs[WORKER].endswith(f":{victim.pid}")
@@ -146,18 +146,18 @@ def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(config: Sear
 
 def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold: Path) -> None:
     config = config.model_copy(update={"trials": 2})
-    prepare(config)
+    study = prepare(config)
     hold.touch()
     worker = start_worker(config, hold)
-    wait_for(lambda: [t for t in all_trials(config) if t.intermediate_values], what="a trial in progress")
+    wait_for(lambda: [t for t in study.get_trials() if t.intermediate_values], what="a trial in progress")
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGINT)
     assert finish(worker) == [0]
-    stopped, waiting = all_trials(config)
+    stopped, waiting = study.get_trials()
     assert (is_lost(stopped), waiting.state) == (True, TrialState.WAITING)
     hold.unlink()
     assert finish(start_worker(config, hold)) == [0]
-    trials = all_trials(config)
+    trials = study.get_trials()
     assert (len(done(trials)), len(trials)) == (2, 3)
     assert trials[1].params == stopped.params
     assert states_of_runs(config) == ["complete"] * 2 + ["stopped"]
@@ -167,17 +167,17 @@ def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold
 @pytest.mark.parametrize("config", ["postgresql"], indirect=True)
 def test_a_search_survives_a_restart_of_the_database(config: SearchConfig, hold: Path, server: Server) -> None:
     config = config.model_copy(update={"trials": 4, "heartbeat": 1})
-    prepare(config)
+    study = prepare(config)
     hold.touch()
     workers = [start_worker(config, hold), start_worker(config, hold)]
-    wait_for(lambda: len([t for t in all_trials(config) if t.intermediate_values]) == 2, what="two trials in progress")
+    wait_for(lambda: len([t for t in study.get_trials() if t.intermediate_values]) == 2, what="two trials in progress")
     server.control("stop")
     # The workers beat once a second: they are sure to meet a database that is away.
     time.sleep(2.5)
     server.control("start")
     hold.unlink()
     assert finish(*workers) == [0, 0]
-    trials = all_trials(config)
+    trials = study.get_trials()
     assert len(done(trials)) == sum(map(counts, trials)) == 4
     assert states_of_runs(config).count("complete") == 4
 
