@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 
 from retinaflow.commands.search.objective import Heartbeat, ending
-from retinaflow.commands.search.opening import Search, attach, open_search
+from retinaflow.commands.search.opening import Search, attach
 from retinaflow.commands.search.runs import trial_name
 from retinaflow.commands.search.study import METRICS, RUN_ID
 from retinaflow.commands.search.workers import Trials, work
@@ -48,12 +48,6 @@ class Waiting:
                 time.sleep(0.05)
             trial.set_user_attr(METRICS, {"val/mAP_rare": settings.focal_gamma})
         return settings.focal_gamma
-
-
-def prepare(config: SearchConfig) -> optuna.Study:
-    """Make the study and its parent run, as the process that starts workers does; the study, to watch it."""
-    with open_search(config) as search:
-        return search.study
 
 
 def start_worker(config: SearchConfig, hold: Path, *, seconds: float = 0.05) -> ForkProcess:

@@ -9,18 +9,22 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from search_bench import finish, prepare, start_worker, wait_for
+from search_bench import finish, start_worker, wait_for
 
+from retinaflow.commands.search.opening import open_search
 from retinaflow.commands.search.study import RETRY_OF, WORKER, counts, is_lost
 from retinaflow.config import SearchConfig
 from retinaflow.resolving import resolve
+
+Prepare = Callable[[SearchConfig], optuna.Study]
 
 
 class TinyDataset(Protocol):
@@ -78,6 +82,13 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
+def prepare() -> Iterator[Prepare]:
+    """Makes the study and its parent run, as the process that starts workers does, and watches the study."""
+    with ExitStack() as open_searches:
+        yield lambda config: open_searches.enter_context(open_search(config)).study
+
+
+@pytest.fixture
 def hold(tmp_path: Path) -> Path:
     """While this file is there, trials do not end."""
     return tmp_path / "hold"
@@ -105,7 +116,7 @@ def states_of_runs(config: SearchConfig) -> list[str]:
     return sorted(json.loads(path.read_text())["retinaflow.state"] for path in folder.glob("trial-*/tags.json"))
 
 
-def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig, hold: Path) -> None:
+def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
     config = config.model_copy(update={"trials": 10})
     study = prepare(config)
     assert finish(*(start_worker(config, hold) for _ in range(3))) == [0, 0, 0]
@@ -116,7 +127,9 @@ def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig
     assert states_of_runs(config) == ["complete"] * 10
 
 
-def test_the_same_command_goes_on_and_adds_only_what_is_missing(config: SearchConfig, hold: Path) -> None:
+def test_the_same_command_goes_on_and_adds_only_what_is_missing(
+    config: SearchConfig, hold: Path, prepare: Prepare
+) -> None:
     few = config.model_copy(update={"trials": 2})
     study = prepare(few)
     for number, asked in ((2, few), (2, few), (4, config.model_copy(update={"trials": 4}))):
@@ -124,7 +137,9 @@ def test_the_same_command_goes_on_and_adds_only_what_is_missing(config: SearchCo
         assert len(study.get_trials()) == number
 
 
-def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(config: SearchConfig, hold: Path) -> None:
+def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(
+    config: SearchConfig, hold: Path, prepare: Prepare
+) -> None:
     config = config.model_copy(update={"heartbeat": 2, "trials": 3})
     study = prepare(config)
     hold.touch()
@@ -144,7 +159,7 @@ def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(config: Sear
     assert states_of_runs(config) == ["complete"] * 3 + ["lost"]
 
 
-def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold: Path) -> None:
+def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
     config = config.model_copy(update={"trials": 2})
     study = prepare(config)
     hold.touch()
@@ -165,7 +180,9 @@ def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("config", ["postgresql"], indirect=True)
-def test_a_search_survives_a_restart_of_the_database(config: SearchConfig, hold: Path, server: Server) -> None:
+def test_a_search_survives_a_restart_of_the_database(
+    config: SearchConfig, hold: Path, server: Server, prepare: Prepare
+) -> None:
     config = config.model_copy(update={"trials": 4, "heartbeat": 1})
     study = prepare(config)
     hold.touch()
@@ -189,5 +206,5 @@ def test_a_database_that_cannot_be_reached_is_named_without_its_password(
     storage = f"postgresql://ada:secret@/nowhere?host={tmp_path}"
     config = resolve(SearchConfig, {"data": str(tiny_dataset()), "storage": storage, "track": False})
     with pytest.raises(ValueError, match=r"storage=postgresql.*ada:\*\*\*@.* cannot be opened") as caught:
-        prepare(config)
+        open_search(config).__enter__()
     assert "secret" not in str(caught.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,12 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
     Raises ValueError for settings that do not fit each other, the data, the storage or the study of that name.
     """
     opened = _Opening(config)
+    with closing(opened.storage):
+        yield from _open(opened, stop or StopRequest())
+
+
+def _open(opened: _Opening, stop: StopRequest) -> Iterator[Search]:
+    config = opened.config
     with opened.storage.claiming(config.study):
         study = opened.open_study()
         parent = study.user_attrs.get(PARENT)
@@ -77,7 +83,7 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
         if parent != run.run_id:
             # `mlflow run` has made a run of its own; the trials stay together under the study's first.
             run.set_tags({"retinaflow.command": "search-worker", "retinaflow.continues": parent})
-        search = opened.search(study, parent, stop or StopRequest())
+        search = opened.search(study, parent, stop)
         _log_inputs(search)
         yield search
     if config.track and parent != run.run_id:

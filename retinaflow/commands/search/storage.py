@@ -118,6 +118,11 @@ class PatientStorage(RDBStorage):
             return []
         return super()._get_stale_trial_ids(study_id)
 
+    def close(self) -> None:
+        """Give the connections back; a later call opens new ones."""
+        self.remove_session()
+        self.engine.dispose()
+
     def note_away(self) -> None:
         """Remember that the database was away just now, and say so once per outage."""
         if time.monotonic() - self._seen_away > self.grace_seconds:

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -270,7 +270,8 @@ def run_worker(config: SearchConfig, stage: str, store: str, threads: int, log: 
         try:
             with StopRequest(watch_parent=True) as stop:
                 search = attach(config, stop=stop)
-                work(search, stage_of(stage, search))
+                with closing(search.storage):
+                    work(search, stage_of(stage, search))
         except (Stopped, KeyboardInterrupt) as error:
             say(f"stopped: {error}")
         except Exception as error:
