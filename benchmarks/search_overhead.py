@@ -3,8 +3,8 @@
     python benchmarks/search_overhead.py --trials 20
 
 Runs a search of tiny trainings in a folder of its own, MLflow store included. Prints wall and CPU seconds per trial
-that were spent neither in training nor in judging: asking the sampler, the claim, the runs in MLflow, tables, the study. Wall
-seconds only mean something on an idle machine.
+that were spent neither in training nor in judging: asking the sampler, the claim, runs in MLflow, tables, the study.
+Wall seconds only mean something on an idle machine.
 """
 
 from __future__ import annotations

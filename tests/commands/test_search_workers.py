@@ -181,7 +181,7 @@ def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold
 @pytest.mark.postgres
 @pytest.mark.parametrize("config", ["postgresql"], indirect=True)
 def test_a_search_survives_a_restart_of_the_database(
-    config: SearchConfig, hold: Path, server: Server, prepare: Prepare
+    config: SearchConfig, hold: Path, server: Server, prepare: Prepare, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = config.model_copy(update={"trials": 4, "heartbeat": 1})
     study = prepare(config)
@@ -197,6 +197,7 @@ def test_a_search_survives_a_restart_of_the_database(
     trials = study.get_trials()
     assert len(done(trials)) == sum(map(counts, trials)) == 4
     assert states_of_runs(config).count("complete") == 4
+    assert capfd.readouterr().out.count("waiting for the storage postgresql") >= 2, "no worker met the outage"
 
 
 def test_a_database_that_cannot_be_reached_is_named_without_its_password(
