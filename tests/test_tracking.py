@@ -113,6 +113,31 @@ def test_a_deleted_run_cannot_be_gone_on_with_and_the_message_says_so(store: Mlf
         pass
 
 
+def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(store: MlflowClient) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        for name, logged in {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'"}.items():
+            store.log_param(run.run_id, name, logged)
+        for _ in range(2):
+            run.log_params({"focal_gamma": 3.1, "lr": 0.001, "data": "my data"})
+    params = store.get_run(run.run_id).data.params
+    assert params == {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'", "used/focal_gamma": "3.1"}
+
+
+def test_a_child_is_made_and_ended_from_outside_of_its_parent(store: MlflowClient) -> None:
+    with _start("search") as parent:  # type: ignore[attr-defined]
+        pass
+    child = tracking.start_child(parent.run_id, name="trial-0000", tags={"retinaflow.trial": "0"})
+    assert mlflow.active_run() is None
+    assert tracking.children(parent.run_id, tags={"retinaflow.trial": "0"}) == [child.run_id]
+    assert tracking.children(parent.run_id, tags={"retinaflow.trial": "1"}) == []
+    tracking.end_run(child.run_id, "KILLED")
+    found = store.get_run(child.run_id)
+    assert (found.info.status, found.info.run_name) == ("KILLED", "trial-0000")
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+    with pytest.raises(ValueError, match=r"run 0+ is not in sqlite:"):
+        tracking.start_child("0" * 32, name="orphan", tags={})
+
+
 def test_parameters_are_written_as_on_the_command_line_and_never_twice(store: MlflowClient) -> None:
     with _start() as run:  # type: ignore[attr-defined]
         store.log_param(run.run_id, "lr", "1e-3")
