@@ -24,6 +24,7 @@ from retinaflow.commands.search.confirmation import ARM, SEED, Confirmation, com
 from retinaflow.commands.search.goal import Goal
 from retinaflow.commands.search.objective import Judged
 from retinaflow.commands.search.opening import open_search
+from retinaflow.commands.search.results import importances
 from retinaflow.commands.search.study import METRICS, WORKER, best_trial, quiet, sampler_of
 from retinaflow.config import SearchConfig, TrainConfig
 from retinaflow.resolving import resolve
@@ -263,6 +264,24 @@ def test_the_best_trial_keeps_the_floor_and_two_objectives_are_averaged() -> Non
     found = best_trial(two, Goal(("val/mAP", "val/mAP_rare"), (), None, "val/mAP_frequent"))
     assert found is not None
     assert found.number == 1
+
+
+def test_the_parameter_that_decides_good_values_is_the_most_important() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    assert importances(study) == {}
+    for _ in range(40):
+        trial = study.ask()
+        gamma, _, sampling = (
+            trial.suggest_float("focal_gamma", 0, 4),
+            trial.suggest_float("augment", 0, 1),
+            trial.suggest_categorical("sampling", ("uniform", "binned")),
+        )
+        # High values are rare and good: it is they that must be explained, not the many low ones.
+        study.tell(trial, (gamma > 3) * gamma + 0.01 * (sampling == "binned"))
+    found = importances(study)
+    assert next(iter(found)) == "focal_gamma"
+    assert sum(found.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("gains", "said"), [((0.05, 0.03, 0.04), "better than"), ((0.1, -0.1, 0.05), "not shown to")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,6 @@ from retinaflow.commands.search.study import (
     best_trial,
     is_lost,
     keeps_floor,
-    quiet,
     states_of,
 )
 from retinaflow.config import TrackingSettings, TrainConfig
@@ -120,8 +120,9 @@ def importances(study: optuna.Study) -> Mapping[str, float]:
     varied = [name for name in DIALS if len({trial.params[name] for trial in complete if name in trial.params}) > 1]
     if not varied or len({trial.values[0] for trial in complete}) == 1:
         return {}
-    # Optuna takes low values of a target for the good ones, whatever the direction of the study.
-    with quiet():
+    # Optuna takes low values of a target for the good ones, whatever the direction of the study, and warns of it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, params=varied, target=lambda trial: -trial.values[0])
     return {name: float(weight) for name, weight in found.items()}
 
