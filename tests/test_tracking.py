@@ -125,7 +125,7 @@ def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(s
 
 
 def test_a_child_is_made_and_ended_from_outside_of_its_parent(store: MlflowClient) -> None:
-    with _start("search") as parent:  # type: ignore[attr-defined]
+    with _start("main") as parent:  # type: ignore[attr-defined]
         pass
     folder, tags = Path("waiting"), {"retinaflow.trial": "0"}
     child = child_runs.start_child(parent.run_id, name="trial-0000", tags=tags, folder=folder)

@@ -177,6 +177,18 @@ def test_what_cannot_be_compared_is_refused(
     assert difference in shown
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"nproc": 2}, "got nproc=2; search_workers= runs"), ({"register_as": "best"}, "no use for register_as")],
+    ids=["several processes", "a name in the registry"],
+)
+def test_settings_of_one_training_alone_are_refused(
+    workshop: Any, given: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert workshop.cli("search", data=workshop.data, study="refused", **{**SMALL, **given}) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_dry_run_counts_and_leaves_nothing(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
     storage = workshop.folder / "dry.db"
     given = {"data": workshop.data, "study": "dry", "storage": storage, "trials": 10, "dry_run": "true"}
