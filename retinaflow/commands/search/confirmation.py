@@ -125,10 +125,10 @@ def verdict(table: pd.DataFrame, search: Search) -> str:
     if table.empty or name not in set(table["group"]):
         return "not compared with the defaults on fresh seeds"
     row = table.set_index("group").loc[name]
-    seeds = int(row["seeds"])
-    if seeds < 2:
-        return f"not shown to be better than the defaults: {name} {row['difference']:+.4f}, and one seed has no interval"
-    shown = f"{name} {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}) over {seeds} fresh seeds"
+    difference, seeds = f"{name} {row['difference']:+.4f}", f"{row['seeds']:.0f} fresh seeds"
+    if row["seeds"] < 2:
+        return f"not shown to be better than the defaults: {difference}, and one seed has no interval"
+    shown = f"{difference} ({row['low']:+.4f} to {row['high']:+.4f}) over {seeds}"
     return (
         f"better than the defaults: {shown}" if row["low"] > 0 else f"not shown to be better than the defaults: {shown}"
     )
