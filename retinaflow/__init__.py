@@ -16,13 +16,14 @@ The map of the package, in reading order:
   ``error_analysis`` with ``nearest_truth``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their
   ``figure_style``, ``contact_sheet``; ``match_file`` (what is kept of a judged run), ``significance``, ``comparison``,
   ``comparison_words``, ``comparison_figures``, ``found_and_missed``, ``comparison_page`` (runs compared class by
-  class).
+  class); ``seeds`` and ``search_figures`` (the result of a search).
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
-- ``setting_types``, ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``,
-  ``mlflow_run``, ``tracking``: where results go; MLflow. ``served_model``: the detector as an MLflow model.
-- ``commands``: one file per entry point; ``cli``: flags.
+- ``setting_types``, ``setting_groups``, ``config``, ``resolving``: settings, and given values made into them.
+  ``run_files``, ``outbox``, ``mlflow_run``, ``tracking``, ``child_runs``: where results go; MLflow. ``served_model``:
+  the detector as an MLflow model.
+- ``commands``: one file per entry point, for ``search`` a folder; ``cli``: flags.
 
 Imports point one way, in this order. Importing ``retinaflow`` loads nothing else.
 """

@@ -12,10 +12,11 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from retinaflow.config import COMMANDS
 from retinaflow.resolving import resolve
+from retinaflow.setting_groups import TrackingSettings
 from retinaflow.training.stopping import Stopped
 
 
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     given = vars(build_parser().parse_args(arguments))
     command = given.pop("command")
+    if "MLFLOW_RUN_ID" in os.environ:
+        given = without_defaults(COMMANDS[command], given)
     try:
         config = resolve(COMMANDS[command], given)
         importlib.import_module(f"retinaflow.commands.{command}").run(config)
@@ -54,6 +57,23 @@ def build_parser() -> argparse.ArgumentParser:
                 help=f"{field.description} (default: {written(field.default)})".replace("%", "%%"),
             )
     return parser
+
+
+def without_defaults(settings: type[TrackingSettings], given: Mapping[str, str]) -> dict[str, str]:
+    """Flags that say more than the default.
+
+    ``mlflow run`` hands on every declared parameter, so a default there is nobody's choice and must not override the
+    file named by ``config``.
+    """
+    defaults = {name: written(field.default) for name, field in settings.model_fields.items()}
+    return {name: value for name, value in given.items() if not _same(value, defaults[name])}
+
+
+def _same(first: str, second: str) -> bool:
+    try:
+        return float(first) == float(second)
+    except ValueError:
+        return first == second
 
 
 def written(default: object) -> str:

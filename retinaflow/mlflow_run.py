@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -58,7 +59,11 @@ class MlflowRun(FileRun):
         self._outbox = Outbox(folder, self._deliver, answers=self._answers, say=say, store=f"MLflow at {store_uri()}")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling."""
+        """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling.
+
+        What it logged is not always what was used (a file of settings wins over its declared defaults); MLflow lets no
+        parameter be changed, so such a value is logged as ``used/NAME``.
+        """
         self._outbox.put("params", {"params": {name: as_text(value) for name, value in params.items()}})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -97,10 +102,8 @@ class MlflowRun(FileRun):
         except Exception as error:
             # What has arrived by now must be asked anew.
             self._known.clear()
-            if isinstance(error, MlflowException):
-                status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-                if 400 <= status < 500 and status not in (408, 429):
-                    raise Refused(first_line(error)) from error
+            if refuses(error):
+                raise Refused(first_line(error)) from error
             raise
 
     def _answers(self) -> bool:
@@ -112,7 +115,11 @@ class MlflowRun(FileRun):
 
     def _deliver_params(self, item: Item) -> None:
         known = self._client.get_run(self.run_id).data.params
-        new = {name: value for name, value in item.content["params"].items() if name not in known}
+        given: dict[str, str] = item.content["params"]
+        new = {name: value for name, value in given.items() if name not in known}
+        for name in given.keys() & known.keys():
+            if f"used/{name}" not in known and not _same_value(known[name], given[name]):
+                new[f"used/{name}"] = given[name]
         mlflow.log_params(new, synchronous=True, run_id=self.run_id)
 
     def _deliver_metrics(self, item: Item) -> None:
@@ -203,6 +210,23 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether this is the answer of a store that will never do it, rather than one that is out of reach or busy."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    return 400 <= status < 500 and status not in (408, 429)
+
+
+def _same_value(quoted: str, value: str) -> bool:
+    """Whether a parameter as ``mlflow run`` logs it, quoted for a shell, is this value."""
+    logged = " ".join(shlex.split(quoted)) if quoted[:1] in ("'", '"') else quoted
+    try:
+        return float(logged) == float(value)
+    except ValueError:
+        return logged == value
 
 
 def _stored(value: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from retinaflow.config import TrackingSettings
+from retinaflow.setting_groups import TrackingSettings
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "demo": {
@@ -118,6 +118,11 @@ def with_absolute_paths(settings: TrackingSettings) -> dict[str, Any]:
 def _from_file(path: Any) -> dict[str, Any]:
     if path is None or path == "none":
         return {}
+    if str(path).startswith("runs:/"):
+        # Here, as only this needs MLflow: settings are read before anything else is loaded.
+        from retinaflow.tracking import fetch_file
+
+        path = fetch_file(str(path))
     if not Path(path).is_file():
         raise FileNotFoundError(f"config={path}: no such file")
     try:

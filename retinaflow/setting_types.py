@@ -53,3 +53,14 @@ AlphaByBin = Annotated[
     BeforeValidator(lambda value: none_of(_number_or_list(value))),
 ]
 """One value for all classes, or one for each frequency bin, rarest first."""
+
+
+def _dial(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_dial, value))
+    return str(value).lower() if isinstance(value, bool) else "none" if value is None else str(value)
+
+
+Dial = Annotated[Any, BeforeValidator(_dial)]
+"""A setting that may be searched, as text: ``low..high`` (``low..high:log``), choices ``a,b,c``, or one value, which is
+not searched. The values keep to the rules that the setting has in training."""

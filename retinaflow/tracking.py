@@ -64,22 +64,30 @@ def start_run(
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         run.set_tags({"retinaflow.end": f"{type(error).__name__}: {error}"[:500]})
-        _end(run, "KILLED" if stopped else "FAILED", patience=min(PATIENCE, PATIENCE_STOPPED) if stopped else PATIENCE)
+        end_run(run, "KILLED" if stopped else "FAILED", is_current=True)
         raise
-    _end(run, "FINISHED", patience=PATIENCE)
+    end_run(run, "FINISHED", is_current=True)
 
 
-def _end(run: MlflowRun, status: str, *, patience: float) -> None:
-    """End a run, and name the file of what did not reach it."""
+def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:
+    """End a run as FINISHED, FAILED or KILLED once all has arrived, and name the file of what did not.
+
+    Waits for a store that is away, but not long for a run that was stopped. ``is_current``: it is MLflow's active run.
+    """
+    patience = min(PATIENCE, PATIENCE_STOPPED) if status == "KILLED" else PATIENCE
     try:
         run.end(status, patience=patience)
     finally:  # also when somebody interrupts the waiting
         unsent = run.close()
-        # The store knows already; this puts away MLflow's own note of the active run.
-        with contextlib.suppress(Exception):
-            mlflow.end_run(status)
+        if is_current:
+            # The store knows already; this puts away MLflow's own note of the active run.
+            with contextlib.suppress(Exception):
+                mlflow.end_run(status)
         if unsent is not None:
-            say(_unsent_message(run.run_id, unsent))
+            say(_unsent_message(run.run_id, unsent) + (_SENT_LATER.format(run.run_id) if is_current else ""))
+
+
+_SENT_LATER = "; a training that goes on with resume={} sends them first"
 
 
 def _unsent_message(run_id: str, unsent: Unsent) -> str:
@@ -94,7 +102,7 @@ def _unsent_message(run_id: str, unsent: Unsent) -> str:
     ]
     return (
         f"run {run_id}: {', '.join(filter(None, what))} never arrived in MLflow at {store_uri()} ({unsent.reason}). "
-        f"They lie in {unsent.journal}; a training that goes on with resume={run_id} sends them first"
+        f"They lie in {unsent.journal}"
     )
 
 
@@ -130,6 +138,14 @@ def fetch(run_id: str, artifact: str) -> Path:
             f"run {run_id} has no {artifact} in {mlflow.get_tracking_uri()}: {first_line(error)}"
         ) from None
     return Path(path)
+
+
+def fetch_file(uri: str) -> Path:
+    """A local copy of ``runs:/RUN_ID/FILE``. Raises ValueError when there is none."""
+    run_id, _, name = uri.removeprefix("runs:/").partition("/")
+    if not run_id or not name:
+        raise ValueError(f"a file of a run is written runs:/RUN_ID/FILE, but got {uri}")
+    return fetch(run_id, name)
 
 
 def fetch_model(uri: str) -> Path:
@@ -261,6 +277,11 @@ def log_model(run: Run, checkpoint: Path, *, register_as: str | None) -> None:
     """Log a checkpoint as an MLflow model (models from code, no pickle) and register it if a name is given."""
     if isinstance(run, MlflowRun):
         run.log_model(checkpoint, register_as=register_as)
+
+
+def use_store(uri: str) -> None:
+    """Log to that store from now on: for a process that was started by one that does."""
+    mlflow.set_tracking_uri(uri)
 
 
 def _commit() -> dict[str, str]:

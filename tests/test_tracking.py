@@ -12,9 +12,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from retinaflow import tracking
+from retinaflow import child_runs, tracking
 from retinaflow.run_files import FolderRun, as_text
 from retinaflow.scoring.figures import exposure_curves
 from retinaflow.training.stopping import Stopped
@@ -111,6 +112,74 @@ def test_a_deleted_run_cannot_be_gone_on_with_and_the_message_says_so(store: Mlf
     store.delete_run(run.run_id)
     with pytest.raises(ValueError, match=r"no run can be started in sqlite:.*deleted"), _start(resume=run.run_id):  # type: ignore[attr-defined]
         pass
+
+
+def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(store: MlflowClient) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        for name, logged in {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'"}.items():
+            store.log_param(run.run_id, name, logged)
+        for _ in range(2):
+            run.log_params({"focal_gamma": 3.1, "lr": 0.001, "data": "my data"})
+    params = store.get_run(run.run_id).data.params
+    assert params == {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'", "used/focal_gamma": "3.1"}
+
+
+def test_a_child_is_made_and_ended_from_outside_of_its_parent(store: MlflowClient) -> None:
+    with _start("main") as parent:  # type: ignore[attr-defined]
+        pass
+    folder, tags = Path("waiting"), {"retinaflow.trial": "0"}
+    child = child_runs.start_child(parent.run_id, name="trial-0000", tags=tags, folder=folder)
+    assert mlflow.active_run() is None
+    assert child_runs.children(parent.run_id, tags=tags) == [child.run_id]
+    assert child_runs.children(parent.run_id, tags={"retinaflow.trial": "1"}) == []
+    child.log_metrics({"val/mAP": 0.5}, step=1)
+    tracking.end_run(child, "KILLED")
+    assert not folder.exists()
+    found = store.get_run(child.run_id)
+    assert found.data.metrics == {"val/mAP": 0.5}
+    assert (found.info.status, found.info.run_name) == ("KILLED", "trial-0000")
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+    with pytest.raises(ValueError, match=r"run 0+ is not in sqlite:"):
+        child_runs.start_child("0" * 32, name="orphan", tags={}, folder=folder)
+
+
+def test_a_child_whose_making_was_not_answered_is_made_once(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _start("main") as parent:  # type: ignore[attr-defined]
+        pass
+    create_run, asked = MlflowClient.create_run, []
+
+    def unanswered_once(client: MlflowClient, *words: object, **named: object) -> object:
+        asked.append(named["run_name"])
+        made = create_run(client, *words, **named)  # type: ignore[arg-type]
+        if len(asked) == 1:
+            raise MlflowException("API request failed: the connection was closed")
+        return made
+
+    monkeypatch.setattr(MlflowClient, "create_run", unanswered_once)
+    monkeypatch.setattr(child_runs, "PAUSES", (0.01,))
+    tags = {"retinaflow.trial": "0"}
+    child = child_runs.start_child(parent.run_id, name="trial-0000", tags=tags, folder=Path("waiting"))
+    tracking.end_run(child, "FINISHED")
+    assert asked == ["trial-0000"]
+    assert child_runs.children(parent.run_id, tags=tags) == [child.run_id]
+    assert store.get_run(child.run_id).info.status == "FINISHED"
+
+
+def test_what_a_killed_process_left_unsent_is_sent_with_the_end_of_its_run(store: MlflowClient) -> None:
+    with _start("main") as parent:  # type: ignore[attr-defined]
+        pass
+    folder = Path("waiting")
+    child = child_runs.start_child(parent.run_id, name="trial-0000", tags={}, folder=folder)
+    assert child.close() is None
+    point = {"kind": "metrics", "time": 1, "step": 1, "metrics": {"val/mAP": 0.5}}
+    (folder / f"unsent-{child.run_id}").mkdir(parents=True)
+    (folder / f"unsent-{child.run_id}" / "unsent.jsonl").write_text(json.dumps(point) + "\n", encoding="utf-8")
+    tracking.end_run(child_runs.open_run(child.run_id, folder, resumed=True), "KILLED")
+    found = store.get_run(child.run_id)
+    assert (found.info.status, found.data.metrics) == ("KILLED", {"val/mAP": 0.5})
+    assert not any(folder.iterdir())
 
 
 def test_parameters_are_written_as_on_the_command_line_and_never_twice(store: MlflowClient) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from retinaflow.commands.inputs import TrainingData, epoch_length, load_training_data, sampling_settings, say
-from retinaflow.config import BinningConfig, SamplingFields
+from retinaflow.config import BinningConfig
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
 from retinaflow.run_files import Run
 from retinaflow.scoring.figures import class_frequency, exposure_curves
+from retinaflow.setting_groups import SamplingFields
 from retinaflow.tracking import start_run
 
 

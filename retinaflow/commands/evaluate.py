@@ -25,7 +25,7 @@ from retinaflow.commands.judging import (
 )
 from retinaflow.commands.kept import keep_matches
 from retinaflow.commands.skipped import SkippedImages
-from retinaflow.config import DetectionFields, EvaluateConfig, TrainConfig
+from retinaflow.config import EvaluateConfig, TrainConfig
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import predictions_frame, read_image_ids
@@ -39,6 +39,7 @@ from retinaflow.scoring.bootstrap import bootstrap_intervals
 from retinaflow.scoring.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.scoring.details import detail_tables, iou_column
 from retinaflow.scoring.report import class_groups
+from retinaflow.setting_groups import DetectionFields
 from retinaflow.training.stopping import StopRequest
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.config import DataSettings, SamplingFields, SplitSettings, TrainConfig
+from retinaflow.config import TrainConfig
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index, share_index
 from retinaflow.data.demo import demo_is_current, write_demo
@@ -26,6 +26,7 @@ from retinaflow.data.sampling import (
     first_balanced_epoch,
     image_weights,
 )
+from retinaflow.setting_groups import DataSettings, SamplingFields, SplitSettings
 
 
 def say(text: str) -> None:
@@ -44,6 +45,8 @@ class TrainingData:
     dropped: pd.DataFrame
     seen: SeenImages | None = None
     """Which images a class group is trained on; None for all classes."""
+    scored_bins: ClassBins | None = None
+    """Bins that AP is averaged over, when they are not those that images are drawn by."""
 
     @property
     def digest(self) -> str:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from retinaflow.boxes import iou
 from retinaflow.commands.inputs import say
-from retinaflow.config import DetectionFields
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.image_files import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
@@ -24,6 +23,7 @@ from retinaflow.scoring.error_analysis import analyse_errors
 from retinaflow.scoring.figures import ap_vs_frequency
 from retinaflow.scoring.report import per_class_table, summary
 from retinaflow.scoring.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
+from retinaflow.setting_groups import DetectionFields
 
 if TYPE_CHECKING:
     from retinaflow.detector.postprocess import PostprocessConfig

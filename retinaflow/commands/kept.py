@@ -12,7 +12,7 @@ import numpy as np
 from retinaflow import tracking
 from retinaflow.commands.inputs import load_training_data, read_split
 from retinaflow.commands.judging import Judgement
-from retinaflow.config import DetectionFields, EvaluateConfig, TrainConfig
+from retinaflow.config import EvaluateConfig, TrainConfig
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_ids
@@ -27,6 +27,7 @@ from retinaflow.scoring.match_file import (
     save_matches,
     truth_digest,
 )
+from retinaflow.setting_groups import DetectionFields
 
 
 def keep_matches(

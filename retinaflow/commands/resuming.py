@@ -92,9 +92,6 @@ def continued(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
     """
     kept = resolve(TrainConfig, {**checkpoint.settings, "config": None})
     given = {name for name in config.model_fields_set if name in TrainConfig.model_fields}
-    if tracking.launched_by_mlflow():
-        # `mlflow run` hands on the defaults of MLproject as if they were given.
-        given -= {name for name in given if getattr(config, name) == TrainConfig.model_fields[name].default}
     changed = sorted(name for name in given if getattr(config, name) != getattr(kept, name))
     for name in changed:
         new, old = as_text(getattr(config, name)), as_text(getattr(kept, name))

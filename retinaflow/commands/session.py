@@ -281,7 +281,8 @@ class Session:
         if gathered is None:
             return None
         detections = merged(gathered)
-        judgement = judge(detections, self.data.judged, self.data.bins, group_of_weight=config.group_of_weight)
+        bins = self.data.scored_bins or self.data.bins
+        judgement = judge(detections, self.data.judged, bins, group_of_weight=config.group_of_weight)
         return detections, judgement
 
     def checkpoint(self, *, progress: dict[str, Any] | None = None) -> Checkpoint:
