@@ -8,6 +8,7 @@ Each takes the trials as a table, one row per trial, columns as of ``trials.csv`
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -81,9 +82,8 @@ def slices(
         x = _places(axes, rows[parameter])
         if parameter in log:
             axes.set_xscale("log")
-        axes.scatter(
-            x, rows[column], c=rows["trial"], cmap="Blues", s=22, vmin=-len(table) / 2, edgecolors=BLUE, lw=0.4
-        )
+        shade: dict[str, Any] = {"cmap": "Blues", "vmin": -len(table) / 2, "vmax": table["trial"].max()}
+        axes.scatter(x, rows[column], c=rows["trial"], s=22, edgecolors=BLUE, lw=0.4, **shade)
         axes.set_xlabel(parameter)
         if place % width == 0:
             axes.set_ylabel(name)
@@ -107,8 +107,11 @@ def contour(
     mesh = _triangles(x, y)
     limits = {"vmin": values.min(), "vmax": max(values.max(), values.min() + 1e-9)} if len(values) else {}
     if mesh is not None and np.ptp(values) > 0:
-        axes.tricontourf(mesh, values, levels=12, cmap="viridis", alpha=0.75)
+        axes.tricontourf(mesh, values, levels=12, cmap="viridis")
     dots = axes.scatter(x, y, c=values, cmap="viridis", edgecolors="white", s=42, zorder=3, **limits)
+    # Trials at the rim of the filled part would be cut in half.
+    axes.use_sticky_edges = False
+    axes.margins(0.06)
     figure.colorbar(dots, ax=axes, label=name)
     for axis, parameter in zip("xy", parameters, strict=True):
         label = f"log10 {parameter}" if parameter in log else parameter
