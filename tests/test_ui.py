@@ -7,6 +7,7 @@ Screenshots go to the folder RETINAFLOW_SCREENSHOTS, if it is set.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -160,6 +161,19 @@ def _open_runs(page: Any, server: str, *, view: str = "LIST") -> None:
         close.first.click()
 
 
+def _text(page: Any) -> str:
+    """What a person reads, line ends made spaces."""
+    return " ".join(page.locator("body").inner_text().split())
+
+
+def _until(page: Any, pattern: str) -> None:
+    """Wait until the page's text holds the pattern."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not re.search(pattern, text := _text(page)):
+        assert time.monotonic() < deadline, f"the page shows no {pattern}, but {text}"
+        page.wait_for_timeout(200)
+
+
 def _row(page: Any, name: str) -> Any:
     return page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True)).first
 
@@ -185,12 +199,12 @@ def test_two_runs_are_selected_and_compared(page: Any, server: str) -> None:
     page.get_by_text("Artifacts", exact=True).wait_for()
 
     # Parameters: those that differ and nothing else.
-    text = page.locator("body").inner_text()
-    assert "anchor_scale" in text
+    assert "anchor_scale" in _text(page)
     page.get_by_role("switch").first.click()
     page.get_by_text("anchor_scale", exact=True).wait_for(state="detached")
-    shown = page.locator("body").inner_text()
-    parameters = shown[shown.index("Show diff only") : shown.index("Metrics")]
+    shown = _text(page)
+    start = shown.index("Show diff only")
+    parameters = shown[start : shown.index("Metrics", start)]
     assert "sampling" in parameters
     assert "rare_augment" in parameters
     assert "backbone" not in parameters
@@ -224,16 +238,17 @@ def _choose(page: Any, name: str) -> None:
 def test_ap_of_every_bin_is_a_chart(page: Any, server: str) -> None:
     _open_runs(page, server, view="CHART")
     page.get_by_text("val/mAP_bin_1", exact=False).first.wait_for()
-    text = page.locator("body").inner_text()
-    assert "val (" in text
+    _until(page, r"val ?\(\d+\)")
+    names = {f"val/mAP_bin_{number}" for number in range(1, 5)}
+    titles = page.get_by_text(re.compile(r"^val/mAP_bin_\d$"))
+    assert names <= set(titles.all_inner_texts())
     _screenshot(page, "charts")
 
 
 def test_the_table_view_opens_as_class_by_run_on_ap(page: Any, server: str) -> None:
     _open_runs(page, server, view="ARTIFACT")
     page.get_by_text("per_class_ap.json").first.wait_for()
-    for label in ("Group by: class", "Compare: ap"):
-        page.get_by_text(label).first.wait_for()
+    _until(page, r"Group by: ?class Compare: ?ap")
     expected = table_of(run(MADE, SKILLS["class-aware"], seed=2), MADE)
     page.get_by_text(str(expected["class"][0]), exact=True).first.wait_for()
     page.get_by_text(f"{expected['ap'][0]:.4f}".rstrip("0"), exact=True).first.wait_for()
