@@ -26,7 +26,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 3,
         "lr": 1e-3,
         "eval_every": 3,
-        "balance": 0.3,
+        "balance": 0.25,
         "bin_rates": "step",
     },
     "photos": {

@@ -19,6 +19,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
 
+from retinaflow.data.image_files import decode_bytes
 from retinaflow.detector.postprocess import PostprocessConfig, detect
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -44,13 +45,12 @@ class DetectorModel(PythonModel):
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def _detect(self, number: int, value: str) -> list[tuple[Any, ...]]:
-        pixels = _decode(number, value)
-        height, width = pixels.shape[:2]
+        data = _bytes(number, value)
+        height, width = _size(number, data)
         buckets = self.checkpoint.buckets
         shape = buckets.shapes[int(buckets.assign(np.array([[height, width]]))[0])]
-        resized = cv2.resize(
-            pixels, shape[::-1], interpolation=cv2.INTER_AREA if height > shape[0] else cv2.INTER_LINEAR
-        )
+        # By the loader's own way of reducing an image, so that serving gives the scores of evaluating.
+        resized = decode_bytes(data, (height, width), shape, name=f"row {number}")
         with torch.inference_mode():
             output = self.model(torch.from_numpy(resized).permute(2, 0, 1)[None])
             settings = self.checkpoint.settings
@@ -68,7 +68,7 @@ class DetectorModel(PythonModel):
         ]
 
 
-def _decode(number: int, value: str) -> NDArray[np.uint8]:
+def _bytes(number: int, value: str) -> NDArray[np.uint8]:
     try:
         data = (
             Path(value).read_bytes()
@@ -77,12 +77,17 @@ def _decode(number: int, value: str) -> NDArray[np.uint8]:
         )
     except (binascii.Error, ValueError):
         raise ValueError(f"row {number}: image must be a file or base64, but is neither") from None
-    array = np.frombuffer(data, dtype=np.uint8)
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _size(number: int, data: NDArray[np.uint8]) -> tuple[int, int]:
+    """(height, width) of the pixels, as they lie in the file."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(array, flags) if len(array) else None
+    pixels = cv2.imdecode(data, flags) if len(data) else None
     if pixels is None:
         raise ValueError(f"row {number}: not a readable image")
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    height, width = pixels.shape[:2]
+    return height, width
 
 
 set_model(DetectorModel())

@@ -130,13 +130,20 @@ def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArra
 
     Raises UnreadableImageError, a ValueError that names the file. Of an animated file the first picture counts.
     """
-    shrink = min(size[0] / target[0], size[1] / target[1])
-    flag = next((flag for factor, flag in _REDUCED if shrink >= factor), cv2.IMREAD_COLOR)
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UnreadableImageError(f"{path}: the image cannot be read: {error.strerror}") from None
-    pixels = _pixels(path, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    return decode_bytes(data, size, target, name=str(path))
+
+
+def decode_bytes(
+    data: NDArray[np.uint8], size: tuple[int, int], target: tuple[int, int], *, name: str
+) -> NDArray[np.uint8]:
+    """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
+    shrink = min(size[0] / target[0], size[1] / target[1])
+    flag = next((flag for factor, flag in _REDUCED if shrink >= factor), cv2.IMREAD_COLOR)
+    pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
     if (height, width) != target:
         # Reduced decoding leaves a factor below 2, where two taps skip no pixel; averaging costs eight times as much.
@@ -146,7 +153,7 @@ def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArra
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _pixels(path: Path, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:
+def _pixels(path: str, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:
     """BGR pixels of the bytes of an image file."""
     if data[:2].tobytes() == _JPEG_START and _JPEG_END not in data[-_TAIL:].tobytes():
         raise UnreadableImageError(f"{path}: the JPEG is cut short")

@@ -113,11 +113,17 @@ def _classes(better: Sequence[str], worse: Sequence[str], tested: int) -> str:
 
 def _seeds(first: Side, second: Side) -> str:
     counts = len(first.runs), len(second.runs)
+    few = "; more seeds would narrow them" if sum(counts) < 6 else ""
     if min(counts) > 1:
-        return f"The intervals hold for trainings with other seeds too ({counts[0]} and {counts[1]} were compared)."
+        return (
+            f"The intervals hold for trainings with other seeds too ({counts[0]} and {counts[1]} were compared{few})."
+        )
     if max(counts) > 1:
-        single = first.letter if counts[0] == 1 else second.letter
-        return f"{single} is one training: how much it would change with another seed is not in the intervals."
+        single, other = (first, second) if counts[0] == 1 else (second, first)
+        return (
+            f"{single.letter} is one training and is taken to scatter over seeds as {other.letter} does "
+            f"({max(counts)} trainings{few})."
+        )
     return "One training each: the intervals hold for these two models, and another seed may turn small differences."
 
 

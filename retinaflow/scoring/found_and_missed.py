@@ -75,7 +75,7 @@ def found_and_missed(
             while found:
                 sample = found.pop(0)
                 if len(chosen) < limit and all(sample.image != one.image for one in chosen):
-                    chosen.append(replace(sample, instead=_instead(other, sample)))
+                    chosen.append(replace(sample, instead=_instead(other, sample, truth)))
                     break
     return chosen
 
@@ -143,9 +143,15 @@ def _nearest(boxes: NDArray[np.floating], truths: NDArray[np.float64]) -> list[i
     return [int(row) for row in iou(np.asarray(boxes, dtype=np.float64), truths).argmax(axis=1)]
 
 
-def _instead(run: KeptMatches, sample: Sample) -> str:
+def _instead(run: KeptMatches, sample: Sample, truth: Annotations) -> str:
+    """The surest detection at the object's place, of a class that has boxes of its own and is no parent of it."""
     rows = np.flatnonzero(run.matches.image_index == sample.image)
     rows = rows[iou(run.boxes[rows].astype(np.float64), sample.truth_box[None])[:, 0] >= SAME_PLACE]
+    taxonomy = truth.taxonomy
+    parents = taxonomy.ancestors(taxonomy.index_of[sample.class_id])
+    plain = set(np.setdiff1d(truth.labels, parents).tolist())
+    classes = [taxonomy.index_of.get(run.class_ids[k], -1) in plain for k in run.matches.class_index[rows]]
+    rows = rows[np.array(classes, dtype=bool)]
     if len(rows) == 0:
         return ""
     best = rows[np.argmax(run.matches.score[rows])]

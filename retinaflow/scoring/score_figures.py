@@ -51,6 +51,7 @@ def spread_classes(table: pd.DataFrame, count: int = CURVES) -> list[str]:
 
     ``table`` as of :func:`retinaflow.scoring.report.per_class_table`.
     """
+    table = _rarest_first(table)
     known = table.loc[table["num_truths"] > 0, "class_id"].tolist()
     places = np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).round().astype(np.int64))
     return [known[place] for place in places]
@@ -75,7 +76,7 @@ def precision_recall(
         raise ValueError(f"every class must be in the table, but {', '.join(unknown[:5])} is not")
     figure, axes = class_figure(title, right=0.70)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), xlabel="recall", ylabel="precision")
-    chosen = table[table["class_id"].isin(set(class_ids))]
+    chosen = _rarest_first(table[table["class_id"].isin(set(class_ids))])
     handles = []
     for number, (color, row) in enumerate(zip(bin_colors(len(chosen)), chosen.itertuples(index=False), strict=True)):
         recall, precision = precision_recall_curve(matches, index_of[str(row.class_id)])
@@ -115,6 +116,7 @@ def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP
     """
     figure, axes = class_figure(title, right=0.86)
     axes.set_position((0.34, 0.1, 0.52, 0.81))
+    table = _rarest_first(table)
     bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
     colors = bin_colors(int(bins.max(initial=-1)) + 1)
     with_truth = np.isfinite(table["ap"].to_numpy(dtype=np.float64))
@@ -180,9 +182,16 @@ def error_costs(
     return figure
 
 
+def _rarest_first(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is, by training images; by truths where nothing is known of a training."""
+    if (table["train_images"] > 0).any():
+        return table
+    return table.sort_values(["num_truths", "class_id"], ignore_index=True)
+
+
 def _price_rows(errors: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], NDArray[np.float64], str]:
     """(names, prices ``[rows, kinds]``, what the rows are): classes rarest first, or the means of bins."""
-    joined = table[["class", "class_id", "bin", "train_images"]].merge(
+    joined = _rarest_first(table)[["class", "class_id", "bin", "train_images"]].merge(
         errors.drop(columns="class").iloc[1:], on="class_id", how="inner"
     )
     columns = list(PRICES)

@@ -5,10 +5,12 @@ Three steps, each from a published method:
 1. **Images.** The percentile interval of the paired bootstrap (:mod:`~retinaflow.scoring.bootstrap`) says how much the
    difference moves with the choice of the validation images.
 2. **Seeds.** With several trainings per setting, the difference of the means moves with the seeds too: its standard
-   error is sqrt(s1^2 / n1 + s2^2 / n2), s the standard deviation over the seeds of a setting, with the degrees of
-   freedom of Welch (1947). Both parts are independent, so the distances of the interval's ends from the estimate are
-   added in quadrature (the method of variance estimates recovery, Zou and Donner 2008). A setting with one run adds
-   nothing: the interval then holds for these trained weights, not for the setting trained anew.
+   error is s sqrt(1 / n1 + 1 / n2), s the standard deviation over seeds pooled from both settings, with Student's
+   n1 + n2 - 2 degrees of freedom. (Welch's form, a spread for each setting, has hardly more than one degree of freedom
+   with two or three seeds, and intervals several times as wide.) Both parts are independent, so the distances of the
+   interval's ends from the estimate are added in quadrature (the method of variance estimates recovery, Zou and Donner
+   2008). With one run per setting nothing is added: the interval then holds for these trained weights, not for the
+   settings trained anew.
 3. **Many classes.** Of 500 classes 25 would fall outside their 95% intervals by chance alone. Each class gets a
    two-sided p-value, and the rule of Benjamini and Hochberg (1995) marks classes so that of those marked no more than
    1 - confidence are expected to be there by chance.
@@ -42,15 +44,13 @@ class SeedSpread:
 
 def seed_spread(*settings: FloatArray) -> SeedSpread:
     """Spread of a mean (one setting) or a difference of means (two) over the seeds: each ``[seeds, N]``."""
-    parts = [
-        (values.var(axis=0, ddof=1) / len(values), len(values) - 1)
-        if len(values) > 1
-        else (np.zeros(values.shape[1]), 1)
-        for values in settings
-    ]
-    variance = np.sum([part for part, _ in parts], axis=0)
-    weight = np.sum([part**2 / freedom for part, freedom in parts], axis=0)
-    return SeedSpread(np.sqrt(variance), _ratio(variance**2, weight, otherwise=np.inf))
+    freedom = sum(len(values) - 1 for values in settings)
+    size = settings[0].shape[1]
+    if freedom == 0:
+        return SeedSpread(np.zeros(size), np.full(size, np.inf))
+    squares = sum((((values - values.mean(axis=0)) ** 2).sum(axis=0) for values in settings), np.zeros(size))
+    error = np.sqrt(squares / freedom * sum(1 / len(values) for values in settings))
+    return SeedSpread(error, np.full(size, float(freedom)))
 
 
 def widen(

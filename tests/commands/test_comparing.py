@@ -95,7 +95,10 @@ def test_two_runs_make_a_report_and_a_run_with_links(store: Any, capsys: pytest.
 
 def test_runs_are_found_by_name_and_pooled_over_seeds(store: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert _compare(store, runs="a1+a2,b1+b2", output="pooled", track="false") == 0
-    assert "hold for trainings with other seeds too (2 and 2 were compared)" in capsys.readouterr().out
+    assert (
+        "hold for trainings with other seeds too (2 and 2 were compared; more seeds would narrow them)"
+        in capsys.readouterr().out
+    )
     page = Path("pooled/comparison.html").read_text(encoding="utf-8")
     assert all(store.ids[name] in page for name in ("a1", "a2", "b1", "b2"))
 
@@ -106,9 +109,9 @@ def test_a_filter_pools_what_differs_in_its_seed_only(store: Any, capsys: pytest
     shown = capsys.readouterr().out
     # Oldest first: A is lr=0.001 with two seeds, B lr=0.01 with two, C without augmentation.
     assert "B (lr=0.01, augment=–) against A (lr=0.001, augment=–)" in shown
-    assert "(2 and 2 were compared)" in shown
+    assert "(2 and 2 were compared; more" in shown
     assert "C (lr=0.01, augment=0.0) against A" in shown
-    assert "C is one training" in shown
+    assert "C is one training and is taken to scatter over seeds as A does (2 trainings" in shown
 
 
 def test_folders_of_untracked_runs_are_compared_too(store: Any, made: World) -> None:

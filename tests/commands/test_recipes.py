@@ -113,7 +113,7 @@ def test_what_steers_the_rest_is_taken_and_said(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "resume: lr=0.01 from here on, instead of 0.02\n"
 
 
-@pytest.mark.parametrize(("name", "value"), [("backbone", "resnet50"), ("batch_size", "2"), ("sampling", "uniform")])
+@pytest.mark.parametrize(("name", "value"), [("backbone", "resnet50"), ("batch_size", "2"), ("num_bins", "2")])
 def test_what_the_checkpoint_cannot_be_gone_on_with_by_is_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"resume=abc: {name} must be that of the checkpoint, but got {name}={value}"):
         continued(resolve(TrainConfig, {"resume": "abc", name: value}), _kept())

@@ -56,7 +56,8 @@ def test_every_planned_image_is_in_one_process_and_the_batches_are_those_of_one(
     assert len(parts[0]) == len(parts[1])
     assert sorted(draw for part in parts for batch in part for draw in batch.draws) == list(range(length))
     together = [np.sort(np.concatenate([first.draws, second.draws])) for first, second in zip(*parts, strict=True)]
-    if len(together) == len(alone):
+    # A left-over of one image cannot be shared out: then the last two batches are cut anew.
+    if len(alone[-1].draws) >= 2:
         assert all(np.array_equal(both, np.sort(batch.draws)) for both, batch in zip(together, alone, strict=True))
 
 
@@ -70,13 +71,3 @@ def test_a_process_that_dies_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
         processes.processes(2),
     ):
         pass
-
-
-def test_a_batch_that_cannot_be_shared_out_is_refused(workshop: Any) -> None:
-    from retinaflow.commands.inputs import load_training_data
-    from retinaflow.commands.session import Session
-    from retinaflow.training.world import World
-
-    config = workshop.settings(batch_size=4)
-    with pytest.raises(ValueError, match=r"batch_size must be a multiple .* batch_size=4, nproc=3"):
-        Session.start(config, load_training_data(config), None, world=World(0, 3, 0))

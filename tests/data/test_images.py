@@ -226,6 +226,7 @@ def test_a_decoding_error_ends_the_workers_at_once_and_shows_nothing_of_them(
     workers: int, index: AnnotationIndex
 ) -> None:
     index.file_of(5).write_bytes(b"no image any more")
+    of_others = set(multiprocessing.active_children())
     loader = BatchLoader(DetectionDataset(index), workers=workers)
     with pytest.raises(ValueError) as caught:
         list(loader.load(batches_of(index)))
@@ -235,7 +236,7 @@ def test_a_decoding_error_ends_the_workers_at_once_and_shows_nothing_of_them(
     assert str(caught.value).endswith("; replace the file, or give on_bad_image=skip")
     del loader, caught
     gc.collect()
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= of_others
     # A worker that is waited for in vain costs 5 s, and there are two.
     assert time.monotonic() - start < 9
 

@@ -96,6 +96,7 @@ def test_curves_enclose_the_ap_of_their_class_and_share_axes() -> None:
         assert (np.diff(precision) <= 0).all()
     names, ids = [f"Class {k}" for k in range(len(ap))], [f"/m/{k}" for k in range(len(ap))]
     table = pd.DataFrame({"class": names, "class_id": ids, "ap": ap, "num_truths": first.num_truths})
+    table["train_images"] = np.arange(len(ap)) + 1
     index_of = {mid: k for k, mid in enumerate(ids)}
     figures = [precision_recall(run, table, class_ids=["/m/5", "/m/0"], index_of=index_of) for run in (first, second)]
     assert axes_of(figures[0]) == axes_of(figures[1])
@@ -126,6 +127,15 @@ def test_classes_for_curves_are_spread_over_the_frequencies() -> None:
     assert (chosen[0], chosen[-1]) == (known[0], known[-1])
     assert spread_classes(scored_table(3)) == ["/m/1", "/m/2"]
     assert spread_classes(scored_table(1)) == []
+
+
+def test_without_a_training_the_rarest_classes_are_those_of_fewest_truths() -> None:
+    table = scored_table(8).assign(
+        train_images=0, num_truths=[0.0, 9, 3, 5, 4, 6, 7, 0], ap=[np.nan, *[0.5] * 6, np.nan]
+    )
+    names = [label.get_text().split(":")[0] for label in rarest_classes(table).axes[0].get_yticklabels()]
+    assert names == [f"Class {k}" for k in (2, 4, 3, 5, 6, 1)]
+    assert spread_classes(table, 2) == ["/m/2", "/m/1"]
 
 
 def test_a_class_that_is_not_in_the_table_is_named() -> None:

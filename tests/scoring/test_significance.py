@@ -20,12 +20,19 @@ def test_one_run_per_setting_has_no_spread_over_seeds() -> None:
     assert np.isinf(spread.freedom).all()
 
 
-def test_the_spread_of_a_difference_is_welch_s() -> None:
-    # Variances 0.01 (0.4, 0.5, 0.6) and 0.02 (0.1, 0.3): error sqrt(0.01/3 + 0.02/2) = sqrt(0.013333) = 0.11547,
-    # degrees of freedom 0.013333^2 / (0.003333^2 / 2 + 0.01^2 / 1) = 1.6842.
+def test_the_spread_of_a_difference_is_pooled_from_both_settings() -> None:
+    # Squares 0.02 (0.4, 0.5, 0.6) and 0.02 (0.1, 0.3) over 2 + 1 degrees of freedom: s^2 = 0.04 / 3;
+    # error sqrt(0.04 / 3 * (1/3 + 1/2)) = sqrt(0.1 / 9) = 0.105409.
     spread = seed_spread(np.array([[0.4], [0.5], [0.6]]), np.array([[0.1], [0.3]]))
+    assert spread.error[0] == pytest.approx(0.105409, abs=1e-6)
+    assert spread.freedom[0] == 3
+
+
+def test_a_single_training_is_taken_to_scatter_like_the_other_setting() -> None:
+    # Squares 0.02 over 2 degrees of freedom, s^2 = 0.01: error sqrt(0.01 * (1/3 + 1)) = 0.11547.
+    spread = seed_spread(np.array([[0.4], [0.5], [0.6]]), np.array([[0.9]]))
     assert spread.error[0] == pytest.approx(0.11547, abs=1e-5)
-    assert spread.freedom[0] == pytest.approx(1.6842, abs=1e-4)
+    assert spread.freedom[0] == 2
 
 
 def test_without_seeds_an_interval_stays_as_it_is() -> None:

@@ -104,7 +104,7 @@ except OSError as error:
 
 def test_a_disk_that_is_really_full_is_named_and_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
     pytest.importorskip("resource")
-    path = tmp_path / "last.pt"
+    path = tmp_path / "checkpoints" / "last.pt"
     save_checkpoint(checkpoint, path)
     before = path.read_bytes()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -113,13 +113,15 @@ def test_a_disk_that_is_really_full_is_named_and_leaves_the_old_file(checkpoint:
     )
     assert "last.pt: the checkpoint cannot be written" in done.stdout
     assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.glob("*.pt*")] == ["last.pt"]
+    assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
 
 
 def test_what_a_killed_process_left_behind_is_overwritten(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / ".last.pt.partial").write_bytes(b"half of it")
-    save_checkpoint(checkpoint, tmp_path / "last.pt")
-    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".last.pt.partial").write_bytes(b"half of it")
+    save_checkpoint(checkpoint, folder / "last.pt")
+    assert [file.name for file in folder.iterdir()] == ["last.pt"]
 
 
 def _cut(path: Path) -> None:

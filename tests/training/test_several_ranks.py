@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from retinaflow.data.images import DetectionDataset
 from retinaflow.detections import Detections
 from retinaflow.detector.postprocess import PostprocessConfig
 from retinaflow.training.inference import detect, merged
@@ -60,8 +61,8 @@ def _both(work: Callable[[ThreadWorld], T]) -> list[T]:
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1)], ids=["equal shares", "unequal shares"])
 def test_a_batch_norm_of_two_ranks_is_that_of_the_whole_batch(sizes: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    # Far from zero, where E[x^2] - E[x]^2 would cancel in float32.
-    images = torch.randn(4, 3, 5, 6, generator=generator) * torch.tensor([1.0, 0.1, 5.0])[:, None, None] + 100
+    # Away from zero, where E[x^2] - E[x]^2 loses digits.
+    images = torch.randn(4, 3, 5, 6, generator=generator) * torch.tensor([1.0, 0.1, 5.0])[:, None, None] + 10
     upstream = torch.randn(4, 3, 5, 6, generator=generator)
 
     def norm() -> nn.BatchNorm2d:
@@ -111,10 +112,13 @@ def test_two_ranks_take_the_steps_of_one(lab: Any) -> None:
     """A learning rate so small that rounding is not carried on from step to step."""
     recipe = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "lr": 1e-5, "clip": 0.0}
 
+    # Threads must not share the augmentation's pipelines, as processes do not.
+    dataset = DetectionDataset(lab.index)
+
     def trained(world: World) -> tuple[list[StepResult], dict[str, Tensor], list[int]]:
         trainer: Trainer = lab.trainer(epochs=1, world=world, **recipe)
         steps: list[StepResult] = []
-        result = list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=steps.append))
+        result = list(trainer.fit(dataset, lab.buckets, lab.plans, after_step=steps.append))
         return steps, trainer.model.state_dict(), [epoch.images for epoch in result]
 
     alone, weights, images = trained(World())

@@ -16,6 +16,7 @@ from retinaflow.data.batching import AspectBuckets
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinaflow.training.loop import StepResult, Trainer
 from retinaflow.training.schedule import learning_rate
+from retinaflow.training.world import World
 
 HAND_WORKED = [
     # Ten steps, two of them rising: 1/2, 1, then half a cosine over the other eight.
@@ -286,3 +287,8 @@ def test_biases_and_norms_do_not_decay(lab: Any) -> None:
     counts = {group["weight_decay"]: len(group["params"]) for group in groups}
     shapes = [parameter.dim() for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert counts == {0.01: sum(dim > 1 for dim in shapes), 0.0: sum(dim <= 1 for dim in shapes)}
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(lab: Any) -> None:
+    with pytest.raises(ValueError, match=r"batch_size must be a multiple .* batch_size=4, nproc=3"):
+        lab.trainer(epochs=1, world=World(0, 3, 0))
