@@ -117,7 +117,8 @@ class MlflowRun(FileRun):
         known = self._client.get_run(self.run_id).data.params
         given: dict[str, str] = item.content["params"]
         new = {name: value for name, value in given.items() if name not in known}
-        for name in given.keys() & known.keys():
+        # A run that is gone on with has what it was begun with.
+        for name in () if self._resumed else given.keys() & known.keys():
             if f"used/{name}" not in known and not _same_value(known[name], given[name]):
                 new[f"used/{name}"] = given[name]
         mlflow.log_params(new, synchronous=True, run_id=self.run_id)
@@ -128,6 +129,8 @@ class MlflowRun(FileRun):
         metrics = [Metric(name, value, content["time"], content["step"]) for name, value in points.items()]
         if metrics:
             self._client.log_batch(self.run_id, metrics, synchronous=True)
+        for name in points.keys() & self._known.keys():
+            self._known[name].add((content["step"], _stored(points[name])))
 
     def _has(self, name: str, value: float, item: Item) -> bool:
         """Whether the store has the point. Asked only where it may: a lost answer, or a run that is gone on with."""
