@@ -20,7 +20,18 @@ from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("track", "experiment", "output", "config", "resume", "register_as", "nproc", "workers", "save_minutes"),
+        *(
+            "track",
+            "experiment",
+            "output",
+            "config",
+            "resume",
+            "register_as",
+            "nproc",
+            "workers",
+            "save_minutes",
+            "compile",
+        ),
         # Where the data lies; that it is the same is seen by its digest.
         *("data", "boxes", "image_labels", "classes", "hierarchy", "images", "eval_split", "eval_ids", "eval_boxes"),
         *("eval_image_labels", "on_bad_row", "on_bad_image"),

@@ -119,13 +119,6 @@ def test_what_the_checkpoint_cannot_be_gone_on_with_by_is_refused(name: str, val
         continued(resolve(TrainConfig, {"resume": "abc", name: value}), _kept())
 
 
-def test_defaults_that_mlflow_run_hands_on_are_not_taken_for_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinaflow.tracking._LAUNCHED", True)
-    given = {"resume": "abc", "data": "demo", "num_bins": "7", "sampling": "binned"}
-    config = continued(resolve(TrainConfig, given), _kept(num_bins=3, sampling="uniform"))
-    assert (config.data, config.num_bins, config.sampling) == ("photos", 3, "uniform")
-
-
 def test_the_lists_of_what_may_change_name_settings() -> None:
     assert set(TrainConfig.model_fields) >= WITHOUT_EFFECT | STEERING
     assert not WITHOUT_EFFECT & STEERING
