@@ -222,6 +222,7 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
             with tracking.start_run("train", track=True, experiment="champions", output=Path("out"), name=name) as one:
                 save_matches(kept, Path("matches.npz"))
                 one.log_file(Path("matches.npz"))
+                one.log_file(trained.checkpoint, "checkpoints")
                 tracking.log_model(one, trained.checkpoint, register_as=None)
             ids[name] = one.run_id
         return ids

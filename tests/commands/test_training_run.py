@@ -21,6 +21,7 @@ from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
 from retinaflow.config import EvaluateConfig
 from retinaflow.resolving import resolve
+from retinaflow.tracking import last_run
 from retinaflow.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,29 +199,30 @@ def test_judging_a_run_again_gives_its_score_and_the_same_files(trained: TrainRe
     assert document["mAP"] == pytest.approx(expected, abs=1e-12)
     ours, theirs = (pd.read_csv(path) for path in (judged / "per_class_ap.csv", _artifact(trained, "per_class_ap.csv")))
     pd.testing.assert_frame_equal(ours, theirs, check_exact=False, atol=1e-9)
-    run = mlflow.search_runs(
-        filter_string="tags.`retinaflow.command` = 'evaluate'", experiment_names=["retinaflow"], output_format="list"
-    )[-1]
+    (run,) = mlflow.search_runs(
+        filter_string=f"params.output = '{judged}'", experiment_names=["retinaflow"], output_format="list"
+    )
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val/mAP"] == pytest.approx(expected, abs=1e-12)
     assert run.data.tags["retinaflow.judged"] == trained.run_id
 
 
-@pytest.mark.parametrize("source", ["models:/tiny-detector/1", "file", "none"])
-def test_a_model_a_file_and_the_last_run_are_judged_alike(trained: TrainResult, workshop: Any, source: str) -> None:
-    if source == "none":
-        from retinaflow.tracking import last_run
-
-        newest = mlflow.artifacts.download_artifacts(
-            run_id=last_run("train"), artifact_path="metrics.json", dst_path=str(workshop.folder / "newest")
-        )
-        expected = json.loads(Path(newest).read_text())["mAP"]
-    else:
-        expected = _run(trained).data.metrics["best/mAP"]
+@pytest.mark.parametrize("source", ["models:/tiny-detector/1", "file"])
+def test_a_model_and_a_file_are_judged_as_in_training(trained: TrainResult, workshop: Any, source: str) -> None:
     from_run = str(trained.checkpoint) if source == "file" else source
+    expected = _run(trained).data.metrics["best/mAP"]
+    assert _judged_map(workshop, from_run=from_run) == pytest.approx(expected, abs=1e-12)
+
+
+def test_without_a_name_the_last_training_is_judged(trained: TrainResult, workshop: Any) -> None:
+    del trained
+    assert _judged_map(workshop) == pytest.approx(_judged_map(workshop, from_run=last_run("train")), abs=1e-12)
+
+
+def _judged_map(workshop: Any, **given: str) -> float:
     output = workshop.folder / "again"
-    assert workshop.cli("evaluate", from_run=from_run, output=output, track="false", bootstrap=0) == 0
-    assert json.loads((output / "metrics.json").read_text())["mAP"] == pytest.approx(expected, abs=1e-12)
+    assert workshop.cli("evaluate", **given, output=output, track="false", bootstrap=0) == 0
+    return float(json.loads((output / "metrics.json").read_text())["mAP"])
 
 
 def test_a_model_can_be_judged_on_named_data(trained: TrainResult, workshop: Any) -> None:
