@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "MLFLOW_RUN_ID" in os.environ:
         given = without_defaults(COMMANDS[command], given)
     try:
+        _refuse_several_processes(command)
         config = resolve(COMMANDS[command], given)
         importlib.import_module(f"retinaflow.commands.{command}").run(config)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -38,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stopped: {error or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse_several_processes(command: str) -> None:
+    """Any other command than ``train`` would do the same work, and write the same files, once per process."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and command != "train":
+        raise ValueError(
+            f"{command} runs in one process, but torchrun started {size} (WORLD_SIZE={size}); only train shares its "
+            f"work among them: start {command} without torchrun"
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:

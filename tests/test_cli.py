@@ -11,6 +11,7 @@ import cv2
 import pytest
 
 from retinaflow.cli import main
+from retinaflow.config import COMMANDS
 
 
 class TinyDataset(Protocol):
@@ -183,3 +184,12 @@ def test_an_image_that_is_replaced_by_rubbish_after_caching_is_named_when_it_is_
     given = {"data": data, "sampling": "uniform", **small, "track": "false", "output": data.parent / "out"}
     assert main(["train", *(word for name, value in given.items() for word in (f"--{name}", str(value)))]) == 2
     assert "train001.jpg: not a readable image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"train"}))
+def test_only_train_is_run_by_several_processes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command]) == 2
+    assert f"start {command} without torchrun" in capsys.readouterr().err
