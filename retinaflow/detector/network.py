@@ -26,6 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 
 from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
+from retinaflow.detector.convolution import Conv3x3
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -121,7 +122,7 @@ class Head(nn.Module):
         self.conv = nn.Sequential(
             *(Conv2dNormActivation(width, width, norm_layer=norm) for _ in range(config.head_depth))
         )
-        self.add_module(name, nn.Conv2d(width, ANCHORS_PER_CELL * outputs, kernel_size=3, padding=1))
+        self.add_module(name, Conv3x3(width, ANCHORS_PER_CELL * outputs))
         self.name = name
         self.outputs = outputs
 
