@@ -16,6 +16,12 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from retinaflow.data.bins import BinStrategy
+from retinaflow.data.formats.checking import Orientation
+from retinaflow.data.formats.detecting import Layout
+from retinaflow.data.formats.placing import Placing
+from retinaflow.data.formats.voc import Difficult, FirstPixel
+from retinaflow.data.image_files import OnBadImage
+from retinaflow.data.tables import OnBadRow
 from retinaflow.setting_groups import DataSettings, DetectionFields, SamplingFields, TrackingSettings
 from retinaflow.setting_types import (
     AlphaByBin,
@@ -26,6 +32,7 @@ from retinaflow.setting_types import (
     Numbers,
     OptionalPath,
     OptionalText,
+    Paths,
     Share,
     Thresholds,
     none_of,
@@ -293,6 +300,41 @@ class SearchConfig(TrainConfig):
     """Only say how many images the search will see and about how long it will take."""
 
 
+class ConvertConfig(TrackingSettings):
+    """``convert``: data in COCO, VOC or YOLO form into the layout that train reads, and back."""
+
+    data: str = "demo"
+    """What is read: a folder, COCO's .json, YOLO's data.yaml, or demo for the generated set."""
+    output: Path = Path("outputs/converted")
+    """Folder to write; it must be new or empty, and appears when it is complete."""
+    source_format: Layout | Auto = "auto"
+    """Layout of data: coco (LVIS too), voc, yolo or openimages; auto: by what is in it."""
+    to: Layout | Auto = "auto"
+    """Layout to write; auto: openimages, which train reads, and coco where that is what is read."""
+    images: Paths = ()
+    """Folders to look for image files in first; none: where the layout has them."""
+    classes: OptionalPath = None
+    """Class list (id,name) that fixes ids and order; none: class-descriptions.csv in data, else as data has them, with
+    ids made of the names (/c/traffic_light)."""
+    exhaustive: bool | Auto = "auto"
+    """Every object of every class is boxed; auto: true, but false for LVIS. Kept in retinaflow.yaml for train."""
+    validation_share: Annotated[Share, Field(lt=1)] = 0.2
+    """Share of the images that become the validation split where data has a train split only; 0: none."""
+    image_files: Placing = "copy"
+    """Images are copied, hardlink: get a second name on the same disk, or symlink: are linked to; never re-encoded."""
+    orientation: Orientation = "auto"
+    """What boxes of images with an EXIF orientation refer to: stored, turned; auto: by declared size (YOLO: turned)."""
+    voc_first_pixel: FirstPixel = "auto"
+    """VOC corners: 1: pixels counted from 1, the last one included, as in the challenges; 0: edges, as most tools
+    write; auto: 1 for the challenges' own files, else 0."""
+    voc_difficult: Difficult = "group-of"
+    """VOC's difficult objects: group-of (neither learnt nor punished), or keep as any other."""
+    on_bad_row: OnBadRow = "stop"
+    """A box that breaks a rule stops the conversion, or is dropped and listed in dropped.csv."""
+    on_bad_image: OnBadImage = "stop"
+    """An image without a readable file stops the conversion, or is skipped and listed in dropped.csv."""
+
+
 COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "main": MainConfig,
     "binning": BinningConfig,
@@ -302,4 +344,5 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "compare": CompareConfig,
     "promote": PromoteConfig,
     "search": SearchConfig,
+    "convert": ConvertConfig,
 }

@@ -59,7 +59,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "albumentations": ("data/augmentation.py",),
     "optuna": tuple(module for module in MODULES if module.startswith("commands/search/")),
 }
-COLUMN_FILES = re.compile(r"data/(openimages|index|demo\w*|taxonomy|class_files|predictions)\.py")
+COLUMN_FILES = re.compile(r"data/(openimages|index|demo\w*|taxonomy|class_files|predictions|formats/published)\.py")
 MAX_FILE, MAX_FUNCTION = 350, 60
 
 
