@@ -36,6 +36,7 @@ from retinaflow.setting_types import (
     Share,
     Thresholds,
     none_of,
+    split_list,
 )
 
 
@@ -335,6 +336,42 @@ class ConvertConfig(TrackingSettings):
     """An image without a readable file stops the conversion, or is skipped and listed in dropped.csv."""
 
 
+class DownloadConfig(TrackingSettings):
+    """``download``: images and annotations of Open Images, by classes or by ids, into the layout that train reads."""
+
+    output: Path = Path("outputs/openimages")
+    """Folder to write; the same command goes on with what is there."""
+    class_group: OptionalText = None
+    """Classes to fetch, with everything below them in the hierarchy: names or ids, people-clothing, rest, all, or a
+    file of names; none: all that the images of image_ids have."""
+    per_class: Annotated[int, Field(ge=1)] = 100
+    """Images of each class in each split, as far as there are as many."""
+    image_ids: OptionalPath = None
+    """File of image ids to fetch (with or without train/ before them) instead of choosing by class; none: choose."""
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], BeforeValidator(split_list)] = (
+        "train",
+        "validation",
+    )
+    """Published splits to fetch from."""
+    originals: bool = False
+    """Fetch the photographs as they were uploaded, as far as they still are, not the copies of at most 1024 pixels."""
+    dry_run: bool = False
+    """Only read the tables and say how many images and bytes there are to fetch."""
+    connections: Annotated[int, Field(ge=1, le=32)] = 8
+    """Images fetched at the same time."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Further tries of a file after the first, with waits that double."""
+    timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds without a byte after which a try has failed."""
+    tables_url: str = "https://storage.googleapis.com/openimages"
+    """Base address of the tables."""
+    images_url: str = "https://s3.amazonaws.com/open-images-dataset"
+    """Base address of the image copies."""
+    on_bad_image: OnBadImage = "stop"
+    """An image that cannot be read whole ends the command after the others, to be gone on with, or is skipped. One that
+    the server does not have is left out in any case, and listed in missing.csv."""
+
+
 COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "main": MainConfig,
     "binning": BinningConfig,
@@ -345,4 +382,5 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "promote": PromoteConfig,
     "search": SearchConfig,
     "convert": ConvertConfig,
+    "download": DownloadConfig,
 }

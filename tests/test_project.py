@@ -59,7 +59,9 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "albumentations": ("data/augmentation.py",),
     "optuna": tuple(module for module in MODULES if module.startswith("commands/search/")),
 }
-COLUMN_FILES = re.compile(r"data/(openimages|index|demo\w*|taxonomy|class_files|predictions|formats/published)\.py")
+COLUMN_FILES = re.compile(
+    r"data/(openimages|index|demo\w*|taxonomy|class_files|predictions|formats/published|bucket/tables)\.py"
+)
 MAX_FILE, MAX_FUNCTION = 350, 60
 
 

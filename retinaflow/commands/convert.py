@@ -19,7 +19,7 @@ from retinaflow.data.formats.checking import check
 from retinaflow.data.formats.detecting import Layout, layout_of
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.placing import place_images, whole_folder
-from retinaflow.data.formats.source import ClassNames, SourceSet
+from retinaflow.data.formats.source import ClassNames, SourceSet, split_of
 from retinaflow.data.formats.splitting import one_sided, validation_images
 from retinaflow.data.formats.turning import read_header
 from retinaflow.data.openimages import CLASS_FILES, HIERARCHY_FILES
@@ -90,7 +90,7 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
     class_list = config.classes or next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
     classes = ClassNames(read_taxonomy(class_list, None) if class_list else None)
     if layout == "coco":
-        files = {coco.split_of_file(place): place} if place.is_file() else coco.find_coco(place)
+        files = {split_of(place.stem) or "train": place} if place.is_file() else coco.find_coco(place)
         return coco.read_coco(files, faults, classes=classes, images=config.images)
     if layout == "voc":
         return voc.read_voc(

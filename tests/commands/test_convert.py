@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def test_flags_and_files_win_over_the_data_folder(tiny_dataset: Any, tmp_path: P
 
 def test_one_split_becomes_two(tiny_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(tiny_dataset(validation=1), tmp_path / "coco", to="coco", exhaustive="true")
-    os.remove(tmp_path / "coco" / "annotations" / "instances_val.json")
+    (tmp_path / "coco" / "annotations" / "instances_val.json").unlink()
     assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
     assert "3 of 12 images became the validation split" in capsys.readouterr().out
     assert [len(index) for index in indexes(tmp_path / "mine")] == [9, 3]

@@ -44,7 +44,7 @@ def find_coco(folder: Path) -> dict[str, Path]:
     instances = [path for path in files if path.name.startswith("instances_")]
     found: dict[str, Path] = {}
     for path in instances or [path for path in files if _is_coco(path)]:
-        split = split_of_file(path)
+        split = split_of(path.stem, *path.relative_to(folder).parent.parts) or "train"
         if split in found:
             raise ValueError(
                 f"{folder}: a split must have one annotation file, but {found[split].name} and {path.name} are both "
@@ -52,11 +52,6 @@ def find_coco(folder: Path) -> dict[str, Path]:
             )
         found[split] = path
     return found
-
-
-def split_of_file(path: Path) -> str:
-    """The split that the name of a file or its folder speaks of, else train."""
-    return split_of(path.stem, path.parent.name) or "train"
 
 
 def _is_coco(path: Path) -> bool:

@@ -97,7 +97,7 @@ def test_an_annotation_that_breaks_a_rule_stops_or_is_dropped_and_listed(
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "x/../../a.png", "C:\\a.png", "..\\a.png", "", 3])
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
     path = write(tmp_path, [], images=[{"id": 1, "file_name": name or "..", "width": 4, "height": 4}])
-    with pytest.raises(ValueError, match="train.json image 1: a file name must stay inside the image folder"):
+    with pytest.raises(ValueError, match=r"train.json image 1: a file name must stay inside the image folder"):
         read(path)
 
 
@@ -117,12 +117,12 @@ def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(tmp_path: Path
     images = [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
     boxes = [annotation([0, 0, 10, 5], image=n) for n in (0, 1)]
     found, _, said = checked(read(write(tmp_path, boxes, images=images)))
-    # Orientation 6 is turned clockwise to be shown: the upper left of the shown picture is the lower left of the stored.
+    # Orientation 6 is turned clockwise to be shown: the upper left of what is shown is the lower left of what is stored.
     np.testing.assert_allclose(found.corners, [[0, 0, 0.25, 0.25], [0, 0.75, 0.25, 1]])
     assert len(said) == 2
     picture("scaled.png", width=40, height=40)
     with pytest.raises(
-        ValueError, match="declared size must be that of the file, .* but got 40 x 20 for a file of 40 x 40"
+        ValueError, match=r"declared size must be that of the file, .* but got 40 x 20 for a file of 40 x 40"
     ):
         checked(read(tmp_path / "train.json"))
 
