@@ -5,9 +5,10 @@ The map of the package, in reading order:
 - ``boxes``, ``detections``: box arithmetic; detections as columns.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages``, ``tables`` and
   ``csv_lines`` (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
-  ``image_files`` and ``image_sizes``; ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced
-  epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a
-  set looks like); ``demo`` (the generated set).
+  ``image_files`` and ``image_sizes``; ``formats`` (COCO, VOC and YOLO) and ``bucket`` (Open Images over HTTP);
+  ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs); ``batching``,
+  ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a set looks like);
+  ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
   ``loss``, ``postprocess``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,

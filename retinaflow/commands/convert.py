@@ -107,9 +107,9 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
 
 
 def _read_published(config: ConvertConfig, place: Path, faults: Faults) -> DetectionSet:
-    given = {"data": str(place), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
-    given |= {"images": config.images, "classes": config.classes}
-    settings = resolve(DataSettings, {name: value for name, value in given.items() if value})
+    given = {"images": config.images, "classes": config.classes}
+    kept = {"data": str(place), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
+    settings = resolve(DataSettings, kept | {name: value for name, value in given.items() if value})
     exhaustive = settings.exhaustive if config.exhaustive == "auto" else config.exhaustive
     # Absent labels for every class on every image would be many, and say nothing that exhaustive does not.
     settings = settings.model_copy(update={"exhaustive": False})
@@ -152,19 +152,14 @@ def _listed_only(found: DetectionSet) -> DetectionSet:
 def _files(found: DetectionSet, target: Layout, folder: Path) -> list[tuple[Path, Path]]:
     """Where each image file comes from and goes to."""
     places = {"openimages": "images", "coco": "{}", "voc": "JPEGImages", "yolo": "images/{}"}
+    folders = [folder / places[target].format(coco.SHORT.get(split, split)) for split in found.images["split"]]
     return [
-        (row.file, folder / places[target].format(coco.SHORT.get(row.split, row.split)) / _file_name(row))
-        for row in found.images.itertuples(index=False)
+        (source, folder / name) for source, folder, name in zip(found.files, folders, found.file_names, strict=True)
     ]
-
-
-def _file_name(row: object) -> str:
-    return f"{row.image_id}{row.file.suffix.lower()}"  # type: ignore[attr-defined]
 
 
 def _write(found: DetectionSet, target: Layout, folder: Path, config: ConvertConfig) -> None:
     """The annotation files of a layout; what it cannot hold is told."""
-    names = [_file_name(row) for row in found.images.itertuples(index=False)]
     unplaced = 0 if target in ("openimages", "coco") or found.exhaustive else int((~found.labels["present"]).sum())
     flags = found.boxes[list(FLAGS)].astype(int).sum()
     lost = {
@@ -179,9 +174,9 @@ def _write(found: DetectionSet, target: Layout, folder: Path, config: ConvertCon
     if target == "openimages":
         published.write_published(found, folder)
     elif target == "coco":
-        coco.write_coco(found, folder, names)
+        coco.write_coco(found, folder, found.file_names)
     elif target == "voc":
-        voc.write_voc(found, folder, names, first_pixel=config.voc_first_pixel)
+        voc.write_voc(found, folder, found.file_names, first_pixel=config.voc_first_pixel)
         published.write_classes(found.taxonomy, folder)
     else:
         yolo.write_yolo(found, folder)

@@ -7,11 +7,12 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -147,9 +148,8 @@ def _classes(request: _Request) -> tuple[Taxonomy, tuple[str, ...]]:
     if request.config.class_group is None:
         return taxonomy, ()
     chosen = select_classes(request.config.class_group, taxonomy)
-    below = taxonomy.is_ancestor[:, chosen].any(axis=1)
-    below[chosen] = True
-    return taxonomy, tuple(mid for mid, is_in in zip(taxonomy.ids, below, strict=True) if is_in)
+    below = np.flatnonzero(taxonomy.is_ancestor[:, chosen].sum(axis=1))
+    return taxonomy, tuple(taxonomy.ids[index] for index in np.union1d(chosen, below).tolist())
 
 
 def _boxes(request: _Request, split: str, wanted: Sequence[str]) -> Path:
@@ -215,7 +215,7 @@ def _pictures(request: _Request, split: str, ids: Sequence[str]) -> list[Picture
     return [Picture(name, url, folder / f"{name}.jpg", size, md5) for name, (url, size, md5) in found.items()]
 
 
-def _say_amount(request: _Request, pictures: Sequence[Picture], chosen: dict[str, list[str]]) -> None:
+def _say_amount(request: _Request, pictures: Sequence[Picture], chosen: Mapping[Any, list[str]]) -> None:
     """How much there is to fetch. Raises OSError when the disk has no room for it."""
     wanted = [picture for picture in pictures if not picture.is_there]
     if not pictures:

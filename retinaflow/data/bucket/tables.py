@@ -53,7 +53,7 @@ def image_classes(path: Path, ids: tuple[str, ...]) -> tuple[NDArray[np.str_], N
     table = pd.read_csv(path, usecols=[IMAGE, LABEL], dtype=str, na_filter=False).drop_duplicates()
     table = table[table[LABEL].isin(ids)]
     image, names = pd.factorize(table[IMAGE], sort=True)
-    classes = pd.Index(ids).get_indexer(table[LABEL])
+    classes = pd.Index(ids).get_indexer(pd.Index(table[LABEL]))
     return np.asarray(names, dtype=np.str_), image.astype(np.int64), classes.astype(np.int64)
 
 

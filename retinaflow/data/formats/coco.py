@@ -135,8 +135,10 @@ def _images(
         names.add(name)
         places[image["id"]] = len(source.images)
         file = find_image(name, roots) or find_image(PurePosixPath(name).name, roots)
-        sides = image.get("height"), image.get("width")
-        size = (int(sides[0]), int(sides[1])) if all(isinstance(s, int | float) and s >= 1 for s in sides) else None
+        sides = [
+            side for side in (image.get("height"), image.get("width")) if isinstance(side, int | float) and side >= 1
+        ]
+        size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
         # One folder for each split tells files of the same name apart.
         folder = "" if "/" in name else f"{SHORT.get(split, split)}/"
         source.images.append(SourceImage(split, f"{folder}{name}", file, size))
@@ -204,8 +206,9 @@ def write_coco(found: DetectionSet, folder: Path, files: Sequence[str]) -> None:
         for number, (mid, name) in enumerate(zip(found.taxonomy.ids, found.taxonomy.names, strict=True), 1)
     ]
     negatives: dict[int, list[int]] = {}
-    for image, index in found.labels.loc[~found.labels["present"].astype(bool), ["image", "class"]].to_numpy():
-        negatives.setdefault(int(image), []).append(int(index) + 1)
+    absent = found.labels.loc[~found.labels["present"].astype(bool), ["image", "class"]].to_numpy(dtype=np.int64)
+    for row, index in absent.tolist():
+        negatives.setdefault(row, []).append(index + 1)
     for split in found.splits:
         rows = np.flatnonzero(found.images["split"].to_numpy() == split)
         images = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,17 @@ class DetectionSet:
     def corners(self) -> NDArray[np.float64]:
         """``[N, 4]`` xyxy in [0, 1] of the stored image."""
         return self.boxes[list(CORNERS)].to_numpy(dtype=np.float64)
+
+    @property
+    def files(self) -> list[Path]:
+        """The image files, as they are."""
+        return [Path(str(file)) for file in self.images["file"]]
+
+    @property
+    def file_names(self) -> list[str]:
+        """A name for each image file, made of its id and its suffix."""
+        ids = self.images["image_id"].tolist()
+        return [f"{image_id}{file.suffix.lower()}" for image_id, file in zip(ids, self.files, strict=True)]
 
     def take(self, kept: NDArray[np.bool_]) -> DetectionSet:
         """The set of some images ``[I]``, with their boxes and labels."""

@@ -44,7 +44,8 @@ def from_indexes(
     for split, index in indexes.items():
         sizes = np.asarray(index.sizes)
         frame = pd.DataFrame({"image_id": np.asarray(index.image_ids).astype(object)})
-        frame["split"], frame["file"] = split, [index.file_of(image) for image in range(len(index))]
+        frame["split"] = split
+        frame["file"] = np.array([index.file_of(image) for image in range(len(index))], dtype=object)
         frame["height"], frame["width"] = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
         frame["orientation"] = list(orientations[split])
         images.append(frame)
@@ -56,8 +57,9 @@ def from_indexes(
         columns = {"image": index.label_image.astype(np.int64) + first, "class": np.asarray(index.verified_class)}
         labels.append(pd.DataFrame({**columns, "present": np.asarray(index.verified_present)}))
         first += len(index)
-    frames = [pd.concat(parts, ignore_index=True) for parts in (images, boxes, labels)]
-    return DetectionSet(next(iter(indexes.values())).taxonomy, *frames, exhaustive)
+    taxonomy = next(iter(indexes.values())).taxonomy
+    joined, boxed, labelled = (pd.concat(parts, ignore_index=True) for parts in (images, boxes, labels))
+    return DetectionSet(taxonomy, joined, boxed, labelled, exhaustive)
 
 
 def write_published(found: DetectionSet, folder: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(tmp_path: Path
     images = [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
     boxes = [annotation([0, 0, 10, 5], image=n) for n in (0, 1)]
     found, _, said = checked(read(write(tmp_path, boxes, images=images)))
-    # Orientation 6 is turned clockwise to be shown: the upper left of what is shown is the lower left of what is stored.
+    # Orientation 6 is shown turned clockwise: the upper left of what is shown is the lower left of what is stored.
     np.testing.assert_allclose(found.corners, [[0, 0, 0.25, 0.25], [0, 0.75, 0.25, 1]])
     assert len(said) == 2
     picture("scaled.png", width=40, height=40)
