@@ -21,7 +21,8 @@ The map of the package, in reading order:
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
-- ``setting_types``, ``setting_groups``, ``config``, ``resolving``: settings, and given values made into them.
+- ``setting_types``, ``setting_groups``, ``data_settings``, ``config``, ``resolving``: settings, and given values made
+  into them.
   ``run_files``, ``outbox``, ``mlflow_run``, ``tracking``, ``child_runs``: where results go; MLflow. ``served_model``:
   the detector as an MLflow model.
 - ``commands``: one file per entry point, for ``search`` a folder; ``cli``: flags.

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from retinaflow.commands.inputs import data_folder, read_split, say
-from retinaflow.config import ConvertConfig
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.formats import coco, published, voc, yolo
 from retinaflow.data.formats.checking import check
@@ -24,6 +23,7 @@ from retinaflow.data.formats.splitting import one_sided, validation_images
 from retinaflow.data.formats.turning import read_header
 from retinaflow.data.openimages import CLASS_FILES, HIERARCHY_FILES
 from retinaflow.data.tables import Fault, Faults
+from retinaflow.data_settings import ConvertConfig
 from retinaflow.resolving import resolve
 from retinaflow.run_files import NullRun, Run
 from retinaflow.setting_groups import DataSettings

@@ -17,7 +17,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from retinaflow.commands.inputs import say
-from retinaflow.config import DownloadConfig
 from retinaflow.data.bucket import addresses, tables
 from retinaflow.data.bucket.choosing import choose_images
 from retinaflow.data.bucket.fetching import Fetcher, UnreachableError
@@ -26,6 +25,7 @@ from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.groups import select_classes
 from retinaflow.data.openimages import is_plain_id, read_image_ids
 from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.data_settings import DownloadConfig
 from retinaflow.run_files import NullRun, Run
 from retinaflow.tracking import launched_by_mlflow, start_run
 from retinaflow.training.stopping import StopRequest

@@ -107,7 +107,7 @@ def test_rows_are_filtered_by_columns_of_any_order(tmp_path: Path) -> None:
     wanted = {"LabelName": frozenset({"/m/b"}), "ImageID": frozenset({"1"})}
     keep(filtered(rows, wanted, name="t"), tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_bytes() == b"Source,ImageID,LabelName,X\ns,1,/m/b,0.3\n"
-    with pytest.raises(ValueError, match="t line 1: the header must name LabelName"):
+    with pytest.raises(ValueError, match="t line 1: the header must name ImageID, LabelName"):
         list(filtered([b"<html>", b"ImageID"], {"LabelName": frozenset()}, name="t"))
 
 

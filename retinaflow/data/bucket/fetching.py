@@ -20,8 +20,6 @@ from typing import TypeVar
 
 import requests
 
-from retinaflow import __version__
-
 Result = TypeVar("Result")
 FIRST_WAIT = 1.0
 """Seconds, of which the first wait is half to all."""
@@ -138,7 +136,7 @@ class Fetcher:
         if session is None:
             session = self._threads.session = requests.Session()
             # Compressed on the way, a file would not have the length that its headers say.
-            session.headers.update({"User-Agent": f"retinaflow/{__version__}", "Accept-Encoding": "identity"})
+            session.headers.update({"User-Agent": "retinaflow", "Accept-Encoding": "identity"})
         response = session.request(method, url, headers=dict(headers or {}), timeout=self.timeout, stream=True)
         status = response.status_code
         if status in (200, 206):

@@ -95,9 +95,7 @@ def _names(place: Path, root: Path) -> list[str]:
         if (root / name).is_file():
             lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
             return [line.strip() for line in lines if line.strip()]
-    raise FileNotFoundError(
-        f"{root} holds neither data.yaml nor {' or '.join(_NAME_FILES)}: what are the classes called?"
-    )
+    raise FileNotFoundError(f"{root} must hold data.yaml or {' or '.join(_NAME_FILES)}: what are the classes called?")
 
 
 def _split_files(document: dict[str, Any], place: Path) -> dict[str, list[Path]]:
