@@ -87,7 +87,7 @@ def of_folder(kind: type[TrackingSettings], data: Any, chosen: Collection[str]) 
     Raises ValueError for a file that holds anything but :data:`FOLDER_SETTINGS`.
     """
     path = Path(str(data)) / FOLDER_FILE
-    if not issubclass(kind, DataSettings) or not path.is_file():
+    if data in (None, "demo", "trained") or not issubclass(kind, DataSettings) or not path.is_file():
         return {}
     values = _from_file(path, what=str(path))
     for name, value in values.items():

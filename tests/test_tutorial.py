@@ -11,16 +11,26 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
+import mlflow
 import pytest
 import requests
 
-from retinaflow.cli import build_parser
+from retinaflow.cli import build_parser, main
 from retinaflow.config import COMMANDS
 from retinaflow.resolving import resolve
+
+
+class TinyDataset(Protocol):
+    """The fixture of ``tests/conftest.py``."""
+
+    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
+
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -95,29 +105,45 @@ def test_the_recipe_of_the_tutorial_holds_settings_of_train_and_search(tmp_path:
         assert resolve(COMMANDS[name], {"config": str(tmp_path / "recipe.yaml")}).config is not None
 
 
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty folder as the current one, with a store of its own."""
+    uri, before = f"sqlite:///{tmp_path}/mlflow.db", mlflow.get_tracking_uri()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    with warnings.catch_warnings():
+        # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(uri)
+        mlflow.search_experiments()
+    yield uri
+    # Choosing an experiment is remembered in the environment.
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    mlflow.set_tracking_uri(before)
+
+
 @pytest.mark.slow
-def test_the_tutorial_leads_to_a_served_model(tmp_path: Path) -> None:
-    """Every command of the tutorial in its order, with the small recipe, each in a process of its own."""
+def test_the_tutorial_leads_to_a_served_model(
+    tiny_dataset: TinyDataset, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command of the tutorial in its order, with the small recipe, on the tiny set instead of the demo set."""
     (tmp_path / "recipe.yaml").write_text(MINI, encoding="utf-8")
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(ROOT)}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    changed = {"demo": str(tiny_dataset())}
     said = ""
     for words in commands(TUTORIAL):
         if words[:3] == ["mlflow", "models", "serve"]:
-            with serving(words, tmp_path, environment) as port:
+            with serving(words, tmp_path, store) as port:
                 answer = ask(port, next((tmp_path / "mycoco" / "val").iterdir()))
-            assert set(answer) >= {"predictions"}
+            assert "predictions" in answer
             continue
-        name = words[words.index("retinaflow") + 1]
-        if name not in COMMANDS and name == "predict":
+        assert words[:3] == ["python", "-m", "retinaflow"], f"{' '.join(words)}: a step that is not run here"
+        if words[3] == "predict" and "predict" not in COMMANDS:
             continue
-        words = [word.replace("SEARCH_RUN", run_named_last(said)) for word in words]
-        words += shlex.split(MORE.get(name, ""))
-        done = subprocess.run(
-            [sys.executable, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
-        said += done.stdout
+        words = [changed.get(word, word).replace("SEARCH_RUN", run_named_last(said)) for word in words[3:]]
+        code = main([*words, *shlex.split(MORE.get(words[0], ""))])
+        captured = capsys.readouterr()
+        assert code == 0, f"{' '.join(words)}\n{captured.out}\n{captured.err}"
+        said += captured.out
     for page in ("outputs/explore/explore.html", "outputs/compare/comparison.html"):
         assert (tmp_path / page).stat().st_size > 10_000
 
@@ -129,14 +155,16 @@ def run_named_last(text: str) -> str:
 
 
 @contextmanager
-def serving(words: list[str], folder: Path, environment: dict[str, str]) -> Iterator[int]:
+def serving(words: list[str], folder: Path, store: str) -> Iterator[int]:
     """The served model, on a port of its own instead of the tutorial's."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [str(port) if word == "5001" else word for word in words]
-    log = (folder / "serve.log").open("w")
-    server = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    with (folder / "serve.log").open("w") as log:
+        server = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(600):
             try:
@@ -149,7 +177,6 @@ def serving(words: list[str], folder: Path, environment: dict[str, str]) -> Iter
     finally:
         os.killpg(server.pid, 15)
         server.wait(timeout=30)
-        log.close()
 
 
 def ask(port: int, picture: Path) -> dict[str, object]:

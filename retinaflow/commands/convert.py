@@ -20,7 +20,7 @@ from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.placing import place_images, whole_folder
 from retinaflow.data.formats.source import ClassNames, SourceSet, split_of
 from retinaflow.data.formats.splitting import one_sided, validation_images
-from retinaflow.data.formats.turning import read_header
+from retinaflow.data.formats.turning import orientations_of
 from retinaflow.data.openimages import CLASS_FILES, HIERARCHY_FILES
 from retinaflow.data.tables import Fault, Faults
 from retinaflow.data_settings import ConvertConfig
@@ -39,7 +39,7 @@ def run(config: ConvertConfig) -> Path:
     with _started(config) as run, whole_folder(config.output) as folder:
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})
         faults = Faults(config.on_bad_row)
-        found = _read_published(config, place, faults) if layout == "openimages" else None
+        found = _read_published(config, place, target, faults) if layout == "openimages" else None
         found = found or _read_foreign(config, place, layout, faults, quiet=quiet)
         found = _with_validation(found, config)
         if target == "openimages":
@@ -106,24 +106,24 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
     return yolo.read_yolo(where, faults, classes=classes, images=config.images)
 
 
-def _read_published(config: ConvertConfig, place: Path, faults: Faults) -> DetectionSet:
+def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: Faults) -> DetectionSet:
     given = {"images": config.images, "classes": config.classes}
     kept = {"data": str(place), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
     settings = resolve(DataSettings, kept | {name: value for name, value in given.items() if value})
     exhaustive = settings.exhaustive if config.exhaustive == "auto" else config.exhaustive
     # Absent labels for every class on every image would be many, and say nothing that exhaustive does not.
     settings = settings.model_copy(update={"exhaustive": False})
-    labels = None if settings.image_labels == "none" else settings.image_labels
     splits = published.splits_in(place)
     if not splits:
         raise FileNotFoundError(f"data={place} holds no *-annotations-bbox.csv")
     indexes, orientations = {}, {}
     for split in splits:
-        loaded = read_split(settings, [split], boxes=(), image_labels=labels)
+        has_labels = settings.image_labels != "none" and published.has_labels(place, split)
+        loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None)
         indexes[split] = loaded.index
         faults.found += [Fault(*row) for row in loaded.dropped.itertuples(index=False)]
-        headers = [read_header(loaded.index.file_of(image)) for image in range(len(loaded.index))]
-        orientations[split] = [1 if isinstance(header, str) else header.orientation for header in headers]
+        files = [loaded.index.file_of(image) for image in range(len(loaded.index))]
+        orientations[split] = orientations_of(files) if target == "yolo" else [1] * len(files)
     return published.from_indexes(indexes, orientations, exhaustive=exhaustive)
 
 

@@ -58,10 +58,14 @@ def check(
     Raises FileNotFoundError or ValueError for images without a readable file (or leaves them out, listed in
     ``faults``), and ValueError for boxes that break a rule unless ``faults`` drops them.
     """
-    frames = _frames(source, faults, on_bad_image, orientation, say, quiet=quiet)
+    headers = _read_headers(source.images, quiet=quiet)
+    bad = _bad_images(source.images, headers, on_bad_image)
+    frames = _frames(source, headers, faults, orientation, say)
     kept = np.array([frame is not None for frame in frames], dtype=bool)
     boxes = _boxes(source, frames, faults, say)
     faults.settle()
+    # After the rows are settled: images are left out by a setting of their own.
+    faults.found += bad
     names = [image.name for image in source.images]
     images = pd.DataFrame(
         {
@@ -78,18 +82,11 @@ def check(
     return whole.take(kept)
 
 
-def _frames(
-    source: SourceSet,
-    faults: Faults,
-    on_bad_image: OnBadImage,
-    orientation: Orientation,
-    say: Callable[[str], None],
-    *,
-    quiet: bool,
-) -> list[_Frame | None]:
-    """What the boxes of each image refer to; None for an image that is left out."""
-    headers = _read_headers(source.images, quiet=quiet)
-    bad = [(image, head) for image, head in zip(source.images, headers, strict=True) if isinstance(head, str)]
+def _bad_images(
+    images: Sequence[SourceImage], headers: Sequence[Header | str], on_bad_image: OnBadImage
+) -> list[Fault]:
+    """The images to be left out. Raises FileNotFoundError or ValueError when that is not wanted, or none is left."""
+    bad = [(image, head) for image, head in zip(images, headers, strict=True) if isinstance(head, str)]
     if bad and (on_bad_image == "stop" or len(bad) == len(headers)):
         image, reason = bad[0]
         kind = FileNotFoundError if image.file is None else ValueError
@@ -97,7 +94,17 @@ def _frames(
             f"{len(bad):,} of {len(headers):,} images have no readable file; {image.file or image.name}: {reason}. Is "
             "images= right? Give on_bad_image=skip to go on without them."
         )
-    faults.found += [Fault(image.name, 0, "an image must have a readable file", reason) for image, reason in bad]
+    return [Fault(image.name, 0, "an image must have a readable file", reason) for image, reason in bad]
+
+
+def _frames(
+    source: SourceSet,
+    headers: Sequence[Header | str],
+    faults: Faults,
+    orientation: Orientation,
+    say: Callable[[str], None],
+) -> list[_Frame | None]:
+    """What the boxes of each image refer to; None for an image that is left out."""
     frames: list[_Frame | None] = []
     turned = scaled = unclear = 0
     for image, head in zip(source.images, headers, strict=True):

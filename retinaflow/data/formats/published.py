@@ -18,7 +18,7 @@ import pandas as pd
 from retinaflow.data.formats import detection_set
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.index import FLAGS, AnnotationIndex
-from retinaflow.data.openimages import BOX_FILES
+from retinaflow.data.openimages import BOX_FILES, LABEL_FILES
 from retinaflow.data.taxonomy import Taxonomy
 
 IMAGES_FILE = "images.csv"
@@ -34,6 +34,11 @@ def splits_in(folder: Path) -> list[str]:
         found += [hit[1] for path in sorted(folder.glob("*.csv")) if (hit := pattern.fullmatch(path.name))]
     order = {split: place for place, split in enumerate(detection_set.SPLITS)}
     return sorted(set(found), key=lambda split: (order.get(split, len(order)), split))
+
+
+def has_labels(folder: Path, split: str) -> bool:
+    """Whether a folder has a published file of image-level labels of a split."""
+    return any((folder / name.format(split=split)).is_file() for name in LABEL_FILES)
 
 
 def from_indexes(

@@ -6,6 +6,8 @@ retinaflow, like Open Images, means the stored pixels. Orientations 5 to 8 excha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from retinaflow.data.image_files import header_size
+from retinaflow.data.image_sizes import THREADS
 
 SWAPPED = (5, 6, 7, 8)
 """Orientations in which the turned picture has the stored one's height as width."""
@@ -40,6 +43,12 @@ def read_header(path: Path) -> Header | str:
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
         noted = 1
     return Header(*size, noted if isinstance(noted, int) and 1 <= noted <= 8 else 1)
+
+
+def orientations_of(files: Sequence[Path]) -> list[int]:
+    """The orientation of each image file, read by threads."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return [1 if isinstance(head, str) else head.orientation for head in threads.map(read_header, files)]
 
 
 def to_stored(boxes: NDArray[np.float64], orientation: int) -> NDArray[np.float64]:

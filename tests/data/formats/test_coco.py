@@ -127,6 +127,27 @@ def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(tmp_path: Path
         checked(read(tmp_path / "train.json"))
 
 
+def test_an_image_without_a_readable_file_stops_or_is_skipped_with_its_boxes(
+    tmp_path: Path, picture: Any, checked: Any
+) -> None:
+    picture("a.png")
+    (tmp_path / "cut.png").write_bytes(b"no picture")
+    names = ("cut.png", "gone.png", "a.png", "text.gif")
+    (tmp_path / "text.gif").write_text("")
+    images = [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
+    path = write(tmp_path, [annotation([1, 1, 5, 5], image=n) for n in (0, 1, 2)], images=images)
+    with pytest.raises(ValueError, match=r"3 of 4 images have no readable file; .*cut.png: not an image file"):
+        checked(read(path))
+    found, faults, _ = checked(read(path), on_bad_image="skip")
+    assert found.images["image_id"].tolist() == ["a"]
+    assert found.boxes["image"].tolist() == [0]
+    reasons = ["no file", "the file must be one of .jpg, .jpeg, .png, .webp, .bmp"]
+    assert [fault.value for fault in faults.found[1:]] == reasons
+        "no file",
+        "the file must be one of .jpg, .jpeg, .png, .webp, .bmp",
+    ]
+
+
 def test_lvis_says_which_classes_were_looked_for(tmp_path: Path, picture: Any, checked: Any) -> None:
     picture("train2017/5.png")
     images = [{"id": 7, "coco_url": "http://x/train2017/5.png", "width": 40, "height": 20, "neg_category_ids": [3]}]
