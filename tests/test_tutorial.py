@@ -76,7 +76,11 @@ def settings_of(words: list[str]) -> tuple[str, dict[str, str]] | None:
 
 
 ALL = [(document.name, words) for document in DOCUMENTS for words in commands(document)]
-OURS = [(name, words) for name, words in ALL if "retinaflow" in words or words[:3] == ["mlflow", "run", "."]]
+OURS = [
+    (name, words)
+    for name, words in ALL
+    if words[:3] == ["mlflow", "run", "."] or (words[0] in ("python", "torchrun") and "retinaflow" in words)
+]
 
 
 def test_the_documents_show_commands() -> None:
