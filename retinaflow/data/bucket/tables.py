@@ -1,8 +1,8 @@
 """Published tables, filtered while they stream into a file: rows of some classes, or of some images.
 
 The rows are split at commas: columns up to the one filtered by hold none. What is written has the published header and
-rows as they came, so the largest table (training boxes, 2.3 GB) needs no memory, and is read once: a finished file
-stays until the download is complete.
+rows as they came, so the largest table (training boxes, about 2.3 GB) needs no memory, and is read once: a finished
+file stays until the download is complete.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Boxes are ``[x, y, width, height]`` in pixels, from 0. ``iscrowd`` is group-of. Category ids need not be consecutive;
 classes keep the order of the list of categories. An LVIS file (images with ``neg_category_ids``) says which classes
-were looked for on each image; the others are unknown there. ``label_name`` of a category, ``occluded`` and
-``truncated`` among the ``attributes`` of an annotation (as CVAT writes them) are read and written too, and
-:func:`write_coco` writes LVIS's ``neg_category_ids`` for a set that is not exhaustive.
+were looked for on each image; the others are unknown there (its ``not_exhaustive_category_ids``, classes of which some
+objects are not boxed, are not read). ``label_name`` of a category, ``occluded`` and ``truncated`` among the
+``attributes`` of an annotation (as CVAT writes them) are read and written too, and :func:`write_coco` writes LVIS's
+``neg_category_ids`` for a set that is not exhaustive.
 """
 
 from __future__ import annotations
