@@ -78,12 +78,16 @@ def run(config: DownloadConfig) -> Path:
         boxes = {split: _boxes(request, split, wanted) for split in config.splits}
         chosen = {split: _chosen(request, boxes[split], taxonomy, wanted) for split in config.splits}
         pictures = [picture for split in config.splits for picture in _pictures(request, split, chosen[split])]
+        unknown = sorted((ids or frozenset()).difference(*chosen.values()))
+        if unknown:
+            say(f"{len(unknown):,} ids are in no box table of these splits, {unknown[0]} for example")
         _say_amount(request, pictures, chosen)
         if config.dry_run:
             return config.output
         (config.output / "images").mkdir(exist_ok=True)
         quiet = not sys.stderr.isatty()
         fetched = fetch_pictures(pictures, fetcher, connections=config.connections, check=stop.check, quiet=quiet)
+        fetched.missing += [(image_id, "in no box table of these splits") for image_id in unknown]
         _settle(request, fetched, run)
         for split in config.splits:
             _write_tables(request, split, wanted, {picture.image_id for picture in pictures if picture.is_there})
@@ -246,6 +250,7 @@ def _settle(request: _Request, fetched: Fetched, run: Run) -> None:
     """Tell what was fetched and what was not. Raises UnreachableError where another attempt may get the rest."""
     lost = pd.DataFrame([*fetched.missing, *fetched.failed], columns=["image_id", "reason"])
     say(f"{fetched.count:,} images fetched, {fetched.bytes / 2**20:,.1f} MiB")
+    (request.folder / "missing.csv").unlink(missing_ok=True)
     if len(lost):
         lost.to_csv(request.folder / "missing.csv", index=False)
         run.log_csv(lost, "missing.csv")

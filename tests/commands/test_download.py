@@ -124,6 +124,9 @@ def test_images_can_be_given_by_id(bucket: Bucket, tmp_path: Path) -> None:
     names = sorted(path.stem for path in (tmp_path / "oi" / "images").iterdir())
     assert names == ["train001", "train002", "validation000"]
     assert len(rows(tmp_path / "oi" / "class-descriptions.csv")) == 4
+    assert rows(tmp_path / "oi" / "missing.csv") == [
+        {"image_id": "nowhere", "reason": "in no box table of these splits"},
+    ]
 
 
 def test_originals_are_checked_by_the_size_and_md5_of_their_table(bucket: Bucket, tmp_path: Path) -> None:
