@@ -109,6 +109,18 @@ def test_the_recipe_of_the_tutorial_holds_settings_of_train_and_search(tmp_path:
         assert resolve(COMMANDS[name], {"config": str(tmp_path / "recipe.yaml")}).config is not None
 
 
+def test_what_the_index_of_the_package_names_is_there() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|`]+ \| (`[^|]+`) \| `retinaflow\.([\w.]+)`", text, flags=re.MULTILINE)
+    assert len(rows) > 12
+    for names, module in rows:
+        place = ROOT / "retinaflow" / module.replace(".", "/")
+        files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+        source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:def|class) {name}\b", source, flags=re.MULTILINE), f"{module} has no {name}"
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty folder as the current one, with a store of its own."""
