@@ -5,9 +5,10 @@ The map of the package, in reading order:
 - ``boxes``, ``detections``: box arithmetic; detections as columns.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages``, ``tables`` and
   ``csv_lines`` (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
-  ``image_files`` and ``image_sizes``; ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced
-  epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a
-  set looks like); ``demo`` (the generated set).
+  ``image_files`` and ``image_sizes``; ``formats`` (COCO, VOC and YOLO) and ``bucket`` (Open Images over HTTP);
+  ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced epochs); ``batching``,
+  ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a set looks like);
+  ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
   ``loss``, ``postprocess``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
@@ -20,7 +21,8 @@ The map of the package, in reading order:
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
-- ``setting_types``, ``setting_groups``, ``config``, ``resolving``: settings, and given values made into them.
+- ``setting_types``, ``setting_groups``, ``data_settings``, ``config``, ``resolving``: settings, and given values made
+  into them.
   ``run_files``, ``outbox``, ``mlflow_run``, ``tracking``, ``child_runs``: where results go; MLflow. ``served_model``:
   the detector as an MLflow model.
 - ``commands``: one file per entry point, for ``search`` a folder; ``cli``: flags.

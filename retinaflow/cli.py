@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from retinaflow.config import COMMANDS
-from retinaflow.resolving import resolve
+from retinaflow.resolving import FOLDER_FILE, of_folder, resolve
 from retinaflow.setting_groups import TrackingSettings
 from retinaflow.training.stopping import Stopped
 
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_several_processes(command)
         config = resolve(COMMANDS[command], given)
+        for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
+            print(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}", flush=True)
         importlib.import_module(f"retinaflow.commands.{command}").run(config)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("RETINAFLOW_TRACEBACK") == "1":

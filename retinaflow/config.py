@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from retinaflow.data.bins import BinStrategy
+from retinaflow.data_settings import ConvertConfig, DownloadConfig
 from retinaflow.setting_groups import DataSettings, DetectionFields, SamplingFields, TrackingSettings
 from retinaflow.setting_types import (
     AlphaByBin,
@@ -302,4 +303,6 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "compare": CompareConfig,
     "promote": PromoteConfig,
     "search": SearchConfig,
+    "convert": ConvertConfig,
+    "download": DownloadConfig,
 }

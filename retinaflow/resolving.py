@@ -1,4 +1,5 @@
-"""Given values -> complete settings: flags over a YAML file over defaults, ``auto`` filled in, every fault named.
+"""Given values -> complete settings: flags over a YAML file over the data folder's ``retinaflow.yaml`` over defaults,
+``auto`` filled in, every fault named.
 
 ``auto`` takes the value of a profile: ``demo`` for the generated set (small pictures, a small head, minutes on a
 laptop), ``photos`` for anything else. Runs are logged with the values that were used.
@@ -6,14 +7,14 @@ laptop), ``photos`` for anything else. Runs are logged with the values that were
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from retinaflow.setting_groups import TrackingSettings
+from retinaflow.setting_groups import FOLDER_SETTINGS, DataSettings, TrackingSettings
 
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "demo": {
@@ -51,16 +52,20 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 }
 """What ``auto`` stands for with the weights of a whole published detector: its own parts."""
 
+FOLDER_FILE = "retinaflow.yaml"
+"""Settings that come with a data folder."""
+
 ConfigType = TypeVar("ConfigType", bound=TrackingSettings)
 
 
 def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
-    """Settings from given values (flags), over those of the YAML file ``config``, over the defaults; ``auto`` filled
-    in.
+    """Settings from given values (flags), over those of the YAML file ``config``, over those of the data folder, over
+    the defaults; ``auto`` filled in.
 
     Raises ValueError naming each setting, its rule and its value.
     """
-    values = {**_from_file(given.get("config")), **given}
+    chosen = {**_from_file(given.get("config")), **given}
+    values = {**of_folder(kind, chosen.get("data"), chosen), **chosen}
     try:
         settings = kind.model_validate(values)
         profile = PROFILES["demo" if getattr(settings, "data", "demo") == "demo" else "photos"]
@@ -68,12 +73,30 @@ def resolve(kind: type[ConfigType], given: Mapping[str, Any]) -> ConfigType:
         unset = {name: value for name, value in automatic.items() if getattr(settings, name, None) == "auto"}
         complete = kind.model_validate({**settings.model_dump(exclude_unset=True), **unset})
         # Which settings were given stays known: a resumed training takes the others from its checkpoint.
-        return kind.model_construct(_fields_set=set(values), **dict(complete))
+        return kind.model_construct(_fields_set=set(chosen), **dict(complete))
     except ValidationError as error:
         by_name: dict[str, list[Any]] = {}
         for item in error.errors():
             by_name.setdefault(str(item["loc"][0]), []).append(item)
         raise ValueError("\n".join(_explain(name, items) for name, items in by_name.items())) from None
+
+
+def of_folder(kind: type[TrackingSettings], data: Any, chosen: Collection[str]) -> dict[str, Any]:
+    """Settings that ``retinaflow.yaml`` in the data folder gives, and that are not ``chosen`` by flag or file.
+
+    Raises ValueError for a file that holds anything but :data:`FOLDER_SETTINGS`.
+    """
+    path = Path(str(data)) / FOLDER_FILE
+    if data in (None, "demo", "trained") or not issubclass(kind, DataSettings) or not path.is_file():
+        return {}
+    values = _from_file(path, what=str(path))
+    for name, value in values.items():
+        if name not in FOLDER_SETTINGS or (name in ("image_labels", "hierarchy") and value not in ("none", "auto")):
+            raise ValueError(
+                f"{path}: a data folder may give {', '.join(FOLDER_SETTINGS)}, and no paths, but got {name}={value}"
+            )
+    values = {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {name: value for name, value in values.items() if name in kind.model_fields and name not in chosen}
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +138,8 @@ def with_absolute_paths(settings: TrackingSettings) -> dict[str, Any]:
     return values
 
 
-def _from_file(path: Any) -> dict[str, Any]:
+def _from_file(path: Any, *, what: str | None = None) -> dict[str, Any]:
+    what = what or f"config={path}"
     if path is None or path == "none":
         return {}
     if str(path).startswith("runs:/"):
@@ -124,13 +148,13 @@ def _from_file(path: Any) -> dict[str, Any]:
 
         path = fetch_file(str(path))
     if not Path(path).is_file():
-        raise FileNotFoundError(f"config={path}: no such file")
+        raise FileNotFoundError(f"{what}: no such file")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config={path}: not a readable YAML file: {error}") from None
+        raise ValueError(f"{what}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"config={path}: the file must map setting names to values, but holds {type(values).__name__}")
+        raise ValueError(f"{what}: the file must map setting names to values, but holds {type(values).__name__}")
     return values
 
 

@@ -82,6 +82,11 @@ class SplitSettings(DataSettings):
     """CSV files of image-level labels to judge on, instead of those of eval_split."""
 
 
+FOLDER_SETTINGS: tuple[str, ...] = ("exhaustive", "image_labels", "hierarchy", "train_splits", "eval_split")
+"""Settings that ``retinaflow.yaml`` in a data folder may give: what is true of the data whoever uses it. Paths are not
+among them, so a folder from elsewhere cannot point out of itself."""
+
+
 class SamplingFields(SplitSettings):
     """Frequency bins and how images are drawn."""
 

@@ -98,7 +98,7 @@ def _read_missing_sizes(
 ) -> list[tuple[int, str]]:
     """Fill in the sizes that are 0 of the images with a file; those that cannot be read, and why."""
     wanted = np.flatnonzero((files != "") & (sizes[:, 0] == 0)).tolist()
-    found = read_sizes(root, files[wanted].tolist(), _header_size, journal=journal, quiet=quiet)
+    found = read_sizes(root, files[wanted].tolist(), header_size, journal=journal, quiet=quiet)
     unreadable = []
     for image, result in zip(wanted, found, strict=True):
         if isinstance(result, str):
@@ -108,8 +108,8 @@ def _read_missing_sizes(
     return unreadable
 
 
-def _header_size(path: Path) -> tuple[int, int] | str:
-    """(height, width), or what is wrong."""
+def header_size(path: Path) -> tuple[int, int] | str:
+    """(height, width) of the stored pixels from the head of an image file, or what is wrong with it."""
     try:
         with Image.open(path) as image:
             size = image.height, image.width

@@ -39,11 +39,13 @@ class Fault(NamedTuple):
 
     file: str
     line: int
+    """From 1; 0 where ``file`` names the whole place (``train.json annotation 7``)."""
     rule: str
     value: str
 
     def __str__(self) -> str:
-        return f"{self.file} line {self.line}: {self.rule}, but got {self.value}"
+        place = f"{self.file} line {self.line}" if self.line else self.file
+        return f"{place}: {self.rule}, but got {self.value}"
 
 
 @dataclass

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import yaml
 
 from retinaflow.cli import without_defaults
 from retinaflow.commands.search.goal import mean_metrics, read_goal
+from retinaflow.commands.search.results import written
 from retinaflow.commands.search.space import CONDITIONS, DIALS, Choices, Range, Space, read_space
 from retinaflow.commands.search.storage import storage_url, without_password
 from retinaflow.commands.search.study import differences, pruner_of
@@ -255,3 +258,12 @@ def test_differences_name_each_entry_with_both_values() -> None:
 def test_defaults_that_mlflow_hands_on_do_not_override_a_file() -> None:
     given = {"focal_gamma": "2", "num_bins": "9", "data": "demo", "seed": "0"}
     assert without_defaults(TrainConfig, given) == {"num_bins": "9"}
+
+
+def test_settings_written_to_best_yaml_are_read_back_as_they_were(tmp_path: Path) -> None:
+    settings = resolve(TrainConfig, {"data": "mydata", "focal_gamma": "1,2", "bin_edges": "10,100"})
+    values = written(settings)
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    again = resolve(TrainConfig, {"config": str(tmp_path / "best.yaml")})
+    assert {name: getattr(again, name) for name in values} == {name: getattr(settings, name) for name in values}
+    assert again.image_labels == ()

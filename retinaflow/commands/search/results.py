@@ -156,7 +156,8 @@ def written(settings: TrainConfig) -> dict[str, Any]:
     """Settings in the form of a YAML file that ``config=`` reads."""
     values = settings.model_dump(mode="json")
     return {
-        name: as_text(value) if value is None or isinstance(value, list) else value
+        # An empty list stays one: image_labels=none says that there are none, an empty list that they are looked up.
+        name: as_text(value) if value is None or (isinstance(value, list) and value) else value
         for name, value in values.items()
         if name not in _NOT_IN_BEST
     }

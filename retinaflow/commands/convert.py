@@ -1,0 +1,203 @@
+"""``convert``: data in COCO, VOC or YOLO form into the layout that ``train`` reads, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from retinaflow.commands.inputs import data_folder, read_split, say
+from retinaflow.data.class_files import read_taxonomy
+from retinaflow.data.formats import coco, published, voc, yolo
+from retinaflow.data.formats.checking import check
+from retinaflow.data.formats.detecting import Layout, layout_of
+from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.placing import place_images, whole_folder
+from retinaflow.data.formats.source import ClassNames, SourceSet, split_of
+from retinaflow.data.formats.splitting import one_sided, validation_images
+from retinaflow.data.formats.turning import orientations_of
+from retinaflow.data.openimages import CLASS_FILES, HIERARCHY_FILES
+from retinaflow.data.tables import Fault, Faults
+from retinaflow.data_settings import ConvertConfig
+from retinaflow.resolving import resolve
+from retinaflow.run_files import NullRun, Run
+from retinaflow.setting_groups import DataSettings
+from retinaflow.tracking import start_run
+
+
+def run(config: ConvertConfig) -> Path:
+    """Read, check, split, write. Returns the folder written."""
+    quiet = not sys.stderr.isatty()
+    place = data_folder(DataSettings(data=config.data))
+    layout = layout_of(place) if config.source_format == "auto" else config.source_format
+    target: Layout = ("coco" if layout == "openimages" else "openimages") if config.to == "auto" else config.to
+    with _started(config) as run, whole_folder(config.output) as folder:
+        run.log_params({**config.model_dump(), "source_format": layout, "to": target})
+        faults = Faults(config.on_bad_row)
+        found = _read_published(config, place, target, faults) if layout == "openimages" else None
+        found = found or _read_foreign(config, place, layout, faults, quiet=quiet)
+        found = _with_validation(found, config)
+        if target == "openimages":
+            found = _listed_only(found)
+        place_images(_files(found, target, folder), config.image_files, quiet=quiet)
+        _write(found, target, folder, config)
+        if layout == target == "openimages":
+            _copy_hierarchy(place, folder)
+        _tell(found, faults, run, folder, config)
+    say(f"written: {config.output}")
+    if target == "openimages":
+        say(f"next: python -m retinaflow explore --data {config.output}")
+    return config.output
+
+
+@contextlib.contextmanager
+def _started(config: ConvertConfig) -> Iterator[Run]:
+    if not config.track:
+        # All that a run would log lies in the folder itself.
+        yield NullRun()
+        return
+    parent = config.output.absolute().parent
+    with start_run("convert", track=True, experiment=config.experiment, output=parent) as run:
+        yield run
+
+
+def _read_foreign(config: ConvertConfig, place: Path, layout: Layout, faults: Faults, *, quiet: bool) -> DetectionSet:
+    source = _source(config, place, layout, faults)
+    if not source.images:
+        faults.settle()
+        raise ValueError(f"data={place}: at least one image is needed, but {layout} files list none")
+    exhaustive = not source.federated if config.exhaustive == "auto" else config.exhaustive
+    say(f"{layout}: {len(source.images):,} images, {len(source.boxes):,} boxes")
+    return check(
+        source,
+        faults,
+        exhaustive=exhaustive,
+        on_bad_image=config.on_bad_image,
+        orientation=config.orientation,
+        say=say,
+        quiet=quiet,
+    )
+
+
+def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) -> SourceSet:
+    """What the files say."""
+    folder = place.parent if place.is_file() else place
+    class_list = config.classes or next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+    classes = ClassNames(read_taxonomy(class_list, None) if class_list else None)
+    if layout == "coco":
+        files = {split_of(place.stem) or "train": place} if place.is_file() else coco.find_coco(place)
+        return coco.read_coco(files, faults, classes=classes, images=config.images)
+    if layout == "voc":
+        return voc.read_voc(
+            place,
+            faults,
+            classes=classes,
+            images=config.images,
+            first_pixel=config.voc_first_pixel,
+            difficult=config.voc_difficult,
+            say=say,
+        )
+    where = place if place.is_file() else yolo.find_yolo(place) or place
+    return yolo.read_yolo(where, faults, classes=classes, images=config.images)
+
+
+def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: Faults) -> DetectionSet:
+    given = {"images": config.images, "classes": config.classes}
+    kept = {"data": str(place), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
+    settings = resolve(DataSettings, kept | {name: value for name, value in given.items() if value})
+    exhaustive = settings.exhaustive if config.exhaustive == "auto" else config.exhaustive
+    # Absent labels for every class on every image would be many, and say nothing that exhaustive does not.
+    settings = settings.model_copy(update={"exhaustive": False})
+    splits = published.splits_in(place)
+    if not splits:
+        raise FileNotFoundError(f"data={place} holds no *-annotations-bbox.csv")
+    indexes, orientations = {}, {}
+    for split in splits:
+        has_labels = settings.image_labels != "none" and published.has_labels(place, split)
+        loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None)
+        indexes[split] = loaded.index
+        faults.found += [Fault(*row) for row in loaded.dropped.itertuples(index=False)]
+        files = [loaded.index.file_of(image) for image in range(len(loaded.index))]
+        orientations[split] = orientations_of(files) if target == "yolo" else [1] * len(files)
+    return published.from_indexes(indexes, orientations, exhaustive=exhaustive)
+
+
+def _with_validation(found: DetectionSet, config: ConvertConfig) -> DetectionSet:
+    """A validation split taken out of the training split, where the source has that one only."""
+    if found.splits != ["train"] or config.validation_share == 0:
+        return found
+    image, classes = (found.boxes[name].to_numpy(dtype=np.int64) for name in ("image", "class"))
+    chosen = validation_images(image, classes, len(found.images), share=config.validation_share, seed=config.seed)
+    say(f"{int(chosen.sum()):,} of {len(chosen):,} images became the validation split (validation_share=0: none)")
+    left = one_sided(image, classes, chosen)
+    if left:
+        names = ", ".join(found.taxonomy.labels[index] for index in left[:5])
+        say(f"{len(left)} classes of several images could not be put on both sides: {names}")
+    return replace(found, images=found.images.assign(split=np.where(chosen, "validation", "train")))
+
+
+def _listed_only(found: DetectionSet) -> DetectionSet:
+    """Without images of which nothing is known, as the published layout lists an image by its rows only."""
+    unlisted = published.unlisted(found)
+    if unlisted.any():
+        say(f"{int(unlisted.sum()):,} images without any box or label are left out (exhaustive=true: they are empty)")
+    return found.take(~unlisted)
+
+
+def _files(found: DetectionSet, target: Layout, folder: Path) -> list[tuple[Path, Path]]:
+    """Where each image file comes from and goes to."""
+    places = {"openimages": "images", "coco": "{}", "voc": "JPEGImages", "yolo": "images/{}"}
+    folders = [folder / places[target].format(coco.SHORT.get(split, split)) for split in found.images["split"]]
+    return [
+        (source, folder / name) for source, folder, name in zip(found.files, folders, found.file_names, strict=True)
+    ]
+
+
+def _write(found: DetectionSet, target: Layout, folder: Path, config: ConvertConfig) -> None:
+    """The annotation files of a layout; what it cannot hold is told."""
+    unplaced = 0 if target in ("openimages", "coco") or found.exhaustive else int((~found.labels["present"]).sum())
+    flags = found.boxes[list(FLAGS)].astype(int).sum()
+    lost = {
+        "verified absent classes": unplaced,
+        "group-of flags": flags["group_of"] if target == "yolo" else 0,
+        "occluded and truncated flags": flags["occluded"] + flags["truncated"] if target == "yolo" else 0,
+        "depiction and inside flags": flags["depiction"] + flags["inside"] if target in ("voc", "yolo") else 0,
+    }
+    for what, count in lost.items():
+        if count:
+            say(f"{target} has no place for {what}: {count:,} are lost")
+    if target == "openimages":
+        published.write_published(found, folder)
+    elif target == "coco":
+        coco.write_coco(found, folder, found.file_names)
+    elif target == "voc":
+        voc.write_voc(found, folder, found.file_names, first_pixel=config.voc_first_pixel)
+        published.write_classes(found.taxonomy, folder)
+    else:
+        yolo.write_yolo(found, folder)
+        published.write_classes(found.taxonomy, folder)
+
+
+def _copy_hierarchy(place: Path, folder: Path) -> None:
+    for name in HIERARCHY_FILES:
+        if (place / name).is_file():
+            shutil.copyfile(place / name, folder / name)
+
+
+def _tell(found: DetectionSet, faults: Faults, run: Run, folder: Path, config: ConvertConfig) -> None:
+    """What was written, and what was left out on the way."""
+    summary = found.summary()
+    say(summary.to_string(index=False))
+    counts = ("images", "boxes")
+    metrics = {f"convert/{row.split}_{name}": getattr(row, name) for row in summary.itertuples() for name in counts}
+    run.log_metrics(metrics, step=0)
+    run.log_csv(summary, "summary.csv")
+    if faults.found:
+        faults.frame().to_csv(folder / "dropped.csv", index=False)
+        run.log_csv(faults.frame(), "dropped.csv")
+        say(f"{len(faults.found):,} boxes or images were left out; dropped.csv in {config.output} lists them")

@@ -1,0 +1,289 @@
+"""``download``: images and annotations of Open Images, by classes or by ids, into the layout that ``train`` reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from retinaflow.commands.inputs import say
+from retinaflow.data.bucket import addresses, tables
+from retinaflow.data.bucket.choosing import choose_images
+from retinaflow.data.bucket.fetching import Fetcher, UnreachableError
+from retinaflow.data.bucket.pictures import Fetched, Picture, fetch_pictures
+from retinaflow.data.class_files import read_taxonomy
+from retinaflow.data.groups import select_classes
+from retinaflow.data.openimages import is_plain_id, read_image_ids
+from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.data_settings import DownloadConfig
+from retinaflow.run_files import NullRun, Run
+from retinaflow.tracking import launched_by_mlflow, start_run
+from retinaflow.training.stopping import StopRequest
+
+WORK = ".download"
+"""Folder for what is fetched before the images, removed when all is done."""
+REQUEST = "download.json"
+SAMPLED = 12
+"""Images whose sizes are asked for to estimate that of all."""
+_ASKED = ("class_group", "per_class", "splits", "originals", "tables_url", "images_url", "seed")
+"""Settings that decide what is fetched."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be fetched, and with what."""
+
+    config: DownloadConfig
+    fetcher: Fetcher
+    folder: Path
+    ids: frozenset[str] | None
+    """Given image ids; None: images are chosen by class."""
+    check: Callable[[], None]
+    """Raises when somebody asked to stop."""
+
+    @property
+    def work(self) -> Path:
+        return self.folder / WORK
+
+    def table(self, place: str) -> str:
+        """The address of a table."""
+        return f"{self.config.tables_url.rstrip('/')}/{place}"
+
+
+def run(config: DownloadConfig) -> Path:
+    """Read the tables, say how much there is to fetch, fetch it, write the tables. Returns the folder."""
+    if config.class_group is None and config.image_ids is None:
+        raise ValueError(
+            "what is to be fetched? Give class_group=Rose,Taxi (or people-clothing, ...) or image_ids=FILE"
+        )
+    ids = None if config.image_ids is None else _given_ids(config.image_ids)
+    fetcher = Fetcher(retries=config.retries, timeout=config.timeout)
+    if _is_complete(config, ids):
+        say(f"{config.output} is complete: it was fetched by this same command")
+        return config.output
+    with _started(config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
+        request = _Request(config, fetcher, config.output, ids, stop.check)
+        run.log_params(config.model_dump())
+        taxonomy, wanted = _classes(request)
+        boxes = {split: _boxes(request, split, wanted) for split in config.splits}
+        chosen = {split: _chosen(request, boxes[split], taxonomy, wanted) for split in config.splits}
+        pictures = [picture for split in config.splits for picture in _pictures(request, split, chosen[split])]
+        unknown = sorted((ids or frozenset()).difference(*chosen.values()))
+        if unknown:
+            say(f"{len(unknown):,} ids are in no box table of these splits, {unknown[0]} for example")
+        _say_amount(request, pictures, chosen)
+        if config.dry_run:
+            return config.output
+        (config.output / "images").mkdir(exist_ok=True)
+        quiet = not sys.stderr.isatty()
+        fetched = fetch_pictures(pictures, fetcher, connections=config.connections, check=stop.check, quiet=quiet)
+        fetched.missing += [(image_id, "in no box table of these splits") for image_id in unknown]
+        _settle(request, fetched, run)
+        for split in config.splits:
+            _write_tables(request, split, wanted, {picture.image_id for picture in pictures if picture.is_there})
+        _finish(request, taxonomy, wanted, run, fetched)
+    say(f"written: {config.output}\nnext: python -m retinaflow explore --data {config.output}")
+    return config.output
+
+
+@contextlib.contextmanager
+def _started(config: DownloadConfig) -> Iterator[Run]:
+    if not config.track:
+        yield NullRun()
+        return
+    parent = config.output.absolute().parent
+    with start_run("download", track=True, experiment=config.experiment, output=parent) as run:
+        yield run
+
+
+def _given_ids(path: Path) -> frozenset[str]:
+    """Image ids of a file, the split before them taken away."""
+    if not path.is_file():
+        raise FileNotFoundError(f"image_ids={path}: no such file")
+    ids = {str(text).rpartition("/")[2] for text in read_image_ids(path)}
+    wrong = sorted(image_id for image_id in ids if not is_plain_id(image_id))
+    if wrong:
+        raise ValueError(f"image_ids={path}: an id must be a plain file name, but got {wrong[0]!r:.80}")
+    return frozenset(ids)
+
+
+def _is_complete(config: DownloadConfig, ids: frozenset[str] | None) -> bool:
+    """Whether this was fetched before. A folder that this command did not begin is refused, one it did is gone on with.
+
+    Raises ValueError for a folder that holds anything else.
+    """
+    folder, path = config.output, config.output / REQUEST
+    asked: dict[str, Any] = {name: config.model_dump(mode="json")[name] for name in _ASKED}
+    asked["image_ids"] = None if ids is None else sorted(ids)
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in asked if known["asked"].get(name) != asked[name]]
+        if other:
+            raise ValueError(f"output={folder} was begun with other settings ({', '.join(other)}); give another folder")
+        return bool(known["complete"])
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"output={folder}: the folder must be new, empty, or begun by download")
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"asked": asked, "complete": False}, indent=1), encoding="utf-8")
+    return False
+
+
+def _classes(request: _Request) -> tuple[Taxonomy, tuple[str, ...]]:
+    """All boxable classes, and the ids of those to fetch with everything below them; () for all of given images."""
+    paths = []
+    for place in (addresses.CLASSES, addresses.HIERARCHY):
+        path = request.work / Path(place).name
+        if not path.is_file():
+            part = path.with_suffix(".part")
+            part.write_bytes(request.fetcher.read(request.table(place)))
+            part.replace(path)
+        paths.append(path)
+    taxonomy = read_taxonomy(*paths)
+    if request.config.class_group is None:
+        return taxonomy, ()
+    chosen = select_classes(request.config.class_group, taxonomy)
+    below = np.flatnonzero(taxonomy.is_ancestor[:, chosen].sum(axis=1))
+    return taxonomy, tuple(taxonomy.ids[index] for index in np.union1d(chosen, below).tolist())
+
+
+def _boxes(request: _Request, split: str, wanted: Sequence[str]) -> Path:
+    """The kept rows of a split's box table, those of earlier attempts as they are."""
+    kept = request.work / f"{split}-boxes.csv"
+    if not kept.is_file():
+        _filter(request, addresses.BOXES[split], kept, wanted, request.ids)
+    return kept
+
+
+def _filter(request: _Request, place: str, path: Path, classes: Sequence[str], images: frozenset[str] | None) -> None:
+    """Stream a table into a file that keeps the rows of some classes (() for all) and images (None for all)."""
+    wanted = {tables.LABEL: frozenset(classes)} if classes else {}
+    wanted |= {} if images is None else {tables.IMAGE: images}
+    url = request.table(place)
+    size = request.fetcher.size(url)
+    say(f"reading {url}{f' ({size / 2**20:,.0f} MiB)' if size else ''}")
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+
+        def seen(count: int) -> None:
+            bar.update(count)
+            request.check()
+
+        tables.keep(tables.filtered(request.fetcher.lines(url, seen=seen), wanted, name=url), path)
+
+
+def _chosen(request: _Request, boxes: Path, taxonomy: Taxonomy, wanted: Sequence[str]) -> list[str]:
+    """The images to fetch of a split, by their kept boxes."""
+    if request.ids is not None:
+        return tables.images_of(boxes)
+    names, image, classes = tables.image_classes(boxes, tuple(wanted))
+    assert request.config.class_group is not None
+    # A Taxi is a Car too: an image counts for the classes of its boxes and for those above them.
+    asked = select_classes(request.config.class_group, taxonomy)
+    place = pd.Index(taxonomy.ids).get_indexer(pd.Index(wanted))
+    speaks = taxonomy.is_ancestor[:, asked].copy()
+    speaks[asked, range(len(asked))] = True
+    rows, columns = speaks[place[classes]].nonzero()
+    pairs = pd.DataFrame({"image": image[rows], "class": columns}).drop_duplicates()
+    chosen = choose_images(
+        pairs["image"].to_numpy(),
+        pairs["class"].to_numpy(),
+        len(names),
+        per_class=request.config.per_class,
+        seed=request.config.seed,
+    )
+    return [str(name) for name in names[chosen]]
+
+
+def _pictures(request: _Request, split: str, ids: Sequence[str]) -> list[Picture]:
+    """Where the images of a split come from and go to."""
+    unsafe = [image_id for image_id in ids if not is_plain_id(image_id)]
+    if unsafe:
+        raise ValueError(f"{addresses.BOXES[split]}: an id must be a plain file name, but got {unsafe[0]!r:.80}")
+    base, folder = request.config.images_url.rstrip("/"), request.folder / "images"
+    if not request.config.originals:
+        places = {image_id: addresses.IMAGE.format(split=split, image_id=image_id) for image_id in ids}
+        return [Picture(image_id, f"{base}/{place}", folder / f"{image_id}.jpg") for image_id, place in places.items()]
+    kept = request.work / f"{split}-originals.csv"
+    if not kept.is_file():
+        _filter(request, addresses.ORIGINALS[split], kept, (), frozenset(ids))
+    found = tables.originals_of(kept)
+    return [Picture(name, url, folder / f"{name}.jpg", size, md5) for name, (url, size, md5) in found.items()]
+
+
+def _say_amount(request: _Request, pictures: Sequence[Picture], chosen: Mapping[Any, list[str]]) -> None:
+    """How much there is to fetch. Raises OSError when the disk has no room for it."""
+    wanted = [picture for picture in pictures if not picture.is_there]
+    if not pictures:
+        raise ValueError("no image of these classes or ids is in the tables of the chosen splits")
+    known = sum(picture.size for picture in wanted)
+    how = "by the table"
+    if not known and wanted:
+        sample = random.Random(request.config.seed).sample(wanted, min(SAMPLED, len(wanted)))
+        sizes = [size for picture in sample if (size := _size(request, picture))]
+        known = round(sum(sizes) / len(sizes) * len(wanted)) if sizes else 0
+        how = f"by {len(sizes)} of them"
+    counts = ", ".join(f"{len(ids):,} of {split}" for split, ids in chosen.items())
+    there = f", {len(pictures) - len(wanted):,} are there already" if len(wanted) < len(pictures) else ""
+    amount = f"about {known / 2**20:,.1f} MiB {how}" if known else "of unknown size"
+    say(f"{len(wanted):,} images to fetch ({counts}{there}), {amount}, {request.config.connections} at the same time")
+    free = shutil.disk_usage(request.folder).free
+    if known > free:
+        raise OSError(f"output={request.folder}: {known / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free")
+
+
+def _size(request: _Request, picture: Picture) -> int | None:
+    with contextlib.suppress(OSError):
+        return request.fetcher.size(picture.url)
+    return None
+
+
+def _settle(request: _Request, fetched: Fetched, run: Run) -> None:
+    """Tell what was fetched and what was not. Raises UnreachableError where another attempt may get the rest."""
+    lost = pd.DataFrame([*fetched.missing, *fetched.failed], columns=["image_id", "reason"])
+    say(f"{fetched.count:,} images fetched, {fetched.bytes / 2**20:,.1f} MiB")
+    (request.folder / "missing.csv").unlink(missing_ok=True)
+    if len(lost):
+        lost.to_csv(request.folder / "missing.csv", index=False)
+        run.log_csv(lost, "missing.csv")
+        say(f"{len(lost):,} images could not be had; missing.csv lists them")
+    if fetched.failed and request.config.on_bad_image == "stop":
+        image_id, reason = fetched.failed[0]
+        raise UnreachableError(
+            f"{len(fetched.failed):,} images could not be read whole, {image_id} for example: {reason}. The same "
+            "command goes on with what is missing; on_bad_image=skip does without"
+        )
+
+
+def _write_tables(request: _Request, split: str, wanted: Sequence[str], images: set[str]) -> None:
+    """The published tables of a split with the rows of the images that are there."""
+    there = {tables.IMAGE: frozenset(images)}
+    kept = request.work / f"{split}-boxes.csv"
+    with kept.open("rb") as file:
+        lines = (line.rstrip(b"\n") for line in file)
+        tables.keep(tables.filtered(lines, there, name=kept.name), request.folder / f"{split}-annotations-bbox.csv")
+    labels = request.folder / f"{split}-annotations-human-imagelabels.csv"
+    if not labels.is_file():
+        _filter(request, addresses.LABELS[split], labels, wanted, frozenset(images))
+
+
+def _finish(request: _Request, taxonomy: Taxonomy, wanted: Sequence[str], run: Run, fetched: Fetched) -> None:
+    """The class list, the hierarchy, and the note that all is there."""
+    classes = (request.work / Path(addresses.CLASSES).name).read_bytes()
+    text = tables.class_rows(classes, wanted or taxonomy.ids)
+    (request.folder / "class-descriptions.csv").write_text(text, encoding="utf-8")
+    hierarchy = Path(addresses.HIERARCHY).name
+    shutil.copyfile(request.work / hierarchy, request.folder / hierarchy)
+    path = request.folder / REQUEST
+    document = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**document, "complete": True}, indent=1), encoding="utf-8")
+    shutil.rmtree(request.work)
+    run.log_metrics({"download/images": fetched.count, "download/bytes": fetched.bytes}, step=0)

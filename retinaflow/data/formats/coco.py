@@ -1,0 +1,255 @@
+"""COCO JSON (cocodataset.org/#format-data) and LVIS JSON <-> detection sets.
+
+Boxes are ``[x, y, width, height]`` in pixels, from 0. ``iscrowd`` is group-of. Category ids need not be consecutive;
+classes keep the order of the list of categories. An LVIS file (images with ``neg_category_ids``) says which classes
+were looked for on each image; the others are unknown there (its ``not_exhaustive_category_ids``, classes of which some
+objects are not boxed, are not read). ``label_name`` of a category, ``occluded`` and ``truncated`` among the
+``attributes`` of an annotation (as CVAT writes them) are read and written too, and :func:`write_coco` writes LVIS's
+``neg_category_ids`` for a set that is not exhaustive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.source import (
+    ClassNames,
+    SourceImage,
+    SourceSet,
+    existing,
+    find_image,
+    note,
+    safe_name,
+    split_of,
+)
+from retinaflow.data.tables import Faults
+
+SHORT = {"validation": "val"}
+"""How COCO calls a split."""
+_LISTS = ("images", "annotations", "categories")
+
+
+def find_coco(folder: Path) -> dict[str, Path]:
+    """The annotation files of a folder by split: JSON files with images, annotations and categories.
+
+    Of COCO's own files those of instances count (not captions, keypoints, panoptic). Raises ValueError for two files
+    of one split.
+    """
+    files = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
+    instances = [path for path in files if path.name.startswith("instances_")]
+    found: dict[str, Path] = {}
+    for path in instances or [path for path in files if _is_coco(path)]:
+        split = split_of(path.stem, *path.relative_to(folder).parent.parts) or "train"
+        if split in found:
+            raise ValueError(
+                f"{folder}: a split must have one annotation file, but {found[split].name} and {path.name} are both "
+                f"{split}; give the one to read as data="
+            )
+        found[split] = path
+    return found
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON file looks like COCO, from its text alone: the files are large."""
+    with path.open("rb") as file:
+        wanted = {f'"{name}"'.encode() for name in _LISTS}
+        rest = b""
+        while wanted and (block := file.read(1 << 22)):
+            wanted -= {word for word in wanted if word in rest + block}
+            rest = block[-16:]
+    return not wanted
+
+
+def read_coco(files: dict[str, Path], faults: Faults, *, classes: ClassNames, images: Sequence[Path] = ()) -> SourceSet:
+    """The annotation files of each split; ``images``: folders to look in before the usual ones.
+
+    Raises ValueError for a file that is no COCO JSON; what breaks a rule in it goes to ``faults``.
+    """
+    source = SourceSet("pixel", classes)
+    for split, path in files.items():
+        document = _document(path)
+        categories = _categories(document["categories"], path, classes, faults)
+        places = _images(source, document["images"], path, split, images, categories, faults)
+        for number, annotation in enumerate(document["annotations"], 1):
+            _annotation(source, annotation, f"{path.name} annotation {number}", places, categories, faults)
+    return source
+
+
+def _document(path: Path) -> dict[str, list[Any]]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable JSON file: {error}") from None
+    for name in _LISTS:
+        if not isinstance(document, dict) or not isinstance(document.get(name), list):
+            raise ValueError(f"{path}: a COCO file must hold a list of {name}, but does not")
+    return dict(document)
+
+
+def _categories(listed: list[Any], path: Path, classes: ClassNames, faults: Faults) -> dict[Any, int]:
+    """Category id -> class; -1 for one that breaks a rule."""
+    found: dict[Any, int] = {}
+    for number, category in enumerate(listed, 1):
+        place = f"{path.name} category {number}"
+        if not isinstance(category, dict) or not isinstance(category.get("name"), str) or not category["name"].strip():
+            raise ValueError(f"{place}: a category must have an id and a name, but got {category!r:.120}")
+        key = category.get("id")
+        if not isinstance(key, int | str) or key in found:
+            raise ValueError(f"{place}: a category must have an id of its own, but got id={key!r}")
+        given = category.get("label_name")
+        class_index = classes.find(category["name"].strip(), class_id=given if isinstance(given, str) else None)
+        found[key] = -1 if class_index is None else class_index
+        if class_index is None:
+            note(faults, place, "a category must be in the class list", f"name={category['name']!r}")
+    return found
+
+
+def _images(
+    source: SourceSet,
+    listed: list[Any],
+    path: Path,
+    split: str,
+    folders: Sequence[Path],
+    categories: dict[Any, int],
+    faults: Faults,
+) -> dict[Any, int]:
+    """Image id -> place among the images of the source, which are added."""
+    roots = existing([*folders, *_roots(path, split)])
+    places: dict[Any, int] = {}
+    names: set[str] = set()
+    for number, image in enumerate(listed, 1):
+        place = f"{path.name} image {number}"
+        if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
+            raise ValueError(f"{place}: an image must have an id, but got {image!r:.120}")
+        url = str(image.get("coco_url", ""))
+        # LVIS has no file names: train2017/000000391895.jpg is the end of the address.
+        name = safe_name(image.get("file_name") or "/".join(url.split("/")[-2:]), place)
+        if image["id"] in places or name in names:
+            note(faults, place, "an image must be listed once", f"id={image['id']}, file_name={name}")
+            continue
+        names.add(name)
+        places[image["id"]] = len(source.images)
+        file = find_image(name, roots) or find_image(PurePosixPath(name).name, roots)
+        sides = [
+            side for side in (image.get("height"), image.get("width")) if isinstance(side, int | float) and side >= 1
+        ]
+        size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
+        # One folder for each split tells files of the same name apart.
+        folder = "" if "/" in name else f"{SHORT.get(split, split)}/"
+        source.images.append(SourceImage(split, f"{folder}{name}", file, size))
+        if "neg_category_ids" in image:
+            source.federated = True
+            absent = [categories.get(key, -1) for key in image["neg_category_ids"]]
+            source.absent += [(places[image["id"]], index) for index in absent if index >= 0]
+    return places
+
+
+def _roots(path: Path, split: str) -> Iterator[Path]:
+    """Where the images of an annotation file usually are."""
+    words = [path.stem.removeprefix("instances_"), split, SHORT.get(split, split), "valid"]
+    for base in (path.parent, path.parent.parent):
+        yield from (base, base / "images")
+        yield from (base / word for word in words)
+        yield from (base / "images" / word for word in words)
+
+
+def _annotation(
+    source: SourceSet, annotation: Any, place: str, places: dict[Any, int], categories: dict[Any, int], faults: Faults
+) -> None:
+    if not isinstance(annotation, dict):
+        note(faults, place, "an annotation must be an object", f"{annotation!r:.80}")
+        return
+    image, category = (
+        _at(table, annotation.get(key)) for table, key in ((places, "image_id"), (categories, "category_id"))
+    )
+    box = annotation.get("bbox")
+    if image is None:
+        note(faults, place, "image_id must be that of a listed image", f"image_id={annotation.get('image_id')!r}")
+    elif category is None:
+        rule = "category_id must be that of a listed category"
+        note(faults, place, rule, f"category_id={annotation.get('category_id')!r}")
+    elif not _is_box(box):
+        note(faults, place, "bbox must be four numbers [x, y, width, height]", f"bbox={box!r:.80}")
+    elif category >= 0:
+        assert isinstance(box, list)
+        x, y, width, height = map(float, box)
+        more = annotation.get("attributes")
+        told = more if isinstance(more, dict) else {}
+        flags = [_is_true(told.get(name)) for name in FLAGS]
+        flags[FLAGS.index("group_of")] |= _is_true(annotation.get("iscrowd"))
+        source.boxes.append((image, category, (x, y, x + width, y + height), tuple(flags), place, 0))
+
+
+def _at(table: dict[Any, int], key: Any) -> int | None:
+    return table.get(key) if isinstance(key, int | str) else None
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+
+
+def _is_true(value: Any) -> bool:
+    return value in (1, True) or str(value).lower() in ("1", "true", "yes")
+
+
+def write_coco(found: DetectionSet, folder: Path, files: Sequence[str]) -> None:
+    """``annotations/instances_{split}.json``; ``files``: name of each image's file in its split's folder."""
+    (folder / "annotations").mkdir()
+    ids = np.arange(1, len(found.images) + 1)
+    categories = [
+        {"id": number, "name": name, "label_name": mid}
+        for number, (mid, name) in enumerate(zip(found.taxonomy.ids, found.taxonomy.names, strict=True), 1)
+    ]
+    negatives: dict[int, list[int]] = {}
+    absent = found.labels.loc[~found.labels["present"].astype(bool), ["image", "class"]].to_numpy(dtype=np.int64)
+    for row, index in absent.tolist():
+        negatives.setdefault(row, []).append(index + 1)
+    for split in found.splits:
+        rows = np.flatnonzero(found.images["split"].to_numpy() == split)
+        images = []
+        for row in rows.tolist():
+            size = {"height": int(found.images["height"][row]), "width": int(found.images["width"][row])}
+            image: dict[str, Any] = {"id": int(ids[row]), "file_name": files[row], **size}
+            if not found.exhaustive:
+                image |= {"neg_category_ids": negatives.get(row, []), "not_exhaustive_category_ids": []}
+            images.append(image)
+        document = {
+            "info": {"description": "written by retinaflow"},
+            "licenses": [],
+            "images": images,
+            "annotations": _annotations(found, set(rows.tolist())),
+            "categories": categories,
+        }
+        path = folder / "annotations" / f"instances_{SHORT.get(split, split)}.json"
+        path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+
+def _annotations(found: DetectionSet, rows: set[int]) -> list[dict[str, Any]]:
+    image = found.boxes["image"].to_numpy(dtype=np.int64)
+    sizes = found.images[["width", "height", "width", "height"]].to_numpy(dtype=np.float64)[image]
+    corners = found.corners * sizes
+    flags = found.boxes[list(FLAGS)].to_numpy(dtype=bool)
+    classes = found.boxes["class"].to_numpy(dtype=np.int64)
+    written = []
+    for box in (box for box in range(len(image)) if int(image[box]) in rows):
+        x1, y1, x2, y2 = corners[box].tolist()
+        told = {name: True for name, is_set in zip(FLAGS, flags[box], strict=True) if is_set and name != "group_of"}
+        written.append(
+            {
+                "id": box + 1,
+                "image_id": int(image[box]) + 1,
+                "category_id": int(classes[box]) + 1,
+                "bbox": [round(x1, 6), round(y1, 6), round(x2 - x1, 6), round(y2 - y1, 6)],
+                "area": round((x2 - x1) * (y2 - y1), 6),
+                "iscrowd": int(flags[box][FLAGS.index("group_of")]),
+                "segmentation": [],
+                **({"attributes": told} if told else {}),
+            }
+        )
+    return written

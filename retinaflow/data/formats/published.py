@@ -1,0 +1,123 @@
+"""The layout of Open Images <-> detection sets: what ``train`` reads.
+
+Of a set that is not exhaustive the verified labels are written as they are. In an exhaustive one a class without label
+counts as absent anyway (``exhaustive: true`` in ``retinaflow.yaml``, which every command reads), so the label file
+holds the boxed classes, and one absent class for each image without boxes, by which the image is listed at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from retinaflow.data.formats import detection_set
+from retinaflow.data.formats.detection_set import DetectionSet
+from retinaflow.data.index import FLAGS, AnnotationIndex
+from retinaflow.data.openimages import BOX_FILES, LABEL_FILES
+from retinaflow.data.taxonomy import Taxonomy
+
+IMAGES_FILE = "images.csv"
+"""Id, size and origin of each converted image; a table for ``image_sizes`` too."""
+FOLDER_SETTINGS = "retinaflow.yaml"
+
+
+def splits_in(folder: Path) -> list[str]:
+    """The splits that a folder has published box files of."""
+    found = []
+    for name in BOX_FILES:
+        pattern = re.compile(re.escape(name).replace(re.escape("{split}"), r"(\w+)"))
+        found += [hit[1] for path in sorted(folder.glob("*.csv")) if (hit := pattern.fullmatch(path.name))]
+    order = {split: place for place, split in enumerate(detection_set.SPLITS)}
+    return sorted(set(found), key=lambda split: (order.get(split, len(order)), split))
+
+
+def has_labels(folder: Path, split: str) -> bool:
+    """Whether a folder has a published file of image-level labels of a split."""
+    return any((folder / name.format(split=split)).is_file() for name in LABEL_FILES)
+
+
+def from_indexes(
+    indexes: Mapping[str, AnnotationIndex], orientations: Mapping[str, Sequence[int]], *, exhaustive: bool
+) -> DetectionSet:
+    """The annotations of some splits; ``orientations``: EXIF orientation of the images of each."""
+    images, boxes, labels, first = [], [], [], 0
+    for split, index in indexes.items():
+        sizes = np.asarray(index.sizes)
+        frame = pd.DataFrame({"image_id": np.asarray(index.image_ids).astype(object)})
+        frame["split"] = split
+        frame["file"] = np.array([index.file_of(image) for image in range(len(index))], dtype=object)
+        frame["height"], frame["width"] = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
+        frame["orientation"] = list(orientations[split])
+        images.append(frame)
+        rows = pd.DataFrame({"image": index.box_image.astype(np.int64) + first, "class": np.asarray(index.labels)})
+        rows[list(detection_set.CORNERS)] = np.asarray(index.boxes)
+        for bit, name in enumerate(detection_set.FLAGS):
+            rows[name] = (np.asarray(index.flags) >> bit & 1).astype(bool)
+        boxes.append(rows)
+        columns = {"image": index.label_image.astype(np.int64) + first, "class": np.asarray(index.verified_class)}
+        labels.append(pd.DataFrame({**columns, "present": np.asarray(index.verified_present)}))
+        first += len(index)
+    taxonomy = next(iter(indexes.values())).taxonomy
+    joined, boxed, labelled = (pd.concat(parts, ignore_index=True) for parts in (images, boxes, labels))
+    return DetectionSet(taxonomy, joined, boxed, labelled, exhaustive)
+
+
+def write_published(found: DetectionSet, folder: Path) -> None:
+    """Box and label files of each split, the class list, the table of images, and the folder's settings.
+
+    The images belong in ``images``, named by their ids.
+    """
+    write_classes(found.taxonomy, folder)
+    ids = found.images["image_id"].to_numpy()
+    mids = np.array(found.taxonomy.ids, dtype=object)
+    boxes, labels = found.boxes, _labels(found)
+    for split in found.splits:
+        of_split = found.images["split"].to_numpy() == split
+        rows = boxes[of_split[boxes["image"].to_numpy(dtype=np.int64)]]
+        table = pd.DataFrame({"ImageID": ids[rows["image"]], "Source": "converted", "LabelName": mids[rows["class"]]})
+        table["Confidence"] = 1
+        for name, own in (("XMin", "x1"), ("XMax", "x2"), ("YMin", "y1"), ("YMax", "y2")):
+            table[name] = rows[own].to_numpy()
+        for name, own in zip(FLAGS, detection_set.FLAGS, strict=True):
+            table[name] = rows[own].to_numpy(dtype=np.int64)
+        # Nine digits keep a box within a thousandth of a pixel, however large the image.
+        table.to_csv(folder / f"{split}-annotations-bbox.csv", index=False, float_format="%.9g")
+        rows = labels[of_split[labels["image"].to_numpy(dtype=np.int64)]]
+        table = pd.DataFrame({"ImageID": ids[rows["image"]], "Source": "converted", "LabelName": mids[rows["class"]]})
+        table["Confidence"] = rows["present"].to_numpy(dtype=np.int64)
+        table.to_csv(folder / f"{split}-annotations-human-imagelabels.csv", index=False)
+    table = found.images.rename(columns={"image_id": "ImageID", "width": "Width", "height": "Height"})
+    table["Origin"] = [str(path) for path in table["file"]]
+    table[["ImageID", "Width", "Height", "Origin"]].to_csv(folder / IMAGES_FILE, index=False)
+    if found.exhaustive:
+        text = "# Written by convert; these hold wherever data= names this folder.\nexhaustive: true\n"
+        (folder / FOLDER_SETTINGS).write_text(text, encoding="utf-8")
+
+
+def write_classes(taxonomy: Taxonomy, folder: Path) -> None:
+    """``class-descriptions.csv``; beside layouts that know names only too, so that ids and order survive."""
+    with (folder / "class-descriptions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(zip(taxonomy.ids, taxonomy.names, strict=True))
+
+
+def _labels(found: DetectionSet) -> pd.DataFrame:
+    """The labels to write; see the module's text."""
+    if not found.exhaustive:
+        return found.labels
+    present = found.boxes[["image", "class"]].drop_duplicates().assign(present=True)
+    empty = np.setdiff1d(np.arange(len(found.images)), found.boxes["image"].to_numpy(dtype=np.int64))
+    absent = pd.DataFrame({"image": empty, "class": 0, "present": False})
+    return pd.concat([present, absent], ignore_index=True).sort_values(["image", "class"], ignore_index=True)
+
+
+def unlisted(found: DetectionSet) -> np.ndarray:
+    """``[I]`` images of a set that is not exhaustive without box and label: nothing is known of them."""
+    told = np.zeros(len(found.images), dtype=bool)
+    for frame in (found.boxes, found.labels):
+        told[frame["image"].to_numpy(dtype=np.int64)] = True
+    return ~told & (not found.exhaustive)

@@ -1,0 +1,256 @@
+"""Pascal VOC folders <-> detection sets: one XML file for each image.
+
+Read are the layout of the VOC challenges (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``) and XML
+files beside their images or in folders called by split. Corners are pixels. The challenges count the pixels from 1 and
+mean ``xmax`` to be the last one inside (``first_pixel=1``: left edge xmin - 1, right edge xmax); most tools write the
+edges themselves, from 0. ``auto`` goes by what an annotation says of its database.
+
+``difficult`` becomes group-of (a region that is neither learnt nor punished) or is read as any other box; ``truncated``
+and ``occluded`` are flags. Writing rounds to whole pixels, as other tools expect them, so edges move by up to half of
+one.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.source import (
+    SPLIT_NAMES,
+    ClassNames,
+    SourceImage,
+    SourceSet,
+    existing,
+    find_image,
+    note,
+    safe_name,
+    split_of,
+)
+from retinaflow.data.image_files import SUFFIXES
+from retinaflow.data.tables import Faults
+
+FirstPixel = Literal["auto", "0", "1"]
+Difficult = Literal["group-of", "keep"]
+SHORT = {"validation": "val"}
+"""How VOC calls a split."""
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_TOLD = {"occluded": "occluded", "truncated": "truncated", "difficult": "group_of"}
+
+
+def has_voc(folder: Path) -> bool:
+    """Whether a folder holds VOC annotations."""
+    return next(_annotation_files(folder), None) is not None
+
+
+def _annotation_files(folder: Path) -> Iterator[Path]:
+    for pattern in ("Annotations/*.xml", "*.xml", "*/*.xml", "*/Annotations/*.xml"):
+        yield from sorted(folder.glob(pattern))
+
+
+def read_voc(
+    folder: Path,
+    faults: Faults,
+    *,
+    classes: ClassNames,
+    images: Sequence[Path] = (),
+    first_pixel: FirstPixel = "auto",
+    difficult: Difficult = "group-of",
+    say: Callable[[str], None] = lambda line: None,
+) -> SourceSet:
+    """All annotated images of a folder; those of several splits are in the first one that lists them.
+
+    Raises ValueError for a file that is no XML; what breaks a rule goes to ``faults``.
+    """
+    source = SourceSet("pixel", classes)
+    listed = _listed(folder)
+    seen: set[Path] = set()
+    used: set[Path] = set()
+    for split, path in listed:
+        if path in seen:
+            continue
+        seen.add(path)
+        if not path.is_file():
+            note(faults, path.name, "a listed image must have an annotation file", "none")
+            continue
+        root = _root(path)
+        kind = root.findtext("source/database", "").strip()
+        one_based = first_pixel == "1" or (first_pixel == "auto" and kind.startswith("The VOC"))
+        file = _image_file(path, root, folder, split, images)
+        used.add(file or path)
+        name = (file or path).relative_to(folder).as_posix() if (file or path).is_relative_to(folder) else path.stem
+        place = len(source.images)
+        source.images.append(SourceImage(split, name, file, _size(root)))
+        for number, found in enumerate(root.findall("object"), 1):
+            where = f"{path.name} object {number}"
+            _object(source, found, where, place, faults, one_based=one_based, keep_difficult=difficult == "keep")
+    if not classes.given:
+        _in_order_of_names(source)
+    _tell_left_out(folder, used, say)
+    return source
+
+
+def _listed(folder: Path) -> list[tuple[str, Path]]:
+    """(split, annotation file) of every image, by ImageSets where there are some, else by folders."""
+    lists = {path.stem: path for path in sorted((folder / "ImageSets" / "Main").glob("*.txt"))}
+    lists = {name: path for name, path in lists.items() if name in SPLIT_NAMES}
+    if "train" in lists and "val" in lists:
+        lists.pop("trainval", None)
+    if lists:
+        return [
+            (SPLIT_NAMES[name], folder / "Annotations" / f"{safe_name(line.split()[0], path.name)}.xml")
+            for name, path in lists.items()
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
+    files = list(dict.fromkeys(_annotation_files(folder)))
+    return [(split_of(*_folders(path, folder)) or "train", path) for path in files]
+
+
+def _folders(path: Path, folder: Path) -> tuple[str, ...]:
+    return path.relative_to(folder).parent.parts
+
+
+def _root(path: Path) -> ElementTree.Element:
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError, LookupError) as error:
+        raise ValueError(f"{path}: not a readable XML file: {error}") from None
+    if root.tag != "annotation":
+        raise ValueError(f"{path}: a VOC file must begin with <annotation>, but begins with <{root.tag}>")
+    return root
+
+
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """(height, width) declared; None where missing or 0, as some tools write."""
+    sides = _number(root.findtext("size/height")), _number(root.findtext("size/width"))
+    return (int(sides[0]), int(sides[1])) if sides[0] >= 1 and sides[1] >= 1 else None
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
+
+
+def _image_file(path: Path, root: ElementTree.Element, folder: Path, split: str, images: Sequence[Path]) -> Path | None:
+    """The image of an annotation file: of its own name, or of the name that it says."""
+    bases = [path.parent, path.parent.parent, folder]
+    parts = ("JPEGImages", "images", "Images", split, SHORT.get(split, split))
+    folders = existing([*images, path.parent, *(base / part for base in bases for part in parts)])
+    suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
+    for place in folders:
+        for suffix in suffixes:
+            if (place / f"{path.stem}{suffix}").is_file():
+                return place / f"{path.stem}{suffix}"
+    # The name that tools write is often a path of the machine that they ran on.
+    said = (root.findtext("filename") or "").strip().replace("\\", "/").split("/")[-1]
+    return find_image(said, folders) if said not in ("", ".", "..") else None
+
+
+def _object(
+    source: SourceSet,
+    found: ElementTree.Element,
+    place: str,
+    image: int,
+    faults: Faults,
+    *,
+    one_based: bool,
+    keep_difficult: bool,
+) -> None:
+    name = (found.findtext("name") or "").strip()
+    if not name:
+        note(faults, place, "an object must have a name", "none")
+        return
+    sides = [found.findtext(f"bndbox/{side}") for side in _SIDES]
+    x1, y1, x2, y2 = map(_number, sides)
+    if not np.isfinite([x1, y1, x2, y2]).all():
+        shown = ", ".join(f"{side}={text}" for side, text in zip(_SIDES, sides, strict=True))
+        note(faults, place, "bndbox must hold four numbers", shown)
+        return
+    index = source.classes.find(name)
+    if index is None:
+        note(faults, place, "name must be in the class list", f"name={name!r}")
+        return
+    if one_based:
+        x1, y1 = x1 - 1, y1 - 1
+    flags = [False] * len(FLAGS)
+    for tag, flag in _TOLD.items():
+        if tag != "difficult" or not keep_difficult:
+            flags[FLAGS.index(flag)] = (found.findtext(tag) or "").strip().lower() in ("1", "true")
+    source.boxes.append((image, index, (x1, y1, x2, y2), tuple(flags), place, 0))
+
+
+def _in_order_of_names(source: SourceSet) -> None:
+    """Classes by name: VOC has no list of them, and the order of files says nothing."""
+    order = sorted(range(len(source.classes.names)), key=lambda index: source.classes.names[index])
+    place = {old: new for new, old in enumerate(order)}
+    source.classes.names = [source.classes.names[index] for index in order]
+    source.classes.ids = [source.classes.ids[index] for index in order]
+    source.boxes = [(image, place[index], *rest) for image, index, *rest in source.boxes]  # type: ignore[misc]
+
+
+def _tell_left_out(folder: Path, used: set[Path], say: Callable[[str], None]) -> None:
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and "Segmentation" not in str(path)]
+    left = [path for path in files if path not in used]
+    if left:
+        say(
+            f"{len(left):,} image files have no annotation file and are left out, {left[0].name} for example (an image "
+            "without objects needs an XML file without them)"
+        )
+
+
+def write_voc(found: DetectionSet, folder: Path, files: Sequence[str], *, first_pixel: FirstPixel = "auto") -> None:
+    """``Annotations/{image_id}.xml`` and ``ImageSets/Main/{split}.txt``; ``files``: names in ``JPEGImages``."""
+    annotations, lists = folder / "Annotations", folder / "ImageSets" / "Main"
+    annotations.mkdir()
+    lists.mkdir(parents=True)
+    start = np.searchsorted(found.boxes["image"].to_numpy(dtype=np.int64), np.arange(len(found.images) + 1))
+    sizes = found.images[["width", "height"]].to_numpy(dtype=np.int64)
+    corners, flags = found.corners, found.boxes[list(FLAGS)].to_numpy(dtype=bool)
+    names = [found.taxonomy.labels[index] for index in found.boxes["class"]]
+    for image, image_id in enumerate(found.images["image_id"]):
+        root = _document(files[image], sizes[image])
+        for box in range(int(start[image]), int(start[image + 1])):
+            told = dict(zip(FLAGS, flags[box].tolist(), strict=True))
+            _write_object(root, names[box], _whole_pixels(corners[box], sizes[image], first_pixel), told)
+        tree = ElementTree.ElementTree(root)
+        ElementTree.indent(tree)
+        tree.write(annotations / f"{image_id}.xml", encoding="utf-8")
+    for split in found.splits:
+        ids = found.images["image_id"][found.images["split"] == split]
+        (lists / f"{SHORT.get(split, split)}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+
+
+def _document(file: str, size: np.ndarray) -> ElementTree.Element:
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "folder").text = "JPEGImages"
+    ElementTree.SubElement(root, "filename").text = file
+    sides = ElementTree.SubElement(root, "size")
+    for side, value in zip(("width", "height", "depth"), (*size.tolist(), 3), strict=True):
+        ElementTree.SubElement(sides, side).text = str(value)
+    ElementTree.SubElement(root, "segmented").text = "0"
+    return root
+
+
+def _write_object(root: ElementTree.Element, name: str, sides: list[int], told: dict[str, bool]) -> None:
+    element = ElementTree.SubElement(root, "object")
+    ElementTree.SubElement(element, "name").text = name
+    ElementTree.SubElement(element, "pose").text = "Unspecified"
+    for tag in ("truncated", "difficult", "occluded"):
+        ElementTree.SubElement(element, tag).text = str(int(told[_TOLD[tag]]))
+    box = ElementTree.SubElement(element, "bndbox")
+    for side, value in zip(_SIDES, sides, strict=True):
+        ElementTree.SubElement(box, side).text = str(value)
+
+
+def _whole_pixels(corners: np.ndarray, size: np.ndarray, first_pixel: FirstPixel) -> list[int]:
+    """Whole pixels, at least one each way."""
+    low = np.minimum(np.round(corners[:2] * size), size - 1).astype(int)
+    high = np.maximum(np.round(corners[2:] * size).astype(int), low + 1)
+    return [*(low + (first_pixel == "1")).tolist(), *high.tolist()]

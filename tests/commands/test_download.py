@@ -1,0 +1,183 @@
+"""``download``: from a server to a folder that trains, in spite of faults, and on from where it was stopped."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bucket_server import Bucket, serving
+
+from retinaflow.cli import main
+from retinaflow.commands.inputs import load_training_data
+from retinaflow.config import BinningConfig
+from retinaflow.data.bucket import addresses, fetching
+from retinaflow.resolving import resolve
+
+
+@pytest.fixture
+def bucket(tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """The tiny set as the buckets publish it: 12 training and 6 validation images."""
+    monkeypatch.setattr(fetching, "FIRST_WAIT", 0.01)
+    data = tiny_dataset()
+    with serving() as bucket:
+        bucket.files[addresses.CLASSES] = (data / "class-descriptions.csv").read_bytes()
+        bucket.files[addresses.HIERARCHY] = (data / "bbox_labels_hierarchy.json").read_bytes()
+        for split in ("train", "validation"):
+            bucket.files[addresses.BOXES[split]] = (data / f"{split}-annotations-bbox.csv").read_bytes()
+            labels = (data / f"{split}-annotations-human-imagelabels.csv").read_bytes()
+            bucket.files[addresses.LABELS[split]] = labels
+            for path in (data / "images").glob(f"{split}*.jpg"):
+                bucket.files[f"{split}/{path.name}"] = path.read_bytes()
+        yield bucket
+
+
+def download(bucket: Bucket, output: Path, **given: Any) -> int:
+    words = {"output": output, "track": "false", "tables_url": bucket.url, "images_url": bucket.url, "timeout": 0.5}
+    words |= {"retries": 2, **given}
+    return main(["download", *(word for name, value in words.items() for word in (f"--{name}", str(value)))])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_classes_come_with_what_is_below_them_and_can_be_trained_on(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert download(bucket, tmp_path / "oi", class_group="Vehicle", per_class=3) == 0
+    out = capsys.readouterr().out
+    assert "6 images to fetch (3 of train, 3 of validation), about 0.0 MiB by 6 of them, 8 at the same time" in out
+    data = load_training_data(resolve(BinningConfig, {"data": str(tmp_path / "oi")}))
+    assert data.train.taxonomy.names == ("Car", "Vehicle", "Bus")
+    assert (len(data.train), len(data.judged)) == (3, 3)
+    assert {row["LabelName"] for row in rows(tmp_path / "oi" / "train-annotations-bbox.csv")} <= {
+        "/m/0car", "/m/0vehicle", "/m/0bus",
+    }  # fmt: skip
+    header = (tmp_path / "oi" / "train-annotations-bbox.csv").read_bytes().splitlines()[0]
+    assert header == bucket.files[addresses.BOXES["train"]].splitlines()[0]
+    assert not (tmp_path / "oi" / ".download").exists()
+
+
+def test_a_dry_run_says_how_much_and_fetches_no_image(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert download(bucket, tmp_path / "oi", class_group="all", dry_run="true") == 0
+    assert "images to fetch" in capsys.readouterr().out
+    assert not any(path.endswith(".jpg") for path in bucket.asked)
+    before = bucket.asked.copy()
+    assert download(bucket, tmp_path / "oi", class_group="all") == 0
+    # The tables of the dry run are not read again.
+    assert bucket.asked[addresses.BOXES["train"]] == before[addresses.BOXES["train"]] == 1
+
+
+def test_faults_are_waited_out_and_what_is_not_there_is_left_out_and_listed(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket.faults = {
+        "train/train001.jpg": ["truncate", 503],
+        "train/train002.jpg": ["stall"],
+        "train/train003.jpg": ["wrong md5", "reset"],
+        addresses.BOXES["train"]: ["truncate", "reset"],
+    }
+    del bucket.files["train/train005.jpg"]
+    assert download(bucket, tmp_path / "oi", class_group="all", per_class=100, connections=3) == 0
+    assert "1 images could not be had; missing.csv lists them" in capsys.readouterr().out
+    assert [row["image_id"] for row in rows(tmp_path / "oi" / "missing.csv")] == ["train005"]
+    assert "train005" not in {row["ImageID"] for row in rows(tmp_path / "oi" / "train-annotations-bbox.csv")}
+    for path in (tmp_path / "oi" / "images").iterdir():
+        assert path.read_bytes() == bucket.files[f"{path.stem.rstrip('0123456789')}/{path.name}"]
+    assert bucket.most_at_once <= 3
+    load_training_data(resolve(BinningConfig, {"data": str(tmp_path / "oi")}))
+
+
+def test_the_same_command_goes_on_with_what_is_missing(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = bucket.files["train/train001.jpg"]
+    bucket.files["train/train001.jpg"] = whole[: len(whole) // 2]  # as long as it says, and no whole picture
+    assert download(bucket, tmp_path / "oi", class_group="Car,Tree") == 2
+    error = capsys.readouterr().err
+    assert "1 images could not be read whole, train001 for example" in error
+    assert "the JPEG is cut short" in error
+    assert not (tmp_path / "oi" / "train-annotations-bbox.csv").exists()
+    bucket.files["train/train001.jpg"] = whole
+    before = bucket.asked.copy()
+    assert download(bucket, tmp_path / "oi", class_group="Car,Tree") == 0
+    again = {path for path in bucket.asked if bucket.asked[path] > before[path]}
+    assert again == {"train/train001.jpg", addresses.LABELS["train"], addresses.LABELS["validation"]}
+    before = bucket.asked.copy()
+    assert download(bucket, tmp_path / "oi", class_group="Car,Tree") == 0
+    assert bucket.asked == before
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_images_can_be_given_by_id(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("train/train001\ntrain002\nvalidation/validation000\nnowhere\n")
+    assert download(bucket, tmp_path / "oi", image_ids=tmp_path / "ids.txt") == 0
+    names = sorted(path.stem for path in (tmp_path / "oi" / "images").iterdir())
+    assert names == ["train001", "train002", "validation000"]
+    assert len(rows(tmp_path / "oi" / "class-descriptions.csv")) == 4
+    assert rows(tmp_path / "oi" / "missing.csv") == [
+        {"image_id": "nowhere", "reason": "in no box table of these splits"},
+    ]
+
+
+def test_originals_are_checked_by_the_size_and_md5_of_their_table(bucket: Bucket, tmp_path: Path) -> None:
+    head = "ImageID,Subset,OriginalURL,Title,OriginalSize,OriginalMD5\n"
+    for split in ("train", "validation"):
+        text = head
+        for path, data in bucket.files.items():
+            if path.startswith(f"{split}/"):
+                digest = base64.b64encode(hashlib.md5(data).digest()).decode()
+                name = path.split("/")[1].removesuffix(".jpg")
+                size = len(data) + (name == "train001")
+                text += f'{name},{split},{bucket.url}/{path},"A title, with a comma",{size},{digest}\n'
+        bucket.files[addresses.ORIGINALS[split]] = text.encode()
+    given = {"class_group": "Car,Tree", "originals": "true"}
+    assert download(bucket, tmp_path / "oi", **given) == 2
+    assert download(bucket, tmp_path / "oi", **given, on_bad_image="skip") == 0
+    missing = rows(tmp_path / "oi" / "missing.csv")
+    assert [row["image_id"] for row in missing] == ["train001"]
+    assert "bytes, the table says" in missing[0]["reason"]
+
+
+REFUSED = {
+    "nothing asked": ({}, "what is to be fetched? Give class_group="),
+    "unknown class": ({"class_group": "Carr"}, "no class has the id or name 'Carr'; did you mean Car"),
+    "no such list": ({"image_ids": "no.txt"}, "image_ids=no.txt: no such file"),
+    "too many connections": ({"class_group": "Car", "connections": 99}, "connections <= 32 must hold"),
+    "no such split": ({"class_group": "Car", "splits": "val"}, "splits"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: tuple[dict[str, Any], str]
+) -> None:
+    assert download(bucket, tmp_path / "oi", **case[0]) == 2
+    assert case[1] in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("")
+    assert download(bucket, tmp_path / "mine", class_group="Car") == 2
+    assert "the folder must be new, empty, or begun by download" in capsys.readouterr().err
+    assert download(bucket, tmp_path / "oi", class_group="Car", dry_run="true") == 0
+    assert download(bucket, tmp_path / "oi", class_group="Tree") == 2
+    assert "was begun with other settings (class_group)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "oi" / "download.json").read_text())["complete"] is False
+
+
+def test_a_wrong_address_ends_soon(bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert download(bucket, tmp_path / "oi", class_group="all", images_url=f"{bucket.url}/wrong") == 2
+    assert "images all failed; is the address right?" in capsys.readouterr().err
