@@ -18,10 +18,12 @@ from retinaflow.commands.kept import read_kept
 from retinaflow.commands.parts import load_parts
 from retinaflow.commands.resuming import WITHOUT_EFFECT
 from retinaflow.config import MergeConfig, SplitConfig, TrainConfig
+from retinaflow.data.index import AnnotationIndex
 from retinaflow.resolving import resolve
 from retinaflow.run_files import Run
 from retinaflow.scoring.comparison import Comparison, Resampling, Side
 from retinaflow.scoring.comparison import compare as compare_sides
+from retinaflow.scoring.match_file import KeptMatches, truth_digest
 from retinaflow.setting_groups import MergeFields
 from retinaflow.tracking import launched_by_mlflow
 from retinaflow.training.stopping import StopRequest
@@ -39,13 +41,15 @@ def run(config: SplitConfig) -> Comparison:
     """
     groups = read_groups(config.groups)
     _refuse(config, groups)
-    if config.from_run is not None:
-        chosen_run(config.from_run)  # Better now than after hours of training.
+    base = None if config.from_run is None else chosen_run(config.from_run).kept
     with tracking.start_run("split", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         wanted = [*groups, *(["all"] if config.with_all else [])]
-        runs = [_trained(config, group, parent, f"{n} of {len(wanted)}") for n, group in enumerate(wanted, start=1)]
+        runs = [
+            _trained(config, group, parent, base, place=f"{n} of {len(wanted)}")
+            for n, group in enumerate(wanted, start=1)
+        ]
         parts = runs[: len(groups)]
         one_model = runs[-1] if config.with_all else config.from_run
         parent.set_tags({"retinaflow.parts": ",".join(parts)})
@@ -120,20 +124,41 @@ def _refuse(config: SplitConfig, groups: Sequence[str]) -> None:
         )
 
 
-def _trained(config: SplitConfig, group: str, parent: Run, place: str) -> str:
+def _trained(config: SplitConfig, group: str, parent: Run, base: KeptMatches | None, *, place: str) -> str:
     """The run (track=false: the folder) of the model of a group: an earlier one, or trained now."""
     settings = {name: getattr(config, name) for name in TrainConfig.model_fields}
     own = resolve(TrainConfig, {**settings, "class_group": group, "config": None})
     say(f"\n{place}: {group}")
     data = load_training_data(own)
+    if base is not None:
+        _refuse_other_base(config, base, data.judged)
     tag = f"retinaflow.part.{_key(own, data.digest)}"
     earlier = _earlier(tag) if config.track and config.reuse else None
     if earlier is not None:
         say(f"run {earlier} of an earlier split has these settings and data; reuse=false trains it again")
-    name = re.sub(r"[^\w.,:-]+", "_", group)[:_MOST_LETTERS]
+    name = run_name(group)
     run_id = earlier or train.run(own, data=data, name=name).run_id
     parent.set_tags({tag: run_id})
     return run_id if config.track else str(config.output / name)
+
+
+def run_name(group: str) -> str:
+    """A group as the name of a run and a folder: of few letters, others for every group."""
+    name = re.sub(r"[^\w.,:-]+", "_", group)
+    digest = hashlib.sha256(group.encode()).hexdigest()[:6]
+    return name if len(name) <= _MOST_LETTERS and name == group else f"{name[:_MOST_LETTERS]}-{digest}"
+
+
+def _refuse_other_base(config: SplitConfig, base: KeptMatches, judged: AnnotationIndex) -> None:
+    """Better now than after hours of training."""
+    known = dict(zip(base.class_ids, base.truth.classes, strict=True))
+    here = truth_digest(judged)
+    same = all(known.get(mid, own) == own for mid, own in zip(judged.taxonomy.ids, here.classes, strict=True))
+    if base.truth.images != here.images or not same:
+        raise ValueError(
+            f"from_run={config.from_run} must have been judged on the images that the split is judged on, but it was "
+            "judged on others, or with other annotations; judge it on these with evaluate and give that run"
+        )
 
 
 def _key(config: TrainConfig, data_digest: str) -> str:

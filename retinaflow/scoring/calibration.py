@@ -120,7 +120,7 @@ def held_out_loss(judged: Judged, method: Method) -> float:
 def log_loss(share: NDArray[np.floating], right: BoolArray) -> FloatArray:
     """Minus the log of what was said of the outcome, for each detection."""
     said = np.where(right, share, 1 - share)
-    return np.asarray(-np.log(np.clip(said, _NEAR_ZERO, None)), dtype=np.float64)
+    return np.asarray(-np.log(np.clip(said, _NEAR_ZERO, 1)), dtype=np.float64)
 
 
 def _fit_platt(judged: Judged) -> Calibrator:

@@ -54,9 +54,10 @@ def cross_fitted(
 
     ``matches``: of these detections (``detection_row`` counts their rows). ``fold_of_image [I]``: the images of a fold
     are judged by calibrators of the others. A class of fewer truths than ``min_truths`` keeps its scores. Raises
-    ValueError for scores outside [0, 1].
+    ValueError for scores outside [0, 1], which only ``none`` takes.
     """
-    refuse_other_scores(detections)
+    if method != "none":
+        refuse_other_scores(detections)
     score = np.asarray(detections.score, dtype=np.float64).copy()
     fold_of_row = fold_of_image[detections.image_index]
     choose: Callable[[Judged], Method] = choose_method if method == "auto" else lambda judged: method
