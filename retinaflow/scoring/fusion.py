@@ -12,7 +12,7 @@ IoU is 0.5): one box (0, 0, 1, (0.8 * 1 + 0.4 * 0.5) / 1.2 = 0.833), score (0.8 
 0.9 that only one of them found: 0.9 * 1 / 2 = 0.45.
 
 The result does not depend on the order of the models. Scores must be comparable between the models: calibrate first.
-Cost: a Python loop over the boxes of shared classes, about 40 microseconds each.
+Cost: a Python loop over the boxes of shared classes, about 50 microseconds of CPU each.
 
 Source: Solovyev, Wang and Gabruseva, Weighted boxes fusion (Image and Vision Computing 2021), with ``conf_type='avg'``
 of their library ``ensemble_boxes``.

@@ -29,6 +29,7 @@ SMALL = {
     "head_depth": 1,
     "epochs": 1,
     "precision": "float32",
+    "score_threshold": 0.005,
     "bootstrap": 100,
 }
 
@@ -124,13 +125,13 @@ def test_the_merged_run_links_its_parts_and_keeps_all_that_judging_needs(halves:
 def test_the_same_split_again_trains_nothing_again(
     halves: Run, workshop: Any, trained: TrainResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = _split(workshop, from_run=trained.run_id, min_truths="1")
+    again = _split(workshop, from_run=trained.run_id, min_truths="1", output="again")
     assert again.info.run_id != halves.info.run_id
     assert set(_children(again)) == {"merged", "calibrated"}
     assert _parts(again) == _parts(halves)
     assert capsys.readouterr().out.count("of an earlier split has these settings and data") == 2
     # Without one model the two ways of merging are compared; another seed is another training.
-    other = _split(workshop, seed="1", calibration="platt")
+    other = _split(workshop, seed="1", calibration="platt", output="other")
     assert set(_children(other)) == {"Car,Bus,Vehicle", "Tree,Plant", "merged", "calibrated"}
     assert "merged_difference" not in pd.read_csv(
         mlflow.artifacts.download_artifacts(run_id=other.info.run_id, artifact_path="comparison.csv")
