@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from retinaflow import tracking
 from retinaflow.commands.inputs import say
@@ -205,7 +206,9 @@ def _calibrators(one: _Calibrated) -> dict[str, object]:
     }
 
 
-def _judged_scores(one: _Calibrated) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _judged_scores(
+    one: _Calibrated,
+) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]:
     """Scores before and after calibration, and whether right, of the detections that were judged."""
     matches = one.part.matches
     entries = matches.kind != Kind.GROUP_OF
