@@ -132,7 +132,7 @@ def _trained(config: SplitConfig, group: str, parent: Run, base: KeptMatches | N
     data = load_training_data(own)
     if base is not None:
         _refuse_other_base(config, base, data.judged)
-    tag = f"retinaflow.part.{_key(own, data.digest)}"
+    tag = f"retinaflow.part.{training_key(own, data.digest)}"
     earlier = _earlier(tag) if config.track and config.reuse else None
     if earlier is not None:
         say(f"run {earlier} of an earlier split has these settings and data; reuse=false trains it again")
@@ -161,7 +161,7 @@ def _refuse_other_base(config: SplitConfig, base: KeptMatches, judged: Annotatio
         )
 
 
-def _key(config: TrainConfig, data_digest: str) -> str:
+def training_key(config: TrainConfig, data_digest: str) -> str:
     """Digest of all that decides a training: settings, data, version."""
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in WITHOUT_EFFECT}
     document = json.dumps([settings, data_digest, retinaflow.__version__], sort_keys=True)
