@@ -142,16 +142,19 @@ def test_no_image_has_a_part_in_its_own_calibrators(model: tuple[Detections, Mat
     assert (before[~own] != after[~own]).mean() > 0.99
 
 
-def test_the_choice_of_method_is_cross_fitted_too(model: tuple[Detections, Matches]) -> None:
+def test_one_method_is_chosen_for_all_folds_of_a_class_and_kept_on_all_images(
+    model: tuple[Detections, Matches],
+) -> None:
     found, matches = model
     folds = draw_folds(120, FOLDS, seed=0)
     scores, rows = cross_fitted(found, matches, folds, min_truths=1)
     judged = judged_of_class(matches, 0, folds)
-    others = judged.take(judged.fold != 1)
-    own = (found.class_index == 0) & (folds[found.image_index] == 1)
-    np.testing.assert_array_equal(scores.score[own], fit(others, choose_method(others))(found.score[own]))
-    # What is kept is fitted on all images.
-    assert rows[0].calibrator == fit(judged, choose_method(judged))
+    chosen = choose_method(judged)
+    assert rows[0].calibrator == fit(judged, chosen)
+    for fold in range(FOLDS):
+        own = (found.class_index == 0) & (folds[found.image_index] == fold)
+        calibrator = fit(judged.take(judged.fold != fold), chosen)
+        np.testing.assert_array_equal(scores.score[own], calibrator(found.score[own]))
     assert rows[0].loss_after < rows[0].loss_before
 
 
