@@ -1,9 +1,9 @@
 """Calibrated scores of a whole model, honestly: no image is judged by a calibrator that it had a part in.
 
-The images are drawn into folds. Detections on the images of a fold get calibrators that were fitted on the images of the
-other folds; the calibrators that are kept are fitted on all images. The method, one of three, is chosen once for a class,
-by the likelihood of held-out folds: two methods in one class would not be one scale. A class of too few truths keeps
-its scores.
+The images are drawn into folds. Detections on the images of a fold get calibrators that were fitted on the images of
+the other folds; the calibrators that are kept are fitted on all images. The method, one of three, is chosen once for a
+class, by the likelihood of held-out folds: two methods in one class would not be one scale. A class of too few truths
+keeps its scores.
 
 Cross-fitted scores understate AP, as leaving out does with any ranking: an image of many right detections takes these
 out of its own calibrator, which is lower for it. A kept calibrator leaves the AP of a class as it was.
