@@ -17,7 +17,8 @@ The map of the package, in reading order:
   ``error_analysis`` with ``nearest_truth``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their
   ``figure_style``, ``contact_sheet``; ``match_file`` (what is kept of a judged run), ``significance``, ``comparison``,
   ``comparison_words``, ``comparison_figures``, ``found_and_missed``, ``comparison_page`` (runs compared class by
-  class); ``seeds`` and ``search_figures`` (the result of a search).
+  class); ``seeds`` and ``search_figures`` (the result of a search);
+  ``calibration``, ``cross_fitting``, ``calibration_figure`` and ``fusion`` (several models as one).
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.

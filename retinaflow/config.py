@@ -17,7 +17,13 @@ from pydantic import BeforeValidator, Field
 
 from retinaflow.data.bins import BinStrategy
 from retinaflow.data_settings import ConvertConfig, DownloadConfig
-from retinaflow.setting_groups import DataSettings, DetectionFields, SamplingFields, TrackingSettings
+from retinaflow.setting_groups import (
+    DataSettings,
+    DetectionFields,
+    MergeFields,
+    SamplingFields,
+    TrackingSettings,
+)
 from retinaflow.setting_types import (
     AlphaByBin,
     Auto,
@@ -222,6 +228,40 @@ class PromoteConfig(ComparedRuns):
     """Promote without a test."""
 
 
+class MergeConfig(TrackingSettings, MergeFields):
+    """``merge``: several models, of different classes or of the same, as one: calibrated, joined, fused, judged."""
+
+    output: Path = Path("outputs/merge")
+    """Folder that the merged predictions and the tables are written to, tracked or not."""
+    runs: Names = ()
+    """Runs of train, evaluate or merge by id or name (with track=false: folders), comma-separated; all judged on the
+    same images. none: the parts of the last split."""
+    calibrators: OptionalText = None
+    """Run (or folder) of an earlier merge of the same models whose calibrators are used, instead of fitting them on the
+    images that are judged; it must have been judged on other images. none: fit them here."""
+    nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """expand_predictions: IoU above which the lower of two detections of a class is dropped."""
+    max_detections: Annotated[int, Field(ge=1)] = 300
+    """Most detections per image, over all classes of all models."""
+
+
+class SplitConfig(TrainConfig, MergeFields):
+    """``split``: train a model for each group of classes, merge them, and compare with one model for all classes."""
+
+    groups: str = "people-clothing+rest"
+    """Class groups joined by +, each written as class_group is: people-clothing+rest, Car,Bus+Tree, bin:1+bin:2;
+    bin:1..3 stands for three of them. Groups may share classes, which are fused."""
+    from_run: OptionalText = None
+    """One model for all classes to compare with: a run judged on the same images; none: see with_all."""
+    with_all: bool = False
+    """Train one model for all classes too, by the same settings, to compare with."""
+    reuse: bool = True
+    """Take a model that an earlier split has trained by the same settings on the same data, instead of training it
+    again."""
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the images for intervals of the comparison."""
+
+
 class MainConfig(TrainConfig):
     """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
 
@@ -305,4 +345,6 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "search": SearchConfig,
     "convert": ConvertConfig,
     "download": DownloadConfig,
+    "merge": MergeConfig,
+    "split": SplitConfig,
 }

@@ -133,3 +133,19 @@ class DetectionFields(Settings):
     """Most detections per image."""
     group_of_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of a found group-of box: 1 is the Challenge rule, 0 the older V2 rule."""
+
+
+class MergeFields(Settings):
+    """How the detections of several models become those of one."""
+
+    calibration: Literal["auto", "platt", "isotonic", "none"] = "auto"
+    """Scores made comparable class by class, by the images that are judged (cross-fitted); auto: the method of highest
+    held-out likelihood for each class; none: scores as they are."""
+    min_truths: Annotated[int, Field(ge=1)] = 20
+    """Truths of a class on the judged images below which its scores stay as they are."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Parts of the images: those of one part get calibrators that were fitted on the other parts."""
+    fusion_iou: Annotated[float, Field(gt=0, lt=1)] = 0.55
+    """Classes that several models have: IoU above which their boxes are fused into one (weighted boxes fusion)."""
+    expand_predictions: bool = False
+    """Copy each merged detection to its class's ancestors; of overlapping ones of a class the best stays."""

@@ -78,18 +78,9 @@ def world(num_classes: int, num_images: int, *, seed: int = 0, boxes_per_image: 
 def run(
     made: World, skill: float | NDArray[np.float64], *, seed: int, settings: dict[str, object] | None = None
 ) -> KeptMatches:
-    """A detector that finds a truth of class k with the chance logistic(``skill[k]`` - the image's difficulty)."""
+    """What is kept of a run of such a detector (:func:`detected`)."""
     truth = made.annotations
-    rng = np.random.default_rng([seed, 1])
-    image = np.repeat(np.arange(len(truth.image_ids)), np.diff(truth.box_start))
-    skills = np.broadcast_to(np.asarray(skill, dtype=np.float64), (len(truth.taxonomy),))
-    chance = 1 / (1 + np.exp(made.difficulty[image] - skills[truth.labels]))
-    hit = rng.random(len(image)) < chance
-    wrong = rng.random(len(image)) < 0.5
-    rows = np.concatenate([np.flatnonzero(hit), np.flatnonzero(wrong)])
-    boxes = np.concatenate([truth.boxes[hit], _boxes(rng.integers(GRID * GRID, size=wrong.sum()))])
-    score = np.concatenate([rng.beta(4, 2, hit.sum()), rng.beta(2, 4, wrong.sum())]).astype(np.float32)
-    found = Detections(image[rows].astype(np.int32), truth.labels[rows], score, boxes)
+    found = detected(made, skill, seed=seed)
     matches = evaluate(found, truth).matches
     return KeptMatches(
         matches=matches,
@@ -101,6 +92,21 @@ def run(
         settings={"seed": seed, **(settings or {})},
         judged_from={},
     )
+
+
+def detected(made: World, skill: float | NDArray[np.float64], *, seed: int) -> Detections:
+    """A detector that finds a truth of class k with the chance logistic(``skill[k]`` - the image's difficulty)."""
+    truth = made.annotations
+    rng = np.random.default_rng([seed, 1])
+    image = np.repeat(np.arange(len(truth.image_ids)), np.diff(truth.box_start))
+    skills = np.broadcast_to(np.asarray(skill, dtype=np.float64), (len(truth.taxonomy),))
+    chance = 1 / (1 + np.exp(made.difficulty[image] - skills[truth.labels]))
+    hit = rng.random(len(image)) < chance
+    wrong = rng.random(len(image)) < 0.5
+    rows = np.concatenate([np.flatnonzero(hit), np.flatnonzero(wrong)])
+    boxes = np.concatenate([truth.boxes[hit], _boxes(rng.integers(GRID * GRID, size=wrong.sum()))])
+    score = np.concatenate([rng.beta(4, 2, hit.sum()), rng.beta(2, 4, wrong.sum())]).astype(np.float32)
+    return Detections(image[rows].astype(np.int32), truth.labels[rows], score, boxes)
 
 
 def table_of(kept: KeptMatches, made: World) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def chosen_runs(config: ComparedRuns) -> list[list[ChosenRun]]:
     if config.runs:
         if config.filter is not None:
             raise ValueError(f"runs or filter can be given, not both, but got filter={config.filter}")
-        sides = [[_chosen(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
+        sides = [[chosen_run(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
         ids = [run.record.run_id for side in sides for run in side]
         twice = sorted({run_id for run_id in ids if ids.count(run_id) > 1})
         if twice:
@@ -116,7 +116,8 @@ def _circumstances(runs: Sequence[ChosenRun]) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _chosen(name: str) -> ChosenRun:
+def chosen_run(name: str) -> ChosenRun:
+    """A run by id or name, or a folder written with track=false. Raises ValueError when there is none with matches."""
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
         return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_kept(name))

@@ -234,6 +234,22 @@ class _Model:
         return Detections.concatenate(list(parts))
 
 
+def detect_as_trained(
+    name: str | Path, judged: AnnotationIndex, config: EvaluateConfig, stop: StopRequest
+) -> Detections:
+    """What a model finds on images that have its classes, by the settings of its training unless ``config`` has others.
+
+    ``name``: what :func:`find_checkpoint` takes. Raises ValueError when the images have other classes than the model.
+    """
+    from retinaflow.training.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(find_checkpoint(str(name)))
+    if checkpoint.taxonomy.ids != judged.taxonomy.ids:
+        raise ValueError(f"{name}: the model must have the {judged.num_classes} classes that it was judged on")
+    model = _Model(str(name), judged, checkpoint.bins, pd.DataFrame(), checkpoint, _as_trained(config, checkpoint))
+    return model.detections(stop)
+
+
 def find_checkpoint(name: str) -> Path:
     """The checkpoint file that a run id, a model URI or a path stands for."""
     from retinaflow import tracking

@@ -43,6 +43,31 @@ def keep_matches(
     """Write ``matches.npz`` with every target. ``trained``: settings that the judged model was trained with."""
     own = config.model_dump(mode="json")
     on_trained_data = own["data"] == "trained" and trained is not None
+    write_matches(
+        targets,
+        judgement,
+        detections,
+        index,
+        bins,
+        settings=own if isinstance(config, TrainConfig) else _settings(config, trained),
+        judged_from={
+            "command": "train" if isinstance(config, TrainConfig) or on_trained_data else "evaluate",
+            "settings": trained if on_trained_data else own,
+        },
+    )
+
+
+def write_matches(
+    targets: Sequence[Run],
+    judgement: Judgement,
+    detections: Detections,
+    index: AnnotationIndex,
+    bins: ClassBins,
+    *,
+    settings: Mapping[str, Any],
+    judged_from: Mapping[str, Any],
+) -> None:
+    """Write ``matches.npz`` with every target; ``settings`` and ``judged_from`` as :class:`KeptMatches` has them."""
     matches = judgement.scores.matches
     kept = KeptMatches(
         matches=matches,
@@ -53,11 +78,8 @@ def keep_matches(
             bins.images_per_class.astype(np.int64), bins.boxes_per_class.astype(np.int64), bins.bin_of_class
         ),
         truth=truth_digest(index),
-        settings=own if isinstance(config, TrainConfig) else _settings(config, trained),
-        judged_from={
-            "command": "train" if isinstance(config, TrainConfig) or on_trained_data else "evaluate",
-            "settings": trained if on_trained_data else own,
-        },
+        settings=settings,
+        judged_from=judged_from,
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
@@ -96,11 +118,7 @@ def judged_images(kept: KeptMatches) -> AnnotationIndex:
 
     Raises ValueError or OSError when they are not there, or are others by now.
     """
-    settings = {**kept.judged_from["settings"], "config": None}
-    if kept.judged_from["command"] == "train":
-        index = load_training_data(resolve(TrainConfig, settings)).judged
-    else:
-        index = _evaluated(resolve(EvaluateConfig, settings))
+    index = _judged_from(kept, {})
     place = index.taxonomy.index_of
     if any(mid not in place for mid in kept.class_ids):
         raise ValueError("the class list has changed since the run was judged")
@@ -109,6 +127,21 @@ def judged_images(kept: KeptMatches) -> AnnotationIndex:
     if truth_digest(index) != kept.truth:
         raise ValueError("the images or annotations have changed since the run was judged")
     return index
+
+
+def judged_images_of_all_classes(kept: KeptMatches) -> AnnotationIndex:
+    """The same images with all classes of the class list, whatever group of them the run judged. Errors likewise.
+
+    That the images and annotations are those of then is for the caller to see (:func:`truth_digest`).
+    """
+    return _judged_from(kept, {"class_group": "all"})
+
+
+def _judged_from(kept: KeptMatches, changes: Mapping[str, Any]) -> AnnotationIndex:
+    settings = {**kept.judged_from["settings"], "config": None, **changes}
+    if kept.judged_from["command"] == "train":
+        return load_training_data(resolve(TrainConfig, settings)).judged
+    return _evaluated(resolve(EvaluateConfig, settings))
 
 
 def _evaluated(config: EvaluateConfig) -> AnnotationIndex:

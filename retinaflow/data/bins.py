@@ -19,14 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.data.presence import Presence
-
 BinStrategy = Literal["log", "quantile", "jenks"]
+
+
+class ClassCounts(Protocol):
+    """What bins are made of, of K classes in the training set: :class:`retinaflow.data.presence.Presence` has it."""
+
+    @property
+    def images_per_class(self) -> NDArray[np.int64]: ...
+
+    @property
+    def boxes_per_class(self) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class ClassBins:
 
 
 def make_bins(
-    presence: Presence, *, num_bins: int = 7, strategy: BinStrategy = "log", edges: Sequence[float] = ()
+    presence: ClassCounts, *, num_bins: int = 7, strategy: BinStrategy = "log", edges: Sequence[float] = ()
 ) -> ClassBins:
     """Bins of the classes by training images. Explicit ``edges`` (inner cuts, in images) override strategy and number.
 

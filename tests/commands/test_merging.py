@@ -1,0 +1,256 @@
+"""``split`` and ``merge`` in a real store: parts trained, joined, judged, linked; what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from retinaflow.commands import evaluate, merge, split
+from retinaflow.commands.kept import read_kept
+from retinaflow.commands.train import TrainResult
+from retinaflow.config import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
+from retinaflow.resolving import resolve
+from retinaflow.scoring.challenge import average_precision
+
+GROUPS = "Car,Bus,Vehicle+Tree,Plant"
+SMALL = {
+    "image_size": 64,
+    "num_buckets": 1,
+    "batch_size": 4,
+    "fpn_channels": 64,
+    "head_depth": 1,
+    "epochs": 1,
+    "precision": "float32",
+    "score_threshold": 0.005,
+    "bootstrap": 100,
+}
+
+
+def _children(parent: Run) -> dict[str, Run]:
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+        output_format="list",
+    )
+    return {run.info.run_name: run for run in found}
+
+
+def _last(command: str) -> Run:
+    found = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`retinaflow.command` = '{command}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+    return found[0]
+
+
+def _split(workshop: Any, **given: Any) -> Run:
+    settings = {"data": str(workshop.data), **SMALL, "groups": GROUPS, "output": "split", **given}
+    split.run(resolve(SplitConfig, settings))
+    return _last("split")
+
+
+@pytest.fixture
+def halves(workshop: Any, trained: TrainResult) -> Run:
+    """A finished split of the tiny set in two groups, compared with the tracked training of all classes."""
+    made: Run = workshop.once("split", lambda: _split(workshop, from_run=trained.run_id, min_truths="1"))
+    return made
+
+
+def _parts(halves: Run) -> list[str]:
+    return halves.data.tags["retinaflow.parts"].split(",")
+
+
+def _merge(**given: Any) -> merge.MergeResult:
+    return merge.run(resolve(MergeConfig, {"calibration": "none", "output": "merged", **given}))
+
+
+def _ap(run_id: str) -> dict[str, float]:
+    kept = read_kept(run_id)
+    return dict(zip(kept.class_names, average_precision(kept.matches).tolist(), strict=True))
+
+
+def test_split_trains_merges_and_compares_under_one_run(halves: Run, trained: TrainResult) -> None:
+    children = _children(halves)
+    assert set(children) == {"Car,Bus,Vehicle", "Tree,Plant", "merged", "calibrated"}
+    assert {run.info.status for run in (*children.values(), halves)} == {"FINISHED"}
+    assert _parts(halves) == [children[name].info.run_id for name in ("Car,Bus,Vehicle", "Tree,Plant")]
+    path = mlflow.artifacts.download_artifacts(run_id=halves.info.run_id, artifact_path="comparison.csv")
+    table = pd.read_csv(path).set_index("group")
+    assert list(table.columns) == [
+        "classes", "one_model", "merged", "merged_difference", "merged_difference_low", "merged_difference_high",
+        "calibrated", "calibrated_difference", "calibrated_difference_low", "calibrated_difference_high",
+    ]  # fmt: skip
+    assert table.at["mAP", "one_model"] == pytest.approx(trained.judgement.metrics["val/mAP"])
+    for name in ("merged", "calibrated"):
+        assert table.at["mAP", name] == pytest.approx(children[name].data.metrics["val/mAP"])
+        low, high = (table.at["mAP", f"{name}_difference_{end}"] for end in ("low", "high"))
+        assert low <= table.at["mAP", f"{name}_difference"] <= high
+    assert halves.data.metrics["val/mAP"] == pytest.approx(table.at["mAP", "calibrated"])
+
+
+def test_disjoint_models_keep_the_ap_of_each_class(halves: Run) -> None:
+    merged = _ap(_children(halves)["merged"].info.run_id)
+    assert set(merged) == {"Car", "Bus", "Vehicle", "Tree", "Plant"}
+    for part in _parts(halves):
+        for name, ap in _ap(part).items():
+            np.testing.assert_equal(merged[name], ap)
+
+
+def test_the_merged_run_links_its_parts_and_keeps_all_that_judging_needs(halves: Run) -> None:
+    merged = _children(halves)["calibrated"]
+    assert merged.data.tags["retinaflow.parts"] == halves.data.tags["retinaflow.parts"]
+    for part in _parts(halves):
+        assert f"/runs/{part})" in merged.data.tags["mlflow.note.content"]
+    names = {item.path for item in MlflowClient().list_artifacts(merged.info.run_id)}
+    assert names >= {
+        "predictions.parquet", "calibration.csv", "calibrators.json", "calibration.png", "matches.npz",
+        "per_class_ap.csv", "metrics.json", "ap_vs_frequency.png", "detections.png", "error_analysis.csv",
+    }  # fmt: skip
+    table = pd.read_csv(Path("split/calibrated/calibration.csv"))
+    assert set(table["class"]) == {"Car", "Bus", "Vehicle", "Tree", "Plant"}
+    document = json.loads(Path("split/calibrated/calibrators.json").read_text())
+    assert [row["run_id"] for row in document["parts"]] == _parts(halves)
+
+
+def test_the_same_split_again_trains_nothing_again(
+    halves: Run, workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one model for all, the two ways of merging are compared."""
+    again = _split(workshop, min_truths="1", output="again")
+    assert again.info.run_id != halves.info.run_id
+    assert set(_children(again)) == {"merged", "calibrated"}
+    assert _parts(again) == _parts(halves)
+    assert capsys.readouterr().out.count("of an earlier split has these settings and data") == 2
+    path = mlflow.artifacts.download_artifacts(run_id=again.info.run_id, artifact_path="comparison.csv")
+    assert [name for name in pd.read_csv(path) if "difference" not in name] == [
+        "group", "classes", "merged", "calibrated",
+    ]  # fmt: skip
+
+
+def test_a_training_is_the_same_by_settings_and_data_not_by_place() -> None:
+    config = resolve(TrainConfig, {"class_group": "Car"})
+    key = split.training_key(config, "digest")
+    elsewhere = resolve(TrainConfig, {"class_group": "Car", "output": "there", "workers": "2", "experiment": "x"})
+    assert split.training_key(elsewhere, "digest") == key
+    others = [resolve(TrainConfig, {"class_group": "Car", **more}) for more in ({"seed": 1}, {"lr": 0.5})]
+    keys = [key, split.training_key(config, "other"), *(split.training_key(other, "digest") for other in others)]
+    assert len(set(keys)) == 4
+
+
+def test_disjoint_models_may_come_in_any_order_and_are_judged_again_from_the_file(halves: Run, workshop: Any) -> None:
+    one, two = (_merge(runs=",".join(ids), track="false") for ids in (_parts(halves), _parts(halves)[::-1]))
+    for column in ("image_index", "class_index", "score", "boxes"):
+        np.testing.assert_array_equal(getattr(one.detections, column), getattr(two.detections, column))
+    given = {"predictions": "merged/predictions.parquet", "data": str(workshop.data), "bootstrap": 0, "track": False}
+    judged = evaluate.run(resolve(EvaluateConfig, given))
+    assert judged.scores.mean_ap == one.judgement.scores.mean_ap
+    # What was merged can be merged again, from its file: here with nothing.
+    same = _merge(runs="merged", output="again", track="false")
+    assert same.judgement.scores.mean_ap == one.judgement.scores.mean_ap
+
+
+def test_shared_classes_are_fused_and_parents_are_expanded_to(
+    halves: Run, trained: TrainResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = f"{_parts(halves)[1]},{trained.run_id}"
+    most = _merge(runs=runs, max_detections="3", track="false").detections
+    assert "2 models, 5 classes, 2 of them shared; calibration: 7 none" in capsys.readouterr().out
+    assert np.bincount(most.image_index).max() == 3
+    # Every tree is a plant.
+    found = _merge(runs=_parts(halves)[1], expand_predictions="true", track="false").detections
+    trees, plants = (set(found.image_index[found.class_index == k].tolist()) for k in (0, 1))
+    assert trees
+    assert trees <= plants
+
+
+def test_calibrators_of_other_images_are_used_as_they_are(
+    halves: Run, workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [f"validation{n:03d}" for n in range(6)]
+    Path("first.txt").write_text("\n".join(images[:3]))
+    Path("second.txt").write_text("\n".join(images[3:]))
+    part = _parts(halves)[1]
+    for name in ("first", "second"):
+        given = {"from_run": part, "data": workshop.data, "eval_ids": f"{name}.txt", "output": name, "bootstrap": 0}
+        assert workshop.cli("evaluate", **given, track="false") == 0
+    _merge(runs="first", calibration="platt", min_truths="1", output="fitted", track="false")
+    capsys.readouterr()
+    later = _merge(runs="second", calibrators="fitted", output="applied", track="false")
+    assert (
+        json.loads(Path("applied/calibrators.json").read_text())["parts"][0]["classes"]
+        == (json.loads(Path("fitted/calibrators.json").read_text())["parts"][0]["classes"])
+    )
+    np.testing.assert_array_equal(later.judgement.scores.ap, average_precision(read_kept("second").matches))
+    refused = {"runs": "first", "calibrators": "fitted", "track": "false"}
+    assert workshop.cli("merge", **refused) == 2
+    assert "must have been fitted on other images than those judged, but 3 are the same" in capsys.readouterr().err
+    # Parts that were judged on different images are no whole.
+    assert workshop.cli("merge", runs="first,second", track="false") == 2
+    assert "only runs judged on the same images can be merged" in capsys.readouterr().err
+
+
+REFUSED = {
+    "twice": ({"runs": "{part},{part}"}, "each run can be merged once, but got twice"),
+    "unknown": ({"runs": "nowhere"}, "run nowhere: there is no such id or name"),
+    "bad fold": ({"runs": "{part}", "folds": "1"}, "folds >= 2 must hold, but got folds=1"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_merge_refuses_with_a_reason(
+    fault: str, halves: Run, workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, message = REFUSED[fault]
+    filled = {name: value.format(part=_parts(halves)[0]) for name, value in given.items()}
+    assert workshop.cli("merge", **filled, track="false") == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"groups": "people-clothing"}, "groups must be two different class groups or more, joined by +"),
+        ({"groups": "Car+Car"}, "groups must be two different class groups or more"),
+        ({"class_group": "Car"}, "split makes the class groups from groups, but got class_group=Car"),
+        ({"register_as": "pair"}, "a merged model cannot be registered"),
+        ({"with_all": "true", "from_run": "abc"}, "with_all or from_run can be given, not both"),
+        ({"calibration": "none"}, "calibration=none leaves nothing to compare"),
+    ],
+)
+def test_split_refuses_before_it_trains(
+    workshop: Any, given: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert workshop.cli("split", data=workshop.data, **given, track="false") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_split_refuses_a_model_judged_on_other_images_before_it_trains(
+    trained: TrainResult, workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("some.txt").write_text("train001\ntrain002\n")
+    given = {"groups": GROUPS, "from_run": trained.run_id, "eval_ids": "some.txt", "output": "refused"}
+    assert workshop.cli("split", data=workshop.data, **given, track="false") == 2
+    assert "must have been judged on the images that the split is judged on" in capsys.readouterr().err
+    assert not list(Path("refused").glob("*/checkpoints"))
+
+
+def test_every_group_has_a_name_of_its_own() -> None:
+    assert split.run_name("people-clothing") == "people-clothing"
+    long = [split.run_name(f"{'Salt and pepper shakers,' * 9}{end}") for end in ("Car", "Bus")]
+    assert long[0] != long[1]
+    assert all(len(name) < 50 and "/" not in name for name in (*long, split.run_name("/m/0car,/m/0bus")))
+
+
+def test_groups_are_joined_by_plus_and_bins_may_be_a_range() -> None:
+    assert split.read_groups("people-clothing+rest") == ["people-clothing", "rest"]
+    assert split.read_groups("Car,Bus + bin:2..4") == ["Car,Bus", "bin:2", "bin:3", "bin:4"]
