@@ -16,7 +16,14 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from retinaflow.data.bins import BinStrategy
-from retinaflow.setting_groups import DataSettings, DetectionFields, SamplingFields, TrackingSettings
+from retinaflow.setting_groups import (
+    DataSettings,
+    DetectionFields,
+    ImagesFields,
+    PostprocessFields,
+    SamplingFields,
+    TrackingSettings,
+)
 from retinaflow.setting_types import (
     AlphaByBin,
     Auto,
@@ -165,6 +172,44 @@ class EvaluateConfig(DataSettings, DetectionFields):
     """Also analyse what each kind of error costs: about 4 s per million detections."""
 
 
+class ModelFields(ImagesFields, PostprocessFields):
+    """A trained model and the images it looks at. score_threshold, nms, the other settings of detections and
+    precision are those of its training unless given."""
+
+    from_run: OptionalText = None
+    """The model: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last training
+    run."""
+    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
+    """Square root of the area that images are resized to; trained: as in training."""
+    parents: Literal["trained", "expand"] = "trained"
+    """Detections of parent classes: as the model was trained, or expand: each detection is also one of every ancestor
+    of its class, of doubles the best."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Images per step of a process."""
+    workers: Annotated[int, Field(ge=-1)] = -1
+    """Loader processes of each process; 0: none; -1: by the machine (none without a GPU)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
+
+
+class PredictConfig(TrackingSettings, ModelFields):
+    """``predict``: detections of a trained model on a folder, a list or a split of images, in files; an interrupted run
+    is gone on with by the same command."""
+
+    output: Path = Path("outputs/predict")
+    """Folder of the predictions, and of the shards that an interrupted run goes on from."""
+    file_format: Literal["csv", "parquet"] = "csv"
+    """The file of all predictions: predictions.csv or predictions.parquet, columns as evaluate reads them."""
+    submission: OptionalPath = None
+    """Also write a Kaggle submission of the Challenge (ImageId,PredictionString) to this file; none: no."""
+    nproc: Annotated[int, Field(ge=1)] = 1
+    """Processes that predict together on this machine, one per GPU where there are GPUs."""
+    shard_size: Annotated[int, Field(ge=1)] = 1000
+    """Images of one shard: an interrupted run loses at most the shards in progress."""
+    overwrite: bool = False
+    """Begin anew where output holds predictions of another model, other settings or other images; else refused."""
+
+
 class ExploreConfig(DataSettings):
     """``explore``: one HTML page about the data: classes, bins, boxes, shapes, labels, suspicious rows."""
 
@@ -298,6 +343,7 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "binning": BinningConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
     "explore": ExploreConfig,
     "compare": CompareConfig,
     "promote": PromoteConfig,

@@ -7,6 +7,8 @@ read. Read with ``weights_only=True``: a checkpoint holds tensors and plain valu
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -43,6 +45,16 @@ class Checkpoint:
     data_digest: str
     epoch: int
     progress: dict[str, Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what decides detections: network, weights, classes and input shapes. Equal means equal models."""
+        plain = [asdict(self.network), self.taxonomy.to_document(), self.buckets.shapes, self.parents]
+        hasher = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+        for name, value in sorted(self.state.items()):
+            hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            hasher.update(value.contiguous().flatten().view(torch.uint8).numpy())
+        return hasher.hexdigest()
 
     def build(self, device: torch.device) -> RetinaNet:
         """The detector on a device, ready for inference."""

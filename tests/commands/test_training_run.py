@@ -16,11 +16,9 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from retinaflow.commands import evaluate, train
+from retinaflow.commands import train
 from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import EvaluateConfig
-from retinaflow.resolving import resolve
 from retinaflow.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,19 +140,6 @@ def test_its_checkpoints_are_for_use_and_for_going_on(trained: TrainResult) -> N
 
 
 # The logged model
-
-
-@pytest.fixture
-def judged(trained: TrainResult, workshop: Any) -> Path:
-    """The output folder of ``evaluate`` of the training."""
-
-    def make() -> Path:
-        output = workshop.folder / "judged"
-        evaluate.run(resolve(EvaluateConfig, {"from_run": trained.run_id, "output": str(output), "bootstrap": 0}))
-        return output
-
-    result: Path = workshop.once("judged", make)
-    return result
 
 
 def test_the_logged_model_gives_the_boxes_that_evaluate_gives(
