@@ -172,13 +172,18 @@ class EvaluateConfig(DataSettings, DetectionFields):
     """Also analyse what each kind of error costs: about 4 s per million detections."""
 
 
-class ModelFields(ImagesFields, PostprocessFields):
-    """A trained model and the images it looks at. score_threshold, nms, the other settings of detections and
-    precision are those of its training unless given."""
+class ModelFields(PostprocessFields):
+    """A trained model. score_threshold, nms and the other settings of detections are those of its training unless
+    given."""
 
     from_run: OptionalText = None
     """The model: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last training
     run."""
+
+
+class DetectingFields(ModelFields, ImagesFields):
+    """A trained model that looks at images. precision is that of its training unless given."""
+
     image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
     """Square root of the area that images are resized to; trained: as in training."""
     parents: Literal["trained", "expand"] = "trained"
@@ -192,7 +197,7 @@ class ModelFields(ImagesFields, PostprocessFields):
     """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
 
 
-class PredictConfig(TrackingSettings, ModelFields):
+class PredictConfig(TrackingSettings, DetectingFields):
     """``predict``: detections of a trained model on a folder, a list or a split of images, in files; an interrupted run
     is gone on with by the same command."""
 
@@ -208,6 +213,34 @@ class PredictConfig(TrackingSettings, ModelFields):
     """Images of one shard: an interrupted run loses at most the shards in progress."""
     overwrite: bool = False
     """Begin anew where output holds predictions of another model, other settings or other images; else refused."""
+
+
+class VisualizeConfig(TrackingSettings, DetectingFields):
+    """``visualize``: pictures with boxes drawn in, of a model or of a file of predictions, truth beside them where it
+    is known."""
+
+    output: Path = Path("outputs/visualize")
+    """Folder that the pictures are written to, tracked or not."""
+    predictions: OptionalPath = None
+    """CSV, Parquet or Kaggle submission of detections to draw instead of a model's."""
+    samples: Annotated[int, Field(ge=1)] = 12
+    """Images drawn at random, by seed."""
+    ids: Names = ()
+    """Ids of the images to draw; none: a random sample."""
+    min_score: Share = 0.3
+    """Detections below this score are not drawn."""
+    truth: bool = True
+    """Draw the annotated boxes of the split beside the detections, if there are any."""
+    longest_side: Annotated[int, Field(ge=64)] = 1024
+    """Longest side of a drawn image, pixels; larger ones are made smaller, small ones are drawn at up to four times
+    their size."""
+
+
+class ExportConfig(TrackingSettings, ModelFields):
+    """``export``: a trained model as an ONNX file."""
+
+    output: Path = Path("outputs/model.onnx")
+    """File to write."""
 
 
 class ExploreConfig(DataSettings):
@@ -344,6 +377,8 @@ COMMANDS: Mapping[str, type[TrackingSettings]] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
+    "visualize": VisualizeConfig,
+    "export": ExportConfig,
     "explore": ExploreConfig,
     "compare": CompareConfig,
     "promote": PromoteConfig,

@@ -40,10 +40,11 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "resolving": ("config", "setting_groups", "tracking"),
     "run_files": (),
     "outbox": (),
-    "mlflow_run": ("outbox", "run_files"),
+    "served_images": (),
+    "mlflow_run": ("outbox", "run_files", "served_images"),
     "tracking": ("mlflow_run", "outbox", "run_files", "training.stopping"),
     "child_runs": ("mlflow_run", "outbox", "tracking"),
-    "served_model": ("boxes", "detections", "data", "detector", "training"),
+    "served_model": ("boxes", "detections", "data", "detector", "training", "served_images"),
     "commands": (
         *("boxes", "detections", "data", "detector", "scoring", "training"),
         *("config", "setting_groups", "resolving", "run_files", "mlflow_run", "tracking", "child_runs"),

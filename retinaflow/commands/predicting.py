@@ -24,7 +24,7 @@ from retinaflow.commands.judging import postprocessing
 from retinaflow.commands.machine import device_of
 from retinaflow.commands.prediction_folder import Shard
 from retinaflow.commands.recipe import MOST_WORKERS
-from retinaflow.config import ModelFields
+from retinaflow.config import DetectingFields
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.image_files import BadImage
 from retinaflow.data.index import AnnotationIndex
@@ -41,7 +41,9 @@ _POLL_SECONDS = 0.5
 class Detector:
     """A model on its device, with the settings by which it detects."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelFields, buckets: AspectBuckets, *, rank: int = 0) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: DetectingFields, buckets: AspectBuckets, *, rank: int = 0
+    ) -> None:
         self._config, self._buckets = config, buckets
         self._device = device_of(rank)
         self._model = checkpoint.build(self._device)
@@ -76,7 +78,7 @@ class Detector:
         return found.take(np.argsort(found.image_index, kind="stable"))
 
 
-def buckets_for(checkpoint: Checkpoint, config: ModelFields, index: AnnotationIndex) -> AspectBuckets:
+def buckets_for(checkpoint: Checkpoint, config: DetectingFields, index: AnnotationIndex) -> AspectBuckets:
     """The shapes of the training, or as many fitted to other sizes when ``image_size`` is given."""
     if config.image_size == "trained":
         return checkpoint.buckets
@@ -91,7 +93,7 @@ class Work:
     checkpoint: Path
     index: AnnotationIndex
     buckets: AspectBuckets
-    config: ModelFields
+    config: DetectingFields
     skip_bad_images: bool
 
 

@@ -7,7 +7,7 @@ everywhere; two files of one id are refused. What has no readable file stays on 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,23 @@ class WantedImages:
         return pd.DataFrame(rows, columns=list(Fault._fields))
 
 
-def wanted_images(config: ImagesFields, taxonomy: Taxonomy, trained: Mapping[str, Any]) -> WantedImages:
+def wanted_images(
+    config: ImagesFields,
+    taxonomy: Taxonomy,
+    trained: Mapping[str, Any],
+    *,
+    choose: Callable[[NDArray[np.str_]], NDArray[np.str_]] = lambda ids: ids,
+) -> WantedImages:
     """The images of the settings. ``trained``: settings of the model's training, for ``data=trained``.
+
+    ``choose`` some of the ids before any file is opened.
 
     Raises ValueError and FileNotFoundError naming the setting, the list's line or the file.
     """
     found, place = _found(config, trained)
     if not found:
         raise ValueError(f"at least one image is needed, but there is none in {place}")
-    ids = np.array(sorted(found), dtype=np.str_)
+    ids = choose(np.array(sorted(found), dtype=np.str_))
     files = [found[image_id] for image_id in ids.tolist()]
     root = Path(os.path.commonpath([path.parent for path in files if path is not None] or [Path.cwd()]))
     index = replace(
@@ -79,7 +87,7 @@ def _found(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[dict[str, 
     settings, splits = _data(config, trained)
     folders = image_folders(settings, data_folder(settings), splits)
     place = " or ".join(map(str, folders))
-    ids = _ids_of_splits(settings, splits, trained if _is_judged(config, trained) else {})
+    ids = _ids_of_splits(settings, splits, trained if is_judged(config, trained) else {})
     if len(ids) == 0:
         own = [folder for folder in folders if folder.name in splits]
         if not own:
@@ -110,7 +118,7 @@ def _data(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[DataSetting
     # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
     own = resolve(TrainConfig, {**trained, "config": None})
     settings = DataSettings(**{name: getattr(own, name) for name in DataSettings.model_fields})
-    if not _is_judged(config, trained):
+    if not is_judged(config, trained):
         return settings.model_copy(update={"boxes": ()}), (config.split,)
     return settings, (own.eval_split,) if own.eval_ids is None else own.train_splits
 
@@ -119,7 +127,7 @@ def _is_trained(config: ImagesFields) -> bool:
     return config.data == "trained" and not config.images
 
 
-def _is_judged(config: ImagesFields, trained: Mapping[str, Any]) -> bool:
+def is_judged(config: ImagesFields, trained: Mapping[str, Any]) -> bool:
     """Whether the images are those that the model was judged on in training."""
     return _is_trained(config) and config.split in (type(config)().split, trained.get("eval_split"))
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from retinaflow.commands import predict
+from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
 from retinaflow.config import PredictConfig
 from retinaflow.evaluation import read_detections
@@ -25,7 +26,7 @@ NUMBERS = ["Score", "XMin", "YMin", "XMax", "YMax"]
 
 
 def _config(trained: TrainResult, output: Path, **more: Any) -> PredictConfig:
-    given = {"from_run": str(trained.checkpoint), "output": str(output), "track": "false", **more}
+    given = {"from_run": trained.checkpoint.absolute(), "output": str(output), "track": "false", **more}
     return resolve(PredictConfig, {name: str(value) for name, value in given.items()})
 
 
@@ -132,13 +133,11 @@ def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
     _assert_same(pd.read_csv(path), pd.read_csv(judged / "predictions.csv"))
 
 
-def test_another_request_in_the_same_folder_is_refused_with_what_differs(
-    trained: TrainResult, tmp_path: Path
-) -> None:
+def test_another_request_in_the_same_folder_is_refused_with_what_differs(trained: TrainResult, tmp_path: Path) -> None:
     predict.run(_config(trained, tmp_path))
     before = (tmp_path / "predictions.csv").read_bytes()
     other = _config(trained, tmp_path, score_threshold=0.9)
-    with pytest.raises(ValueError, match=r"another request: score_threshold 0.02 there, 0.9 now\. Give another output="):
+    with pytest.raises(ValueError, match=r"another request: score_threshold 0\.02 there, 0\.9 now\. Give"):
         predict.run(other)
     (tmp_path / "list.txt").write_text("validation001")
     with pytest.raises(ValueError, match="number of images 6 there, 1 now"):
@@ -170,16 +169,15 @@ def test_a_submission_has_every_image_and_reads_back_as_the_predictions(
     listed = pd.read_csv(tmp_path / "out" / "dropped.csv")
     assert listed[["file", "rule"]].to_numpy().tolist() == [["broken", "an image must have a readable file"]]
 
-    truth = workshop.settings()
-    del truth
-    classes = {"/m/0car": "Car", "/m/0vehicle": "Vehicle", "/m/0tree": "Tree", "/m/0plant": "Plant", "/m/0bus": "Bus"}
     ours = pd.read_csv(path)
     words = " ".join(rows["PredictionString"]).split()
     assert len(words) == 6 * len(ours) > 0
     assert words[0::6] == ours["LabelName"].tolist()
-    assert set(words[0::6]) <= set(classes)
     for place, name in enumerate(NUMBERS, start=1):
         np.testing.assert_allclose(np.array(words[place::6], dtype=float), ours[name], rtol=1e-6)
+    # evaluate's reader takes both, empty strings too.
+    index = load_training_data(workshop.settings()).judged
+    assert len(read_detections(submission, index)) == len(read_detections(path, index)) == len(ours)
 
 
 def test_parents_expand_gives_every_ancestor_of_a_detection_its_best_score(
@@ -205,6 +203,4 @@ def test_a_run_is_logged_with_its_model_counts_and_file(trained: TrainResult, wo
     assert run.data.metrics["predict/images_per_second"] > 0
     names = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert {"predictions.csv", "manifest.json", "config.json"} <= names
-    manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["settings"]["score_threshold"] == 0.02
-    del read_detections
+    assert json.loads((output / "manifest.json").read_text())["settings"]["score_threshold"] == 0.02
