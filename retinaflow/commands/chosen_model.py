@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from retinaflow import tracking
 from retinaflow.commands.evaluate import as_trained, find_checkpoint
 from retinaflow.commands.inputs import say
-from retinaflow.config import ModelFields
+from retinaflow.prediction_settings import ModelFields
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
 
 Given = TypeVar("Given", bound=ModelFields)

@@ -11,9 +11,9 @@ from retinaflow import tracking
 from retinaflow.commands.chosen_model import ChosenModel
 from retinaflow.commands.inputs import say
 from retinaflow.commands.judging import postprocessing
-from retinaflow.config import ExportConfig
 from retinaflow.data.whole_files import written_whole
 from retinaflow.detector.onnx_graph import onnx_detector
+from retinaflow.prediction_settings import ExportConfig
 
 
 def run(config: ExportConfig) -> Path:

@@ -17,9 +17,9 @@ from retinaflow.commands.predicting import Work, buckets_for, predict_shards
 from retinaflow.commands.prediction_folder import MANIFEST, PredictionFolder
 from retinaflow.commands.skipped import SkippedImages
 from retinaflow.commands.wanted_images import WantedImages, wanted_images
-from retinaflow.config import PredictConfig
 from retinaflow.data.image_files import BadImage
 from retinaflow.data.prediction_shards import write_predictions, write_submission
+from retinaflow.prediction_settings import PredictConfig
 from retinaflow.run_files import FolderRun, Run
 from retinaflow.setting_groups import PostprocessFields
 from retinaflow.training.precision import fast_precision

@@ -24,12 +24,12 @@ from retinaflow.commands.judging import postprocessing
 from retinaflow.commands.machine import device_of
 from retinaflow.commands.prediction_folder import Shard
 from retinaflow.commands.recipe import MOST_WORKERS
-from retinaflow.config import DetectingFields
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.image_files import BadImage
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.prediction_shards import write_shard
 from retinaflow.detections import Detections
+from retinaflow.prediction_settings import DetectingFields
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.training.inference import detect
 from retinaflow.training.precision import fast_precision
@@ -165,11 +165,12 @@ def _by_processes(
                 else:
                     if message is not None:
                         yield message
-                    if waiting:
-                        team[rank][0].send(waiting.pop())
-                    else:
-                        connection, process = team.pop(rank)
-                        connection.send(None)
+                    if not waiting:
+                        _, process = team.pop(rank)
+                    # One that has died meanwhile is heard of when it is listened to.
+                    with contextlib.suppress(BrokenPipeError):
+                        ready.send(waiting.pop() if rank in team else None)
+                    if rank not in team:
                         process.join()
             stop.check()
 
@@ -230,4 +231,5 @@ def _work(work: Work, rank: int, threads: int, connection: Connection[Any, Any])
     except Exception as error:
         if os.environ.get("RETINAFLOW_TRACEBACK") == "1" or not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
-        connection.send(str(error) or type(error).__name__)
+        with contextlib.suppress(BrokenPipeError):
+            connection.send(str(error) or type(error).__name__)

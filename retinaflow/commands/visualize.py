@@ -15,7 +15,7 @@ from retinaflow.commands.inputs import data_folder, load_training_data, read_spl
 from retinaflow.commands.predicting import Detector, buckets_for
 from retinaflow.commands.skipped import SkippedImages
 from retinaflow.commands.wanted_images import WantedImages, is_judged, wanted_images
-from retinaflow.config import TrainConfig, VisualizeConfig
+from retinaflow.config import TrainConfig
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.image_files import decode
 from retinaflow.data.index import AnnotationIndex
@@ -24,6 +24,7 @@ from retinaflow.data.predictions import read_predictions
 from retinaflow.data.tables import Faults
 from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.detections import Detections
+from retinaflow.prediction_settings import VisualizeConfig
 from retinaflow.resolving import resolve
 from retinaflow.scoring.box_pictures import DrawnBox, Pixels, drawn, save_picture, side_by_side
 from retinaflow.setting_groups import DataSettings

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.commands.inputs import data_folder, image_folders
-from retinaflow.config import ImagesFields, TrainConfig
+from retinaflow.config import TrainConfig
 from retinaflow.data.cache import size_journal
 from retinaflow.data.image_files import SUFFIXES, BadImage, attach_sizes, files_by_stem
 from retinaflow.data.image_sizes import SizeTable
@@ -26,7 +26,7 @@ from retinaflow.data.openimages import is_plain_id, read_image_ids, read_image_s
 from retinaflow.data.tables import Fault, Faults
 from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.resolving import resolve
-from retinaflow.setting_groups import DataSettings
+from retinaflow.setting_groups import DataSettings, ImagesFields
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from retinaflow.commands import export
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import ExportConfig
+from retinaflow.prediction_settings import ExportConfig
 from retinaflow.resolving import resolve
 
 pytest.importorskip("onnxruntime")

@@ -17,8 +17,10 @@ import pytest
 from retinaflow.commands import predict
 from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import PredictConfig
+from retinaflow.commands.wanted_images import wanted_images
+from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.evaluation import read_detections
+from retinaflow.prediction_settings import PredictConfig
 from retinaflow.resolving import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +87,60 @@ def test_a_split_without_annotations_is_the_folder_of_its_name(
     assert set(pd.read_csv(path)["ImageID"]) == {"x"}
     with pytest.raises(FileNotFoundError, match=r"holds no folder images or train"):
         predict.run(_config(trained, tmp_path / "out", data=data, split="train"))
+
+
+def _picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.zeros((32, 48, 3), dtype=np.uint8))
+
+
+REFUSED = {
+    "two files of one id": (
+        {"images": "same"},
+        ValueError,
+        "an image id .* must stand for one file, but a is .*a.png and",
+    ),
+    "no such folder": ({"images": "nowhere"}, FileNotFoundError, "images=nowhere: no such folder"),
+    "an empty folder": ({"images": "empty"}, ValueError, "at least one image is needed, but there is none in empty"),
+    "no such list": ({"image_list": "none.txt"}, FileNotFoundError, "image_list=none.txt: no such file"),
+    "a list of other things": (
+        {"image_list": "odd.txt"},
+        ValueError,
+        "odd.txt line 2: an image id must be a plain file",
+    ),
+    "a listed file that is not there": ({"image_list": "gone.txt"}, ValueError, "gone.jpg: .*No such file"),
+    "an id without a file": (
+        {"image_list": "id.txt", "images": "good"},
+        FileNotFoundError,
+        "missing is b, for example",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_images_that_are_not_there_are_refused_with_their_name(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("same/a.png", "same/below/a.jpg", "good/a.png"):
+        _picture(Path(name))
+    Path("empty").mkdir()
+    for name, lines in (("odd", "good/a.png\n../x\n"), ("gone", "gone.jpg\n"), ("id", "a\nb\n")):
+        Path(f"{name}.txt").write_text(lines)
+    given, kind, message = REFUSED[fault]
+    with pytest.raises(kind, match=message):
+        wanted_images(resolve(PredictConfig, given), Taxonomy(("/m/0a",), ("A",)), {})
+
+
+def test_a_listed_path_is_relative_to_its_list_and_an_id_is_looked_up(tmp_path: Path) -> None:
+    for name in ("good/a.png", "other/b.jpg"):
+        _picture(tmp_path / name)
+    (tmp_path / "list.txt").write_text("a\n\nother/b.jpg\na\n")
+    config = resolve(PredictConfig, {"image_list": str(tmp_path / "list.txt"), "images": str(tmp_path / "good")})
+    index = wanted_images(config, Taxonomy(("/m/0a",), ("A",)), {}).index
+    assert index.image_ids.tolist() == ["a", "b"]
+    assert [index.file_of(n) for n in (0, 1)] == [tmp_path / "good/a.png", tmp_path / "other/b.jpg"]
+    assert index.sizes.tolist() == [[32, 48], [32, 48]]
 
 
 KILLED = """

@@ -1,4 +1,4 @@
-"""The logged model: from Python on paths, and behind MLflow's real scoring server, which garbage does not bring down."""
+"""The logged model: from Python, and behind MLflow's real scoring server, which garbage does not bring down."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 
 from retinaflow.commands import visualize
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import VisualizeConfig
+from retinaflow.prediction_settings import VisualizeConfig
 from retinaflow.resolving import resolve
 from retinaflow.scoring.box_pictures import class_color
 
@@ -47,11 +47,9 @@ def test_a_file_of_predictions_is_drawn_without_a_model_and_a_parent_is_not_draw
     workshop: Any, tmp_path: Path
 ) -> None:
     predictions = tmp_path / "found.csv"
-    rows = ["/m/0car,0.9", "/m/0vehicle,0.95", "/m/0tree,0.1"]
-    predictions.write_text(
-        "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n"
-        + "".join(f"validation000,{row},0.1,0.6,0.1,0.6\n" for row in rows)
-    )
+    found = ("/m/0car,0.9", "/m/0vehicle,0.95", "/m/0tree,0.1")
+    rows = "".join(f"validation000,{one},0.1,0.6,0.1,0.6\n" for one in found)
+    predictions.write_text(f"ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n{rows}")
     (path,) = _draw(tmp_path, predictions=predictions, data=workshop.data, ids="validation000")
     assert _has_color(path, "/m/0car", 1)
     assert not _has_color(path, "/m/0vehicle", 1)
