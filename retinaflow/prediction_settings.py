@@ -1,4 +1,4 @@
-"""Settings of the commands that use a trained model (``predict``, ``visualize``, ``export``), like those of ``config``."""
+"""Settings of the commands that use a trained model: ``predict``, ``visualize``, ``export``; see ``config``."""
 
 from __future__ import annotations
 
