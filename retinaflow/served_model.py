@@ -161,7 +161,7 @@ def limit_request_bodies(most: int) -> None:
             self._body = b"".join(parts)
         return bytes(self._body)
 
-    Request.body = body  # type: ignore[method-assign]
+    Request.body = body  # type: ignore[method-assign, assignment]
 
 
 set_model(DetectorModel())

@@ -52,7 +52,7 @@ def onnx_detector(model: RetinaNet, config: PostprocessConfig, *, notes: Mapping
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64)
     for name, result, kind in zip(OUTPUTS, results, kinds, strict=True):
         nodes("Identity", result, output=name)
-        shape = ["batch", "detections", *([4] if name == "boxes" else [])]
+        shape: list[str | int | None] = ["batch", "detections", *([4] if name == "boxes" else [])]
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, shape))
     for key, value in notes.items():
         entry = proto.metadata_props.add()

@@ -53,7 +53,7 @@ class Checkpoint:
         hasher = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for name, value in sorted(self.state.items()):
             hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            hasher.update(value.contiguous().flatten().view(torch.uint8).numpy())
+            hasher.update(value.contiguous().numpy().tobytes())
         return hasher.hexdigest()
 
     def build(self, device: torch.device) -> RetinaNet:

@@ -152,9 +152,12 @@ def test_a_server_answers_with_the_boxes_of_evaluate(client: Client, judged: Pat
 
 def _png_of(width: int, height: int) -> str:
     """A file that announces so many pixels and has none."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunk).decode()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode()
 
 
 def _refused_images(photo: Path) -> dict[str, tuple[list[Any], str]]:
