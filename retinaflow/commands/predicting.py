@@ -160,18 +160,17 @@ def _by_processes(
                 message = _received(rank, *team[rank])
                 if isinstance(message, int):
                     after_batch(message)
-                elif isinstance(message, str):
+                    continue
+                if isinstance(message, str):
                     raise ValueError(message)
-                else:
-                    if message is not None:
-                        yield message
-                    if not waiting:
-                        _, process = team.pop(rank)
-                    # One that has died meanwhile is heard of when it is listened to.
-                    with contextlib.suppress(BrokenPipeError):
-                        ready.send(waiting.pop() if rank in team else None)
-                    if rank not in team:
-                        process.join()
+                if message is not None:
+                    yield message
+                connection, process = team[rank] if waiting else team.pop(rank)
+                # One that has died meanwhile is heard of when it is listened to.
+                with contextlib.suppress(BrokenPipeError):
+                    connection.send(waiting.pop() if waiting else None)
+                if rank not in team:
+                    process.join()
             stop.check()
 
 

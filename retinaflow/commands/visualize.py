@@ -146,10 +146,10 @@ def _picture(
     ]
     image_id = str(index.image_ids[image])
     detections = drawn(pixels, boxes, title=f"detections, score at least {config.min_score:g}: {image_id}")
-    place = np.flatnonzero(truth.image_ids == image_id) if truth is not None else []
-    if truth is None or len(place) == 0:
+    if truth is None or image_id not in truth.image_ids:
         return detections
-    return side_by_side([drawn(pixels, _truth_boxes(truth, int(place[0])), title=f"truth: {image_id}"), detections])
+    place = int(np.flatnonzero(truth.image_ids == image_id)[0])
+    return side_by_side([drawn(pixels, _truth_boxes(truth, place), title=f"truth: {image_id}"), detections])
 
 
 def _truth_boxes(truth: AnnotationIndex, image: int) -> list[DrawnBox]:

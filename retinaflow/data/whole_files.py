@@ -12,9 +12,13 @@ _PARTIAL = ".partial"
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to. When the block ends in order the file is flushed to disk and renamed."""
+    """A name beside ``path`` to write to. When the block ends in order the file is flushed to disk and renamed.
+
+    Only for a file that one process writes at a time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    # Always the same name, so that what a killed process left behind is overwritten.
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
         yield partial
         with partial.open("rb+") as file:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.data.whole_files import written_whole
 from retinaflow.detector.network import NetworkConfig, RetinaNet
 
 FORMAT = 1
@@ -79,34 +79,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "buckets": [list(shape) for shape in checkpoint.buckets.shapes],
         **{name: getattr(checkpoint, name) for name in _PLAIN},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name, so that what a killed process left behind is overwritten.
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with written_whole(path) as partial, partial.open("wb") as file:
             torch.save(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):
-            # What torch makes of a failed write names neither the file nor the reason.
-            raise OSError(
-                f"{path}: the checkpoint cannot be written ({_first_line(error)}); is the disk full?"
-            ) from None
-        raise
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a rename last through a loss of power, where the system knows folders as files."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except RuntimeError as error:
+        # What torch makes of a failed write names neither the file nor the reason.
+        raise OSError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); is the disk full?") from None
 
 
 _PLAIN = ("parents", "settings", "data_digest", "epoch", "progress")

@@ -205,7 +205,6 @@ def test_a_server_refuses_to_take_paths(client: Client, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("RETINAFLOW_SLOW" not in os.environ, reason="a minute of CPU time; set RETINAFLOW_SLOW=1")
 def test_mlflow_models_serve_outlives_a_thousand_malformed_requests(
     trained: TrainResult, judged: Path, workshop: Any
 ) -> None:
