@@ -41,7 +41,7 @@ import mlflow
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv-python-headless")
+SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv-python-headless", "pillow")
 """What a logged model needs besides its own copy of this package."""
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 """The tag by which ``mlflow ui`` finds the tables of a run."""
@@ -169,7 +169,9 @@ class MlflowRun(FileRun):
 
 def _log_model(run_id: str, checkpoint: Path, *, register_as: str | None) -> None:
     from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    from retinaflow.served_images import EXAMPLE, Limits
 
     outputs = [
         ColSpec(DataType.long, "image"),
@@ -177,7 +179,8 @@ def _log_model(run_id: str, checkpoint: Path, *, register_as: str | None) -> Non
     ]
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema([*outputs, ColSpec(DataType.string, "label")]),
+        outputs=Schema([*outputs, ColSpec(DataType.string, "label"), ColSpec(DataType.string, "class")]),
+        params=ParamSchema([ParamSpec("score_threshold", DataType.double, 0.0)]),
     )
     with quiet():
         # pyfunc.log_model, but with the run named: the run that is active is so in another thread.
@@ -185,15 +188,28 @@ def _log_model(run_id: str, checkpoint: Path, *, register_as: str | None) -> Non
             artifact_path=None,
             name="model",
             run_id=run_id,
-            flavor=mlflow.pyfunc,
+            flavor=_Unvalidated,
+            validate_serving_input=False,
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"checkpoint": str(checkpoint)},
             code_paths=[str(Path(__file__).parent)],
             signature=signature,
+            input_example=(pd.DataFrame({"image": [EXAMPLE]}), {"score_threshold": 0.3}),
+            model_config={"images": "base64", **Limits().as_settings()},
             registered_model_name=register_as,
             pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
             flavor_name="pyfunc.ModelFromCode",
         )
+
+
+class _Unvalidated:
+    """MLflow's pyfunc flavor, which takes no word for not loading a model again, and trying it, while it is logged."""
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **settings: Any) -> None:
+        """What ``Model.log`` calls with all that it was given."""
+        del validate_serving_input
+        mlflow.pyfunc.save_model(**settings)
 
 
 def store_uri() -> str:

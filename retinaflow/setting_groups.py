@@ -67,6 +67,24 @@ class DataSettings(TrackingSettings):
     read no more later: another stands in for it in training, and it has no detections in an evaluation."""
 
 
+class ImagesFields(Settings):
+    """Which images a model looks at. No annotation is needed."""
+
+    data: str = "trained"
+    """Folder in the published layout, demo, or trained: the data of the training."""
+    split: str = "validation"
+    """Split of data to look at: the images that its annotations name, or those of the folder of its name. With
+    data=trained the default stands for what the model was judged on."""
+    images: Paths = ()
+    """Folders of images to look at instead of a split, with their subfolders."""
+    image_list: OptionalPath = None
+    """File of image ids, found in images or in the split's folders, or of paths relative to it; none: all images."""
+    image_sizes: OptionalPath = None
+    """Table of image sizes (ImageID,Width,Height) to believe instead of every file's header; none: headers."""
+    on_bad_image: OnBadImage = "stop"
+    """An image that cannot be read stops the run, or is skipped, listed in dropped.csv and has no detections."""
+
+
 class SplitSettings(DataSettings):
     """What is trained on and what is judged on."""
 
@@ -120,8 +138,8 @@ class SamplingFields(SplitSettings):
     them."""
 
 
-class DetectionFields(Settings):
-    """From the network's output to detections and their score."""
+class PostprocessFields(Settings):
+    """From the network's output to detections."""
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Detections below this score are dropped."""
@@ -131,6 +149,11 @@ class DetectionFields(Settings):
     """IoU above which the lower of two detections of a class is dropped (nms)."""
     max_detections: Annotated[int, Field(ge=1)] = 300
     """Most detections per image."""
+
+
+class DetectionFields(PostprocessFields):
+    """From the network's output to detections and their score."""
+
     group_of_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of a found group-of box: 1 is the Challenge rule, 0 the older V2 rule."""
 

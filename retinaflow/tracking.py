@@ -160,6 +160,15 @@ def fetch_model(uri: str) -> Path:
     return found[0]
 
 
+def run_of_model(uri: str) -> str | None:
+    """Id of the run that logged a registered model; None when the store does not say."""
+    try:
+        found = mlflow.models.get_model_info(uri).run_id
+    except (MlflowException, OSError):
+        return None
+    return str(found) if found else None
+
+
 def last_run(command: str) -> str:
     """Id of the newest finished run of a command. Raises ValueError when there is none."""
     runs = mlflow.search_runs(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from retinaflow import tracking
 from retinaflow.commands.kept import read_kept
-from retinaflow.config import ComparedRuns
+from retinaflow.comparison_settings import ComparedRuns
 from retinaflow.run_files import as_text
 from retinaflow.scoring.comparison import LETTERS, Side
 from retinaflow.scoring.comparison_page import RunNote

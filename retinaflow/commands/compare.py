@@ -12,7 +12,7 @@ from retinaflow import tracking
 from retinaflow.commands.chosen_runs import ChosenRun, as_sides, chosen_runs, differing_settings, run_notes
 from retinaflow.commands.inputs import say
 from retinaflow.commands.kept import judged_images
-from retinaflow.config import CompareConfig
+from retinaflow.comparison_settings import CompareConfig
 from retinaflow.data.image_files import decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.run_files import FolderRun, Run

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -39,11 +39,13 @@ from retinaflow.scoring.bootstrap import bootstrap_intervals
 from retinaflow.scoring.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.scoring.details import detail_tables, iou_column
 from retinaflow.scoring.report import class_groups
-from retinaflow.setting_groups import DetectionFields
+from retinaflow.setting_groups import DetectionFields, PostprocessFields
 from retinaflow.training.stopping import StopRequest
 
 if TYPE_CHECKING:
     from retinaflow.training.checkpoint import Checkpoint
+
+Given = TypeVar("Given", bound=PostprocessFields)
 
 # torch and MLflow are imported where they are needed: with track=false a file of predictions is judged without them, in
 # seconds instead of tens, and in a fraction of the memory.
@@ -198,7 +200,7 @@ class _Model:
         path = find_checkpoint(name)
         say(f"judging {path}")
         checkpoint = load_checkpoint(path)
-        config = _as_trained(config, checkpoint)
+        config = as_trained(config, checkpoint)
         judged, dropped = _judged_images(config, checkpoint)
         return _Model(name, judged, checkpoint.bins, dropped, checkpoint, config)
 
@@ -246,7 +248,7 @@ def detect_as_trained(
     checkpoint = load_checkpoint(find_checkpoint(str(name)))
     if checkpoint.taxonomy.ids != judged.taxonomy.ids:
         raise ValueError(f"{name}: the model must have the {judged.num_classes} classes that it was judged on")
-    model = _Model(str(name), judged, checkpoint.bins, pd.DataFrame(), checkpoint, _as_trained(config, checkpoint))
+    model = _Model(str(name), judged, checkpoint.bins, pd.DataFrame(), checkpoint, as_trained(config, checkpoint))
     return model.detections(stop)
 
 
@@ -261,10 +263,10 @@ def find_checkpoint(name: str) -> Path:
     return tracking.fetch(name, "checkpoints/best.pt")
 
 
-def _as_trained(config: EvaluateConfig, checkpoint: Checkpoint) -> EvaluateConfig:
+def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
     """The settings with those of detections and precision from the training, where they were not given."""
     trained = checkpoint.settings
-    names = {*DetectionFields.model_fields, "precision"} - config.model_fields_set
+    names = {*DetectionFields.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
     return config.model_copy(update={name: trained[name] for name in names if name in trained})
 
 

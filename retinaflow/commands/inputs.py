@@ -89,7 +89,7 @@ def read_split(
         hierarchy=Path(hierarchy) if hierarchy not in (None, "auto") else None,
         use_hierarchy=hierarchy is not None,
     )
-    images = _image_folders(settings, folder, splits) if with_images else []
+    images = image_folders(settings, folder, splits) if with_images else []
     loaded = load_index(
         files,
         images,
@@ -108,7 +108,8 @@ def read_split(
     return loaded
 
 
-def _image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -> list[Path]:
+def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -> list[Path]:
+    """The folders that images of some splits are looked up in. Raises FileNotFoundError when there is none."""
     if settings.images:
         return list(settings.images)
     candidates = _image_candidates(folder, splits)

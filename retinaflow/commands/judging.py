@@ -23,7 +23,7 @@ from retinaflow.scoring.error_analysis import analyse_errors
 from retinaflow.scoring.figures import ap_vs_frequency
 from retinaflow.scoring.report import per_class_table, summary
 from retinaflow.scoring.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
-from retinaflow.setting_groups import DetectionFields
+from retinaflow.setting_groups import PostprocessFields
 
 if TYPE_CHECKING:
     from retinaflow.detector.postprocess import PostprocessConfig
@@ -45,7 +45,7 @@ class Judgement:
     metrics: dict[str, float]
 
 
-def postprocessing(config: DetectionFields) -> PostprocessConfig:
+def postprocessing(config: PostprocessFields) -> PostprocessConfig:
     """The detection settings in the form the detector takes."""
     # Here, as a file of predictions is judged without a detector: torch takes seconds to load.
     from retinaflow.detector.postprocess import PostprocessConfig

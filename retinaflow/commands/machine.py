@@ -1,4 +1,5 @@
-"""What a training takes of its machine: peak memory, and the use of processor, memory and GPU while it runs.
+"""Where a process computes, and what a training takes of its machine: peak memory, and the use of processor, memory and
+GPU while it runs.
 
 Names are those of MLflow's own system metrics, so ``mlflow ui`` shows them under its tab of that name. They are logged
 like every other metric, in order and through the same store, not by a thread of MLflow's.
@@ -16,6 +17,12 @@ except ImportError:  # pragma: no cover
     psutil = None  # type: ignore[assignment]
 
 MIB = 1 << 20
+
+
+def device_of(rank: int = 0) -> torch.device:
+    """Where the ``rank``-th process of this machine computes: the GPUs in turn, else the processor."""
+    count = torch.cuda.device_count()
+    return torch.device("cuda", rank % count) if count else torch.device("cpu")
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -118,7 +118,7 @@ class Progress:
         self._last_line = now
         total = self._trainer.settings.epochs * self._length
         speed = (step.images - self._images_before) / max(now - self._start, 1e-9)
-        left = _duration((total - step.images) / speed) if speed > 0 else "?"
+        left = duration((total - step.images) / speed) if speed > 0 else "?"
         say(
             f"epoch {self._trainer.epoch + 1:>3}/{self._trainer.settings.epochs}  {step.images:,} of {total:,} images  "
             f"loss class {step.loss_class:.3f} box {step.loss_box:.3f}  {speed:.1f} images/s  {left} left"
@@ -160,6 +160,7 @@ def _judged(metrics: Mapping[str, float] | None) -> str:
     return f"  val/mAP {metrics.get('val/mAP', float('nan')):.4f}{by_bin}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which people would say them."""
     minutes = round(seconds / 60)
     return f"{round(seconds)} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

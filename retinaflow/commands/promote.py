@@ -10,7 +10,7 @@ from retinaflow import tracking
 from retinaflow.commands.chosen_runs import ChosenRun, chosen_runs
 from retinaflow.commands.inputs import say
 from retinaflow.commands.kept import read_kept
-from retinaflow.config import PromoteConfig
+from retinaflow.comparison_settings import PromoteConfig
 from retinaflow.scoring.challenge import average_precision, mean_of_classes
 from retinaflow.scoring.comparison import Resampling, Side, compare
 from retinaflow.scoring.match_file import KeptMatches

@@ -28,6 +28,10 @@ class SkippedImages:
         """Take note of an image; it is said when it is new."""
         if image.image_id not in self._found:
             say(f"skipped {image.reason}")
+        self.note(image)
+
+    def note(self, image: BadImage) -> None:
+        """The same without a word."""
         self._found[image.image_id] = image
 
     def table(self, dropped: pd.DataFrame) -> pd.DataFrame:

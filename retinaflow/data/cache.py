@@ -90,7 +90,7 @@ def load_index(
         index = read_annotations(files, faults, allow_repeats=allow_repeats, progress=say)
         if images:
             table = SizeTable(*read_image_sizes(image_sizes, faults)) if image_sizes else None
-            journal = _journal(images)
+            journal = size_journal(images)
             index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
             rule = "an image must have a readable file"
             faults.found += [Fault(image.image_id, 0, rule, image.reason) for image in bad]
@@ -171,7 +171,7 @@ def _one_at_a_time(key: str, say: Callable[[str], None]) -> Iterator[bool]:
         yield True
 
 
-def _journal(images: Sequence[Path]) -> Path:
+def size_journal(images: Sequence[Path]) -> Path:
     """Where sizes of the images of these folders are kept while and after they are read."""
     names = json.dumps([str(folder.resolve()) for folder in images])
     return cache_folder() / "sizes" / f"{hashlib.sha256(names.encode()).hexdigest()[:24]}.tsv"

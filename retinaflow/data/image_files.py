@@ -56,13 +56,28 @@ def attach_files(
     FileNotFoundError (no file) or ValueError (unreadable), naming how many and the first. So it does when none is left.
     """
     root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
-    found = _files_by_stem(folders, root)
+    found = files_by_stem(folders, root)
     files = np.array([found.get(str(image_id), "") for image_id in index.image_ids], dtype=np.str_)
-    bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
+    located = replace(index, files=files, images_folder=str(root), path=None)
     shown = " or ".join(str(folder) for folder in folders)
+    return attach_sizes(located, shown, on_bad_image=on_bad_image, given=given, journal=journal, quiet=quiet)
+
+
+def attach_sizes(
+    index: AnnotationIndex,
+    place: str,
+    *,
+    on_bad_image: OnBadImage = "stop",
+    given: SizeTable | None = None,
+    journal: Path | None = None,
+    quiet: bool = False,
+) -> tuple[AnnotationIndex, list[BadImage]]:
+    """As :func:`attach_files`, for an index that knows its files (empty: none was found in ``place``)."""
+    files, root = index.files, Path(index.images_folder)
+    bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
     if bad and (on_bad_image == "stop" or len(bad) == len(index)):
         raise FileNotFoundError(
-            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {shown}; missing is "
+            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {place}; missing is "
             f"{bad[0].image_id}, for example. Is images= right? Give on_bad_image=skip to go on without them."
         )
     sizes = np.zeros((len(index), 2), dtype=np.int32) if given is None else given.look_up(index.image_ids)
@@ -75,11 +90,12 @@ def attach_files(
             f"{len(unreadable):,} of {len(index):,} image files cannot be read; {root / files[image]}: {reason}. "
             "Replace the file, or give on_bad_image=skip to go on without them."
         )
-    complete = replace(index, files=files, sizes=sizes, images_folder=str(root), path=None)
+    complete = replace(index, sizes=sizes, path=None)
     return (complete.take(np.flatnonzero(sizes[:, 0] > 0)) if bad else complete), bad
 
 
-def _files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
+def files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
+    """Name without suffix -> path under ``root`` of the image files in some folders; the first folder's counts."""
     found: dict[str, str] = {}
     for folder in folders:
         if not folder.is_dir():

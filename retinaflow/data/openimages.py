@@ -292,6 +292,29 @@ def predictions_frame(detections: Detections, index: AnnotationIndex) -> pd.Data
     )
 
 
+def split_image_ids(
+    data: Path, splits: Sequence[str], *, boxes: Sequence[Path] = (), image_labels: Sequence[Path] | None = ()
+) -> NDArray[np.str_]:
+    """The images that the annotation files of some splits name, ascending; none when there is no such file.
+
+    As :func:`find_files` a path that is given stands for the files looked up. Only ids are read.
+    """
+
+    def looked_up(names: Sequence[str]) -> list[Path]:
+        paths = [[data / name.format(split=split) for name in names] for split in splits]
+        return [found for found in (next(filter(Path.is_file, options), None) for options in paths) if found]
+
+    labels = () if image_labels is None else image_labels or looked_up(LABEL_FILES)
+    faults = Faults("stop")
+    tables = [
+        _with_plain_ids(read_table(path, text=("ImageID",), numbers=(), optional={}, faults=faults), faults)
+        for path in (*(boxes or looked_up(BOX_FILES)), *labels)
+    ]
+    faults.settle()
+    ids = {image_id for table in tables for image_id in table.words["ImageID"].used().to_pylist()}
+    return np.array(sorted(ids), dtype=np.str_)
+
+
 def read_image_ids(path: Path) -> NDArray[np.str_]:
     """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line."""
     if not path.is_file():

@@ -12,7 +12,7 @@ a fault with file and line. An image that the annotations do not have gets index
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,10 @@ from retinaflow.detections import Detections
 _STRING = "PredictionString"
 _WORDS = ("LabelName", "Score", *CORNERS)
 """The words of one detection of a PredictionString."""
+SCHEMA = pa.schema(
+    [("ImageID", pa.string()), ("LabelName", pa.string()), *((name, pa.float32()) for name in _WORDS[1:])]
+)
+"""The published columns, as they are written."""
 
 
 def read_predictions(source: Source, index: AnnotationIndex, faults: Faults) -> Detections:
@@ -89,6 +93,19 @@ def _with_numbers(table: Table, faults: Faults) -> Table:
         table.columns[name] = values[np.isfinite(values)]
         del table.words[name]
     return table
+
+
+def submission_rows(table: pa.Table, image_ids: Sequence[str]) -> pd.DataFrame:
+    """Detections in the published columns as rows of a Kaggle submission: one per image, in the order of the ids.
+
+    Numbers have the digits that tell float32 values apart. An image without detections has an empty string.
+    """
+    words = [table["LabelName"], *(pa_compute.cast(table[name], pa.string()) for name in _WORDS[1:])]
+    texts = pa_compute.binary_join_element_wise(*words, " ")
+    of_image: dict[str, list[str]] = {image_id: [] for image_id in image_ids}
+    for image_id, text in zip(table["ImageID"].to_pylist(), texts.to_pylist(), strict=True):
+        of_image[image_id].append(text)
+    return pd.DataFrame({"ImageId": list(of_image), _STRING: [" ".join(found) for found in of_image.values()]})
 
 
 def _floats(words: Words) -> NDArray[np.float64]:

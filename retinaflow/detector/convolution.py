@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 
 class Conv3x3(nn.Conv2d):
@@ -59,7 +60,7 @@ class _ByMatrixProducts(torch.autograd.Function):
         maps, weight = ctx.saved_tensors
         of_maps, of_weight, of_bias = ctx.needs_input_grad
         return (
-            functional.grad.conv2d_input(maps.shape, weight, gradient, padding=1) if of_maps else None,
+            conv2d_input(list(maps.shape), weight, gradient, padding=1) if of_maps else None,
             weight_gradient(maps, gradient, weight) if of_weight else None,
             gradient.sum((0, 2, 3)) if of_bias else None,
         )

@@ -7,7 +7,8 @@ read. Read with ``weights_only=True``: a checkpoint holds tensors and plain valu
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import pickle
 import zipfile
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.data.whole_files import written_whole
 from retinaflow.detector.network import NetworkConfig, RetinaNet
 
 FORMAT = 1
@@ -44,6 +46,16 @@ class Checkpoint:
     epoch: int
     progress: dict[str, Any] | None = None
 
+    @property
+    def digest(self) -> str:
+        """sha256 of what decides detections: network, weights, classes and input shapes. Equal means equal models."""
+        plain = [asdict(self.network), self.taxonomy.to_document(), self.buckets.shapes, self.parents]
+        hasher = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+        for name, value in sorted(self.state.items()):
+            hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            hasher.update(value.contiguous().numpy().tobytes())
+        return hasher.hexdigest()
+
     def build(self, device: torch.device) -> RetinaNet:
         """The detector on a device, ready for inference."""
         model = RetinaNet(self.network, seed=0)
@@ -67,34 +79,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "buckets": [list(shape) for shape in checkpoint.buckets.shapes],
         **{name: getattr(checkpoint, name) for name in _PLAIN},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name, so that what a killed process left behind is overwritten.
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with written_whole(path) as partial, partial.open("wb") as file:
             torch.save(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):
-            # What torch makes of a failed write names neither the file nor the reason.
-            raise OSError(
-                f"{path}: the checkpoint cannot be written ({_first_line(error)}); is the disk full?"
-            ) from None
-        raise
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a rename last through a loss of power, where the system knows folders as files."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except RuntimeError as error:
+        # What torch makes of a failed write names neither the file nor the reason.
+        raise OSError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); is the disk full?") from None
 
 
 _PLAIN = ("parents", "settings", "data_digest", "epoch", "progress")

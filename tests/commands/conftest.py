@@ -14,8 +14,8 @@ import mlflow
 import pytest
 
 from retinaflow.cli import main
-from retinaflow.commands import train
-from retinaflow.config import TrainConfig
+from retinaflow.commands import evaluate, train
+from retinaflow.config import EvaluateConfig, TrainConfig
 from retinaflow.resolving import resolve
 
 Result = TypeVar("Result")
@@ -107,3 +107,16 @@ def workshop(_workshop: Workshop, tiny_dataset: TinyDataset, monkeypatch: pytest
 def trained(workshop: Workshop) -> train.TrainResult:
     """A tracked training of two epochs, registered as tiny-detector."""
     return workshop.once("trained", lambda: train.run(workshop.settings(register_as="tiny-detector")))
+
+
+@pytest.fixture
+def judged(trained: train.TrainResult, workshop: Workshop) -> Path:
+    """The output folder of ``evaluate`` of the training."""
+
+    def make() -> Path:
+        output = workshop.folder / "judged"
+        evaluate.run(resolve(EvaluateConfig, {"from_run": trained.run_id, "output": str(output), "bootstrap": 0}))
+        return output
+
+    result: Path = workshop.once("judged", make)
+    return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
 from pathlib import Path
@@ -16,11 +15,9 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from retinaflow.commands import evaluate, train
+from retinaflow.commands import train
 from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import EvaluateConfig
-from retinaflow.resolving import resolve
 from retinaflow.tracking import last_run
 from retinaflow.training.checkpoint import load_checkpoint
 
@@ -140,54 +137,6 @@ def test_its_checkpoints_are_for_use_and_for_going_on(trained: TrainResult) -> N
     assert last.progress is not None
     assert last.epoch == 2
     assert last.progress["best"] == _run(trained).data.metrics["best/mAP"]
-
-
-# The logged model
-
-
-@pytest.fixture
-def judged(trained: TrainResult, workshop: Any) -> Path:
-    """The output folder of ``evaluate`` of the training."""
-
-    def make() -> Path:
-        output = workshop.folder / "judged"
-        evaluate.run(resolve(EvaluateConfig, {"from_run": trained.run_id, "output": str(output), "bootstrap": 0}))
-        return output
-
-    result: Path = workshop.once("judged", make)
-    return result
-
-
-def test_the_logged_model_gives_the_boxes_that_evaluate_gives(
-    trained: TrainResult, judged: Path, workshop: Any
-) -> None:
-    del trained
-    model = mlflow.pyfunc.load_model("models:/tiny-detector/1")
-    predictions = pd.read_csv(judged / "predictions.csv")
-    image_id = predictions["ImageID"].value_counts().index[0]
-    path = workshop.data / "images" / f"{image_id}.jpg"
-    encoded = base64.b64encode(path.read_bytes()).decode()
-    found = model.predict(pd.DataFrame({"image": [encoded, str(path)]}))
-    assert list(found.columns) == ["image", "x1", "y1", "x2", "y2", "score", "label"]
-
-    data = load_training_data(workshop.settings()).judged
-    height, width = data.sizes[list(data.image_ids).index(image_id)]
-    expected = predictions[predictions["ImageID"] == image_id].sort_values("Score", ascending=False)
-    for number in (0, 1):
-        own = found[found["image"] == number].sort_values("score", ascending=False)
-        assert len(own) == len(expected) > 0
-        np.testing.assert_allclose(own["score"], expected["Score"], atol=1e-3)
-        corners = expected[["XMin", "YMin", "XMax", "YMax"]].to_numpy() * [width, height, width, height]
-        np.testing.assert_allclose(own[["x1", "y1", "x2", "y2"]], corners, atol=1e-3 * max(height, width))
-        assert own["label"].tolist() == expected["LabelName"].tolist()
-
-
-@pytest.mark.parametrize("value", ["not base64!", base64.b64encode(b"no picture").decode()], ids=["text", "bytes"])
-def test_the_logged_model_refuses_what_is_no_image(trained: TrainResult, value: str) -> None:
-    del trained
-    model = mlflow.pyfunc.load_model("models:/tiny-detector/1")
-    with pytest.raises(ValueError, match="row 0: "):
-        model.predict(pd.DataFrame({"image": [value]}))
 
 
 # Judging it again

@@ -1,0 +1,264 @@
+"""``predict``: the numbers of ``evaluate``, whatever images are named and however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from retinaflow.commands import predict
+from retinaflow.commands.inputs import load_training_data
+from retinaflow.commands.train import TrainResult
+from retinaflow.commands.wanted_images import wanted_images
+from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.evaluation import read_detections
+from retinaflow.prediction_settings import PredictConfig
+from retinaflow.resolving import resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = ["Score", "XMin", "YMin", "XMax", "YMax"]
+
+
+def _config(trained: TrainResult, output: Path, **more: Any) -> PredictConfig:
+    given = {"from_run": trained.checkpoint.absolute(), "output": str(output), "track": "false", **more}
+    return resolve(PredictConfig, {name: str(value) for name, value in given.items()})
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def _assert_same(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    """Rows of an image stand in the order of their scores in both."""
+    ours, theirs = (table.sort_values("ImageID", kind="stable").reset_index(drop=True) for table in (ours, theirs))
+    assert len(ours) > 0
+    assert ours[["ImageID", "LabelName"]].equals(theirs[["ImageID", "LabelName"]].astype(ours["ImageID"].dtype))
+    np.testing.assert_allclose(ours[NUMBERS], theirs[NUMBERS], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+def test_the_images_judged_in_training_get_the_detections_of_evaluate(
+    trained: TrainResult, judged: Path, tmp_path: Path, file_format: str
+) -> None:
+    path = predict.run(_config(trained, tmp_path, file_format=file_format, shard_size=4))
+    assert path == tmp_path / f"predictions.{file_format}"
+    _assert_same(_read(path), pd.read_csv(judged / "predictions.csv"))
+    assert [shard.name for shard in sorted((tmp_path / "shards").iterdir())] == ["00000.parquet", "00001.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "paths", "ids", "kaggle list"])
+def test_images_may_be_a_folder_or_a_list(
+    trained: TrainResult, judged: Path, workshop: Any, tmp_path: Path, kind: str
+) -> None:
+    ids = ["validation001", "validation003"]
+    folder, listed = tmp_path / "mine" / "below", tmp_path / "list.txt"
+    folder.mkdir(parents=True)
+    for image_id in ids:
+        (folder / f"{image_id}.jpg").write_bytes((workshop.data / "images" / f"{image_id}.jpg").read_bytes())
+    given: dict[str, Any] = {"image_list": listed}
+    if kind == "folder":
+        given = {"images": tmp_path / "mine"}
+    elif kind == "paths":
+        listed.write_text("".join(f"mine/below/{image_id}.jpg\n" for image_id in ids))
+    elif kind == "ids":
+        listed.write_text("\n".join(ids))
+    else:
+        listed.write_text("ImageId,PredictionString\n" + "".join(f"{image_id},\n" for image_id in ids))
+    path = predict.run(_config(trained, tmp_path / "out", **given))
+    expected = pd.read_csv(judged / "predictions.csv")
+    _assert_same(pd.read_csv(path), expected[expected["ImageID"].isin(ids)])
+
+
+def test_a_split_without_annotations_is_the_folder_of_its_name(
+    trained: TrainResult, workshop: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    (data / "test").mkdir(parents=True)
+    (data / "test" / "x.jpg").write_bytes((workshop.data / "images" / "validation001.jpg").read_bytes())
+    path = predict.run(_config(trained, tmp_path / "out", data=data, split="test"))
+    assert set(pd.read_csv(path)["ImageID"]) == {"x"}
+    with pytest.raises(FileNotFoundError, match=r"holds no folder images or train"):
+        predict.run(_config(trained, tmp_path / "out", data=data, split="train"))
+
+
+def _picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.zeros((32, 48, 3), dtype=np.uint8))
+
+
+REFUSED = {
+    "two files of one id": (
+        {"images": "same"},
+        ValueError,
+        "an image id .* must stand for one file, but a is .*a.png and",
+    ),
+    "no such folder": ({"images": "nowhere"}, FileNotFoundError, "images=nowhere: no such folder"),
+    "an empty folder": ({"images": "empty"}, ValueError, "at least one image is needed, but there is none in empty"),
+    "no such list": ({"image_list": "none.txt"}, FileNotFoundError, "image_list=none.txt: no such file"),
+    "a list of other things": (
+        {"image_list": "odd.txt"},
+        ValueError,
+        "odd.txt line 2: an image id must be a plain file",
+    ),
+    "a listed file that is not there": ({"image_list": "gone.txt"}, ValueError, "gone.jpg: .*No such file"),
+    "an id without a file": (
+        {"image_list": "id.txt", "images": "good"},
+        FileNotFoundError,
+        "missing is b, for example",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_images_that_are_not_there_are_refused_with_their_name(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("same/a.png", "same/below/a.jpg", "good/a.png"):
+        _picture(Path(name))
+    Path("empty").mkdir()
+    for name, lines in (("odd", "good/a.png\n../x\n"), ("gone", "gone.jpg\n"), ("id", "a\nb\n")):
+        Path(f"{name}.txt").write_text(lines)
+    given, kind, message = REFUSED[fault]
+    with pytest.raises(kind, match=message):
+        wanted_images(resolve(PredictConfig, given), Taxonomy(("/m/0a",), ("A",)), {})
+
+
+def test_a_listed_path_is_relative_to_its_list_and_an_id_is_looked_up(tmp_path: Path) -> None:
+    for name in ("good/a.png", "other/b.jpg"):
+        _picture(tmp_path / name)
+    (tmp_path / "list.txt").write_text("a\n\nother/b.jpg\na\n")
+    config = resolve(PredictConfig, {"image_list": str(tmp_path / "list.txt"), "images": str(tmp_path / "good")})
+    index = wanted_images(config, Taxonomy(("/m/0a",), ("A",)), {}).index
+    assert index.image_ids.tolist() == ["a", "b"]
+    assert [index.file_of(n) for n in (0, 1)] == [tmp_path / "good/a.png", tmp_path / "other/b.jpg"]
+    assert index.sizes.tolist() == [[32, 48], [32, 48]]
+
+
+KILLED = """
+import os, signal, sys
+from retinaflow.cli import main
+from retinaflow.data import prediction_shards
+
+write, written = prediction_shards.pa_parquet.write_table, []
+
+def write_or_die(table, path):
+    written.append(path)
+    if len(written) == 3:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(table, path)
+
+prediction_shards.pa_parquet.write_table = write_or_die
+main(["predict", *sys.argv[1:]])
+"""
+
+
+def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
+    trained: TrainResult, judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config(trained, tmp_path, shard_size=1)
+    flags = {"from_run": config.from_run, "output": tmp_path, "track": "false", "shard_size": 1}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    shards = tmp_path / "shards"
+    done = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
+    assert sorted(done) == ["00000.parquet", "00001.parquet"]
+    assert len(list(shards.iterdir())) == 3
+
+    # Several processes go on; a shard is done by one of them.
+    path = predict.run(config.model_copy(update={"nproc": 2}))
+    assert "2 of 6 images are done already" in capsys.readouterr().out
+    assert {name: (shards / name).stat().st_mtime_ns for name in done} == done
+    assert len(list(shards.iterdir())) == 6
+    _assert_same(pd.read_csv(path), pd.read_csv(judged / "predictions.csv"))
+
+    # A shard that was damaged on the disk is no shard.
+    (shards / "00003.parquet").write_bytes(b"damaged")
+    predict.run(config)
+    assert "5 of 6 images are done already" in capsys.readouterr().out
+    _assert_same(pd.read_csv(path), pd.read_csv(judged / "predictions.csv"))
+
+
+def test_another_request_in_the_same_folder_is_refused_with_what_differs(trained: TrainResult, tmp_path: Path) -> None:
+    predict.run(_config(trained, tmp_path))
+    before = (tmp_path / "predictions.csv").read_bytes()
+    other = _config(trained, tmp_path, score_threshold=0.9)
+    with pytest.raises(ValueError, match=r"another request: score_threshold 0\.02 there, 0\.9 now\. Give"):
+        predict.run(other)
+    (tmp_path / "list.txt").write_text("validation001")
+    with pytest.raises(ValueError, match="number of images 6 there, 1 now"):
+        predict.run(_config(trained, tmp_path, image_list=tmp_path / "list.txt"))
+    assert (tmp_path / "predictions.csv").read_bytes() == before
+    path = predict.run(other.model_copy(update={"overwrite": True}))
+    assert (pd.read_csv(path)["Score"] > 0.9).all()
+
+
+def test_a_submission_has_every_image_and_reads_back_as_the_predictions(
+    trained: TrainResult, workshop: Any, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        source = workshop.data / "images" / f"validation00{number}.jpg"
+        (images / f"v{number}.jpg").write_bytes(source.read_bytes())
+    assert cv2.imwrite(str(images / "empty.png"), np.zeros((64, 64, 3), dtype=np.uint8))
+    (images / "broken.jpg").write_bytes(b"no image")
+    submission = tmp_path / "submission.csv"
+    given = {"images": images, "submission": submission}
+    with pytest.raises(ValueError, match=r"1 of 5 image files cannot be read; .*broken\.jpg: not an image file"):
+        predict.run(_config(trained, tmp_path / "out", **given))
+    path = predict.run(_config(trained, tmp_path / "out", **given, on_bad_image="skip", shard_size=2))
+    rows = pd.read_csv(submission, keep_default_na=False)
+    assert list(rows.columns) == ["ImageId", "PredictionString"]
+    assert rows["ImageId"].tolist() == ["empty", "v0", "v1", "v2", "broken"]
+    assert rows["PredictionString"].tolist()[-1] == ""
+    listed = pd.read_csv(tmp_path / "out" / "dropped.csv")
+    assert listed[["file", "rule"]].to_numpy().tolist() == [["broken", "an image must have a readable file"]]
+
+    ours = pd.read_csv(path)
+    words = " ".join(rows["PredictionString"]).split()
+    assert len(words) == 6 * len(ours) > 0
+    assert words[0::6] == ours["LabelName"].tolist()
+    for place, name in enumerate(NUMBERS, start=1):
+        np.testing.assert_allclose(np.array(words[place::6], dtype=float), ours[name], rtol=1e-6)
+    # evaluate's reader takes both, empty strings too.
+    index = load_training_data(workshop.settings()).judged
+    assert len(read_detections(submission, index)) == len(read_detections(path, index)) == len(ours)
+
+
+def test_parents_expand_gives_every_ancestor_of_a_detection_its_best_score(
+    trained: TrainResult, tmp_path: Path
+) -> None:
+    table = pd.read_csv(predict.run(_config(trained, tmp_path, parents="expand", max_detections=1000)))
+    best = table.groupby(["ImageID", "LabelName"])["Score"].max().unstack()
+    best = best.reindex(columns=["/m/0car", "/m/0bus", "/m/0tree", "/m/0vehicle", "/m/0plant"]).fillna(0.0)
+    assert (best[["/m/0car", "/m/0bus", "/m/0tree"]] > 0).any(axis=None)
+    assert (best["/m/0vehicle"] >= best[["/m/0car", "/m/0bus"]].max(axis=1)).all()
+    assert (best["/m/0plant"] >= best["/m/0tree"]).all()
+
+
+def test_a_run_is_logged_with_its_model_counts_and_file(trained: TrainResult, workshop: Any) -> None:
+    output = workshop.folder / "predicted"
+    config = resolve(PredictConfig, {"from_run": "models:/tiny-detector/1", "output": str(output)})
+    table = pd.read_csv(predict.run(config))
+    (run,) = mlflow.search_runs(
+        filter_string="tags.`retinaflow.command` = 'predict'", experiment_names=["retinaflow"], output_format="list"
+    )
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["retinaflow.model_run"] == trained.run_id
+    assert run.data.metrics["predict/detections"] == len(table)
+    assert run.data.metrics["predict/images"] == 6
+    assert run.data.metrics["predict/images_per_second"] > 0
+    names = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"predictions.csv", "manifest.json", "config.json"} <= names
+    assert json.loads((output / "manifest.json").read_text())["settings"]["score_threshold"] == 0.02
