@@ -2,14 +2,15 @@
 
 The map of the package, in reading order:
 
-- ``boxes``, ``detections``: box arithmetic; detections as columns.
+- ``boxes``, ``detections``: box arithmetic; detections as columns. ``suppression_rules``: the written ways to thin out
+  overlapping detections.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages``, ``tables`` and
   ``csv_lines`` (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
   ``image_files`` and ``image_sizes``; ``presence``, ``bins``, ``sampling`` and ``exposure`` (frequency bins, balanced
   epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape); ``exploration``, ``suspicious`` (what a
   set looks like); ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
-  ``loss``, ``postprocess``.
+  ``loss``, ``postprocess``, ``suppression``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
   ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
   ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
@@ -19,7 +20,8 @@ The map of the package, in reading order:
   class); ``seeds`` and ``search_figures`` (the result of a search).
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
-  (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
+  (several processes), ``inference``, ``thinning``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``,
+  ``stopping``.
 - ``setting_types``, ``setting_groups``, ``config``, ``resolving``: settings, and given values made into them.
   ``run_files``, ``outbox``, ``mlflow_run``, ``tracking``, ``child_runs``: where results go; MLflow. ``served_model``:
   the detector as an MLflow model.

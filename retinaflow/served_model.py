@@ -20,8 +20,9 @@ from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
 
 from retinaflow.data.image_files import decode_bytes
-from retinaflow.detector.postprocess import PostprocessConfig, detect
+from retinaflow.detector.postprocess import detect
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.training.thinning import postprocess_config
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label")
 
@@ -54,11 +55,11 @@ class DetectorModel(PythonModel):
         with torch.inference_mode():
             output = self.model(torch.from_numpy(resized).permute(2, 0, 1)[None])
             settings = self.checkpoint.settings
-            config = PostprocessConfig(
-                score_threshold=settings["score_threshold"],
-                nms=settings["nms"],
-                nms_iou=settings["nms_iou"],
-                max_detections=settings["max_detections"],
+            names = ("nms", "nms_iou", "score_threshold", "max_detections")
+            config = postprocess_config(
+                **{name: settings[name] for name in names},
+                taxonomy=self.checkpoint.taxonomy,
+                bins=self.checkpoint.bins,
             )
             found = detect(output, self.model.anchors(shape), config=config, ancestors=self.ancestors)
         boxes = found.boxes.numpy().astype(float) * [width, height, width, height]

@@ -104,7 +104,7 @@ def test_rows_come_by_image_and_best_score_first(generator: torch.Generator) -> 
         assert torch.equal(score, score.sort(descending=True).values)
 
 
-@pytest.mark.parametrize("nms", ["nms", "soft-nms"])
+@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
 @pytest.mark.parametrize("scope", ["level", "class"])
 def test_outputs_without_a_score_above_the_threshold_give_no_detection(nms: Any, scope: Any) -> None:
     config = PostprocessConfig(nms=nms, top_k_scope=scope)
@@ -228,7 +228,7 @@ def test_a_detection_is_also_one_of_its_ancestors() -> None:
     assert torch.equal(found.boxes[0], found.boxes[1])
 
 
-@pytest.mark.parametrize("nms", ["nms", "soft-nms"])
+@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
 @pytest.mark.parametrize(("child", "parent"), [(0.9, 0.6), (0.6, 0.9)], ids=["child better", "parent better"])
 def test_of_a_copy_and_a_detection_of_the_parent_the_best_stays(nms: Any, child: float, parent: float) -> None:
     box, near = [20.0, 20.0, 60.0, 60.0], [22.0, 20.0, 62.0, 60.0]
