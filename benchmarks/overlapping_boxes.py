@@ -5,10 +5,10 @@
 
 The demo set's people overlap little, so a crowded variant of it is drawn (``crowd`` of
 :func:`retinaflow.data.demo.write_demo`). A detector (``--from_run``, or one trained here: the demo set's, ``--epochs``)
-is run over its validation images once; every way is then asked about the same raw boxes. Half of the images choose the
-settings (``--half tune``), the other half is reported (``--half report``).
+is run over its validation images once; every way is then asked about the same raw boxes. Half of the images (tune) is
+there to choose the settings by, the other half (report) to say what they are worth.
 
-Per class group: AP, AP of crowded objects (those that overlap another of their class by IoU > 0.3), recall of all and
+For people-clothing, Person alone and rest: AP, AP of crowded objects (those that overlap another of their class by IoU > 0.3), recall of all and
 of crowded ones at 0.1 false positives per image and class, doubles per image among those (detections of an object that
 is found already), each a mean over classes; doubles are a sum. With the 95% intervals of the paired differences in AP
 to the first way, and milliseconds per image for thinning out alone.
@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from retinaflow.boxes import iou
@@ -34,6 +35,7 @@ from retinaflow.commands.inputs import read_split
 from retinaflow.config import TrainConfig
 from retinaflow.data.demo import demo_is_current, write_demo
 from retinaflow.data.groups import select_classes
+from retinaflow.data.image_files import decode
 from retinaflow.data.images import BatchLoader, DetectionDataset
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
@@ -42,6 +44,7 @@ from retinaflow.resolving import resolve
 from retinaflow.scoring.bootstrap import paired_differences
 from retinaflow.scoring.challenge import Evaluator, average_precision
 from retinaflow.scoring.claims import TruthByPair
+from retinaflow.scoring.contact_sheet import Panel, contact_sheet
 from retinaflow.scoring.matches import Kind, Matches
 from retinaflow.scoring.slices import subsets
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
@@ -50,12 +53,14 @@ from retinaflow.training.thinning import postprocess_config
 
 FALSE_POSITIVES = 0.1
 """Per image and class: where recall and doubles are read off."""
+RESAMPLES = 200
+SHOWN_SCORE = 0.3
 LEARNT = "learnt"
 """Plain NMS with the threshold of each class from the pairs of training: :func:`learnt_thresholds`."""
 WAYS = (
     *("nms", "nms:0.4", "nms:0.55", "nms:0.6", "nms:0.7", LEARNT),
     *("soft-nms:0.1", "soft-nms:0.3", "soft-nms:0.5"),
-    *("support-nms:0.3", "support-nms:0.5", "support-nms:0.7"),
+    *("support-nms:0.5", "support-nms", "support-nms:2"),
 )
 
 
@@ -84,11 +89,13 @@ def main() -> None:
     checkpoint = load_checkpoint(arguments.from_run or trained(arguments))
     truth = read_truth(folder, "validation", checkpoint, arguments.images)
     raw = raw_boxes(checkpoint, truth, arguments.output / "raw.pt")
-    half = np.arange(0 if arguments.half == "tune" else 1, len(truth), 2)
-    groups = {name: members(name, truth) for name in ("people-clothing", "rest")}
+    halves = {"tune": np.arange(0, len(truth), 2), "report": np.arange(1, len(truth), 2)}
+    groups = {name: members(name, truth) for name in ("people-clothing", "Person", "rest")}
     print(overlap_table(truth, groups))
     learnt = learnt_thresholds(read_truth(folder, "train", checkpoint))
-    rows, base = [], None
+    rows: list[dict[str, object]] = []
+    base: dict[str, Judged] = {}
+    kept: dict[str, Detections] = {}
     for name in arguments.ways.split(",") if arguments.ways else WAYS:
         config = (
             PostprocessConfig(score_threshold=0.02, nms_iou=learnt)
@@ -98,13 +105,19 @@ def main() -> None:
             )
         )
         found, milliseconds = thinned(raw, config, checkpoint)
-        judged = judge(truth.take(half), of_images(found, half, len(truth)))
-        base = base or judged
-        rows += table_rows(name, judged, base, groups, milliseconds)
-        print(pd.DataFrame(rows[-len(groups) :]).to_string(index=False, header=len(rows) == len(groups)), flush=True)
-    frame = pd.DataFrame(rows).sort_values("group", kind="stable")
-    frame.to_csv(arguments.output / f"{arguments.half}.csv", index=False)
+        for half, images in halves.items():
+            judged = judge(truth.take(images), of_images(found, images, len(truth)))
+            first = base.setdefault(half, judged)
+            rows += [{"half": half, **row} for row in table_rows(name, judged, first, groups, milliseconds)]
+        # After each way: a table that is looked at while the rest is still being worked on.
+        frame = pd.DataFrame(rows).sort_values(["half", "group"], kind="stable")
+        frame.to_csv(arguments.output / "overlapping_boxes.csv", index=False)
+        print(name, flush=True)
+        kept[name] = found
     print(frame.to_markdown(index=False))
+    if arguments.picture:
+        ways = {name: kept[name] for name in arguments.picture_ways.split(",")}
+        picture(truth, ways, halves["report"], name="Person").savefig(arguments.picture)
 
 
 def crowded_set(arguments: argparse.Namespace) -> Path:
@@ -248,8 +261,8 @@ def recall(matches: Matches, floor: NDArray[np.float64]) -> NDArray[np.float64]:
 def table_rows(
     name: str, judged: Judged, base: Judged, groups: Mapping[str, NDArray[np.bool_]], milliseconds: float
 ) -> list[dict[str, object]]:
-    of_all = paired_differences(base.matches, judged.matches, groups=groups, resamples=1000).groups
-    of_crowded = paired_differences(base.crowded, judged.crowded, groups=groups, resamples=1000).groups
+    of_all = paired_differences(base.matches, judged.matches, groups=groups, resamples=RESAMPLES).groups
+    of_crowded = paired_differences(base.crowded, judged.crowded, groups=groups, resamples=RESAMPLES).groups
     rows = []
     for group, chosen in groups.items():
         row: dict[str, object] = {"group": group, "way": name}
@@ -264,16 +277,45 @@ def table_rows(
     return rows
 
 
+def picture(
+    truth: AnnotationIndex, found: Mapping[str, Detections], images: NDArray[np.int64], *, name: str, rows: int = 3
+) -> Figure:
+    """One class of the images on which two ways differ most, a row each, a column per way."""
+    label, ways = truth.taxonomy.find(name), list(found)
+    shown = {way: one.take((one.class_index == label) & (one.score > SHOWN_SCORE)) for way, one in found.items()}
+    counts = np.array([np.bincount(one.image_index, minlength=len(truth))[images] for one in shown.values()])
+    chosen = images[np.argsort(-np.ptp(counts, axis=0), kind="stable")[:rows]]
+    panels = [panel(truth, shown[way], int(image), label=label, title=way) for image in chosen for way in ways]
+    return contact_sheet(panels, columns=len(ways), title=f"{name}: truth and detections above {SHOWN_SCORE}")
+
+
+def panel(truth: AnnotationIndex, found: Detections, image: int, *, label: int, title: str) -> Panel:
+    height, width = (int(side) for side in truth.sizes[image])
+    own = found.take(found.image_index == image)
+    boxes = TruthByPair(truth, np.ones(truth.num_classes, dtype=bool)).ordinary
+    at = boxes.pair == image * truth.num_classes + label
+    return Panel(
+        image=decode(truth.file_of(image), (height, width), (height, width)),
+        title=title,
+        truth_boxes=boxes.boxes[at],
+        truth_labels=[""] * int(at.sum()),
+        detection_boxes=own.boxes,
+        detection_labels=[""] * len(own),
+        detection_scores=own.score,
+    )
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from_run", type=Path, help="checkpoint of a training on the demo set or its crowded variant")
     parser.add_argument("--epochs", type=int, default=6, help="of the training, without --from_run")
     parser.add_argument("--crowd", type=float, default=0.5, help="share of the pictures with people who stand close")
     parser.add_argument("--images", type=int, default=800, help="validation images, half of them reported")
-    parser.add_argument("--half", choices=("tune", "report"), default="report")
     parser.add_argument(
         "--ways", default="", help="as the setting nms has them, or learnt, by commas; the first is compared with"
     )
+    parser.add_argument("--picture", type=Path, help="file to draw the people on which two ways differ most to")
+    parser.add_argument("--picture_ways", default="nms,soft-nms:0.5,support-nms", help="its columns")
     parser.add_argument("--output", type=Path, default=Path("outputs/overlapping"))
     return parser.parse_args()
 

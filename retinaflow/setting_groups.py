@@ -131,9 +131,9 @@ class DetectionFields(Settings):
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Detections below this score are dropped."""
     nms: SuppressionRules = "nms"
-    """How overlapping detections of one class are thinned out: nms, soft-nms or support-nms (which keeps boxes for
-    which many raw boxes speak), with a number if wanted (nms:0.6, soft-nms:0.3), for all classes or by class group
-    (people-clothing:soft-nms,rest:nms)."""
+    """How overlapping detections of one class are thinned out: nms, soft-nms, or support-nms (score is
+    lost by how few raw boxes speak for a box), with a number if wanted (nms:0.6, soft-nms:0.3), for all classes or by
+    class group (people-clothing:soft-nms,rest:nms)."""
     nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
     """IoU above which the lower of two detections of a class is dropped (nms, support-nms)."""
     max_detections: Annotated[int, Field(ge=1)] = 300

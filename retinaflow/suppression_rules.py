@@ -6,7 +6,7 @@
     people-clothing:support-nms              the classes that no rule names: plain NMS at nms_iou
 
 A rule is ``[GROUP:]WAY[:NUMBER]``; a group is written as for ``class_group`` (``all``, ``people-clothing``, ``rest``,
-``bin:K``, a class id or name). The number is the IoU of ``nms``, the sigma of ``soft-nms``, the share of
+``bin:K``, a class id or name). The number is the IoU of ``nms``, the sigma of ``soft-nms``, the power of
 ``support-nms``.
 """
 
@@ -19,7 +19,7 @@ from typing import Literal, cast, get_args
 Suppression = Literal["nms", "soft-nms", "support-nms"]
 """The ways: :mod:`retinaflow.detector.suppression`."""
 
-_NUMBERS = {"nms": "the IoU, in (0, 1]", "soft-nms": "sigma, above 0", "support-nms": "the share of support, in (0, 1]"}
+_NUMBERS = {"nms": "the IoU, in (0, 1]", "soft-nms": "sigma, above 0", "support-nms": "the power, above 0"}
 _RULE = re.compile(rf"(?:(?P<group>.+?):)?(?P<way>{'|'.join(get_args(Suppression))})(?::(?P<number>[^:]*))?")
 
 
@@ -60,6 +60,6 @@ def _number(way: Suppression, written: str, part: str) -> float:
         value = float(written)
     except ValueError:
         value = float("nan")
-    if not (value > 0 and (value <= 1 or (way == "soft-nms" and value < float("inf")))):
+    if not (value > 0 and (value <= 1 or (way != "nms" and value < float("inf")))):
         raise ValueError(f"the number of {way} is {_NUMBERS[way]}, but one is {written!r}, in {part!r}")
     return value

@@ -32,6 +32,7 @@ def test_a_rule_names_its_group_its_way_and_its_number(text: str, rules: list[Ru
         ("rest:nms,", "but one is '\\(empty\\)'"),
         ("nms:1.5", "the number of nms is the IoU, in \\(0, 1\\], but one is '1.5'"),
         ("Man:soft-nms:none", "the number of soft-nms is sigma, above 0"),
+        ("support-nms:0", "the number of support-nms is the power, above 0"),
         ("rest:nms,rest:soft-nms", "a group must have one rule, but rest has 2"),
         ("nms,rest:soft-nms", "must stand alone"),
     ],

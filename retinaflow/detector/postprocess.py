@@ -31,11 +31,11 @@ class PostprocessConfig:
     top_k: candidates kept before suppression, per image and ``top_k_scope``: pyramid "level" (torchvision) or "class"
         (a frequent class cannot crowd out a rare one).
     nms: "nms" drops boxes of one class that overlap a better one; "soft-nms" lowers their scores instead;
-        "support-nms" drops those for which few raw boxes speak (for crowds). One for all classes, or a tuple of K.
-    nms_iou: overlap above which "nms" and "support-nms" drop; also for the copies made for parent classes. A number, or
-        ``[K]``, as the two below.
+        "support-nms" lowers those for which few raw boxes speak (for crowds). One for all classes, or a tuple of K.
+    nms_iou: overlap above which "nms" drops and "support-nms" lowers; also for the copies made for parent classes. A
+        number, or ``[K]``, as the two below.
     soft_sigma: width of the Gaussian of "soft-nms": a box of overlap IoU keeps exp(-IoU^2 / sigma) of its score.
-    support_share: "support-nms" keeps a box with at least this share of the better one's support.
+    support_power: a box keeps its support over that of the better one, to this power, of its score (support-nms).
     max_detections: most detections of one image, over all classes, copies for parent classes among them.
     """
 
@@ -45,7 +45,7 @@ class PostprocessConfig:
     nms: Suppression | tuple[Suppression, ...] = "nms"
     nms_iou: float | Tensor = 0.5
     soft_sigma: float | Tensor = 0.5
-    support_share: float | Tensor = 0.5
+    support_power: float | Tensor = 1.0
     max_detections: int = 300
 
     def __post_init__(self) -> None:
@@ -60,11 +60,11 @@ class PostprocessConfig:
             raise ValueError(f"nms must be one of {get_args(Suppression)}, but got {self.nms!r}.")
         if self.top_k_scope not in get_args(TopKScope):
             raise ValueError(f"top_k_scope must be one of {get_args(TopKScope)}, but got {self.top_k_scope!r}.")
-        iou, sigma, share = map(torch.as_tensor, (self.nms_iou, self.soft_sigma, self.support_share))
-        if not bool(((iou >= 0) & (iou <= 1)).all() and (sigma > 0).all() and ((share > 0) & (share <= 1)).all()):
+        iou, sigma, power = map(torch.as_tensor, (self.nms_iou, self.soft_sigma, self.support_power))
+        if not bool(((iou >= 0) & (iou <= 1)).all() and (sigma > 0).all() and (power > 0).all()):
             raise ValueError(
-                "`0 <= nms_iou <= 1`, `soft_sigma > 0` and `0 < support_share <= 1` must hold, but got "
-                f"{self.nms_iou}, {self.soft_sigma} and {self.support_share}."
+                "`0 <= nms_iou <= 1`, `soft_sigma > 0` and `support_power > 0` must hold, but got "
+                f"{self.nms_iou}, {self.soft_sigma} and {self.support_power}."
             )
 
 
@@ -203,14 +203,13 @@ def _suppressed(found: BatchDetections, contested: Tensor, config: PostprocessCo
 
 
 def _support(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) -> BatchDetections:
-    del threshold
-    keep = torch.zeros_like(found.label, dtype=torch.bool)
+    scores = torch.zeros_like(found.score)
     for image in torch.unique(found.owner).tolist():
         rows = (found.owner == image).nonzero().squeeze(1)
         boxes, score, label = found.boxes[rows].double(), found.score[rows].double(), found.label[rows]
-        iou, share = _of_rows(config.nms_iou, label), _of_rows(config.support_share, label)
-        keep[rows[support_nms(boxes, score, label, iou=iou, share=share)]] = True
-    return found.take(keep)
+        iou, power = _of_rows(config.nms_iou, label), _of_rows(config.support_power, label)
+        scores[rows] = support_nms(boxes, score, label, iou=iou, power=power).to(scores.dtype)
+    return _rescored(found, scores, scores > threshold[found.label])
 
 
 def _soft(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) -> BatchDetections:
@@ -223,7 +222,10 @@ def _soft(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) 
         threshold=threshold[found.label],
         max_per_group=config.max_detections,
     )
-    keep = scores > 0
+    return _rescored(found, scores, scores > 0)
+
+
+def _rescored(found: BatchDetections, scores: Tensor, keep: Tensor) -> BatchDetections:
     return BatchDetections(found.owner[keep], found.label[keep], scores[keep], found.boxes[keep])
 
 
@@ -261,7 +263,7 @@ def _check_shapes(output: RawOutput, grid: AnchorGrid, config: PostprocessConfig
             f"class_logits {tuple(output.class_logits.shape)} and box_deltas {tuple(output.box_deltas.shape)}."
         )
     check_ancestors(ancestors, num_classes)
-    for name in ("score_threshold", "nms_iou", "soft_sigma", "support_share"):
+    for name in ("score_threshold", "nms_iou", "soft_sigma", "support_power"):
         check_per_class(name, getattr(config, name), num_classes)
     if isinstance(config.nms, tuple) and len(config.nms) != num_classes:
         raise ValueError(f"nms must be one way or one for each of {num_classes} classes, but got {len(config.nms)}.")

@@ -6,7 +6,7 @@ the first row goes first) nor on boxes of other groups.
 
 - :func:`hard_nms`: a box that overlaps a better kept one by more than a threshold is dropped.
 - :func:`soft_nms`: it loses score instead.
-- :func:`support_nms`: it is dropped unless about as many raw boxes speak for it as for the better one.
+- :func:`support_nms`: it loses score by how many fewer raw boxes speak for it than for the better one.
 
 ``docs/overlapping-boxes.md`` compares them.
 """
@@ -73,20 +73,21 @@ def soft_nms(
 
 
 @torch.no_grad()
-def support_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, iou: float | Tensor, share: float | Tensor) -> Tensor:
-    """Rows that are kept where overlapping boxes may both be right: density-aware, without a head for density.
+def support_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, iou: float | Tensor, power: float | Tensor) -> Tensor:
+    """The scores after suppression ``[N]``, 0 where a box is dropped: density-aware, without a head for density.
 
     An object is found by dozens of raw boxes around one place, a badly placed double by a few. So:
 
-    1. Modes: plain NMS at ``MODE_IOU``.
-    2. Support: every raw box gives its score to the mode of its group that it overlaps most; a mode's support is the
+    1. Modes: plain NMS at ``MODE_IOU``; what it drops is dropped.
+    2. Support: every raw box gives its score to the mode of its group that it overlaps most; a mode's support S is the
        sum.
-    3. From the best mode down: a mode is dropped if it overlaps a better kept one by more than ``iou``, unless its
-       support is at least ``share`` of the better one's.
+    3. A mode that overlaps better ones by more than ``iou`` keeps min(1, S / S_better)^power of its score, by the one
+       of them with the most support.
 
-    iou: in (0, MODE_IOU], above it nothing is left to decide. share: in (0, 1]; both a number or ``[N]``, the same
-    within a group. Cost: linear in pairs of a raw box and a mode of its group. After Adaptive-NMS (Liu et al. 2019,
-    CVPR), whose threshold follows a density that a trained head predicts; here the raw boxes tell it.
+    iou: in (0, MODE_IOU], above it nothing is left to decide. power: above 0; both a number or ``[N]``, the same within
+    a group. Cost: linear in pairs of a raw box and a mode of its group. After Adaptive-NMS (Liu et al. 2019, CVPR),
+    whose threshold follows a density that a trained head predicts; here the raw boxes tell it, and score is lost in
+    place of the box.
     """
     modes = batched_nms(boxes, scores, groups, MODE_IOU)
     modes = modes[groups[modes].argsort(stable=True)]  # by group, best first
@@ -98,28 +99,15 @@ def support_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, iou: float | T
     nearest = mode.new_full((len(boxes),), count)
     nearest.scatter_reduce_(0, raw, torch.where(overlap == most[raw], mode, count), "amin")
     support = scores.new_zeros(count).scatter_add_(0, nearest, scores)
-    upper, lower = _pairs_within(groups[modes], groups[modes])
-    upper, lower = upper[upper < lower], lower[upper < lower]
+    better, lower = _pairs_within(groups[modes], groups[modes])
+    better, lower = better[better < lower], lower[better < lower]
     limit = torch.as_tensor(iou, dtype=boxes.dtype, device=boxes.device).expand(len(boxes))[modes]
-    part = torch.as_tensor(share, dtype=boxes.dtype, device=boxes.device).expand(len(boxes))[modes]
-    rivals = _paired_iou(boxes[modes[upper]], boxes[modes[lower]]) > limit[lower]
-    drops = rivals & (support[lower] < part[lower] * support[upper])
-    return modes[_survivors(upper[drops], lower[drops], count)]
-
-
-def _survivors(upper: Tensor, lower: Tensor, count: int) -> Tensor:
-    """``[count]`` bool: what is left when, from the first to the last, each one left drops the ``lower`` of its pairs.
-
-    Repeated for all at once until nothing changes: as many rounds as the longest chain of pairs has links (Zheng et al.
-    2020, "Cluster-NMS").
-    """
-    left = torch.ones(count, dtype=torch.bool, device=upper.device)
-    while True:
-        now = torch.ones_like(left)
-        now[lower[left[upper]]] = False
-        if torch.equal(now, left):
-            return left
-        left = now
+    rivals = _paired_iou(boxes[modes[better]], boxes[modes[lower]]) > limit[lower]
+    strongest = support.clone().scatter_reduce_(0, lower[rivals], support[better[rivals]], "amax")
+    exponent = torch.as_tensor(power, dtype=scores.dtype, device=boxes.device).expand(len(boxes))[modes]
+    final = torch.zeros_like(scores)
+    final[modes] = scores[modes] * (support / strongest) ** exponent
+    return final
 
 
 def _pairs_within(groups: Tensor, ordered: Tensor) -> tuple[Tensor, Tensor]:

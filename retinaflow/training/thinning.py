@@ -27,15 +27,15 @@ def postprocess_config(
 
     ``bins`` is needed where ``nms`` names a group ``bin:K``. Classes that no rule of ``nms`` names are thinned out by
     plain NMS at ``nms_iou``. A group of which the model has no class is no error: the models of a split label space
-    share their settings. Raises ValueError for an unknown class, and for one that two rules name.
+    power their settings. Raises ValueError for an unknown class, and for one that two rules name.
     """
     defaults = PostprocessConfig(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
     rules = read_rules(nms)
     ways: list[Suppression] = ["nms"] * len(taxonomy)
-    iou, sigma, share = (
-        torch.full((len(taxonomy),), float(value)) for value in (nms_iou, defaults.soft_sigma, defaults.support_share)
+    iou, sigma, power = (
+        torch.full((len(taxonomy),), float(value)) for value in (nms_iou, defaults.soft_sigma, defaults.support_power)
     )
-    numbers = {"nms": iou, "soft-nms": sigma, "support-nms": share}
+    numbers = {"nms": iou, "soft-nms": sigma, "support-nms": power}
     named: dict[int, Rule] = {}
     for rule in rules:
         for label in select_classes(rule.group, taxonomy, bins, setting="nms", may_be_empty=True).tolist():
@@ -52,6 +52,6 @@ def postprocess_config(
         nms=ways[0] if len(set(ways)) == 1 else tuple(ways),
         nms_iou=iou,
         soft_sigma=sigma,
-        support_share=share,
+        support_power=power,
         max_detections=max_detections,
     )

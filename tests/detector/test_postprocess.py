@@ -256,11 +256,32 @@ def test_parents_change_nothing_in_classes_without_children_even_after_soft_nms(
         ({"nms": "hard"}, "nms must be one of"),
         ({"top_k_scope": "image"}, "top_k_scope must be one of"),
         ({"soft_sigma": 0.0}, "soft_sigma > 0"),
+        ({"support_power": torch.tensor([1.0, 0.0, 1.0])}, "support_power > 0"),
+        ({"nms": ("nms", "hard")}, "nms must be one of"),
     ],
 )
 def test_settings_that_cannot_be_are_an_error_that_names_the_rule(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PostprocessConfig(**settings)
+
+
+def test_a_way_for_each_class_needs_as_many_ways_as_classes(generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="one for each of 3 classes, but got 2"):
+        detect(random_output(generator, 1, 3), GRID, config=PostprocessConfig(nms=("nms", "soft-nms")))
+
+
+@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
+def test_each_class_is_thinned_out_in_its_way_as_it_would_be_if_all_were(nms: Any, generator: torch.Generator) -> None:
+    output = random_output(generator, 2, 3)
+    plain, all_ = (
+        detect(output, GRID, config=PostprocessConfig(nms=way, score_threshold=0.2, max_detections=10**4))
+        for way in ("nms", nms)
+    )
+    config = PostprocessConfig(nms=("nms", nms, "nms"), score_threshold=0.2, max_detections=10**4)
+    mixed = detect(output, GRID, config=config)
+    for label, expected in ((0, plain), (1, all_), (2, plain)):
+        assert torch.equal(mixed.score[mixed.label == label], expected.score[expected.label == label])
+        assert torch.equal(mixed.boxes[mixed.label == label], expected.boxes[expected.label == label])
 
 
 def test_outputs_of_another_image_shape_are_an_error(generator: torch.Generator) -> None:

@@ -14,6 +14,10 @@ from retinaflow.detector.suppression import MODE_IOU, hard_nms, soft_nms, suppor
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def _support(boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+    return (support_nms(boxes, scores, groups, iou=0.4, power=1.0) > 0.05).nonzero().squeeze(1)
+
+
 def _soft(boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
     threshold = torch.full_like(scores, 0.05)
     left = soft_nms(boxes, scores, groups, sigma=0.3, threshold=threshold, max_per_group=len(boxes))
@@ -23,7 +27,7 @@ def _soft(boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
 WAYS: dict[str, Way] = {
     "nms": lambda boxes, scores, groups: hard_nms(boxes, scores, groups, iou=0.5),
     "soft-nms": _soft,
-    "support-nms": lambda boxes, scores, groups: support_nms(boxes, scores, groups, iou=0.4, share=0.5),
+    "support-nms": _support,
 }
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
@@ -39,7 +43,7 @@ def crowd(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor, Tenso
     return torch.cat([low, low + side], dim=1), scores, 5 * torch.randint(0, 3, (count,), generator=generator)
 
 
-def slow_support_nms(boxes: Tensor, scores: Tensor, iou: float, share: float) -> set[int]:
+def slow_support_nms(boxes: Tensor, scores: Tensor, iou: float, power: float) -> dict[int, float]:
     """The three steps, one box at a time, for one group."""
     order = sorted(range(len(boxes)), key=lambda row: -float(scores[row]))
     between = box_iou(boxes, boxes)
@@ -50,46 +54,45 @@ def slow_support_nms(boxes: Tensor, scores: Tensor, iou: float, share: float) ->
     support = dict.fromkeys(modes, 0.0)
     for row in order:
         support[max(modes, key=lambda mode: float(between[row, mode]))] += float(scores[row])
-    kept: list[int] = []
-    for mode in modes:
-        rivals = [better for better in kept if between[mode, better] > iou]
-        if all(support[mode] >= share * support[better] for better in rivals):
-            kept.append(mode)
-    return set(kept)
+    kept = {}
+    for place, mode in enumerate(modes):
+        parts = [support[mode] / support[better] for better in modes[:place] if between[mode, better] > iou]
+        kept[mode] = float(scores[mode]) * min([1.0, *parts]) ** power
+    return kept
 
 
-@pytest.mark.parametrize(("iou", "share"), [(0.5, 0.5), (0.3, 0.2), (0.4, 1.0)])
+@pytest.mark.parametrize(("iou", "power"), [(0.5, 1.0), (0.3, 2.0)])
 def test_support_nms_of_many_groups_at_once_is_that_of_each_box_by_box(
-    iou: float, share: float, generator: torch.Generator
+    iou: float, power: float, generator: torch.Generator
 ) -> None:
     boxes, scores, groups = crowd(generator, 120)
-    got = set(support_nms(boxes, scores, groups, iou=iou, share=share).tolist())
-    expected = {
-        int(rows[row])
-        for rows in ((groups == group).nonzero().squeeze(1) for group in groups.unique())
-        for row in slow_support_nms(boxes[rows], scores[rows], iou, share)
-    }
-    assert got == expected
-    assert len(got) < len(boxes)
+    got = support_nms(boxes, scores, groups, iou=iou, power=power)
+    for group in groups.unique():
+        rows = (groups == group).nonzero().squeeze(1)
+        expected = slow_support_nms(boxes[rows], scores[rows], iou, power)
+        assert set(got[rows].nonzero().squeeze(1).tolist()) == set(expected)
+        assert len(expected) < len(rows)
+        for row, score in expected.items():
+            assert float(got[rows[row]]) == pytest.approx(score, rel=1e-4)
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.45, [0, 3]), (0.46, [0])])
-def test_a_box_stays_beside_a_better_one_if_enough_raw_boxes_speak_for_it(share: float, kept: list[int]) -> None:
-    # IoU of the two places is 70 / 130 = 0.54. Support 0.9 + 0.8 + 0.7 = 2.4 against 0.6 + 0.5 = 1.1: 0.458 of it.
+def test_a_box_beside_a_better_one_keeps_score_by_how_many_raw_boxes_speak_for_it() -> None:
+    # IoU of the two places is 70 / 130 = 0.54. Support is 0.9 + 0.8 + 0.7 = 2.4 and 0.6 + 0.5 = 1.1.
     here, there = [0.0, 0.0, 10.0, 10.0], [3.0, 0.0, 13.0, 10.0]
     boxes = torch.tensor([here, here, here, there, there])
     scores, groups = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5]), torch.zeros(5, dtype=torch.int64)
-    assert support_nms(boxes, scores, groups, iou=0.5, share=share).tolist() == kept
+    got = support_nms(boxes, scores, groups, iou=0.5, power=1.0)
+    torch.testing.assert_close(got, torch.tensor([0.9, 0.0, 0.0, 0.6 * 1.1 / 2.4, 0.0]))
     # Where the overlap is allowed, support is not asked for.
-    assert support_nms(boxes, scores, groups, iou=0.55, share=1.0).tolist() == [0, 3]
+    torch.testing.assert_close(
+        support_nms(boxes, scores, groups, iou=0.55, power=1.0), torch.tensor([0.9, 0.0, 0.0, 0.6, 0.0])
+    )
 
 
-def test_a_box_that_was_dropped_drops_no_other() -> None:
-    # In a row, each overlaps the next by 7 / 13 and the one after by 4 / 16: the second goes, so the third stays.
-    boxes = torch.tensor([[3.0 * n, 0.0, 3.0 * n + 10, 10.0] for n in range(3)])
-    scores, groups = torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64)
-    assert support_nms(boxes, scores, groups, iou=0.5, share=1.0).tolist() == [0, 2]
-    assert hard_nms(boxes, scores, groups, iou=0.5).tolist() == [0, 2]
+def test_a_box_with_more_support_than_a_better_one_keeps_its_score() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], *([[3.0, 0.0, 13.0, 10.0]] * 3)])
+    got = support_nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64), iou=0.5, power=2.0)
+    torch.testing.assert_close(got, torch.tensor([0.9, 0.8, 0.0, 0.0]))
 
 
 def test_nms_takes_a_threshold_for_each_group() -> None:

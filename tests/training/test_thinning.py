@@ -33,7 +33,7 @@ def test_each_class_gets_the_way_and_the_number_of_its_group() -> None:
 def test_classes_that_no_rule_names_are_thinned_out_by_plain_nms() -> None:
     config = config_of("Man:support-nms:0.7")
     assert config.nms == ("support-nms", "nms", "nms")
-    assert values(config.support_share) == [0.7, 0.5, 0.5]
+    assert values(config.support_power) == [0.7, 1.0, 1.0]
 
 
 def test_one_rule_for_all_classes_is_one_way() -> None:
