@@ -8,10 +8,10 @@ The demo set's people overlap little, so a crowded variant of it is drawn (``cro
 is run over its validation images once; every way is then asked about the same raw boxes. Half of the images (tune) is
 there to choose the settings by, the other half (report) to say what they are worth.
 
-For people-clothing, Person alone and rest: AP, AP of crowded objects (those that overlap another of their class by IoU > 0.3), recall of all and
-of crowded ones at 0.1 false positives per image and class, doubles per image among those (detections of an object that
-is found already), each a mean over classes; doubles are a sum. With the 95% intervals of the paired differences in AP
-to the first way, and milliseconds per image for thinning out alone.
+For people-clothing, Person alone and rest: AP, AP of crowded objects (those that overlap another of their class by
+IoU > 0.3), recall of all and of crowded ones at 0.1 false positives per image and class, each a mean over classes;
+doubles per image among those (detections of an object that is found already), a sum. With the 95% intervals of the
+paired differences in AP to the first way, and milliseconds of CPU time per image for thinning out alone.
 """
 
 from __future__ import annotations
