@@ -114,7 +114,7 @@ def main() -> None:
         frame.to_csv(arguments.output / "overlapping_boxes.csv", index=False)
         print(name, flush=True)
         kept[name] = found
-    print(frame.to_markdown(index=False))
+    print(markdown(frame))
     if arguments.picture:
         ways = {name: kept[name] for name in arguments.picture_ways.split(",")}
         picture(truth, ways, halves["report"], name="Person").savefig(arguments.picture)
@@ -275,6 +275,11 @@ def table_rows(
         row["ms"] = round(milliseconds, 1)
         rows.append(row)
     return rows
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    rows = [list(frame), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def picture(
