@@ -28,7 +28,8 @@ def hard_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, iou: float | Tens
     Cost: one call of torchvision's kernel per distinct threshold.
     """
     if not isinstance(iou, Tensor):
-        return batched_nms(boxes, scores, groups, iou)
+        rows: Tensor = batched_nms(boxes, scores, groups, iou)
+        return rows
     kept = [torch.zeros(0, dtype=torch.int64, device=boxes.device)]
     for threshold in torch.unique(iou).tolist():
         rows = (iou == threshold).nonzero().squeeze(1)
