@@ -2,7 +2,8 @@
 
 The map of the package, in reading order:
 
-- ``boxes``, ``detections``: box arithmetic; detections as columns.
+- ``boxes``, ``detections``: box arithmetic; detections as columns. ``suppression_rules``: the written ways to thin out
+  overlapping detections.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages``, ``tables`` and
   ``csv_lines`` (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
   ``image_files`` and ``image_sizes``; ``formats`` (COCO, VOC and YOLO) and ``bucket`` (Open Images over HTTP);
@@ -10,7 +11,7 @@ The map of the package, in reading order:
   (frequency bins, balanced epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape);
   ``exploration``, ``suspicious`` (what a set looks like); ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
-  ``loss``, ``postprocess``, ``onnx_graph``.
+  ``loss``, ``postprocess``, ``suppression``, ``onnx_graph``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
   ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
   ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
@@ -21,10 +22,12 @@ The map of the package, in reading order:
   ``calibration``, ``cross_fitting``, ``calibration_figure`` and ``fusion`` (several models as one).
 - ``evaluation``: files, frames or arrays -> scores, in one call.
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
-  (several processes), ``inference``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``, ``stopping``.
+  (several processes), ``inference``, ``thinning``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``,
+  ``stopping``.
 - ``setting_types``, ``setting_groups``, ``data_settings``, ``prediction_settings``, ``comparison_settings``,
   ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``, ``mlflow_run``,
-  ``tracking``, ``child_runs``: where results go; MLflow. ``served_model`` with ``served_images``: the detector as an MLflow model.
+  ``tracking``, ``child_runs``: where results go; MLflow. ``served_model`` with ``served_images``: the detector as an
+  MLflow model.
 - ``commands``: one file per entry point, for ``search`` a folder; ``cli``: flags.
 
 Imports point one way, in this order. Importing ``retinaflow`` loads nothing else.

@@ -30,10 +30,11 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from retinaflow.data.image_files import decode_bytes
-from retinaflow.detector.postprocess import PostprocessConfig, detect
+from retinaflow.detector.postprocess import detect
 from retinaflow.served_images import ImageFile, Limits, image_at, sent_image
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.training.precision import autocast, fast_precision
+from retinaflow.training.thinning import postprocess_config
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label", "class")
 _SERVERS = ("__pyfunc_model_path__", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
@@ -109,11 +110,11 @@ class DetectorModel(PythonModel):
         images = torch.from_numpy(resized).permute(2, 0, 1)[None].to(self.device)
         with torch.inference_mode(), autocast(self.device, precision):
             output = self.model(images)
-            config = PostprocessConfig(
-                score_threshold=settings["score_threshold"],
-                nms=settings["nms"],
-                nms_iou=settings["nms_iou"],
-                max_detections=settings["max_detections"],
+            names = ("nms", "nms_iou", "score_threshold", "max_detections")
+            config = postprocess_config(
+                **{name: settings[name] for name in names},
+                taxonomy=self.checkpoint.taxonomy,
+                bins=self.checkpoint.bins,
             )
             found = detect(output, self.model.anchors(shape), config=config, ancestors=self.ancestors)
         return found.boxes.cpu().numpy(), found.score.tolist(), found.label.tolist()

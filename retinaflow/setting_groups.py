@@ -11,7 +11,17 @@ from retinaflow.data.bins import BinStrategy
 from retinaflow.data.image_files import OnBadImage
 from retinaflow.data.sampling import BinRates, Strategy
 from retinaflow.data.tables import OnBadRow
-from retinaflow.setting_types import Auto, Names, Numbers, OptionalPath, OptionalText, Paths, Share, split_list
+from retinaflow.setting_types import (
+    Auto,
+    Names,
+    Numbers,
+    OptionalPath,
+    OptionalText,
+    Paths,
+    Share,
+    SuppressionRules,
+    split_list,
+)
 
 
 class Settings(BaseModel):
@@ -143,10 +153,12 @@ class PostprocessFields(Settings):
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Detections below this score are dropped."""
-    nms: Literal["nms", "soft-nms"] = "nms"
-    """How overlapping detections of one class are thinned out."""
+    nms: SuppressionRules = "nms"
+    """How overlapping detections of one class are thinned out: nms, soft-nms, or support-nms (score is
+    lost by how few raw boxes speak for a box), with a number if wanted (nms:0.6, soft-nms:0.3), for all classes or by
+    class group (people-clothing:soft-nms,rest:nms)."""
     nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """IoU above which the lower of two detections of a class is dropped (nms)."""
+    """IoU above which the lower of two detections of a class is dropped (nms, support-nms)."""
     max_detections: Annotated[int, Field(ge=1)] = 300
     """Most detections per image."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from retinaflow.suppression_rules import read_rules
 
 
 def split_list(value: Any) -> Any:
@@ -53,6 +56,18 @@ AlphaByBin = Annotated[
     BeforeValidator(lambda value: none_of(_number_or_list(value))),
 ]
 """One value for all classes, or one for each frequency bin, rarest first."""
+
+
+def _are_rules(text: str) -> str:
+    try:
+        read_rules(text)
+    except ValueError as error:
+        raise PydanticCustomError("rules", "{rule}", {"rule": str(error).partition(", but ")[0]}) from None
+    return text
+
+
+SuppressionRules = Annotated[str, AfterValidator(_are_rules)]
+"""See :mod:`retinaflow.suppression_rules`."""
 
 
 def _dial(value: Any) -> str:

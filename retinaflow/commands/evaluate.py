@@ -224,7 +224,7 @@ class _Model:
             checkpoint.build(device),
             self.judged,
             buckets,
-            config=postprocessing(config),
+            config=postprocessing(config, checkpoint.taxonomy, checkpoint.bins),
             expand_to=is_ancestor if checkpoint.parents == "expand" else None,
             batch_size=config.batch_size,
             workers=max(config.workers, 0),

@@ -28,7 +28,7 @@ def run(config: ExportConfig) -> Path:
         try:
             graph = onnx_detector(
                 checkpoint.build(torch.device("cpu")),
-                postprocessing(config),
+                postprocessing(config, checkpoint.taxonomy, checkpoint.bins),
                 notes={
                     "class_ids": json.dumps(checkpoint.taxonomy.ids),
                     "class_names": json.dumps(checkpoint.taxonomy.labels),

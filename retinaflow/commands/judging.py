@@ -15,6 +15,7 @@ from retinaflow.commands.inputs import say
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.image_files import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.detections import Detections
 from retinaflow.run_files import Run
 from retinaflow.scoring.challenge import Scores, evaluate
@@ -45,16 +46,18 @@ class Judgement:
     metrics: dict[str, float]
 
 
-def postprocessing(config: PostprocessFields) -> PostprocessConfig:
-    """The detection settings in the form the detector takes."""
+def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBins) -> PostprocessConfig:
+    """The detection settings in the form the detector takes, for a model with these classes."""
     # Here, as a file of predictions is judged without a detector: torch takes seconds to load.
-    from retinaflow.detector.postprocess import PostprocessConfig
+    from retinaflow.training.thinning import postprocess_config
 
-    return PostprocessConfig(
-        score_threshold=config.score_threshold,
+    return postprocess_config(
         nms=config.nms,
         nms_iou=config.nms_iou,
+        score_threshold=config.score_threshold,
         max_detections=config.max_detections,
+        taxonomy=taxonomy,
+        bins=bins,
     )
 
 

@@ -45,6 +45,7 @@ class Detector:
         self, checkpoint: Checkpoint, config: DetectingFields, buckets: AspectBuckets, *, rank: int = 0
     ) -> None:
         self._config, self._buckets = config, buckets
+        self._postprocess = postprocessing(config, checkpoint.taxonomy, checkpoint.bins)
         self._device = device_of(rank)
         self._model = checkpoint.build(self._device)
         expand = "expand" in (config.parents, checkpoint.parents)
@@ -65,7 +66,7 @@ class Detector:
             self._model,
             index,
             self._buckets,
-            config=postprocessing(config),
+            config=self._postprocess,
             expand_to=self._ancestors,
             batch_size=config.batch_size,
             workers=automatic if config.workers < 0 else config.workers,

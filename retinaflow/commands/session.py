@@ -259,7 +259,7 @@ class Session:
                 model,
                 self.data.judged,
                 self.buckets,
-                config=postprocessing(config),
+                config=postprocessing(config, self.data.train.taxonomy, self.data.bins),
                 expand_to=torch.from_numpy(self.data.judged.taxonomy.is_ancestor).to(trainer.device)
                 if expand
                 else None,

@@ -50,14 +50,17 @@ def write_demo(
     seed: int = 0,
     train_images: int = TRAIN_IMAGES,
     validation_images: int = VALIDATION_IMAGES,
+    crowd: float = 0.0,
     progress: bool = False,
 ) -> None:
     """Write the demo set to ``folder``; an older demo set there is replaced.
 
-    ``progress`` keeps one line on stderr up to date. Raises ValueError for sizes below 1 or a negative seed, and
-    FileExistsError when ``folder`` holds something that is no demo set.
+    ``crowd``: share of the pictures that show people who stand close instead (``benchmarks/overlapping_boxes.py``);
+    the demo set itself has none, its people's boxes overlap little. ``progress`` keeps one line on stderr up to date.
+    Raises ValueError for sizes below 1, a negative seed or a share outside [0, 1], and FileExistsError when ``folder``
+    holds something that is no demo set.
     """
-    stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images)
+    stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images, crowd=crowd)
     folder = Path(folder)
     if folder.exists() and not (folder / "demo.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something other than a demo set; give an empty or a new folder")
@@ -67,7 +70,7 @@ def write_demo(
         (fresh / "images").mkdir(parents=True)
         _write_classes(fresh)
         for number, (split, images) in enumerate((("train", train_images), ("validation", validation_images))):
-            plans = plan_split(split, images=images, seed=seed)
+            plans = plan_split(split, images=images, seed=seed, crowd=crowd)
             _write_split(
                 fresh, split, plans=_counted(plans, label=f"demo set, {split}", show=progress), key=(seed, number)
             )
@@ -76,14 +79,20 @@ def write_demo(
 
 
 def demo_is_current(
-    folder: Path, *, seed: int = 0, train_images: int = TRAIN_IMAGES, validation_images: int = VALIDATION_IMAGES
+    folder: Path,
+    *,
+    seed: int = 0,
+    train_images: int = TRAIN_IMAGES,
+    validation_images: int = VALIDATION_IMAGES,
+    crowd: float = 0.0,
 ) -> bool:
     """Whether ``folder`` holds the complete demo set that :func:`write_demo` would write for these arguments."""
     try:
         found = json.loads((Path(folder) / "demo.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == _stamp(seed=seed, train_images=train_images, validation_images=validation_images))
+    wanted = _stamp(seed=seed, train_images=train_images, validation_images=validation_images, crowd=crowd)
+    return bool(found == wanted)
 
 
 def hierarchy() -> dict[str, Any]:
@@ -96,7 +105,7 @@ def hierarchy() -> dict[str, Any]:
     return {"LabelName": ROOT, "Subcategory": [node(spec) for spec in CLASSES if spec.parent is None]}
 
 
-def _stamp(*, seed: int, train_images: int, validation_images: int) -> dict[str, int]:
+def _stamp(*, seed: int, train_images: int, validation_images: int, crowd: float) -> dict[str, float]:
     for name, value, least in (
         ("seed", seed, 0),
         ("train_images", train_images, 1),
@@ -104,11 +113,15 @@ def _stamp(*, seed: int, train_images: int, validation_images: int) -> dict[str,
     ):
         if value < least:
             raise ValueError(f"`{name} >= {least}` must hold, but got {name}={value}")
+    if not 0 <= crowd <= 1:
+        raise ValueError(f"`0 <= crowd <= 1` must hold, but got crowd={crowd}")
     return {
         "format": FORMAT_VERSION,
         "seed": seed,
         "train_images": train_images,
         "validation_images": validation_images,
+        # Left out without a crowd: the set and its stamp stay what they are.
+        **({"crowd": crowd} if crowd else {}),
     }
 
 

@@ -37,30 +37,38 @@ class BinOfClass(Protocol):
     def num_bins(self) -> int: ...
 
 
-def select_classes(group: str, taxonomy: Taxonomy, bins: BinOfClass | None = None) -> NDArray[np.int64]:
-    """Class indices of a group, ascending. ``bins`` is needed for ``bin:K`` only.
+def select_classes(
+    group: str,
+    taxonomy: Taxonomy,
+    bins: BinOfClass | None = None,
+    *,
+    setting: str = "class_group",
+    may_be_empty: bool = False,
+) -> NDArray[np.int64]:
+    """Class indices of a group, ascending. ``bins`` is needed for ``bin:K`` only; ``setting`` is named in errors.
 
-    Raises ValueError when the group names an unknown or ambiguous class, a bin that does not exist, or no class at all.
+    Raises ValueError when the group names an unknown or ambiguous class, a bin that does not exist, or, unless
+    ``may_be_empty``, no class at all.
     """
-    chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins))), dtype=np.int64)
-    if len(chosen) == 0:
-        raise ValueError(f"class_group={group}: the group must hold at least one of the {len(taxonomy)} classes")
+    chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins, setting))), dtype=np.int64)
+    if len(chosen) == 0 and not may_be_empty:
+        raise ValueError(f"{setting}={group}: the group must hold at least one of the {len(taxonomy)} classes")
     return chosen
 
 
-def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None) -> list[int]:
+def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None, setting: str) -> list[int]:
     if group == "all":
         return list(range(len(taxonomy)))
     if group in ("people-clothing", "rest"):
         people = _people_and_clothing(taxonomy)
         return [index for index in range(len(taxonomy)) if (index in people) == (group == "people-clothing")]
     if group.startswith("bin:"):
-        return _bin_members(group, bins)
+        return _bin_members(group, bins, setting)
     # os.path, as Path.is_file fails on a comma list that is longer than a file name may be.
     if os.path.isfile(group):  # noqa: PTH113
         lines = enumerate(Path(group).read_text(encoding="utf-8-sig").splitlines(), 1)
         return [_find(line.strip(), taxonomy, where=f"{group} line {n}") for n, line in lines if line.strip()]
-    return [_find(key.strip(), taxonomy, where=f"class_group={group}") for key in group.split(",") if key.strip()]
+    return [_find(key.strip(), taxonomy, where=f"{setting}={group}") for key in group.split(",") if key.strip()]
 
 
 def _people_and_clothing(taxonomy: Taxonomy) -> set[int]:
@@ -68,11 +76,11 @@ def _people_and_clothing(taxonomy: Taxonomy) -> set[int]:
     return {taxonomy.index_of[mid] for mid in members if mid in taxonomy.index_of}
 
 
-def _bin_members(group: str, bins: BinOfClass | None) -> list[int]:
+def _bin_members(group: str, bins: BinOfClass | None, setting: str) -> list[int]:
     number = group.removeprefix("bin:")
     if bins is None or not number.isdigit() or not 1 <= int(number) <= bins.num_bins:
         known = f"1..{bins.num_bins}" if bins is not None else "none here"
-        raise ValueError(f"class_group={group}: bin:K needs a bin number, 1 = rarest; the bins are {known}")
+        raise ValueError(f"{setting}={group}: bin:K needs a bin number, 1 = rarest; the bins are {known}")
     return [int(index) for index in np.flatnonzero(bins.bin_of_class == int(number) - 1)]
 
 

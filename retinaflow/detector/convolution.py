@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
 
 
 class Conv3x3(nn.Conv2d):
@@ -60,10 +59,18 @@ class _ByMatrixProducts(torch.autograd.Function):
         maps, weight = ctx.saved_tensors
         of_maps, of_weight, of_bias = ctx.needs_input_grad
         return (
-            conv2d_input(list(maps.shape), weight, gradient, padding=1) if of_maps else None,
+            _maps_gradient(maps, gradient, weight) if of_maps else None,
             weight_gradient(maps, gradient, weight) if of_weight else None,
             gradient.sum((0, 2, 3)) if of_bias else None,
         )
+
+
+def _maps_gradient(maps: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    one, zero = [1, 1], [0, 0]
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, maps, weight, None, one, one, one, False, zero, 1, [True, False, False]
+    )[0]
+    return found
 
 
 def weight_gradient(maps: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:

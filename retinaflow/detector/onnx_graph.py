@@ -39,9 +39,12 @@ def onnx_detector(model: RetinaNet, config: PostprocessConfig, *, notes: Mapping
 
     Raises ValueError for settings that the graph cannot follow (soft-nms, top-k by class), ImportError without onnx.
     """
-    if config.nms != "nms" or config.top_k_scope != "level":
+    ways = sorted({config.nms} if isinstance(config.nms, str) else set(config.nms))
+    limits = sorted(set(torch.as_tensor(config.nms_iou).flatten().tolist()))
+    if ways != ["nms"] or len(limits) > 1 or config.top_k_scope != "level":
         raise ValueError(
-            f"an ONNX graph has nms=nms and top-k by level, but got nms={config.nms}, top_k_scope={config.top_k_scope}"
+            "an ONNX graph has nms=nms at one IoU for all classes and top-k by level, but got "
+            f"nms={','.join(ways)}, nms_iou={','.join(f'{iou:g}' for iou in limits)}, top_k_scope={config.top_k_scope}"
         )
     import onnx
 
@@ -236,7 +239,8 @@ def _suppressed(
     is_of_class = nodes("Equal", nodes("Unsqueeze", labels, [1]), np.arange(num_classes)[None, :, None])
     by_class = nodes("Where", is_of_class, nodes("Unsqueeze", scores, [1]), np.float32(0))
     count = nodes("Gather", nodes("Shape", scores), [1])
-    limits = (np.array([config.nms_iou], np.float32), np.array([0], np.float32))
+    iou = torch.as_tensor(config.nms_iou).flatten()[:1]
+    limits = (iou.numpy().astype(np.float32), np.array([0], np.float32))
     # [S, 3]: image, class, box. A box is a candidate of one class.
     chosen = nodes("NonMaxSuppression", boxes, by_class, count, *limits)
     place = nodes("Gather", chosen, [0, 2], axis=1)

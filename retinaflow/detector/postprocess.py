@@ -12,14 +12,13 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from retinaflow.detector.anchors import AnchorGrid, decode
 from retinaflow.detector.hierarchy import check_ancestors, check_per_class
 from retinaflow.detector.network import RawOutput
-from retinaflow.detector.suppression import soft_nms
+from retinaflow.detector.suppression import hard_nms, soft_nms, support_nms
+from retinaflow.suppression_rules import Suppression
 
-Suppression = Literal["nms", "soft-nms"]
 TopKScope = Literal["level", "class"]
 
 
@@ -31,18 +30,22 @@ class PostprocessConfig:
         It holds for the class that was detected, not again for copies made for parents.
     top_k: candidates kept before suppression, per image and ``top_k_scope``: pyramid "level" (torchvision) or "class"
         (a frequent class cannot crowd out a rare one).
-    nms: "nms" drops boxes of one class that overlap a better one; "soft-nms" lowers their scores instead (for crowds).
-    nms_iou: overlap above which "nms" drops; also for the copies made for parent classes.
+    nms: "nms" drops boxes of one class that overlap a better one; "soft-nms" lowers their scores instead;
+        "support-nms" lowers those for which few raw boxes speak (for crowds). One for all classes, or a tuple of K.
+    nms_iou: overlap above which "nms" drops and "support-nms" lowers; also for the copies made for parent classes. A
+        number, or ``[K]``, as the two below.
     soft_sigma: width of the Gaussian of "soft-nms": a box of overlap IoU keeps exp(-IoU^2 / sigma) of its score.
+    support_power: a box keeps its support over that of the better one, to this power, of its score (support-nms).
     max_detections: most detections of one image, over all classes, copies for parent classes among them.
     """
 
     score_threshold: float | Tensor = 0.05
     top_k: int = 1000
     top_k_scope: TopKScope = "level"
-    nms: Suppression = "nms"
-    nms_iou: float = 0.5
-    soft_sigma: float = 0.5
+    nms: Suppression | tuple[Suppression, ...] = "nms"
+    nms_iou: float | Tensor = 0.5
+    soft_sigma: float | Tensor = 0.5
+    support_power: float | Tensor = 1.0
     max_detections: int = 300
 
     def __post_init__(self) -> None:
@@ -53,13 +56,15 @@ class PostprocessConfig:
             raise ValueError(
                 f"top_k and max_detections must be at least 1, but got {self.top_k}, {self.max_detections}."
             )
-        if self.nms not in get_args(Suppression):
+        if not set(self.nms if isinstance(self.nms, tuple) else (self.nms,)) <= set(get_args(Suppression)):
             raise ValueError(f"nms must be one of {get_args(Suppression)}, but got {self.nms!r}.")
         if self.top_k_scope not in get_args(TopKScope):
             raise ValueError(f"top_k_scope must be one of {get_args(TopKScope)}, but got {self.top_k_scope!r}.")
-        if not 0 <= self.nms_iou <= 1 or self.soft_sigma <= 0:
+        iou, sigma, power = map(torch.as_tensor, (self.nms_iou, self.soft_sigma, self.support_power))
+        if not bool(((iou >= 0) & (iou <= 1)).all() and (sigma > 0).all() and (power > 0).all()):
             raise ValueError(
-                f"`0 <= nms_iou <= 1` and `soft_sigma > 0` must hold, but got {self.nms_iou} and {self.soft_sigma}."
+                "`0 <= nms_iou <= 1`, `soft_sigma > 0` and `support_power > 0` must hold, but got "
+                f"{self.nms_iou}, {self.soft_sigma} and {self.support_power}."
             )
 
 
@@ -95,24 +100,30 @@ def detect(
     ancestors of class c; given, each detection is also one of every ancestor, with the same score, and of doubles the
     best stays. Raises ValueError where shapes disagree.
     """
-    batch, _, num_classes = output.class_logits.shape
     _check_shapes(output, grid, config, ancestors)
-    # Scores and boxes of half-precision outputs are float32.
-    output = RawOutput(output.class_logits, _at_least_float32(output.box_deltas))
-    dtype, device = torch.promote_types(output.class_logits.dtype, torch.float32), output.class_logits.device
-    threshold = torch.as_tensor(config.score_threshold, dtype=dtype, device=device).expand(num_classes)
-    images = [_candidates(output, grid, image, threshold, config) for image in range(batch)]
-    found = _concatenated(images, device)
-    if config.nms == "soft-nms":
-        found = _soft_suppressed(found, threshold, config)
-    else:
-        found = _suppressed(found, torch.ones_like(found.label, dtype=torch.bool), config)
+    found = suppressed(candidates(output, grid, config=config), output.class_logits.shape[2], config)
     if ancestors is not None:
         found = _with_ancestors(found, ancestors, config)
     found = _best_of_each_image(found, config.max_detections)
     height, width = grid.image_size
-    scale = torch.tensor([width, height, width, height], dtype=found.boxes.dtype, device=device)
+    scale = torch.tensor([width, height, width, height], dtype=found.boxes.dtype, device=found.boxes.device)
     return BatchDetections(found.owner, found.label, found.score, found.boxes / scale)
+
+
+@torch.no_grad()
+def candidates(output: RawOutput, grid: AnchorGrid, *, config: PostprocessConfig) -> BatchDetections:
+    """What ``detect`` thins out: pairs of anchor and class above their threshold, boxes in pixels, image by image."""
+    # Scores and boxes of half-precision outputs are float32.
+    output = RawOutput(output.class_logits, _at_least_float32(output.box_deltas))
+    device = output.class_logits.device
+    dtype = torch.promote_types(output.class_logits.dtype, torch.float32)
+    threshold = _thresholds(config, output.class_logits.shape[2], dtype, device)
+    images = [_candidates(output, grid, image, threshold, config) for image in range(len(output.class_logits))]
+    return _concatenated(images, device)
+
+
+def _thresholds(config: PostprocessConfig, num_classes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.as_tensor(config.score_threshold, dtype=dtype, device=device).expand(num_classes)
 
 
 def _candidates(
@@ -163,29 +174,67 @@ def _concatenated(parts: list[BatchDetections], device: torch.device) -> BatchDe
     return BatchDetections(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
+@torch.no_grad()
+def suppressed(found: BatchDetections, num_classes: int, config: PostprocessConfig) -> BatchDetections:
+    """What is left of candidates when each of K classes is thinned out in its way."""
+    threshold = _thresholds(config, num_classes, found.score.dtype, found.score.device)
+    if not isinstance(config.nms, tuple):
+        return _SUPPRESS[config.nms](found, threshold, config)
+    number = {way: n for n, way in enumerate(dict.fromkeys(config.nms))}
+    way_of = torch.tensor([number[way] for way in config.nms], device=found.label.device)[found.label]
+    parts = [_SUPPRESS[way](found.take(way_of == n), threshold, config) for way, n in number.items()]
+    return _concatenated(parts, found.score.device)
+
+
+def _hard(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) -> BatchDetections:
+    del threshold
+    return _suppressed(found, torch.ones_like(found.label, dtype=torch.bool), config)
+
+
 def _suppressed(found: BatchDetections, contested: Tensor, config: PostprocessConfig) -> BatchDetections:
     """Hard suppression, by image and class, among the ``contested [D]`` rows; the others stay. Order is kept."""
     keep = ~contested
     # Image by image: the GPU's overlap matrix grows with the square of the boxes.
     for image in torch.unique(found.owner).tolist():
         rows = (contested & (found.owner == image)).nonzero().squeeze(1)
-        boxes, score = found.boxes[rows].double(), found.score[rows].double()
-        keep[rows[batched_nms(boxes, score, found.label[rows], config.nms_iou)]] = True
+        boxes, score, label = found.boxes[rows].double(), found.score[rows].double(), found.label[rows]
+        keep[rows[hard_nms(boxes, score, label, iou=_of_rows(config.nms_iou, label))]] = True
     return found.take(keep)
 
 
-def _soft_suppressed(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) -> BatchDetections:
+def _support(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) -> BatchDetections:
+    scores = torch.zeros_like(found.score)
+    for image in torch.unique(found.owner).tolist():
+        rows = (found.owner == image).nonzero().squeeze(1)
+        boxes, score, label = found.boxes[rows].double(), found.score[rows].double(), found.label[rows]
+        iou, power = _of_rows(config.nms_iou, label), _of_rows(config.support_power, label)
+        scores[rows] = support_nms(boxes, score, label, iou=iou, power=power).to(scores.dtype)
+    return _rescored(found, scores, scores > threshold[found.label])
+
+
+def _soft(found: BatchDetections, threshold: Tensor, config: PostprocessConfig) -> BatchDetections:
     groups = found.owner * len(threshold) + found.label
     scores = soft_nms(
         found.boxes,
         found.score,
         groups,
-        sigma=config.soft_sigma,
+        sigma=_of_rows(config.soft_sigma, found.label),
         threshold=threshold[found.label],
         max_per_group=config.max_detections,
     )
-    keep = scores > 0
+    return _rescored(found, scores, scores > 0)
+
+
+def _rescored(found: BatchDetections, scores: Tensor, keep: Tensor) -> BatchDetections:
     return BatchDetections(found.owner[keep], found.label[keep], scores[keep], found.boxes[keep])
+
+
+_SUPPRESS = {"nms": _hard, "soft-nms": _soft, "support-nms": _support}
+
+
+def _of_rows(value: float | Tensor, label: Tensor) -> float | Tensor:
+    """A setting per class as one per row; a number stays one."""
+    return value.to(label.device)[label] if isinstance(value, Tensor) and value.dim() else value
 
 
 def _with_ancestors(found: BatchDetections, ancestors: Tensor, config: PostprocessConfig) -> BatchDetections:
@@ -214,4 +263,7 @@ def _check_shapes(output: RawOutput, grid: AnchorGrid, config: PostprocessConfig
             f"class_logits {tuple(output.class_logits.shape)} and box_deltas {tuple(output.box_deltas.shape)}."
         )
     check_ancestors(ancestors, num_classes)
-    check_per_class("score_threshold", config.score_threshold, num_classes)
+    for name in ("score_threshold", "nms_iou", "soft_sigma", "support_power"):
+        check_per_class(name, getattr(config, name), num_classes)
+    if isinstance(config.nms, tuple) and len(config.nms) != num_classes:
+        raise ValueError(f"nms must be one way or one for each of {num_classes} classes, but got {len(config.nms)}.")

@@ -104,7 +104,7 @@ def test_rows_come_by_image_and_best_score_first(generator: torch.Generator) -> 
         assert torch.equal(score, score.sort(descending=True).values)
 
 
-@pytest.mark.parametrize("nms", ["nms", "soft-nms"])
+@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
 @pytest.mark.parametrize("scope", ["level", "class"])
 def test_outputs_without_a_score_above_the_threshold_give_no_detection(nms: Any, scope: Any) -> None:
     config = PostprocessConfig(nms=nms, top_k_scope=scope)
@@ -228,7 +228,7 @@ def test_a_detection_is_also_one_of_its_ancestors() -> None:
     assert torch.equal(found.boxes[0], found.boxes[1])
 
 
-@pytest.mark.parametrize("nms", ["nms", "soft-nms"])
+@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
 @pytest.mark.parametrize(("child", "parent"), [(0.9, 0.6), (0.6, 0.9)], ids=["child better", "parent better"])
 def test_of_a_copy_and_a_detection_of_the_parent_the_best_stays(nms: Any, child: float, parent: float) -> None:
     box, near = [20.0, 20.0, 60.0, 60.0], [22.0, 20.0, 62.0, 60.0]
@@ -256,11 +256,32 @@ def test_parents_change_nothing_in_classes_without_children_even_after_soft_nms(
         ({"nms": "hard"}, "nms must be one of"),
         ({"top_k_scope": "image"}, "top_k_scope must be one of"),
         ({"soft_sigma": 0.0}, "soft_sigma > 0"),
+        ({"support_power": torch.tensor([1.0, 0.0, 1.0])}, "support_power > 0"),
+        ({"nms": ("nms", "hard")}, "nms must be one of"),
     ],
 )
 def test_settings_that_cannot_be_are_an_error_that_names_the_rule(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PostprocessConfig(**settings)
+
+
+def test_a_way_for_each_class_needs_as_many_ways_as_classes(generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="one for each of 3 classes, but got 2"):
+        detect(random_output(generator, 1, 3), GRID, config=PostprocessConfig(nms=("nms", "soft-nms")))
+
+
+@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
+def test_each_class_is_thinned_out_in_its_way_as_it_would_be_if_all_were(nms: Any, generator: torch.Generator) -> None:
+    output = random_output(generator, 2, 3)
+    plain, all_ = (
+        detect(output, GRID, config=PostprocessConfig(nms=way, score_threshold=0.2, max_detections=10**4))
+        for way in ("nms", nms)
+    )
+    config = PostprocessConfig(nms=("nms", nms, "nms"), score_threshold=0.2, max_detections=10**4)
+    mixed = detect(output, GRID, config=config)
+    for label, expected in ((0, plain), (1, all_), (2, plain)):
+        assert torch.equal(mixed.score[mixed.label == label], expected.score[expected.label == label])
+        assert torch.equal(mixed.boxes[mixed.label == label], expected.boxes[expected.label == label])
 
 
 def test_outputs_of_another_image_shape_are_an_error(generator: torch.Generator) -> None:
