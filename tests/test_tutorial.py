@@ -90,8 +90,6 @@ def test_the_documents_show_commands() -> None:
 
 @pytest.mark.parametrize(("document", "words"), OURS, ids=[f"{name}: {' '.join(words)[:90]}" for name, words in OURS])
 def test_a_command_in_the_documents_can_be_given(document: str, words: list[str]) -> None:
-    if "predict" in words and "predict" not in COMMANDS:
-        pytest.skip("predict is not there yet")
     found = settings_of(words)
     assert found is not None, f"{document}: {' '.join(words)} starts no entry point"
     name, given = found
@@ -153,8 +151,6 @@ def test_the_tutorial_leads_to_a_served_model(
             assert "predictions" in answer
             continue
         assert words[:3] == ["python", "-m", "retinaflow"], f"{' '.join(words)}: a step that is not run here"
-        if words[3] == "predict" and "predict" not in COMMANDS:
-            continue
         words = [changed.get(word, word).replace("SEARCH_RUN", run_named_last(said)) for word in words[3:]]
         code = main([*words, *shlex.split(MORE.get(words[0], ""))])
         captured = capsys.readouterr()

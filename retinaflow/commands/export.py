@@ -37,7 +37,7 @@ def run(config: ExportConfig) -> Path:
                 },
             )
         except ImportError as error:
-            raise ValueError(f"export needs {error.name}: pip install 'retinaflow[onnx]'") from None
+            raise ValueError(f"export needs {error.name}: pip install onnx onnxruntime") from None
         with written_whole(config.output) as partial:
             partial.write_bytes(graph.SerializeToString())
     shapes = ", ".join(f"{height}x{width}" for height, width in checkpoint.buckets.shapes)
