@@ -7,7 +7,9 @@ joined. A run ends as FINISHED, as KILLED when it was stopped on request, else a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import subprocess
 import tempfile
@@ -128,11 +130,26 @@ def params_of(run_id: str) -> dict[str, str]:
         return {}
 
 
+@functools.cache
+def _fetched() -> str:
+    """The folder of this process's copies of artifacts; gone when it ends, as checkpoints are large."""
+    folder = tempfile.TemporaryDirectory(prefix="retinaflow-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def _new_folder() -> str:
+    return tempfile.mkdtemp(dir=_fetched())
+
+
 def fetch(run_id: str, artifact: str) -> Path:
-    """A local copy of a run's artifact. Raises ValueError when the run or the artifact does not exist."""
+    """A local copy of a run's artifact, which lasts as long as this process.
+
+    Raises ValueError when the run or the artifact does not exist.
+    """
     try:
         mlflow.get_run(run_id)
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=tempfile.mkdtemp())
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=_new_folder())
     except (MlflowException, OSError) as error:
         raise ValueError(
             f"run {run_id} has no {artifact} in {mlflow.get_tracking_uri()}: {first_line(error)}"
@@ -151,7 +168,7 @@ def fetch_file(uri: str) -> Path:
 def fetch_model(uri: str) -> Path:
     """The checkpoint of a registered or logged model (``models:/NAME@ALIAS``, ``models:/NAME/VERSION``)."""
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=tempfile.mkdtemp()))
+        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=_new_folder()))
     except (MlflowException, OSError) as error:
         raise ValueError(f"from_run={uri}: no such model in {mlflow.get_tracking_uri()}: {first_line(error)}") from None
     found = sorted(folder.rglob("*.pt"))

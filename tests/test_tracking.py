@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,3 +312,17 @@ def test_what_a_run_lacks_is_named(store: MlflowClient) -> None:
 )
 def test_a_value_is_written_as_on_the_command_line(value: object, text: str) -> None:
     assert as_text(value) == text
+
+
+def test_copies_of_artifacts_are_gone_when_the_process_ends(store: MlflowClient) -> None:
+    del store
+    with _start() as run:  # type: ignore[attr-defined]
+        run.log_text("hello", "note.txt")
+    script = (
+        "import sys, mlflow; from retinaflow import tracking; mlflow.set_tracking_uri(sys.argv[1]); "
+        "path = tracking.fetch(sys.argv[2], 'note.txt'); print(path, path.read_text())"
+    )
+    words = [sys.executable, "-W", "ignore", "-c", script, mlflow.get_tracking_uri(), run.run_id]
+    path, text = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert text == "hello"
+    assert not Path(path).exists()

@@ -32,7 +32,7 @@ class ChosenModel(Generic[Given]):
         """Find and read it. Raises ValueError or FileNotFoundError when there is no such model."""
         name = config.from_run or tracking.last_run("train")
         path = find_checkpoint(name)
-        say(f"model {path}" if config.from_run else f"model of the last training, run {name}")
+        say(f"model {name}" if config.from_run else f"model of the last training, run {name}")
         checkpoint = load_checkpoint(path)
         run_id = None if path == Path(name) else name
         if name.startswith("models:/"):

@@ -188,9 +188,7 @@ def open_storage(url: str, *, heartbeat: int, when_stale: StaleCallback) -> Pati
         try:
             return PatientStorage(url, heartbeat=heartbeat, when_stale=when_stale)
         except ImportError:
-            raise ValueError(
-                f"storage={without_password(url)} needs psycopg; pip install 'psycopg[binary]'"
-            ) from None
+            raise ValueError(f"storage={without_password(url)} needs psycopg; pip install 'psycopg[binary]'") from None
         except OperationalError as error:
             if "already exists" not in str(error):
                 raise ValueError(f"storage={without_password(url)} cannot be opened: {_said(error)}") from None
