@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from retinaflow.commands.data_run import data_run
 from retinaflow.commands.inputs import data_folder, read_split, say
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.formats import coco, published, voc, yolo
@@ -25,9 +24,8 @@ from retinaflow.data.openimages import CLASS_FILES, HIERARCHY_FILES
 from retinaflow.data.tables import Fault, Faults
 from retinaflow.data_settings import ConvertConfig
 from retinaflow.resolving import resolve
-from retinaflow.run_files import NullRun, Run
+from retinaflow.run_files import Run
 from retinaflow.setting_groups import DataSettings
-from retinaflow.tracking import start_run
 
 
 def run(config: ConvertConfig) -> Path:
@@ -36,7 +34,7 @@ def run(config: ConvertConfig) -> Path:
     place = data_folder(DataSettings(data=config.data))
     layout = layout_of(place) if config.source_format == "auto" else config.source_format
     target: Layout = ("coco" if layout == "openimages" else "openimages") if config.to == "auto" else config.to
-    with _started(config) as run, whole_folder(config.output) as folder:
+    with data_run("convert", config) as run, whole_folder(config.output) as folder:
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})
         faults = Faults(config.on_bad_row)
         found = _read_published(config, place, target, faults) if layout == "openimages" else None
@@ -53,17 +51,6 @@ def run(config: ConvertConfig) -> Path:
     if target == "openimages":
         say(f"next: python -m retinaflow explore --data {config.output}")
     return config.output
-
-
-@contextlib.contextmanager
-def _started(config: ConvertConfig) -> Iterator[Run]:
-    if not config.track:
-        # All that a run would log lies in the folder itself.
-        yield NullRun()
-        return
-    parent = config.output.absolute().parent
-    with start_run("convert", track=True, experiment=config.experiment, output=parent) as run:
-        yield run
 
 
 def _read_foreign(config: ConvertConfig, place: Path, layout: Layout, faults: Faults, *, quiet: bool) -> DetectionSet:

@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from retinaflow.commands.data_run import data_run
 from retinaflow.commands.inputs import say
 from retinaflow.data.bucket import addresses, tables
 from retinaflow.data.bucket.choosing import choose_images
@@ -26,8 +27,8 @@ from retinaflow.data.groups import select_classes
 from retinaflow.data.openimages import is_plain_id, read_image_ids
 from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.data_settings import DownloadConfig
-from retinaflow.run_files import NullRun, Run
-from retinaflow.tracking import launched_by_mlflow, start_run
+from retinaflow.run_files import Run
+from retinaflow.tracking import launched_by_mlflow
 from retinaflow.training.stopping import StopRequest
 
 WORK = ".download"
@@ -71,7 +72,7 @@ def run(config: DownloadConfig) -> Path:
     if _is_complete(config, ids):
         say(f"{config.output} is complete: it was fetched by this same command")
         return config.output
-    with _started(config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
+    with data_run("download", config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
         request = _Request(config, fetcher, config.output, ids, stop.check)
         run.log_params(config.model_dump())
         taxonomy, wanted = _classes(request)
@@ -94,16 +95,6 @@ def run(config: DownloadConfig) -> Path:
         _finish(request, taxonomy, wanted, run, fetched)
     say(f"written: {config.output}\nnext: python -m retinaflow explore --data {config.output}")
     return config.output
-
-
-@contextlib.contextmanager
-def _started(config: DownloadConfig) -> Iterator[Run]:
-    if not config.track:
-        yield NullRun()
-        return
-    parent = config.output.absolute().parent
-    with start_run("download", track=True, experiment=config.experiment, output=parent) as run:
-        yield run
 
 
 def _given_ids(path: Path) -> frozenset[str]:

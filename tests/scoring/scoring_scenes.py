@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from simulated_runs import Annotated
 
 from retinaflow.data.taxonomy import Hierarchy, Taxonomy
 from retinaflow.detections import Detections
@@ -61,7 +61,7 @@ class Scene:
         """Images with any annotation, in order of first appearance (so not sorted)."""
         return list(dict.fromkeys([row.image for row in self.truths] + [row.image for row in self.labels]))
 
-    def annotations(self) -> SmallAnnotations:
+    def annotations(self) -> Annotated:
         ids = [f"/m/{k:02d}" for k in range(self.num_classes)]
         links = tuple((ids[parent], ids[child]) for parent, child in self.links)
         taxonomy = Taxonomy(tuple(ids), tuple(f"Class {k}" for k in range(self.num_classes)), Hierarchy(links))
@@ -71,29 +71,14 @@ class Scene:
         return detections(self.found, image_ids=self.image_ids)
 
 
-@dataclass(frozen=True)
-class SmallAnnotations:
-    """The least that satisfies ``retinaflow.scoring.truth.Annotations``."""
-
-    image_ids: NDArray[np.str_]
-    box_start: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    labels: NDArray[np.int32]
-    is_group_of: NDArray[np.bool_]
-    label_start: NDArray[np.int64]
-    verified_class: NDArray[np.int32]
-    verified_present: NDArray[np.bool_]
-    taxonomy: Taxonomy
-
-
 def annotations(
     truths: Sequence[Truth], labels: Sequence[Label], *, image_ids: Sequence[str], taxonomy: Taxonomy
-) -> SmallAnnotations:
+) -> Annotated:
     place = {image: index for index, image in enumerate(image_ids)}
     truths = sorted(truths, key=lambda row: place[row.image])
     labels = sorted(labels, key=lambda row: place[row.image])
     ends = np.arange(len(image_ids) + 1)
-    return SmallAnnotations(
+    return Annotated(
         image_ids=np.array(image_ids, dtype=np.str_),
         box_start=np.searchsorted([place[row.image] for row in truths], ends).astype(np.int64),
         boxes=np.array([row.box for row in truths], dtype=np.float64).reshape(-1, 4),
@@ -116,7 +101,7 @@ def detections(found: Sequence[Found], *, image_ids: Sequence[str]) -> Detection
     )
 
 
-def read_case(folder: Path) -> tuple[SmallAnnotations, Detections]:
+def read_case(folder: Path) -> tuple[Annotated, Detections]:
     """One folder of ``metric_cases``."""
     classes = pd.read_csv(folder / "classes.csv", header=None, names=["id", "name"], dtype=str)
     tree = folder / "hierarchy.json"
