@@ -320,7 +320,7 @@ def test_the_best_is_called_better_only_when_the_interval_says_so(
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "nsgaii"])
 def test_every_sampler_asks_for_values_that_follow_from_seed_and_trial(name: str) -> None:
     def drawn(trial: int) -> float:
-        study = optuna.create_study(sampler=sampler_of(name, seed=1, trial=trial), direction="maximize")
+        study = optuna.create_study(sampler=sampler_of(name, seed=1, trial=trial, trials=30), direction="maximize")
         return study.ask().suggest_float("focal_gamma", 0.5, 4)
 
     assert drawn(3) == drawn(3) != drawn(4)

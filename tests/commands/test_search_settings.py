@@ -120,6 +120,17 @@ def test_the_first_trial_tries_the_defaults() -> None:
     assert "focal_gamma" not in space(focal_gamma="3..4").defaults()
 
 
+def test_the_first_trials_try_every_strategy_with_the_defaults() -> None:
+    starts = space().starts()
+    assert [start["sampling"] for start in starts] == ["binned", "uniform", "repeat-factor", "class-aware"]
+    for start in starts:
+        assert start["focal_gamma"] == TrainConfig().focal_gamma
+        assert ("num_bins" in start) == (start["sampling"] == "binned")
+    # The default threshold of repeat-factor lies below the range, so that the sampler chooses one.
+    assert "repeat_threshold" not in starts[2]
+    assert len(space(sampling="binned").starts()) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -40,7 +40,7 @@ class Confirmation:
         with suppress(DuplicatedStudyError):
             optuna.create_study(study_name=name, storage=search.storage, direction="maximize")
         self.study = optuna.load_study(
-            study_name=name, storage=search.storage, sampler=sampler_of("random", seed=0, trial=0)
+            study_name=name, storage=search.storage, sampler=sampler_of("random", seed=0, trial=0, trials=1)
         )
 
     @property

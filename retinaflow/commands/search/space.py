@@ -103,9 +103,18 @@ class Space:
         """The base with some values in place of its own."""
         return TrainConfig.model_validate({**self.base.model_dump(), **chosen})
 
-    def defaults(self) -> dict[str, Any]:
-        """The defaults as far as they lie in the space: what the first trial tries."""
-        values = self.base.model_dump()
+    def starts(self) -> list[dict[str, Any]]:
+        """What the first trials try: the defaults, then the defaults with every other strategy of sampling.
+
+        A search of few trials then compares the strategies with all else alike, which drawing at random leaves to luck.
+        """
+        strategies = self.domains.get("sampling")
+        others = strategies.values if isinstance(strategies, Choices) else ()
+        return [self.defaults(), *(self.defaults(sampling=value) for value in others if value != self.base.sampling)]
+
+    def defaults(self, **changed: Any) -> dict[str, Any]:
+        """The defaults, some of them changed, as far as they lie in the space."""
+        values = {**self.base.model_dump(), **changed}
         return {
             name: values[name]
             for name, domain in self.domains.items()

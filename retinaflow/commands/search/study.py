@@ -29,6 +29,8 @@ WORKER, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, RETRY_OF, DEATHS = (
     *("worker", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "retry_of", "deaths"),
 )
 """User attributes of a trial."""
+RANDOM_SHARE = 3
+"""One trial of so many is drawn at random before the sampler learns from them, but not more than ten."""
 MAX_DEATHS = 3
 """A set of parameters that so many workers died on is given up."""
 
@@ -80,7 +82,8 @@ def pruner_of(config: SearchConfig, goal: Goal) -> optuna.pruners.BasePruner:
     if evaluations(config) < 2:
         return optuna.pruners.NopPruner()
     if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+        # Steps count from 1. A trial that draws evenly at first is not to be judged by that part.
+        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1 + evaluations(config) // 3)
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=evaluations(config), reduction_factor=3)
     return optuna.pruners.NopPruner()
@@ -91,21 +94,23 @@ def evaluations(config: Any) -> int:
     return math.ceil(int(config.epochs) / int(config.eval_every))
 
 
-def sampler_of(name: str, *, seed: int, trial: int) -> optuna.samplers.BaseSampler:
+def sampler_of(name: str, *, seed: int, trial: int, trials: int) -> optuna.samplers.BaseSampler:
     """The sampler for one trial, its randomness a function of the seed and the trial alone, so that neither several
-    workers nor a search that is gone on with draw the same values twice."""
+    workers nor a search that is gone on with draw the same values twice. ``trials``: of the study in all."""
     number = (seed * 1_000_003 + trial) % 2**32
+    # Optuna's 10 would make a search of a dozen trials a random one.
+    startup = max(1, min(10, trials // RANDOM_SHARE))
     with quiet():
         if name == "random":
             return optuna.samplers.RandomSampler(seed=number)
         if name == "gp":
-            return optuna.samplers.GPSampler(seed=number)
+            return optuna.samplers.GPSampler(seed=number, n_startup_trials=startup)
         if name == "cmaes":
             return optuna.samplers.CmaEsSampler(seed=number, warn_independent_sampling=False)
         if name == "nsgaii":
             return optuna.samplers.NSGAIISampler(seed=number)
         # group: settings that apply in some trials only are sampled together with those they come with.
-        return optuna.samplers.TPESampler(seed=number, group=True)
+        return optuna.samplers.TPESampler(seed=number, n_startup_trials=startup, group=True)
 
 
 def is_lost(trial: FrozenTrial) -> bool:

@@ -83,14 +83,15 @@ class Trials:
         return self.search.study
 
     def take(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
-        """A queued trial, or a new one while fewer count than were asked for. The first tries the defaults."""
+        """A queued trial, or a new one while fewer count than were asked for. The first are :meth:`Space.starts`."""
         waiting = any(trial.state == TrialState.WAITING for trial in trials)
         if not waiting and sum(map(counts, trials)) >= self.search.config.trials:
             return None
         config = self.search.config
         if not trials:
-            self.study.enqueue_trial(self.search.space.defaults())
-        self.study.sampler = sampler_of(config.sampler, seed=config.seed, trial=len(trials))
+            for start in self.search.space.starts()[: config.trials]:
+                self.study.enqueue_trial(start)
+        self.study.sampler = sampler_of(config.sampler, seed=config.seed, trial=len(trials), trials=config.trials)
         with quiet():
             return self.study.ask()
 
