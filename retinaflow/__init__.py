@@ -24,10 +24,10 @@ The map of the package, in reading order:
 - ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
   (several processes), ``inference``, ``thinning``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``,
   ``stopping``.
-- ``setting_types``, ``setting_groups``, ``data_settings``, ``prediction_settings``, ``comparison_settings``,
-  ``config``, ``resolving``: settings, and given values made into them. ``run_files``, ``outbox``, ``mlflow_run``,
-  ``tracking``, ``child_runs``: where results go; MLflow. ``served_model`` with ``served_images``: the detector as an
-  MLflow model.
+- ``written``, ``setting_types``, ``setting_groups``, ``data_settings``, ``prediction_settings``,
+  ``comparison_settings``, ``config``, ``resolving``: settings, and given values made into them. ``run_files``,
+  ``outbox``, ``mlflow_run``, ``tracking``, ``child_runs``: where results go; MLflow. ``served_model`` with
+  ``served_images``: the detector as an MLflow model.
 - ``commands``: one file per entry point, for ``search`` a folder; ``cli``: flags.
 
 Imports point one way, in this order. Importing ``retinaflow`` loads nothing else.

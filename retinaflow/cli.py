@@ -15,9 +15,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from retinaflow.config import COMMANDS
+from retinaflow.outbox import first_line
 from retinaflow.resolving import FOLDER_FILE, of_folder, resolve
 from retinaflow.setting_groups import TrackingSettings
 from retinaflow.training.stopping import Stopped
+from retinaflow.written import as_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as error:
         print(f"stopped: {error or 'interrupted'}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get("RETINAFLOW_TRACEBACK") == "1" or not _is_of_a_store(error):
+            raise
+        said = f"{first_line(error)}; is it there, and is there room on its disk?"
+        print(f"error: the store of runs or trials failed: {said}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _is_of_a_store(error: Exception) -> bool:
+    """Whether MLflow or a database raised it. Their packages are loaded by then, if at all, and are slow to load."""
+    kinds = (("mlflow.exceptions", "MlflowException"), ("sqlalchemy.exc", "SQLAlchemyError"))
+    return any(isinstance(error, getattr(sys.modules[name], kind)) for name, kind in kinds if name in sys.modules)
 
 
 def _refuse_several_processes(command: str) -> None:
@@ -67,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
                 f"--{setting}",
                 metavar="VALUE",
                 default=argparse.SUPPRESS,
-                help=f"{field.description} (default: {written(field.default)})".replace("%", "%%"),
+                help=f"{field.description} (default: {as_text(field.default)})".replace("%", "%%"),
             )
     return parser
 
@@ -78,7 +92,7 @@ def without_defaults(settings: type[TrackingSettings], given: Mapping[str, str])
     ``mlflow run`` hands on every declared parameter, so a default there is nobody's choice and must not override the
     file named by ``config``.
     """
-    defaults = {name: written(field.default) for name, field in settings.model_fields.items()}
+    defaults = {name: as_text(field.default) for name, field in settings.model_fields.items()}
     return {name: value for name, value in given.items() if not _same(value, defaults[name])}
 
 
@@ -87,12 +101,3 @@ def _same(first: str, second: str) -> bool:
         return float(first) == float(second)
     except ValueError:
         return first == second
-
-
-def written(default: object) -> str:
-    """A default as it is written on the command line and in MLproject."""
-    if default is None or default == ():
-        return "none"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return str(default).lower() if isinstance(default, bool) else str(default)

@@ -25,7 +25,8 @@ from typing import Any
 import pandas as pd
 
 from retinaflow.outbox import Item, Outbox, Refused, Unsent, first_line
-from retinaflow.run_files import FileRun, as_text
+from retinaflow.run_files import FileRun
+from retinaflow.written import as_text
 
 # MLflow reports usage to its makers unless told not to; a training run needs no network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

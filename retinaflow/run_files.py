@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retinaflow.written import as_text
+
 PICTURE_DPI = 110
 
 
@@ -148,15 +150,6 @@ class FolderRun(FileRun):
 
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Nothing: ``log_csv`` has written the table, and a folder has no evaluation view."""
-
-
-def as_text(value: Any) -> str:
-    """A parameter value as it is written on the command line."""
-    if isinstance(value, tuple | list):
-        return ",".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else str(value)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from retinaflow.suppression_rules import read_rules
+from retinaflow.written import as_text
 
 
 def split_list(value: Any) -> Any:
@@ -70,12 +71,6 @@ SuppressionRules = Annotated[str, AfterValidator(_are_rules)]
 """See :mod:`retinaflow.suppression_rules`."""
 
 
-def _dial(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(_dial, value))
-    return str(value).lower() if isinstance(value, bool) else "none" if value is None else str(value)
-
-
-Dial = Annotated[Any, BeforeValidator(_dial)]
+Dial = Annotated[Any, BeforeValidator(as_text)]
 """A setting that may be searched, as text: ``low..high`` (``low..high:log``), choices ``a,b,c``, or one value, which is
 not searched. The values keep to the rules that the setting has in training."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -193,3 +197,23 @@ def test_only_train_is_run_by_several_processes(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([command]) == 2
     assert f"start {command} without torchrun" in capsys.readouterr().err
+
+
+def test_a_store_without_room_is_a_message(tiny_dataset: TinyDataset, tmp_path: Path) -> None:
+    def limit() -> None:
+        # What a full disk does to SQLite, without filling one.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "retinaflow", "binning", "--data", str(tiny_dataset())],
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error: the store of runs or trials failed: " in done.stderr
+    assert "room on its disk" in done.stderr
+    assert "Traceback" not in done.stderr

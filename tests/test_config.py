@@ -8,10 +8,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from retinaflow.cli import build_parser, written
+from retinaflow.cli import build_parser
 from retinaflow.config import COMMANDS, BinningConfig, EvaluateConfig, MainConfig, TrainConfig
 from retinaflow.resolving import PROFILES, resolve
 from retinaflow.setting_groups import TrackingSettings
+from retinaflow.written import as_text
 
 
 def _yaml(folder: Path, text: str) -> str:
@@ -219,7 +220,7 @@ def test_a_missing_yaml_file_is_named() -> None:
 @pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
 def test_every_default_as_written_is_that_default(kind: type[TrackingSettings]) -> None:
     """What --help and MLproject show can be given and changes nothing."""
-    words = {name: written(field.default) for name, field in kind.model_fields.items()}
+    words = {name: as_text(field.default) for name, field in kind.model_fields.items()}
     # () stands for "look up" in image_labels, none for "there are none": there is no word for the former.
     words.pop("image_labels", None)
     assert kind.model_validate(words) == kind()
@@ -247,7 +248,7 @@ def test_help_shows_every_setting_with_its_default(command: str, capsys: pytest.
     text = "".join(capsys.readouterr().out.split())
     for name, field in COMMANDS[command].model_fields.items():
         assert f"--{name}VALUE" in text
-        assert f"(default:{written(field.default)})" in text
+        assert f"(default:{as_text(field.default)})" in text
 
 
 def test_only_flags_that_are_given_reach_the_settings() -> None:

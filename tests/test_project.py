@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 import retinaflow
-from retinaflow.cli import written
 from retinaflow.config import COMMANDS
 from retinaflow.setting_groups import Settings
+from retinaflow.written import as_text
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "retinaflow"
@@ -30,12 +30,13 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "boxes": (),
     "detections": (),
     "suppression_rules": (),
+    "written": (),
     "data": ("boxes", "detections", "data"),
     "detector": ("boxes", "detections", "detector", "suppression_rules"),
     "scoring": ("boxes", "detections", "scoring", "data.taxonomy"),
     "evaluation": ("boxes", "detections", "data", "scoring"),
     "training": ("boxes", "detections", "data", "detector", "suppression_rules", "training"),
-    "setting_types": ("suppression_rules",),
+    "setting_types": ("suppression_rules", "written"),
     "setting_groups": ("data", "setting_types"),
     "data_settings": ("data", "setting_groups", "setting_types"),
     "prediction_settings": ("setting_groups", "setting_types"),
@@ -44,10 +45,10 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
         *("data", "data_settings", "prediction_settings", "comparison_settings", "setting_groups", "setting_types"),
     ),
     "resolving": ("config", "setting_groups", "tracking"),
-    "run_files": (),
+    "run_files": ("written",),
     "outbox": (),
     "served_images": (),
-    "mlflow_run": ("outbox", "run_files", "served_images"),
+    "mlflow_run": ("outbox", "run_files", "served_images", "written"),
     "tracking": ("mlflow_run", "outbox", "run_files", "training.stopping"),
     "child_runs": ("mlflow_run", "outbox", "tracking"),
     "served_model": ("boxes", "detections", "data", "detector", "training", "served_images"),
@@ -64,10 +65,11 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
             "mlflow_run",
             "tracking",
             "child_runs",
+            "written",
         ),
         *("commands", "evaluation"),
     ),
-    "cli": ("config", "setting_groups", "resolving", "training.stopping", "commands"),
+    "cli": ("config", "setting_groups", "resolving", "outbox", "training.stopping", "written", "commands"),
     "__main__": ("cli",),
 }
 """Top-level module or folder -> what it may import, by prefix. A module that is not here has no place in the order."""
@@ -281,7 +283,7 @@ def test_a_declared_parameter_is_a_setting_with_the_same_default(entry_point: st
     fields = COMMANDS[entry_point].model_fields
     for name, declared in _mlproject()["entry_points"][entry_point]["parameters"].items():
         assert name in fields, f"MLproject declares {entry_point} {name}, which is no setting"
-        default = written(fields[name].default)
+        default = as_text(fields[name].default)
         assert _same(str(declared["default"]), default), (
             f"MLproject gives {entry_point} {name}={declared['default']}, config.py {name}={default}"
         )

@@ -18,9 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from retinaflow import child_runs, tracking
-from retinaflow.run_files import FolderRun, as_text
+from retinaflow.run_files import FolderRun
 from retinaflow.scoring.figures import exposure_curves
 from retinaflow.training.stopping import Stopped
+from retinaflow.written import as_text
 
 
 @pytest.fixture(scope="module")

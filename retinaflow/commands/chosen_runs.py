@@ -14,11 +14,11 @@ import pandas as pd
 from retinaflow import tracking
 from retinaflow.commands.kept import read_kept
 from retinaflow.comparison_settings import ComparedRuns
-from retinaflow.run_files import as_text
 from retinaflow.scoring.comparison import LETTERS, Side
 from retinaflow.scoring.comparison_page import RunNote
 from retinaflow.scoring.match_file import FILE_NAME, KeptMatches
 from retinaflow.tracking import RunRecord
+from retinaflow.written import as_text
 
 NOT_A_SETTING = frozenset(
     ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")

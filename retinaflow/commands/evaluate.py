@@ -34,13 +34,14 @@ from retinaflow.data.tables import Faults
 from retinaflow.detections import Detections
 from retinaflow.evaluation import expand_to_ancestors
 from retinaflow.resolving import resolve
-from retinaflow.run_files import FolderRun, Run, as_text
+from retinaflow.run_files import FolderRun, Run
 from retinaflow.scoring.bootstrap import bootstrap_intervals
 from retinaflow.scoring.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.scoring.details import detail_tables, iou_column
 from retinaflow.scoring.report import class_groups
 from retinaflow.setting_groups import DetectionFields, PostprocessFields
 from retinaflow.training.stopping import StopRequest
+from retinaflow.written import as_text
 
 if TYPE_CHECKING:
     from retinaflow.training.checkpoint import Checkpoint

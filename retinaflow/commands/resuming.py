@@ -15,8 +15,8 @@ from retinaflow import tracking
 from retinaflow.commands.inputs import say
 from retinaflow.config import TrainConfig
 from retinaflow.resolving import resolve
-from retinaflow.run_files import as_text
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.written import as_text
 
 WITHOUT_EFFECT = frozenset(
     {

@@ -28,9 +28,9 @@ from retinaflow.commands.search.study import (
     states_of,
 )
 from retinaflow.config import TrainConfig
-from retinaflow.run_files import as_text
 from retinaflow.scoring.search_figures import contour, history, importance, pareto, slices
 from retinaflow.setting_groups import TrackingSettings
+from retinaflow.written import as_text
 
 FEWEST_FOR_IMPORTANCE = 4
 """Complete trials below which importances say nothing."""

@@ -22,7 +22,7 @@ import optuna
 
 from retinaflow.config import SearchConfig, TrainConfig
 from retinaflow.resolving import resolve
-from retinaflow.run_files import as_text
+from retinaflow.written import as_text
 
 DIALS = (
     *("sampling", "num_bins", "bin_strategy", "balance", "repeat_threshold", "balance_start"),
