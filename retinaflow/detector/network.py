@@ -26,7 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 
 from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
-from retinaflow.detector.convolution import Conv3x3
+from retinaflow.detector.convolution import Conv3x3, use_conv3x3
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -122,13 +122,15 @@ class Head(nn.Module):
         self.conv = nn.Sequential(
             *(Conv2dNormActivation(width, width, norm_layer=norm) for _ in range(config.head_depth))
         )
-        self.add_module(name, Conv3x3(width, ANCHORS_PER_CELL * outputs))
+        self.add_module(name, nn.Conv2d(width, ANCHORS_PER_CELL * outputs, kernel_size=3, padding=1))
         self.name = name
         self.outputs = outputs
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        output = self.get_submodule(self.name)
-        maps = [output(self.conv(level)) for level in features]
+        maps = features
+        for layer in (*(part for block in self.conv for part in block.children()), self.get_submodule(self.name)):
+            # Weights are shared by the levels, so that their convolutions can be one.
+            maps = layer.on_levels(maps) if isinstance(layer, Conv3x3) else [layer(level) for level in maps]
         # [B, 9 * outputs, h, w] -> [B, h * w * 9, outputs]: a view, not a copy, when the map is channels-last.
         return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, self.outputs) for m in maps], dim=1)
 
@@ -154,6 +156,7 @@ class RetinaNet(nn.Module):
                     "regression_head": Head(config, outputs=4, name="bbox_reg"),
                 }
             )
+            use_conv3x3(self)
         self.to_empty(device="cpu")
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD, device="cpu").view(1, 3, 1, 1), persistent=False)

@@ -1,4 +1,4 @@
-"""The wide 3 x 3 convolution: values and gradients are those of ``torch.nn.Conv2d``."""
+"""The 3 x 3 layer: which way it computes, and where it stands in the network."""
 
 from __future__ import annotations
 
@@ -6,74 +6,74 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retinaflow.detector.convolution import Conv3x3, weight_gradient
+from retinaflow.detector import winograd
+from retinaflow.detector.convolution import Conv3x3, use_conv3x3
+from retinaflow.detector.network import NetworkConfig, RetinaNet
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+
+def _by_winograd(layer: Conv3x3, maps: Tensor) -> bool:
+    return "_Convolution" in type(layer(maps).grad_fn).__name__
 
 
-def _pair(bias: bool, memory_format: torch.memory_format) -> tuple[nn.Conv2d, Conv3x3]:
+def test_it_computes_as_the_plain_layer_does() -> None:
     torch.manual_seed(0)
-    ours = Conv3x3(5, 11, bias=bias).to(memory_format=memory_format)
-    peer = nn.Conv2d(5, 11, 3, padding=1, bias=bias).to(memory_format=memory_format)
+    ours, peer = Conv3x3(64, 128), nn.Conv2d(64, 128, 3, padding=1)
     peer.load_state_dict(ours.state_dict())
-    return peer, ours
+    maps = torch.randn(2, 64, 32, 32)
+    assert _by_winograd(ours, maps)
+    torch.testing.assert_close(ours(maps), peer(maps), rtol=1e-4, atol=1e-4)
+    # Outside training it is the same to the last bit.
+    assert torch.equal(ours.eval()(maps), peer(maps))
 
 
-def _learnt(layer: nn.Module, maps: Tensor, gradient: Tensor) -> list[Tensor]:
-    """Values, the gradient of the maps, and of each parameter."""
-    maps = maps.clone().requires_grad_()
-    out = layer(maps)
-    out.backward(gradient)
-    grads = [value.grad for value in (maps, *layer.parameters())]
-    assert all(grad is not None for grad in grads)
-    return [out.detach(), *(grad for grad in grads if grad is not None)]
+def test_small_work_is_left_to_the_plain_layer() -> None:
+    assert not _by_winograd(Conv3x3(8, 8), torch.randn(1, 8, 16, 16))
+    assert not _by_winograd(Conv3x3(512, 512), torch.randn(4, 512, 1, 1))
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6), (1, 1, 1), (3, 5, 2)], ids=str)
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("memory", FORMATS)
-def test_values_and_gradients_are_those_of_the_plain_layer(shape: tuple[int, ...], bias: bool, memory: str) -> None:
-    batch, height, width = shape
-    peer, ours = _pair(bias, FORMATS[memory])
-    maps = torch.randn(batch, 5, height, width).to(memory_format=FORMATS[memory])
-    gradient = torch.randn(batch, 11, height, width).to(memory_format=FORMATS[memory])
-    for found, expected in zip(_learnt(ours, maps, gradient), _learnt(peer, maps, gradient), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_gradient_of_one_pixel_is_its_neighbourhood() -> None:
-    """One output of one pixel in the middle of 3 x 3: its weights learn the nine inputs around it, in their places."""
-    maps = torch.arange(9.0).reshape(1, 1, 3, 3)
-    gradient = torch.zeros(1, 1, 3, 3)
-    gradient[0, 0, 1, 1] = 2.0
-    assert torch.equal(weight_gradient(maps, gradient, torch.zeros(1, 1, 3, 3)), 2.0 * maps)
-
-
-def test_the_gradient_has_the_memory_format_of_the_weights() -> None:
-    _, ours = _pair(True, torch.channels_last)
-    found = _learnt(ours, torch.randn(2, 5, 4, 6), torch.randn(2, 11, 4, 6))[2]
-    assert found.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("frozen", ["weight", "bias"])
-def test_a_frozen_parameter_gets_no_gradient(frozen: str) -> None:
-    peer, ours = _pair(True, torch.contiguous_format)
-    maps, gradient = torch.randn(1, 5, 4, 6, requires_grad=True), torch.randn(1, 11, 4, 6)
-    for layer in (peer, ours):
-        getattr(layer, frozen).requires_grad_(False)
-        layer(maps).backward(gradient)
-    assert getattr(ours, frozen).grad is None
-    free = "bias" if frozen == "weight" else "weight"
-    torch.testing.assert_close(getattr(ours, free).grad, getattr(peer, free).grad, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("outputs", [9, 10], ids=["narrow", "wide"])
-def test_only_a_wide_layer_in_training_takes_matrix_products(outputs: int) -> None:
-    layer = Conv3x3(5, outputs)
-    maps = torch.randn(1, 5, 4, 6)
-    by_products = "_ByMatrixProducts" in type(layer(maps).grad_fn).__name__
-    assert by_products == (outputs >= 10)
+def test_only_training_in_single_precision_takes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, maps = Conv3x3(64, 64), torch.randn(2, 64, 32, 32)
+    assert _by_winograd(layer, maps)
+    monkeypatch.setattr(winograd, "convolve", lambda *_: pytest.fail("not here"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert "_ByMatrixProducts" not in type(layer(maps).grad_fn).__name__
+        layer(maps)
     with torch.no_grad():
-        assert layer(maps).grad_fn is None
+        layer(maps)
+    layer.double()(maps.double())
+    layer.float().eval()(maps)
+
+
+def test_levels_are_the_maps_one_by_one() -> None:
+    torch.manual_seed(0)
+    layer = Conv3x3(64, 64)
+    maps = [torch.randn(2, 64, side, side) for side in (32, 16, 3)]
+    for found, one in zip(layer.on_levels(maps), maps, strict=True):
+        torch.testing.assert_close(found, layer.eval()(one), rtol=1e-4, atol=1e-4)
+
+
+def test_it_replaces_what_it_can_stand_for_and_keeps_what_is_frozen() -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False)),
+            nn.Conv2d(4, 4, 3, padding=1, stride=2),
+            nn.Conv2d(4, 4, 1),
+            nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        )
+    module[0].weight.requires_grad_(False)
+    before = {name: value.shape for name, value in module.state_dict().items()}
+    use_conv3x3(module)
+    replaced = [name for name, child in module.named_modules() if isinstance(child, Conv3x3)]
+    assert replaced == ["0", "1.0"]
+    assert {name: value.shape for name, value in module.state_dict().items()} == before
+    assert not module.get_submodule("0").get_parameter("weight").requires_grad
+    assert module.get_submodule("0").get_parameter("bias").requires_grad
+
+
+def test_every_such_layer_of_the_network_is_one() -> None:
+    network = RetinaNet(NetworkConfig("resnet18", 3, fpn_channels=64, head_depth=1))
+    plain = [name for name, part in network.named_modules() if type(part) is nn.Conv2d and part.kernel_size == (3, 3)]
+    strides = {network.get_submodule(name).stride for name in plain}
+    assert strides == {(2, 2)}
+    frozen = RetinaNet(NetworkConfig("resnet18", 3, fpn_channels=64, trainable_layers=3))
+    assert not frozen.get_submodule("backbone.body.layer1.0.conv1").get_parameter("weight").requires_grad
