@@ -89,7 +89,7 @@ class _Convolution(torch.autograd.Function):
         weight, *maps = ctx.saved_tensors
         of_weight, of_bias, *of_maps = ctx.needs_input_grad
         found_weight, found_maps = _backward(maps, weight, gradients, of_weight=of_weight, of_maps=any(of_maps))
-        found_bias = sum(gradient.sum((0, 2, 3)) for gradient in gradients) if of_bias else None
+        found_bias = torch.stack([one.sum((0, 2, 3)) for one in gradients]).sum(0) if of_bias else None
         return (found_weight, found_bias, *found_maps)
 
 
@@ -190,7 +190,7 @@ def _grid(shape: Sequence[int]) -> tuple[int, int]:
 
 def _by_map(values: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """``[i, j, tiles of all maps, C]`` -> for each map a view ``[i, j, B, down, across, C]``."""
-    parts = values.split([tile_count(shape) for shape in shapes], dim=2)
+    parts = torch.split(values, [tile_count(shape) for shape in shapes], dim=2)
     return [torch.unflatten(part, 2, (shape[0], *_grid(shape))) for part, shape in zip(parts, shapes, strict=True)]
 
 
