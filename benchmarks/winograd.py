@@ -1,5 +1,5 @@
 """Forward and backward of 3 x 3 convolutions of a training step: ``retinaflow.detector.winograd`` beside
-``torch.nn.functional.conv2d``, CPU seconds.
+``torch.nn.functional.conv2d``, seconds.
 
     python benchmarks/winograd.py
 
@@ -42,14 +42,14 @@ def main() -> None:
         plain, fast = winograd.cost([(BATCH, inputs, side, side) for side in sides], inputs, outputs)
         peer, ours, apart = measure(inputs, outputs, sides)
         print(
-            f"{name:<28} {inputs:>3} -> {outputs:<4}  conv2d {peer:.4f}, winograd {ours:.4f} CPU s: "
+            f"{name:<28} {inputs:>3} -> {outputs:<4}  conv2d {peer:.4f}, winograd {ours:.4f} s: "
             f"{peer / ours:.2f} times as fast (expected {plain / fast:.1f}), differs by {apart:.0e} at most",
             flush=True,
         )
 
 
 def measure(inputs: int, outputs: int, sides: Sequence[int]) -> tuple[float, float, float]:
-    """The least CPU seconds of each side, and how far their results are apart."""
+    """The least seconds of each side, and how far their results are apart."""
     torch.manual_seed(0)
     maps = [_last(BATCH, inputs, side).requires_grad_() for side in sides]
     gradients = [_last(BATCH, outputs, side) for side in sides]
@@ -60,12 +60,12 @@ def measure(inputs: int, outputs: int, sides: Sequence[int]) -> tuple[float, flo
     results: list[list[Tensor]] = [[], []]
     for _ in range(ROUNDS + 1):
         for number, way in enumerate(ways):
-            start = time.process_time()
+            start = time.perf_counter()
             values = way(maps, weight, bias)
             learnt = torch.autograd.grad(values, [*maps, weight, bias], gradients)
-            spent[number].append(time.process_time() - start)
+            spent[number].append(time.perf_counter() - start)
             results[number] = [*values, *learnt]
-    apart = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True))
+    apart = max(float((a - b).detach().abs().max() / a.detach().abs().max()) for a, b in zip(*results, strict=True))
     return min(spent[0][1:]), min(spent[1][1:]), apart
 
 

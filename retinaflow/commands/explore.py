@@ -114,14 +114,21 @@ def _load(config: ExploreConfig) -> Explored:
 
 
 def _write(report: Report, data: Explored, config: ExploreConfig) -> pd.DataFrame:
-    """All sections in order. Returns the suspicious rows per rule."""
+    """All sections in order, a line each, as some take a minute on millions of images. Returns the suspicious rows per
+    rule."""
     _overview(report, data)
+    say("classes and bins")
     _classes(report, data)
+    say("boxes, sizes and shapes")
     _boxes(report, data, config)
+    say("classes together")
     _together(report, data)
+    say("image-level labels")
     _labels(report, data)
+    say("suspicious rows")
     suspicious = _suspicious(report, data)
     if config.samples > 0:
+        say("images of the rarest classes")
         _samples(report, data, config.samples)
     return suspicious
 

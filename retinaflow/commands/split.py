@@ -16,11 +16,10 @@ from retinaflow.commands.chosen_runs import chosen_run
 from retinaflow.commands.inputs import load_training_data, say
 from retinaflow.commands.kept import read_kept
 from retinaflow.commands.parts import load_parts
-from retinaflow.commands.resuming import WITHOUT_EFFECT
+from retinaflow.commands.resuming import WITHOUT_EFFECT, find_resumed
 from retinaflow.config import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.resolving import resolve
-from retinaflow.run_files import Run
 from retinaflow.scoring.comparison import Comparison, Resampling, Side
 from retinaflow.scoring.comparison import compare as compare_sides
 from retinaflow.scoring.match_file import KeptMatches, truth_digest
@@ -31,13 +30,15 @@ from retinaflow.training.stopping import StopRequest
 ONE_MODEL, PLAIN, CALIBRATED = "one_model", "merged", "calibrated"
 """Columns of the comparison: one model for all classes, and the merged models without and with calibration."""
 _MOST_LETTERS = 40
+_TRAINING = "retinaflow.training"
+"""Tag of a group's training: :func:`training_key`."""
 
 
 def run(config: SplitConfig) -> Comparison:
     """A parent run with a child for each group, one for each way of merging, and ``comparison.csv``.
 
-    A group that an earlier split of the same settings, data and version has finished is not trained again. Raises
-    ValueError for settings that leave nothing to split or to compare with.
+    A group that an earlier split of the same settings, data and version has finished is not trained again, and one
+    that was stopped goes on. Raises ValueError for settings that leave nothing to split or to compare with.
     """
     groups = read_groups(config.groups)
     _refuse(config, groups)
@@ -46,10 +47,7 @@ def run(config: SplitConfig) -> Comparison:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         wanted = [*groups, *(["all"] if config.with_all else [])]
-        runs = [
-            _trained(config, group, parent, base, place=f"{n} of {len(wanted)}")
-            for n, group in enumerate(wanted, start=1)
-        ]
+        runs = [_trained(config, group, base, place=f"{n} of {len(wanted)}") for n, group in enumerate(wanted, start=1)]
         parts = runs[: len(groups)]
         one_model = runs[-1] if config.with_all else config.from_run
         parent.set_tags({"retinaflow.parts": ",".join(parts)})
@@ -124,7 +122,7 @@ def _refuse(config: SplitConfig, groups: Sequence[str]) -> None:
         )
 
 
-def _trained(config: SplitConfig, group: str, parent: Run, base: KeptMatches | None, *, place: str) -> str:
+def _trained(config: SplitConfig, group: str, base: KeptMatches | None, *, place: str) -> str:
     """The run (track=false: the folder) of the model of a group: an earlier one, or trained now."""
     settings = {name: getattr(config, name) for name in TrainConfig.model_fields}
     own = resolve(TrainConfig, {**settings, "class_group": group, "config": None})
@@ -132,13 +130,16 @@ def _trained(config: SplitConfig, group: str, parent: Run, base: KeptMatches | N
     data = load_training_data(own)
     if base is not None:
         _refuse_other_base(config, base, data.judged)
-    tag = f"retinaflow.part.{training_key(own, data.digest)}"
-    earlier = _earlier(tag) if config.track and config.reuse else None
-    if earlier is not None:
-        say(f"run {earlier} of an earlier split has these settings and data; reuse=false trains it again")
-    name = run_name(group)
-    run_id = earlier or train.run(own, data=data, name=name).run_id
-    parent.set_tags({tag: run_id})
+    key, name = training_key(own, data.digest), run_name(group)
+    if config.track and config.reuse:
+        finished, stopped = _earlier(key, own)
+        if finished is not None:
+            say(f"run {finished} of an earlier split has these settings and data; reuse=false trains it again")
+            return finished
+        if stopped is not None:
+            say(f"run {stopped} of an earlier split was stopped and goes on; reuse=false trains anew")
+            own = own.model_copy(update={"resume": stopped})
+    run_id = train.run(own, data=data, name=name, tags={_TRAINING: key}).run_id
     return run_id if config.track else str(config.output / name)
 
 
@@ -168,13 +169,21 @@ def training_key(config: TrainConfig, data_digest: str) -> str:
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
-def _earlier(tag: str) -> str | None:
-    """The newest finished training that a split has noted under the tag."""
-    for split in tracking.find_runs(f"tags.`{tag}` != ''"):
-        run_id = split.tags[tag]
-        if tracking.find_runs(f"attributes.run_id = '{run_id}' and attributes.status = 'FINISHED'"):
-            return run_id
-    return None
+def _earlier(key: str, config: TrainConfig) -> tuple[str | None, str | None]:
+    """The newest finished training of a split that has this key, and the newest that was stopped and can go on. One
+    that runs, or was killed without a word, is neither, as these cannot be told apart."""
+    runs = tracking.find_runs(f"tags.`{_TRAINING}` = '{key}'")
+    finished = (run.run_id for run in runs if run.status == "FINISHED")
+    stopped = (run.run_id for run in runs if run.status in ("KILLED", "FAILED") and _can_go_on(run.run_id, config))
+    return next(finished, None), next(stopped, None)
+
+
+def _can_go_on(run_id: str, config: TrainConfig) -> bool:
+    try:
+        return find_resumed(config.model_copy(update={"resume": run_id})) is not None
+    except (ValueError, OSError):
+        # It ended before its first checkpoint, or that is gone.
+        return False
 
 
 def _explained(comparison: Comparison) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
@@ -39,8 +40,14 @@ class TrainResult:
     judgement: Judgement
 
 
-def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | None = None) -> TrainResult:
-    """Train as configured. ``data``: already loaded data of the same settings; ``name``: of the run.
+def run(
+    config: TrainConfig,
+    *,
+    data: TrainingData | None = None,
+    name: str | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> TrainResult:
+    """Train as configured. ``data``: already loaded data of the same settings; ``name`` and ``tags``: of the run.
 
     Of several processes only the first one returns; the others exit when their part is done.
     """
@@ -60,6 +67,7 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
         ):
             folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
             if world.is_first:
+                run.set_tags(tags)
                 _log_inputs(run, config, data)
             session = Session.start(config, data, resumed.checkpoint if resumed else None, world=world)
             run.set_tags(session.machine_tags())

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from retinaflow.detector import winograd
 
-PAYS_FROM = 1.3
-"""How many times fewer multiplications make it worth while."""
+PAYS_FROM = 1.1
+"""How many times cheaper it must be."""
 SMALLEST = 3e7
 """Multiplications of a forward pass below which a call's fixed cost outweighs what it saves."""
 

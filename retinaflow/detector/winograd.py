@@ -26,6 +26,8 @@ from torch.nn import functional
 
 OUTPUT, TILE = 4, 6
 """Side of the output of a tile, and of a tile."""
+OF_MAPS, OF_FILTERS = 3, 12
+"""How many multiplications of a matrix product one of a transform counts for."""
 _BLOCK = 2**21
 """Elements of transformed outputs that are held at a time: they fit a last-level cache, and are no peak of memory."""
 _B_T = (
@@ -68,13 +70,14 @@ def tile_count(shape: Sequence[int]) -> int:
 def cost(shapes: Sequence[Sequence[int]], inputs: int, outputs: int) -> tuple[int, int]:
     """Multiplications of a forward pass over maps of these shapes: by a plain convolution, and by this one.
 
-    The transform of the weights counts five times, as it is bound by memory: with that the two compare as measured
-    times do (``benchmarks/winograd.py``).
+    Transforms are bound by memory, and count :data:`OF_MAPS` and :data:`OF_FILTERS` times: with that the two compare
+    about as measured times do (``benchmarks/winograd.py``).
     """
     tiles = sum(map(tile_count, shapes))
     plain = 9 * sum(int(s[0]) * int(s[2]) * int(s[3]) for s in shapes) * inputs * outputs
-    transforms = tiles * (TILE**4 * inputs + OUTPUT**2 * TILE**2 * outputs) + 5 * 9 * TILE**2 * inputs * outputs
-    return plain, TILE**2 * tiles * inputs * outputs + transforms
+    maps = OF_MAPS * tiles * (TILE**4 * inputs + OUTPUT**2 * TILE**2 * outputs)
+    filters = OF_FILTERS * 9 * TILE**2 * inputs * outputs
+    return plain, TILE**2 * tiles * inputs * outputs + maps + filters
 
 
 class _Convolution(torch.autograd.Function):

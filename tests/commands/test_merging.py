@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from retinaflow.cli import main
 from retinaflow.commands import evaluate, merge, split
 from retinaflow.commands.kept import read_kept
 from retinaflow.commands.train import TrainResult
@@ -135,6 +141,28 @@ def test_the_same_split_again_trains_nothing_again(
     assert [name for name in pd.read_csv(path) if "difference" not in name] == [
         "group", "classes", "merged", "calibrated",
     ]  # fmt: skip
+
+
+def test_a_split_that_was_stopped_goes_on_within_its_training(
+    workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**SMALL, "data": workshop.data, "groups": "Car,Bus+Tree", "output": "halted", "min_truths": "1"}
+    # Long enough to be met in the middle: an epoch is three steps.
+    given |= {"epochs": 25, "save_minutes": 0.0001, "eval_every": 25}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "retinaflow", "split", *words], env={**os.environ, "MLFLOW_TRACKING_URI": workshop.uri}
+    )
+    while not (found := list(Path("halted").glob("*/checkpoints/last.pt"))) and started.poll() is None:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 130
+    (stopped,) = (path.parents[1].name for path in found)
+    assert mlflow.get_run(stopped).info.status == "KILLED"
+    assert main(["split", *words]) == 0
+    assert f"run {stopped} of an earlier split was stopped and goes on" in capsys.readouterr().out
+    assert mlflow.get_run(stopped).info.status == "FINISHED"
+    assert _parts(_last("split"))[0] == stopped
 
 
 def test_a_training_is_the_same_by_settings_and_data_not_by_place() -> None:
