@@ -32,7 +32,7 @@ def test_small_work_is_left_to_the_plain_layer() -> None:
 
 
 def test_only_training_in_single_precision_takes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, maps = Conv3x3(64, 64), torch.randn(2, 64, 32, 32)
+    layer, maps = Conv3x3(128, 128), torch.randn(2, 128, 32, 32)
     assert _by_winograd(layer, maps)
     monkeypatch.setattr(winograd, "convolve", lambda *_: pytest.fail("not here"))
     with torch.autocast("cpu", torch.bfloat16):
@@ -45,9 +45,11 @@ def test_only_training_in_single_precision_takes_the_other_way(monkeypatch: pyte
 
 def test_levels_are_the_maps_one_by_one() -> None:
     torch.manual_seed(0)
-    layer = Conv3x3(64, 64)
-    maps = [torch.randn(2, 64, side, side) for side in (32, 16, 3)]
-    for found, one in zip(layer.on_levels(maps), maps, strict=True):
+    layer = Conv3x3(128, 128)
+    maps = [torch.randn(2, 128, side, side) for side in (32, 16, 3)]
+    together = layer.on_levels(maps)
+    assert all("_Convolution" in type(one.grad_fn).__name__ for one in together)
+    for found, one in zip(together, maps, strict=True):
         torch.testing.assert_close(found, layer.eval()(one), rtol=1e-4, atol=1e-4)
 
 
