@@ -10,8 +10,9 @@ The map of the package, in reading order:
   ``prediction_shards`` and ``whole_files`` (what is predicted); ``presence``, ``bins``, ``sampling`` and ``exposure``
   (frequency bins, balanced epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape);
   ``exploration``, ``suspicious`` (what a set looks like); ``demo`` (the generated set).
-- ``detector``: tensors -> losses and detections. ``anchors``, ``network``, ``weights``, ``targets``, ``focal``,
-  ``loss``, ``postprocess``, ``suppression``, ``onnx_graph``.
+- ``detector``: tensors -> losses and detections. ``anchors``, ``network`` with ``convolution`` and ``winograd`` (3 x 3
+  convolutions that train faster on a CPU), ``weights``, ``targets``, ``focal``, ``loss``, ``postprocess``,
+  ``suppression``, ``onnx_graph``.
 - ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
   ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
   ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
