@@ -317,6 +317,28 @@ def test_the_best_is_called_better_only_when_the_interval_says_so(
         assert verdict(table, opened).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"), [((0.0, 0.0), "which cannot tell them apart"), ((0.5, 0.4), "no trial was better")]
+)
+def test_a_search_that_found_nothing_says_so(
+    workshop: Any, values: tuple[float, float], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = said.replace(" ", "-")
+    config = _settings(
+        workshop, study=name, focal_gamma="1..4", track=False, confirm_seeds=0, output=workshop.folder / name
+    )
+    with open_search(config) as opened:
+        for value, gamma in zip(values, (2.0, 3.0), strict=True):
+            opened.study.enqueue_trial({**opened.space.defaults(), "focal_gamma": gamma})
+            with quiet():
+                trial = opened.study.ask()
+            opened.space.settings(trial)
+            trial.set_user_attr(METRICS, {"val/mAP": value})
+            opened.study.tell(trial, value)
+    search.run(config)
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "nsgaii"])
 def test_every_sampler_asks_for_values_that_follow_from_seed_and_trial(name: str) -> None:
     def drawn(trial: int) -> float:

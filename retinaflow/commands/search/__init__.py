@@ -17,7 +17,7 @@ from retinaflow.commands.search import confirmation, results
 from retinaflow.commands.search.dry_run import estimate
 from retinaflow.commands.search.opening import Search, open_search
 from retinaflow.commands.search.storage import without_password
-from retinaflow.commands.search.study import best_trial, states_of
+from retinaflow.commands.search.study import are_alike, best_trial, states_of
 from retinaflow.commands.search.workers import Narrator, stage_of, work, work_in_processes
 from retinaflow.config import SearchConfig
 from retinaflow.training.stopping import StopRequest
@@ -72,6 +72,13 @@ def _say_best(search: Search) -> None:
         return
     reached = ", ".join(f"{name} {value:.4f}" for name, value in zip(search.goal.names, best.values, strict=True))
     say(f"\nbest trial {best.number}: {reached}; its settings are best.yaml at run {search.runs.parent.run_id}")
+    if are_alike(search.study):
+        say(
+            f"all complete trials have the same {', '.join(search.goal.names)}, which cannot tell them apart: let them "
+            "learn more (epochs, image_size), or choose another objective"
+        )
+    elif not confirmation.arms(search):
+        say("these are the defaults: no trial was better")
 
 
 def _log_comparison(search: Search, table: pd.DataFrame) -> None:

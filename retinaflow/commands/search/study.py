@@ -172,6 +172,12 @@ def best_trial(study: optuna.Study, goal: Goal) -> FrozenTrial | None:
     return max(allowed, key=lambda trial: (sum(trial.values) / len(goal.names), -trial.number), default=None)
 
 
+def are_alike(study: optuna.Study) -> bool:
+    """Whether several trials are complete and all have the same values."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return len(complete) > 1 and len({tuple(trial.values) for trial in complete}) == 1
+
+
 def keeps_floor(trial: FrozenTrial) -> bool:
     """Whether a trial meets all its constraints."""
     return all(value <= 0 for value in trial.constraints.values())
