@@ -147,8 +147,8 @@ def test_a_split_that_was_stopped_goes_on_within_its_training(
     workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {**SMALL, "data": workshop.data, "groups": "Car,Bus+Tree", "output": "halted", "min_truths": "1"}
-    # Long enough to be met in the middle: an epoch is three steps.
-    given |= {"epochs": 25, "save_minutes": 0.0001, "eval_every": 25}
+    # Long enough to be met in the middle: an epoch is three steps, and after the first one there is a checkpoint.
+    given |= {"epochs": 8, "eval_every": 8}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     started = subprocess.Popen(
         [sys.executable, "-m", "retinaflow", "split", *words], env={**os.environ, "MLFLOW_TRACKING_URI": workshop.uri}
