@@ -29,9 +29,9 @@ LAYERS: Sequence[tuple[str, int, int, Sequence[int]]] = (
     ("ResNet, second stage", 128, 128, (40,)),
     ("ResNet, third stage", 256, 256, (20,)),
     ("ResNet, last stage", 512, 512, (10,)),
-    ("demo set, a layer of a head", 128, 128, (16, 8, 4, 2, 1)),
+    ("demo set, a layer of a head", 64, 64, (16, 8, 4, 2, 1)),
 )
-"""Name, inputs, outputs, sides of the maps; images of 320 pixels but in the last line."""
+"""Name, inputs, outputs, sides of the maps; images of 320 pixels, in the last line of 128."""
 BATCH, ROUNDS = 4, 4
 Convolution = Callable[[Sequence[Tensor], Tensor, Tensor], Sequence[Tensor]]
 

@@ -132,10 +132,12 @@ def _trained(config: SplitConfig, group: str, base: KeptMatches | None, *, place
         _refuse_other_base(config, base, data.judged)
     key, name = training_key(own, data.digest), run_name(group)
     if config.track and config.reuse:
-        finished, stopped = _earlier(key, own)
+        earlier = tracking.find_runs(f"tags.`{_TRAINING}` = '{key}'")
+        finished = next((run.run_id for run in earlier if run.status == "FINISHED"), None)
         if finished is not None:
             say(f"run {finished} of an earlier split has these settings and data; reuse=false trains it again")
             return finished
+        stopped = _stopped(earlier, own)
         if stopped is not None:
             say(f"run {stopped} of an earlier split was stopped and goes on; reuse=false trains anew")
             own = own.model_copy(update={"resume": stopped})
@@ -169,13 +171,11 @@ def training_key(config: TrainConfig, data_digest: str) -> str:
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
-def _earlier(key: str, config: TrainConfig) -> tuple[str | None, str | None]:
-    """The newest finished training of a split that has this key, and the newest that was stopped and can go on. One
-    that runs, or was killed without a word, is neither, as these cannot be told apart."""
-    runs = tracking.find_runs(f"tags.`{_TRAINING}` = '{key}'")
-    finished = (run.run_id for run in runs if run.status == "FINISHED")
-    stopped = (run.run_id for run in runs if run.status in ("KILLED", "FAILED") and _can_go_on(run.run_id, config))
-    return next(finished, None), next(stopped, None)
+def _stopped(earlier: Sequence[tracking.RunRecord], config: TrainConfig) -> str | None:
+    """The newest training that was stopped and can go on. One that runs and one that was killed without a word look
+    alike, and are left alone."""
+    ended = (run.run_id for run in earlier if run.status in ("KILLED", "FAILED"))
+    return next((run_id for run_id in ended if _can_go_on(run_id, config)), None)
 
 
 def _can_go_on(run_id: str, config: TrainConfig) -> bool:

@@ -12,7 +12,7 @@ from retinaflow.detector import winograd
 PAYS_FROM = 1.1
 """How many times cheaper it must be."""
 SMALLEST = 3e7
-"""Multiplications of a forward pass below which a call's fixed cost outweighs what it saves."""
+"""Multiplications of a forward pass below which it is not tried, for a call's fixed cost: 6e7 still gained a fifth."""
 
 
 class Conv3x3(nn.Conv2d):
