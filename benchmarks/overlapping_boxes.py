@@ -1,12 +1,13 @@
 """People who stand close: which way to thin out overlapping boxes finds most of them, and at what price.
 
     python benchmarks/overlapping_boxes.py --output outputs/overlapping
+    python benchmarks/overlapping_boxes.py --train_on demo
     python benchmarks/overlapping_boxes.py --from_run outputs/RUN/checkpoints/best.pt
 
 The demo set's people overlap little, so a crowded variant of it is drawn (``crowd`` of
-:func:`retinaflow.data.demo.write_demo`). A detector (``--from_run``, or one trained here: the demo set's, ``--epochs``)
-is run over its validation images once; every way is then asked about the same raw boxes. Half of the images (tune) is
-there to choose the settings by, the other half (report) to say what they are worth.
+:func:`retinaflow.data.demo.write_demo`). A detector (``--from_run``, or one trained here, on the crowded variant or on
+the demo set, for ``--epochs``) is run over its validation images once; every way is then asked about the same raw
+boxes. Half of the images (tune) is there to choose the settings by, the other half (report) to say what they are worth.
 
 For people-clothing, Person alone and rest: AP, AP of crowded objects (those that overlap another of their class by
 IoU > 0.3), recall of all and of crowded ones at 0.1 false positives per image and class, each a mean over classes;
@@ -40,7 +41,7 @@ from retinaflow.data.images import BatchLoader, DetectionDataset
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, candidates, suppressed
-from retinaflow.resolving import resolve
+from retinaflow.resolving import PROFILES, resolve
 from retinaflow.scoring.bootstrap import paired_differences
 from retinaflow.scoring.challenge import Evaluator, average_precision
 from retinaflow.scoring.claims import TruthByPair
@@ -86,7 +87,7 @@ def main() -> None:
     arguments = parse()
     torch.set_num_threads(1)
     folder = crowded_set(arguments)
-    checkpoint = load_checkpoint(arguments.from_run or trained(arguments))
+    checkpoint = load_checkpoint(arguments.from_run or trained(arguments, folder))
     truth = read_truth(folder, "validation", checkpoint, arguments.images)
     raw = raw_boxes(checkpoint, truth, arguments.output / "raw.pt")
     halves = {"tune": np.arange(0, len(truth), 2), "report": np.arange(1, len(truth), 2)}
@@ -129,12 +130,17 @@ def crowded_set(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def trained(arguments: argparse.Namespace) -> Path:
-    """The checkpoint of a training on the demo set, in a process of its own."""
-    folder = arguments.output / "trained"
-    command = [sys.executable, "-m", "retinaflow", "train", "--track", "false", "--output", str(folder)]
-    subprocess.run([*command, "--epochs", str(arguments.epochs)], check=True)
-    return folder / "train" / "checkpoints" / "best.pt"
+def trained(arguments: argparse.Namespace, crowd: Path) -> Path:
+    """The checkpoint of a training with the demo set's settings, in a process of its own; a finished one is kept."""
+    folder = arguments.output / f"trained_on_{arguments.train_on}"
+    best: Path = folder / "train" / "checkpoints" / "best.pt"
+    if not (folder / "train" / "metrics.json").is_file():
+        data = "demo" if arguments.train_on == "demo" else str(crowd)
+        settings = {**PROFILES["demo"], "data": data, "epochs": arguments.epochs, "eval_every": arguments.epochs}
+        flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "retinaflow", "train", "--track", "false", "--output", str(folder)]
+        subprocess.run([*command, *flags], check=True)
+    return best
 
 
 def read_truth(folder: Path, split: str, checkpoint: Checkpoint, images: int | None = None) -> AnnotationIndex:
@@ -313,6 +319,7 @@ def panel(truth: AnnotationIndex, found: Detections, image: int, *, label: int, 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from_run", type=Path, help="checkpoint of a training on the demo set or its crowded variant")
+    parser.add_argument("--train_on", choices=("crowd", "demo"), default="crowd", help="without --from_run")
     parser.add_argument("--epochs", type=int, default=6, help="of the training, without --from_run")
     parser.add_argument("--crowd", type=float, default=0.5, help="share of the pictures with people who stand close")
     parser.add_argument("--images", type=int, default=800, help="validation images, half of them reported")
