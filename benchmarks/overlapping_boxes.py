@@ -284,7 +284,8 @@ def table_rows(
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    rows = [list(frame), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    values = [["" if pd.isna(value) else str(value) for value in row] for row in frame.to_numpy().tolist()]
+    rows = [list(frame), ["---"] * len(frame.columns), *values]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

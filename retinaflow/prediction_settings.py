@@ -48,10 +48,12 @@ class PredictConfig(TrackingSettings, DetectingFields):
     """Also write a Kaggle submission of the Challenge (ImageId,PredictionString) to this file; none: no."""
     nproc: Annotated[int, Field(ge=1)] = 1
     """Processes that predict together on this machine, one per GPU where there are GPUs."""
-    shard_size: Annotated[int, Field(ge=1)] = 1000
-    """Images of one shard: an interrupted run loses at most the shards in progress."""
+    shard_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Images of one shard: an interrupted run loses at most the shards in progress. auto: 1,000, or fewer, so that each
+    process has four shards at least."""
     overwrite: bool = False
-    """Begin anew where output holds predictions of another model, other settings or other images; else refused."""
+    """Begin anew whatever output holds; else predictions of another model, other settings or other images are
+    refused."""
 
 
 class VisualizeConfig(TrackingSettings, DetectingFields):

@@ -17,7 +17,7 @@ from retinaflow.commands.predicting import Work, buckets_for, predict_shards
 from retinaflow.commands.prediction_folder import MANIFEST, PredictionFolder
 from retinaflow.commands.skipped import SkippedImages
 from retinaflow.commands.wanted_images import WantedImages, wanted_images
-from retinaflow.data.image_files import BadImage
+from retinaflow.data.image_files import BadImage, file_states
 from retinaflow.data.prediction_shards import write_predictions, write_submission
 from retinaflow.prediction_settings import PredictConfig
 from retinaflow.run_files import FolderRun, Run
@@ -34,14 +34,14 @@ def run(config: PredictConfig) -> Path:
     model = ChosenModel.open(config)
     config = _with_precision(model.config)
     wanted = wanted_images(config, model.checkpoint.taxonomy, model.checkpoint.settings)
-    request = _request(model, config, wanted)
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
         PredictionFolder.opened(
             config.output,
-            request,
-            images=len(wanted.index),
+            _request(model, config, wanted),
+            file_states(wanted.index),
             shard_size=config.shard_size,
+            nproc=config.nproc,
             overwrite=config.overwrite,
         ) as folder,
         tracking.start_run("predict", track=config.track, experiment=config.experiment, output=config.output) as run,
@@ -88,6 +88,8 @@ def _predict(
     done = len(wanted.index) - sum(shard.last - shard.first for shard in left)
     if done:
         say(f"{done:,} of {len(wanted.index):,} images are done already")
+    if outdated := sum(shard.path.is_file() for shard in left):
+        say(f"{outdated} of {len(folder.shards)} shards are done again: damaged, or their image files have changed since")
     work = Work(
         model.path,
         wanted.index,

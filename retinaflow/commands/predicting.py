@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from retinaflow.commands.inputs import say
 from retinaflow.commands.judging import postprocessing
 from retinaflow.commands.machine import device_of
 from retinaflow.commands.prediction_folder import Shard
@@ -119,12 +120,8 @@ class _Doer:
         found = self._detector.detect(
             part, after_batch=after_batch, on_bad_image=bad.append if self._work.skip_bad_images else None
         )
-        notes = {
-            "first": shard.first,
-            "last": shard.last,
-            "detections": len(found),
-            "skipped": [[image.image_id, image.reason] for image in bad],
-        }
+        skipped = [[image.image_id, image.reason] for image in bad]
+        notes = {**shard.identity, "detections": len(found), "skipped": skipped}
         write_shard(shard.path, found, part, notes)
         return Done(shard, notes)
 
@@ -141,6 +138,8 @@ def predict_shards(
         after_batch(images)
         stop.check()
 
+    if 1 < len(shards) < nproc:
+        say(f"{len(shards)} of {nproc} processes have work: so many shards are left")
     nproc = min(nproc, len(shards))
     if nproc > 1:
         yield from _by_processes(work, shards, nproc=nproc, stop=stop, after_batch=count)

@@ -10,12 +10,16 @@ One command at a time works in a folder: it holds a lock that the system takes a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from retinaflow.data.prediction_shards import read_notes
 from retinaflow.data.whole_files import remove_partial_files, written_whole
@@ -27,72 +31,94 @@ except ImportError:  # Windows: nobody is kept from starting two commands in one
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MOST_IN_SHARD = 1000
+SHARDS_EACH = 4
+"""At least so many for each process, so that none waits long for the last one."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images ``first`` to ``last`` (not included) of the index, and the file of their detections."""
+    """Images ``first`` to ``last`` (not included) of the index, the state of their files (a digest), and the file of
+    their detections."""
 
     number: int
     first: int
     last: int
+    files: str
     path: Path
 
     def notes(self) -> dict[str, Any] | None:
-        """What the file says of itself; None when it is not there, damaged, or of other images."""
+        """What the file says of itself; None when it is not there, damaged, or of image files that were others."""
         notes = read_notes(self.path)
-        return notes if notes and (notes["first"], notes["last"]) == (self.first, self.last) else None
+        return notes if notes and all(notes.get(name) == value for name, value in self.identity.items()) else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of the notes that says which images these are."""
+        return {"first": self.first, "last": self.last, "files": self.files}
 
 
 @dataclass(frozen=True)
 class PredictionFolder:
-    """An opened folder of predictions on ``images`` readable images."""
+    """An opened folder of predictions on readable images; ``states [I, S]`` of their files, as
+    :func:`retinaflow.data.image_files.file_states` gives them."""
 
     path: Path
-    images: int
+    states: NDArray[np.int64]
     shard_size: int
 
     @staticmethod
     @contextlib.contextmanager
     def opened(
-        path: Path, request: Mapping[str, Any], *, images: int, shard_size: int, overwrite: bool
+        path: Path,
+        request: Mapping[str, Any],
+        states: NDArray[np.int64],
+        *,
+        shard_size: int | Literal["auto"] = "auto",
+        nproc: int = 1,
+        overwrite: bool = False,
     ) -> Iterator[PredictionFolder]:
         """Take the folder for this request, begun anew or gone on with.
 
-        Raises ValueError for a folder of another request, which differences are listed, unless ``overwrite`` removes
-        its shards; and for a folder in which another command is working.
+        ``shard_size="auto"`` is what the folder has, else by ``nproc``.
+
+        Raises ValueError for a folder of another request, which differences are listed, unless ``overwrite``, which
+        begins anew whatever is there; and for a folder in which another command is working.
         """
         path.mkdir(parents=True, exist_ok=True)
         with _alone(path):
+            known = None if overwrite else _read_manifest(path / MANIFEST)
+            if shard_size == "auto":
+                shard_size = known["shard_size"] if known else _fitting_size(len(states), nproc)
             request = json.loads(json.dumps({"format": FORMAT, **request, "shard_size": shard_size}))
-            try:
-                known = _read_manifest(path / MANIFEST)
-            except ValueError:
-                if not overwrite:
-                    raise
-                known = {}
             differences = [] if known is None else _differences(known, request)
-            if differences and not overwrite:
+            if differences:
                 raise ValueError(
                     f"output={path} holds predictions of another request: {'; '.join(differences)}. Give another "
                     "output=, or overwrite=true to replace them"
                 )
-            if known is None or differences:
+            if known is None:
                 shutil.rmtree(path / "shards", ignore_errors=True)
                 with written_whole(path / MANIFEST) as partial:
                     partial.write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
             for folder in (path, path / "shards"):
                 remove_partial_files(folder)
-            yield PredictionFolder(path, images, shard_size)
+            yield PredictionFolder(path, states, shard_size)
 
     @property
     def shards(self) -> list[Shard]:
         """All shards, done or not, in the order of the images."""
-        firsts = range(0, self.images, self.shard_size)
-        return [
-            Shard(n, first, min(first + self.shard_size, self.images), self.path / "shards" / f"{n:05d}.parquet")
-            for n, first in enumerate(firsts)
-        ]
+        found = []
+        for number, first in enumerate(range(0, len(self.states), self.shard_size)):
+            states = self.states[first : first + self.shard_size]
+            files = hashlib.sha256(states.tobytes()).hexdigest()
+            path = self.path / "shards" / f"{number:05d}.parquet"
+            found.append(Shard(number, first, first + len(states), files, path))
+        return found
+
+
+def _fitting_size(images: int, nproc: int) -> int:
+    return max(min(MOST_IN_SHARD, -(-images // (SHARDS_EACH * nproc))), 1) if nproc > 1 else MOST_IN_SHARD
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from retinaflow.commands.skipped import SkippedImages
 from retinaflow.commands.wanted_images import WantedImages, is_judged, wanted_images
 from retinaflow.config import TrainConfig
 from retinaflow.data.class_files import read_taxonomy
-from retinaflow.data.image_files import decode
+from retinaflow.data.image_files import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files
 from retinaflow.data.predictions import read_predictions
@@ -56,7 +56,14 @@ def run(config: VisualizeConfig) -> list[Path]:
         for image, image_id in enumerate(wanted.index.image_ids.tolist()):
             if image_id not in bad:
                 path = config.output / "pictures" / f"{image_id}.jpg"
-                save_picture(_picture(config, wanted.index, image, found, truth), path)
+                try:
+                    picture = _picture(config, wanted.index, image, found, truth)
+                except UnreadableImageError as error:
+                    if config.on_bad_image == "stop":
+                        raise
+                    skipped.add(BadImage(image_id, str(error)))
+                    continue
+                save_picture(picture, path)
                 run.log_file(path, "pictures")
                 paths.append(path)
         skipped.log(run, wanted.unreadable_table)

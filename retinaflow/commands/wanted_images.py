@@ -154,14 +154,18 @@ def _listed(path: Path, config: ImagesFields, trained: Mapping[str, Any]) -> tup
                 f"{', '.join(SUFFIXES)}, but got {entry}"
             )
     found = _unique(iter(paths))
-    if ids:
+    if not ids:
+        return found, str(path)
+    if config.images:
         folders = list(config.images)
-        if not folders:
-            settings, splits = _data(config, trained)
-            folders = image_folders(settings, data_folder(settings), splits)
-        found = _unique(iter([*found.items(), *_looked_up(ids, folders).items()]))
-        return found, " or ".join(map(str, folders))
-    return found, str(path)
+        wanted = set(ids)
+        there = _unique((file.stem, file) for folder in folders for file in _files_under(folder) if file.stem in wanted)
+        by_id = {image_id: there.get(image_id) for image_id in ids}
+    else:
+        settings, splits = _data(config, trained)
+        folders = image_folders(settings, data_folder(settings), splits)
+        by_id = _looked_up(ids, folders)
+    return _unique(iter([*found.items(), *by_id.items()])), " or ".join(map(str, folders))
 
 
 def _looked_up(ids: Sequence[str], folders: Sequence[Path]) -> dict[str, Path | None]:
@@ -178,7 +182,10 @@ def _files_under(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield Path(place) / name
+                path = Path(place) / name
+                if _not_unicode(str(path)):
+                    raise ValueError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
+                yield path
 
 
 def _unique(pairs: Iterator[tuple[str, Path | None]]) -> dict[str, Path | None]:
@@ -187,9 +194,14 @@ def _unique(pairs: Iterator[tuple[str, Path | None]]) -> dict[str, Path | None]:
         if found.setdefault(image_id, path) != path:
             raise ValueError(
                 f"an image id (file name without suffix) must stand for one file, but {image_id} is {found[image_id]} "
-                f"and {path}; take the folders one by one, each with an output= of its own"
+                f"and {path}; rename one, or take the folders one by one, each with an output= of its own"
             )
     return found
+
+
+def _not_unicode(name: str) -> bool:
+    """Whether bytes of a file name could not be read as text (Python keeps them as lone surrogates)."""
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _bare(ids: NDArray[np.str_], taxonomy: Taxonomy) -> AnnotationIndex:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,14 +21,15 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from retinaflow.data.image_sizes import SizeTable, read_sizes
+from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 OnBadImage = Literal["stop", "skip"]
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_SCAN = 0xDA
 _TAIL = 4096
-"""Bytes at the end of a JPEG among which its end marker must be; cameras append thumbnails and padding."""
+"""Bytes at the end of a JPEG among which its end marker is looked for first; cameras append thumbnails and padding."""
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 """How OpenCV decodes at 1 / factor of the size."""
 
@@ -124,16 +126,33 @@ def _read_missing_sizes(
     return unreadable
 
 
+def file_states(index: AnnotationIndex) -> NDArray[np.int64]:
+    """Bytes and time of change in ns ``[I, 2]`` of the image files: a file that was replaced has others. 0: no file."""
+
+    def state(image: int) -> tuple[int, int]:
+        try:
+            status = index.file_of(image).stat()
+        except OSError:
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
+
+    # By threads: on a network's file system each answer takes its time.
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = list(threads.map(state, range(len(index))))
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
 def header_size(path: Path) -> tuple[int, int] | str:
     """(height, width) of the stored pixels from the head of an image file, or what is wrong with it."""
     try:
         with Image.open(path) as image:
             size = image.height, image.width
-            is_jpeg = image.format == "JPEG"
+            is_jpeg = image.format in ("JPEG", "MPO")
         # OpenCV fills the missing rows of a cut JPEG with grey and says nothing.
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - _TAIL, 0))
-            return "the JPEG is cut short" if is_jpeg and _JPEG_END not in file.read() else size
+            is_cut = is_jpeg and _JPEG_END not in file.read() and _is_cut(np.fromfile(path, dtype=np.uint8))
+        return "the JPEG is cut short" if is_cut else size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
         return "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
 
@@ -159,13 +178,15 @@ def decode_bytes(
 ) -> NDArray[np.uint8]:
     """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
     shrink = min(size[0] / target[0], size[1] / target[1])
-    flag = next((flag for factor, flag in _REDUCED if shrink >= factor), cv2.IMREAD_COLOR)
+    # Of other formats OpenCV decodes all, and then skips pixels.
+    reduced = _REDUCED if _is_jpeg(data) else ()
+    flag = next((flag for factor, flag in reduced if shrink >= factor), cv2.IMREAD_COLOR)
     pixels = _whole_jpeg(data) if flag == cv2.IMREAD_COLOR else None
     if pixels is None:
         pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
     if (height, width) != target:
-        # Reduced decoding leaves a factor below 2, where two taps skip no pixel; averaging costs eight times as much.
+        # Reduced decoding leaves a factor below 2 of a JPEG, where two taps skip no pixel; averaging costs eight times as much.
         far = height >= 2 * target[0] or width >= 2 * target[1]
         taps = cv2.INTER_AREA if far else cv2.INTER_LINEAR
         pixels = np.asarray(cv2.resize(pixels, target[::-1], interpolation=taps), dtype=np.uint8)
@@ -188,7 +209,18 @@ def _is_jpeg(data: NDArray[np.uint8]) -> bool:
 
 
 def _is_cut(data: NDArray[np.uint8]) -> bool:
-    return _JPEG_END not in data[-_TAIL:].tobytes()
+    """Whether a JPEG's end marker is missing: neither among its last bytes nor, as phones append whole films, after the
+    start of its pixels (before it, a thumbnail has an end of its own)."""
+    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[_start_of_scan(data) :].tobytes()
+
+
+def _start_of_scan(data: NDArray[np.uint8]) -> int:
+    """Where the pixels of a JPEG begin: its segments, each of a marker and a length, are passed over."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _SCAN:
+        is_fill = data[place + 1] == 0xFF
+        place += 1 if is_fill else 2 + int(data[place + 2]) * 256 + int(data[place + 3])
+    return place
 
 
 def _pixels(path: str, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:
