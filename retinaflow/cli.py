@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as error:
-        print(f"stopped: {error or 'interrupted'}", file=sys.stderr)
+        print(f"stopped: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get("RETINAFLOW_TRACEBACK") == "1" or not _is_of_a_store(error):

@@ -26,6 +26,8 @@ from retinaflow.data_settings import ConvertConfig
 from retinaflow.resolving import resolve
 from retinaflow.run_files import Run
 from retinaflow.setting_groups import DataSettings
+from retinaflow.tracking import launched_by_mlflow
+from retinaflow.training.stopping import StopRequest
 
 
 def run(config: ConvertConfig) -> Path:
@@ -34,18 +36,22 @@ def run(config: ConvertConfig) -> Path:
     place = data_folder(DataSettings(data=config.data))
     layout = layout_of(place) if config.source_format == "auto" else config.source_format
     target: Layout = ("coco" if layout == "openimages" else "openimages") if config.to == "auto" else config.to
-    with data_run("convert", config) as run, whole_folder(config.output) as folder:
+    with (
+        StopRequest(watch_parent=launched_by_mlflow()) as stop,
+        data_run("convert", config) as run,
+        whole_folder(config.output) as folder,
+    ):
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})
         faults = Faults(config.on_bad_row)
         found = _read_published(config, place, target, faults) if layout == "openimages" else None
         found = found or _read_foreign(config, place, layout, faults, quiet=quiet)
+        stop.check()
         found = _with_validation(found, config)
         if target == "openimages":
             found = _listed_only(found)
-        place_images(_files(found, target, folder), config.image_files, quiet=quiet)
+        place_images(_files(found, target, folder), config.image_files, quiet=quiet, after_image=stop.check)
         _write(found, target, folder, config)
-        if layout == target == "openimages":
-            _copy_hierarchy(place, folder)
+        _copy_hierarchy(place if place.is_dir() else place.parent, folder)
         _tell(found, faults, run, folder, config)
     say(f"written: {config.output}")
     if target == "openimages":
@@ -78,7 +84,10 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
     classes = ClassNames(read_taxonomy(class_list, None) if class_list else None)
     if layout == "coco":
         files = {split_of(place.stem) or "train": place} if place.is_file() else coco.find_coco(place)
-        return coco.read_coco(files, faults, classes=classes, images=config.images)
+        if place.is_file() and folder.name.startswith("annotation"):
+            # COCO's own layout: the images are beside the folder of the annotation files.
+            folder = folder.parent
+        return coco.read_coco(files, faults, folder=folder, classes=classes, images=config.images, say=say)
     if layout == "voc":
         return voc.read_voc(
             place,
@@ -98,15 +107,14 @@ def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: 
     kept = {"data": str(place), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
     settings = resolve(DataSettings, kept | {name: value for name, value in given.items() if value})
     exhaustive = settings.exhaustive if config.exhaustive == "auto" else config.exhaustive
-    # Absent labels for every class on every image would be many, and say nothing that exhaustive does not.
-    settings = settings.model_copy(update={"exhaustive": False})
+    settings = settings.model_copy(update={"exhaustive": exhaustive})
     splits = published.splits_in(place)
     if not splits:
         raise FileNotFoundError(f"data={place} holds no *-annotations-bbox.csv")
     indexes, orientations = {}, {}
     for split in splits:
         has_labels = settings.image_labels != "none" and published.has_labels(place, split)
-        loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None)
+        loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None, fill_in=False)
         indexes[split] = loaded.index
         faults.found += [Fault(*row) for row in loaded.dropped.itertuples(index=False)]
         files = [loaded.index.file_of(image) for image in range(len(loaded.index))]
@@ -115,17 +123,22 @@ def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: 
 
 
 def _with_validation(found: DetectionSet, config: ConvertConfig) -> DetectionSet:
-    """A validation split taken out of the training split, where the source has that one only."""
-    if found.splits != ["train"] or config.validation_share == 0:
+    """A validation split taken out of the training split, where the source has none."""
+    if "train" not in found.splits or "validation" in found.splits or config.validation_share == 0:
         return found
     image, classes = (found.boxes[name].to_numpy(dtype=np.int64) for name in ("image", "class"))
-    chosen = validation_images(image, classes, len(found.images), share=config.validation_share, seed=config.seed)
-    say(f"{int(chosen.sum()):,} of {len(chosen):,} images became the validation split (validation_share=0: none)")
-    left = one_sided(image, classes, chosen)
+    own = np.flatnonzero(found.images["split"].to_numpy() == "train")
+    is_own = np.isin(image, own)
+    place, classes = np.searchsorted(own, image[is_own]), classes[is_own]
+    chosen = validation_images(place, classes, len(own), share=config.validation_share, seed=config.seed)
+    say(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_share=0: none)")
+    left = one_sided(place, classes, chosen)
     if left:
         names = ", ".join(found.taxonomy.labels[index] for index in left[:5])
         say(f"{len(left)} classes of several images could not be put on both sides: {names}")
-    return replace(found, images=found.images.assign(split=np.where(chosen, "validation", "train")))
+    splits = found.images["split"].to_numpy(dtype=object)
+    splits[own[chosen]] = "validation"
+    return replace(found, images=found.images.assign(split=splits))
 
 
 def _listed_only(found: DetectionSet) -> DetectionSet:
@@ -151,6 +164,7 @@ def _write(found: DetectionSet, target: Layout, folder: Path, config: ConvertCon
     flags = found.boxes[list(FLAGS)].astype(int).sum()
     lost = {
         "verified absent classes": unplaced,
+        "classes verified present without a box": 0 if target == "openimages" else _present_unboxed(found),
         "group-of flags": flags["group_of"] if target == "yolo" else 0,
         "occluded and truncated flags": flags["occluded"] + flags["truncated"] if target == "yolo" else 0,
         "depiction and inside flags": flags["depiction"] + flags["inside"] if target in ("voc", "yolo") else 0,
@@ -170,7 +184,15 @@ def _write(found: DetectionSet, target: Layout, folder: Path, config: ConvertCon
         published.write_classes(found.taxonomy, folder)
 
 
+def _present_unboxed(found: DetectionSet) -> int:
+    """Labels of presence that no box repeats."""
+    present = found.labels[found.labels["present"].astype(bool)]
+    boxed = set(zip(found.boxes["image"], found.boxes["class"], strict=True))
+    return sum(pair not in boxed for pair in zip(present["image"], present["class"], strict=True))
+
+
 def _copy_hierarchy(place: Path, folder: Path) -> None:
+    """The tree of classes goes along in every layout: the ids that it names do, too."""
     for name in HIERARCHY_FILES:
         if (place / name).is_file():
             shutil.copyfile(place / name, folder / name)

@@ -39,9 +39,13 @@ _SHEET_PIXELS = 360
 
 @dataclass(frozen=True)
 class Explored:
-    """The data that is looked at. ``given`` counts boxes as published; ``bins`` as a training would."""
+    """The data that is looked at. ``given`` counts boxes as published; ``bins`` as a training would.
+
+    ``exhaustive``: a class that is not boxed on an image is absent there; labels that say so are not in the index.
+    """
 
     index: AnnotationIndex
+    exhaustive: bool
     given: Presence
     bins: ClassBins
     table: pd.DataFrame
@@ -97,8 +101,9 @@ def run(config: ExploreConfig) -> Path:
 
 def _load(config: ExploreConfig) -> Explored:
     labels = None if config.image_labels == "none" else config.image_labels
+    with_images = config.samples > 0
     loaded = read_split(
-        config, config.train_splits, boxes=config.boxes, image_labels=labels, with_images=config.samples > 0
+        config, config.train_splits, boxes=config.boxes, image_labels=labels, with_images=with_images, fill_in=False
     )
     index = loaded.index
 
@@ -110,7 +115,8 @@ def _load(config: ExploreConfig) -> Explored:
         index = index.with_classes(select_classes(config.class_group, index.taxonomy, bins_of(index)))
         index, *_ = limit_background(index, ratio=config.background_ratio, seed=config.seed)
     given, bins = class_presence(index), bins_of(index)
-    return Explored(index, given, bins, exploration.class_table(index, given, bins), loaded.dropped)
+    table = exploration.class_table(index, given, bins, exhaustive=config.exhaustive)
+    return Explored(index, config.exhaustive, given, bins, table, loaded.dropped)
 
 
 def _write(report: Report, data: Explored, config: ExploreConfig) -> pd.DataFrame:
@@ -140,7 +146,7 @@ def _overview(report: Report, data: Explored) -> None:
             (f"{len(index):,}", "images"),
             (f"{len(index.boxes):,}", "boxes"),
             (f"{index.num_classes:,}", f"classes, {empty} without an image" if empty else "classes"),
-            (f"{len(index.verified_class):,}", "image-level labels"),
+            *([] if data.exhaustive else [(f"{len(index.verified_class):,}", "image-level labels")]),
             (f"{len(index.boxes) / len(index):.1f}", "boxes per image"),
             (f"{np.mean(np.diff(index.box_start) == 0):.1%}", "images without a box"),
             (f"{np.mean(index.is_group_of) if len(index.boxes) else 0:.1%}", "boxes are group-of"),
@@ -235,7 +241,11 @@ def _heat_map(data: Explored, found: exploration.Cooccurrence, title: str) -> Fi
 def _labels(report: Report, data: Explored) -> None:
     index, page, table = data.index, report.page, data.table
     page.section("Verified labels", "A class that is neither verified nor boxed on an image is unknown there.")
-    if len(index.verified_class):
+    if data.exhaustive:
+        page.text(
+            "exhaustive=true: all objects are boxed, so every class that is not boxed on an image is absent there."
+        )
+    elif len(index.verified_class):
         bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
         present, absent = table["verified_present"].to_numpy(), table["verified_absent"].to_numpy()
         page.text(

@@ -76,8 +76,13 @@ def read_split(
     image_labels: Sequence[Path] | None,
     with_images: bool = True,
     allow_repeats: bool = False,
+    fill_in: bool = True,
 ) -> LoadedIndex:
-    """The index of some splits with all classes of the class list. ``allow_repeats``: boxes given twice are kept."""
+    """The index of some splits with all classes of the class list.
+
+    ``allow_repeats``: boxes given twice are kept. ``fill_in``: the absences of an exhaustive set are entered as labels,
+    one for every class on every image.
+    """
     folder = data_folder(settings)
     hierarchy = settings.hierarchy
     files = find_files(
@@ -102,7 +107,7 @@ def read_split(
     if len(loaded.index) == 0 and with_images:
         raise ValueError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
     if settings.exhaustive:
-        return replace(loaded, index=loaded.index.exhaustive())
+        return loaded if not fill_in else replace(loaded, index=loaded.index.exhaustive())
     if not files.image_labels:
         say("no image-level labels: on each image only boxed classes count as known (exhaustive=true if all is boxed)")
     return loaded

@@ -89,7 +89,7 @@ def _predict(
     if done:
         say(f"{done:,} of {len(wanted.index):,} images are done already")
     if outdated := sum(shard.path.is_file() for shard in left):
-        say(f"{outdated} of {len(folder.shards)} shards are done again: damaged, or their image files have changed since")
+        say(f"{outdated} of {len(folder.shards)} shards are done again: damaged, or image files have changed since")
     work = Work(
         model.path,
         wanted.index,

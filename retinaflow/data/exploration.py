@@ -20,12 +20,12 @@ from retinaflow.data.presence import Presence
 FloatArray = NDArray[np.float64]
 
 
-def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins) -> pd.DataFrame:
+def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins, *, exhaustive: bool = False) -> pd.DataFrame:
     """One row per class, rarest first.
 
     class, class_id, bin (1 the rarest), images, boxes, tree_images, boxes_per_image, group_of (share of the boxes),
     median_side (of its boxes: square root of the area, share of the image's), verified_present and verified_absent
-    (images), known (share of all images on which it is verified or boxed).
+    (images), known (share of all images on which it is verified or boxed; of an exhaustive set all).
     """
     width = index.num_classes
     labels, count = np.asarray(index.labels), given.boxes_per_class
@@ -45,7 +45,7 @@ def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins) -> pd.
             "median_side": pd.Series(box_sides(index)).groupby(labels).median().reindex(range(width)),
             "verified_present": np.bincount(np.asarray(index.verified_class)[present], minlength=width),
             "verified_absent": np.bincount(np.asarray(index.verified_class)[~present], minlength=width),
-            "known": _known_images(index, given) / max(len(index), 1),
+            "known": 1.0 if exhaustive else _known_images(index, given) / max(len(index), 1),
         }
     )
     return table.sort_values(["tree_images", "images", "class_id"], ignore_index=True)

@@ -186,7 +186,8 @@ def decode_bytes(
         pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
     if (height, width) != target:
-        # Reduced decoding leaves a factor below 2 of a JPEG, where two taps skip no pixel; averaging costs eight times as much.
+        # Reduced decoding leaves a factor below 2 of a JPEG, where two taps skip no pixel; averaging costs eight times
+        # as much.
         far = height >= 2 * target[0] or width >= 2 * target[1]
         taps = cv2.INTER_AREA if far else cv2.INTER_LINEAR
         pixels = np.asarray(cv2.resize(pixels, target[::-1], interpolation=taps), dtype=np.uint8)

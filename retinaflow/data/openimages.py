@@ -105,6 +105,8 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
         if (data / name).is_file():
             return data / name
     hint = " or image_labels=none if there are none" if setting == "image_labels" else ""
+    if setting == "boxes" and (there := sorted(path.name for path in data.glob("*-annotations-bbox.csv"))):
+        hint += f"; there are {', '.join(there[:5])}: train_splits= and eval_split= say which to read"
     raise FileNotFoundError(
         f"{data} holds none of {', '.join(names)}; add the file, or give its path as {setting}={hint}"
     )

@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
-NO_BIN = "#7F7F7F"
+from retinaflow.scoring.figure_style import NO_BIN, shortened
+
 NAMED = 12
 """Up to so many classes are named: the sure ones first, then those that differ most."""
 
@@ -86,7 +87,7 @@ def _names(axes: Axes, names: list[str], x: np.ndarray, y: np.ndarray, sure: np.
     for k in np.lexsort((-np.abs(y), ~sure))[:limit]:
         for dx, dy in ((6, 0), (-6, 0), (0, 7), (0, -7)):
             text = axes.annotate(
-                names[k] if len(names[k]) <= 22 else f"{names[k][:21]}…",
+                shortened(names[k], 22),
                 (x[k], y[k]),
                 xytext=(dx, dy),
                 textcoords="offset points",

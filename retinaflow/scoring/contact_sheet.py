@@ -20,6 +20,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 
+from retinaflow.scoring.figure_style import shortened
+
 TRUTH = "#56B4E9"
 DETECTION = "#E69F00"
 PANEL_INCHES = 3.2
@@ -140,18 +142,18 @@ def _draw(axes: Axes, panel: Panel) -> None:
     )
     axes.set(xlim=(0, width), ylim=(height, 0), anchor="N")
     axes.set_axis_off()
-    axes.set_title(_fit(panel.title, max(8, int(axes.get_window_extent().width / DPI * 14))), fontsize=8, pad=3)
+    axes.set_title(shortened(panel.title, max(8, int(axes.get_window_extent().width / DPI * 14))), fontsize=8, pad=3)
     axes.apply_aspect()
     scale = np.array([width, height, width, height])
     flags = panel.truth_group_of if len(panel.truth_group_of) else [False] * len(panel.truth_boxes)
     room = int(axes.get_window_extent().width / DPI * LETTERS_PER_INCH)
     for box, label, group_of in zip(panel.truth_boxes, panel.truth_labels, flags, strict=True):
-        _box(axes, box * scale, _fit(label, min(22, room)), color=TRUTH, style="--" if group_of else "-", above=True)
+        style: LineStyle = "--" if group_of else "-"
+        _box(axes, box * scale, shortened(label, min(22, room)), color=TRUTH, style=style, above=True)
     found = zip(panel.detection_boxes, panel.detection_labels, panel.detection_scores, strict=True)
     for box, label, score in found:
-        _box(
-            axes, box * scale, f"{_fit(label, min(18, room - 5))} {score:.2f}", color=DETECTION, style="-", above=False
-        )
+        text = f"{shortened(label, min(18, room - 5))} {score:.2f}"
+        _box(axes, box * scale, text, color=DETECTION, style="-", above=False)
 
 
 def _box(axes: Axes, box: NDArray[np.floating], label: str, *, color: str, style: LineStyle, above: bool) -> None:
@@ -187,7 +189,3 @@ def _box(axes: Axes, box: NDArray[np.floating], label: str, *, color: str, style
     ]
     x, y = text.xyann
     text.xyann = (x + shift[0] * 72 / DPI, y + shift[1] * 72 / DPI)
-
-
-def _fit(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"

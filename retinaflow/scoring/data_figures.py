@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from retinaflow.scoring.figure_style import OKABE_ITO
+from retinaflow.scoring.figure_style import OKABE_ITO, shortened
 
 BLUE, ORANGE = OKABE_ITO[0], OKABE_ITO[1]
 GREY = "#666666"
@@ -118,8 +118,8 @@ def shapes(
 def cooccurrence(share: NDArray[np.floating], rows: Sequence[str], columns: Sequence[str], *, title: str) -> Figure:
     """``share [R, C]`` of the images with the row's class that hold the column's class too, in per cent."""
     cell = 0.36
-    left = 0.35 + 0.075 * max(map(len, map(_short, rows)), default=0)
-    head = 0.65 + 0.065 * max(map(len, map(_short, columns)), default=0)
+    left = 0.35 + 0.075 * max(map(len, map(shortened, rows)), default=0)
+    head = 0.65 + 0.065 * max(map(len, map(shortened, columns)), default=0)
     width, height = left + cell * len(columns) + 1.0, head + cell * len(rows) + 0.1
     width = max(width, 0.3 + 0.09 * len(title))
     figure = Figure(figsize=(width, height), dpi=110)
@@ -127,9 +127,9 @@ def cooccurrence(share: NDArray[np.floating], rows: Sequence[str], columns: Sequ
     axes = figure.add_axes((left / width, 0.1 / height, cell * len(columns) / width, cell * len(rows) / height))
     figure.text(0.1 / width, 1 - 0.2 / height, title, fontsize=11, va="center")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(np.arange(len(columns)), [_short(name) for name in columns], rotation=55, ha="left", fontsize=8)
+    axes.set_xticks(np.arange(len(columns)), [shortened(name) for name in columns], rotation=55, ha="left", fontsize=8)
     axes.xaxis.tick_top()
-    axes.set_yticks(np.arange(len(rows)), [_short(name) for name in rows], fontsize=8)
+    axes.set_yticks(np.arange(len(rows)), [shortened(name) for name in rows], fontsize=8)
     axes.tick_params(length=0)
     for (row, column), value in np.ndenumerate(share):
         if value >= 0.005:
@@ -154,7 +154,7 @@ def label_coverage(
     axes.set(xlabel="images verified present (0: at the left edge)", ylabel="images verified absent (0: at the bottom)")
     if len(names) <= 12:
         for name, at_x, at_y in zip(names, x, y, strict=True):
-            axes.annotate(_short(name), (at_x, at_y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(shortened(name), (at_x, at_y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     return figure
 
 
@@ -166,7 +166,7 @@ def group_of(
     order = [k for k in np.argsort(-np.nan_to_num(share), kind="stable")[:most] if share[k] > 0]
     place = np.arange(len(order))
     axes.bar(place, share[order], color=BLUE, width=0.7)
-    axes.set_xticks(place, [_short(names[k]) for k in order], rotation=55, ha="right", fontsize=8)
+    axes.set_xticks(place, [shortened(names[k]) for k in order], rotation=55, ha="right", fontsize=8)
     axes.set(ylim=(0, 1), ylabel="share of the boxes", xlim=(-0.6, max(len(order), 8) - 0.4))
     for at, k in enumerate(order):
         axes.text(at, share[k] + 0.01, f"{round(share[k] * boxes[k]):,}", ha="center", va="bottom", fontsize=7)
@@ -202,7 +202,3 @@ def _aspect_histogram(axes: Axes, aspects: NDArray[np.floating], of: str) -> Non
 
 def _log_edges(low: float, high: float, count: int) -> list[float]:
     return [float(edge) for edge in np.geomspace(low, max(high, low * 1.01), count)]
-
-
-def _short(name: str, length: int = 22) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -71,5 +71,9 @@ def decades(values: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def shortened(name: str, length: int = 24) -> str:
-    """The name, cut with an ellipsis where it is longer than ``length``."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    """The name as text of a picture, cut with an ellipsis where it is longer than ``length``.
+
+    Its dollar signs are no formula: matplotlib would set ``US$ or CA$`` in italics, or refuse it.
+    """
+    text = name if len(name) <= length else f"{name[: length - 1]}…"
+    return text.replace("$", r"\$")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,79 @@ def test_one_split_becomes_two(tiny_dataset: Any, tmp_path: Path, capsys: pytest
     assert [set(index.labels.tolist()) for index in (train, judged)] == [{0, 1, 2, 4}, {0, 2, 4}]
     assert convert(tmp_path / "coco", tmp_path / "whole", validation_share=0) == 0
     assert not (tmp_path / "whole" / "validation-annotations-bbox.csv").exists()
+
+
+def test_a_test_split_stays_where_a_validation_split_is_made(tiny_dataset: Any, tmp_path: Path) -> None:
+    convert(tiny_dataset(validation=2), tmp_path / "coco", to="coco", exhaustive="true")
+    folder = tmp_path / "coco" / "annotations"
+    (folder / "instances_val.json").rename(folder / "instances_test.json")
+    (tmp_path / "coco" / "val").rename(tmp_path / "coco" / "test")
+    assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
+    train, judged = indexes(tmp_path / "mine")
+    assert len(train) + len(judged) == 12
+    assert len(judged) > 0
+    (test,) = indexes(tmp_path / "mine", eval_split="test")[1:]
+    assert test.image_ids.tolist() == ["validation000", "validation001"]
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tiny_dataset: Any, tmp_path: Path) -> None:
+    convert(tiny_dataset(), tmp_path / "coco", to="coco", exhaustive="true")
+    (tmp_path / "coco" / "annotations" / "instances_train.json").unlink()
+    assert convert(tmp_path / "coco", tmp_path / "mine") == 0
+    with pytest.raises(
+        FileNotFoundError, match=r"there are validation-annotations-bbox\.csv: train_splits= and eval_split= say"
+    ):
+        indexes(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc", "yolo"])
+def test_the_hierarchy_goes_along(
+    tiny_dataset: Any, tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny_dataset()
+    with (data / "train-annotations-human-imagelabels.csv").open("a", encoding="utf-8") as file:
+        file.write("train000,verification,/m/0plant,1\n")
+    convert(data, tmp_path / "there", to=layout)
+    said = capsys.readouterr().out
+    assert f"{layout} has no place for classes verified present without a box: 1 are lost" in said
+    convert(tmp_path / "there", tmp_path / "back")
+    name = "bbox_labels_hierarchy.json"
+    assert (tmp_path / "back" / name).read_text() == (data / name).read_text()
+    before, after = (load_training_data(resolve(BinningConfig, {"data": str(d)})) for d in (data, tmp_path / "back"))
+    assert np.array_equal(before.train.taxonomy.is_ancestor, after.train.taxonomy.is_ancestor)
+
+
+STOPPED = """
+import os, signal, sys
+from retinaflow.cli import main
+from retinaflow.data.formats import placing
+copy = placing.shutil.copyfile
+
+def copy_and_signal(source, target):
+    copy(source, target)
+    if target.name == "train000.jpg":
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+
+placing.shutil.copyfile = copy_and_signal
+sys.exit(main(["convert", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_conversion_that_is_stopped_or_killed_leaves_nothing_that_stays(
+    tiny_dataset: Any, tmp_path: Path, name: str
+) -> None:
+    words = ["--data", str(tiny_dataset()), "--to", "coco", "--output", str(tmp_path / "coco"), "--track", "false"]
+    ended = subprocess.run([sys.executable, "-c", STOPPED, name, *words], capture_output=True, check=False, text=True)
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".coco.partial-")]
+    if name == "SIGTERM":
+        assert (ended.returncode, left) == (130, [])
+        assert "stopped: signal SIGTERM" in ended.stderr
+    else:
+        assert ended.returncode == -9
+        assert len(left) == 1
+    assert main(["convert", *words]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "tiny"]
 
 
 @pytest.mark.parametrize("how", ["copy", "hardlink", "symlink"])

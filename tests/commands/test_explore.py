@@ -101,6 +101,24 @@ def test_a_few_classes_can_be_explored(group: str, workshop: Any) -> None:
     parsed(explore.run(resolve(ExploreConfig, settings)))
 
 
+def test_an_exhaustive_set_is_told_apart_from_a_labelled_one_and_names_are_no_formulas(
+    workshop: Any, tiny_dataset: Any
+) -> None:
+    data = tiny_dataset("dollars")
+    classes = data / "class-descriptions.csv"
+    classes.write_text(classes.read_text().replace(",Car", r",US$ \q CA$"))
+    settings = {"data": str(data), "track": False, "exhaustive": True, "output": workshop.folder / "dollars"}
+    path = explore.run(resolve(ExploreConfig, settings))
+    text = path.read_text(encoding="utf-8")
+    assert "that is not boxed on an image is absent there" in text
+    assert "image-level labels<" not in text
+    table = pd.read_csv(workshop.folder / "dollars" / "class_statistics.csv")
+    assert table["known"].eq(1).all()
+    # Those of the file, not one for every class on every image.
+    labels = pd.read_csv(data / "train-annotations-human-imagelabels.csv")
+    assert table[["verified_present", "verified_absent"]].to_numpy().sum() == len(labels)
+
+
 def test_names_from_data_are_text_on_the_page_and_never_markup(tmp_path: Path) -> None:
     page = Page("<b>title", "a & b")
     page.section("<script>", "x < y")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,30 @@ def test_a_listed_path_is_relative_to_its_list_and_an_id_is_looked_up(tmp_path: 
     assert index.sizes.tolist() == [[32, 48], [32, 48]]
 
 
+def test_an_id_is_looked_up_in_the_subfolders_too(tmp_path: Path) -> None:
+    for name in ("images/top.png", "images/x/deep.png", "images/y/other.png", "images/z/other.png"):
+        _picture(tmp_path / name)
+    (tmp_path / "list.txt").write_text("deep\ntop\n")
+    config = resolve(PredictConfig, {"image_list": str(tmp_path / "list.txt"), "images": str(tmp_path / "images")})
+    index = wanted_images(config, Taxonomy(("/m/0a",), ("A",)), {}).index
+    assert [index.file_of(n).relative_to(tmp_path).as_posix() for n in (0, 1)] == [
+        "images/x/deep.png",
+        "images/top.png",
+    ]
+    (tmp_path / "list.txt").write_text("other\n")
+    with pytest.raises(ValueError, match=r"other is .*y/other\.png and .*z/other\.png; rename one, or"):
+        wanted_images(config, Taxonomy(("/m/0a",), ("A",)), {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
+def test_a_file_name_that_is_not_utf_8_is_shown_byte_by_byte(tmp_path: Path) -> None:
+    _picture(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "a.png").rename(os.fsdecode(os.fsencode(tmp_path / "images") + b"/caf\xe9.png"))
+    config = resolve(PredictConfig, {"images": str(tmp_path / "images")})
+    with pytest.raises(ValueError, match=r"caf\\xe9\.png.*: a file name must be UTF-8; rename the file or its folder"):
+        wanted_images(config, Taxonomy(("/m/0a",), ("A",)), {})
+
+
 KILLED = """
 import os, signal, sys
 from retinaflow.cli import main
@@ -187,6 +212,45 @@ def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
     predict.run(config)
     assert "5 of 6 images are done already" in capsys.readouterr().out
     _assert_same(pd.read_csv(path), pd.read_csv(judged / "predictions.csv"))
+
+
+def test_shards_of_changed_files_are_done_again_and_others_are_not(
+    trained: TrainResult, workshop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        (images / f"{number}.jpg").write_bytes((workshop.data / "images" / f"validation00{number}.jpg").read_bytes())
+    config = _config(trained, tmp_path / "out", images=images, shard_size=2)
+    before = pd.read_csv(predict.run(config))
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").iterdir()}
+    # Another picture of the same name and size.
+    (images / "3.jpg").write_bytes((images / "3.jpg").read_bytes())
+    assert cv2.imwrite(str(images / "3.jpg"), np.full((*cv2.imread(str(images / "3.jpg")).shape[:2], 3), 90, np.uint8))
+    capsys.readouterr()
+    after = pd.read_csv(predict.run(config))
+    said = capsys.readouterr().out
+    assert "2 of 4 images are done already" in said
+    assert "1 of 2 shards are done again: damaged, or image files have changed since" in said
+    kept, changed = before["ImageID"] < 3, after["ImageID"] == 3
+    assert after[~changed & (after["ImageID"] < 3)].equals(before[kept])
+    assert not after[changed].reset_index(drop=True).equals(before[before["ImageID"] == 3].reset_index(drop=True))
+
+    # overwrite=true begins anew also where nothing differs.
+    predict.run(config.model_copy(update={"overwrite": True}))
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").iterdir()}
+    assert all(now[name] > time for name, time in done.items())
+
+
+def test_several_processes_have_shards_to_share_and_an_interrupted_run_keeps_its_own(
+    trained: TrainResult, tmp_path: Path
+) -> None:
+    config = _config(trained, tmp_path, nproc=2)
+    predict.run(config)
+    # 6 images, 2 processes, 4 shards each at least.
+    assert len(list((tmp_path / "shards").iterdir())) == 6
+    predict.run(config.model_copy(update={"nproc": 1}))
+    assert len(list((tmp_path / "shards").iterdir())) == 6
 
 
 def test_another_request_in_the_same_folder_is_refused_with_what_differs(trained: TrainResult, tmp_path: Path) -> None:

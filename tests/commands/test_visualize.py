@@ -59,6 +59,26 @@ def test_a_file_of_predictions_is_drawn_without_a_model_and_a_parent_is_not_draw
     assert cv2.imread(str(alone[0])).shape[1] == 512
 
 
+def test_an_image_that_turns_out_cut_short_stops_or_is_skipped(
+    workshop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(2):
+        pixels = cv2.imread(str(workshop.data / "images" / f"validation00{number}.jpg"))
+        assert cv2.imwrite(str(images / f"{number}.png"), pixels)
+    whole = (images / "0.png").read_bytes()
+    # The head is sound, the pixels are not there.
+    (images / "0.png").write_bytes(whole[: len(whole) // 8])
+    predictions = tmp_path / "found.csv"
+    predictions.write_text("ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n1,/m/0car,0.9,0.1,0.6,0.1,0.6\n")
+    given = {"predictions": predictions, "data": workshop.data, "images": images}
+    with pytest.raises(ValueError, match=r"0\.png: not a readable image"):
+        _draw(tmp_path, **given)
+    assert [path.name for path in _draw(tmp_path, **given, on_bad_image="skip")] == ["1.jpg"]
+    assert "1 images could not be read any more and were skipped" in capsys.readouterr().out
+
+
 def test_an_id_that_is_not_there_is_refused(trained: TrainResult, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ids must be among the 6 images, but elsewhere is not"):
         _draw(tmp_path, from_run=trained.checkpoint.absolute(), ids="elsewhere")

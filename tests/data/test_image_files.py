@@ -164,6 +164,42 @@ def test_decoding_at_reduced_size_gives_what_decoding_and_shrinking_gives(
     assert np.abs(decode(path, (256, 512), target).astype(int) - expected).mean() < 1.5
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_thin_lines_do_not_vanish_when_an_image_is_made_smaller(kind: str, tmp_path: Path) -> None:
+    lines = np.zeros((512, 512, 3), dtype=np.uint8)
+    lines[:, ::8] = 255
+    path = tmp_path / "lines"
+    Image.fromarray(lines).save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    for side in (64, 100, 128, 200):
+        # One pixel in eight is white.
+        assert abs(decode(path, (512, 512), (side, side)).mean() - 255 / 8) < 3, side
+
+
+def test_a_jpeg_may_have_a_film_behind_it_and_a_thumbnail_before_it(tmp_path: Path) -> None:
+    film = bytes(20_000)
+    buffer = io.BytesIO()
+    # A thumbnail in the EXIF segment is a JPEG of its own, with an end of its own.
+    Image.fromarray(pattern()).save(buffer, "JPEG", quality=95, exif=b"Exif\x00\x00" + encoded("jpeg"))
+    whole = buffer.getvalue()
+    index, folder = folder_of(tmp_path, jpg=whole + film)
+    complete, _ = attach_files(index, [folder], quiet=True)
+    assert complete.sizes.tolist() == [[256, 512]]
+    for target in ((256, 512), (128, 256)):
+        pixels = decode(complete.file_of(0), (256, 512), target)
+        np.testing.assert_array_equal(pixels, decode(_written(tmp_path / "whole.jpg", whole), (256, 512), target))
+    for cut in (whole[:-3000], whole[:-3000] + film):
+        (folder / "i0000.jpg").write_bytes(cut)
+        with pytest.raises(ValueError, match=r"i0000\.jpg: the JPEG is cut short"):
+            attach_files(index, [folder], quiet=True)
+        with pytest.raises(ValueError, match=r"i0000\.jpg: the JPEG is cut short"):
+            decode(folder / "i0000.jpg", (256, 512), (256, 512))
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
 def test_exif_rotation_is_ignored_in_the_size_and_in_the_pixels(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to show

@@ -11,7 +11,9 @@ objects are not boxed, are not read). ``label_name`` of a category, ``occluded``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,19 +68,64 @@ def _is_coco(path: Path) -> bool:
     return not wanted
 
 
-def read_coco(files: dict[str, Path], faults: Faults, *, classes: ClassNames, images: Sequence[Path] = ()) -> SourceSet:
-    """The annotation files of each split; ``images``: folders to look in before the usual ones.
+def read_coco(
+    files: dict[str, Path],
+    faults: Faults,
+    *,
+    folder: Path,
+    classes: ClassNames,
+    images: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> SourceSet:
+    """The annotation files of each split, in ``folder``; ``images``: folders to look in before the usual ones.
 
     Raises ValueError for a file that is no COCO JSON; what breaks a rule in it goes to ``faults``.
     """
     source = SourceSet("pixel", classes)
+    roots: list[Path] = []
     for split, path in files.items():
         document = _document(path)
         categories = _categories(document["categories"], path, classes, faults)
-        places = _images(source, document["images"], path, split, images, categories, faults)
+        own = existing([*images, *_roots(path, split, folder)])
+        places = _images(source, document["images"], path, split, own, categories, faults)
         for number, annotation in enumerate(document["annotations"], 1):
             _annotation(source, annotation, f"{path.name} annotation {number}", places, categories, faults)
+        roots += own
+    _find_by_bare_names(source, roots, say)
+    if classes.given is None:
+        _settle_equal_names(source, say)
     return source
+
+
+def _find_by_bare_names(source: SourceSet, roots: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Files of images that are not where their names say: by the name without folders, where that can be but one."""
+    bare = Counter(PurePosixPath(image.name).name for image in source.images)
+    taken = {image.file for image in source.images}
+    found = 0
+    for place, image in enumerate(source.images):
+        name = PurePosixPath(image.name).name
+        if image.file is None and bare[name] == 1:
+            files = {folder / name for folder in roots if (folder / name).is_file()} - taken
+            if len(files) == 1:
+                source.images[place] = replace(image, file=files.pop())
+                found += 1
+    if found:
+        say(f"{found:,} images were found by their bare names, not in the folders that file_name gives")
+
+
+def _settle_equal_names(source: SourceSet, say: Callable[[str], None]) -> None:
+    """Classes of one name: those without a box go, as exports put a group's name before its classes; others stay."""
+    boxed = {index for _, index, *_ in source.boxes}
+    unwanted: set[int] = set()
+    for name, count in Counter(source.classes.names).items():
+        if count > 1:
+            own = [place for place, other in enumerate(source.classes.names) if other == name]
+            kept = [place for place in own if place in boxed] or own[:1]
+            unwanted |= set(own) - set(kept)
+            if len(kept) > 1:
+                say(f"{len(kept)} categories are called {name}; they stay {len(kept)} classes with ids of their own")
+    if unwanted:
+        source.leave_out_classes(unwanted)
 
 
 def _document(path: Path) -> dict[str, list[Any]]:
@@ -95,6 +142,7 @@ def _document(path: Path) -> dict[str, list[Any]]:
 def _categories(listed: list[Any], path: Path, classes: ClassNames, faults: Faults) -> dict[Any, int]:
     """Category id -> class; -1 for one that breaks a rule."""
     found: dict[Any, int] = {}
+    names: Counter[str] = Counter()
     for number, category in enumerate(listed, 1):
         place = f"{path.name} category {number}"
         if not isinstance(category, dict) or not isinstance(category.get("name"), str) or not category["name"].strip():
@@ -102,8 +150,9 @@ def _categories(listed: list[Any], path: Path, classes: ClassNames, faults: Faul
         key = category.get("id")
         if not isinstance(key, int | str) or key in found:
             raise ValueError(f"{place}: a category must have an id of its own, but got id={key!r}")
-        given = category.get("label_name")
-        class_index = classes.find(category["name"].strip(), class_id=given if isinstance(given, str) else None)
+        given, name = category.get("label_name"), category["name"].strip()
+        class_index = classes.find(name, class_id=given if isinstance(given, str) else None, number=names[name])
+        names[name] += 1
         found[key] = -1 if class_index is None else class_index
         if class_index is None:
             note(faults, place, "a category must be in the class list", f"name={category['name']!r}")
@@ -115,12 +164,11 @@ def _images(
     listed: list[Any],
     path: Path,
     split: str,
-    folders: Sequence[Path],
+    roots: Sequence[Path],
     categories: dict[Any, int],
     faults: Faults,
 ) -> dict[Any, int]:
     """Image id -> place among the images of the source, which are added."""
-    roots = existing([*folders, *_roots(path, split)])
     places: dict[Any, int] = {}
     names: set[str] = set()
     for number, image in enumerate(listed, 1):
@@ -129,13 +177,18 @@ def _images(
             raise ValueError(f"{place}: an image must have an id, but got {image!r:.120}")
         url = str(image.get("coco_url", ""))
         # LVIS has no file names: train2017/000000391895.jpg is the end of the address.
-        name = safe_name(image.get("file_name") or "/".join(url.split("/")[-2:]), place)
+        given = image.get("file_name") or "/".join(url.split("/")[-2:])
+        try:
+            name = safe_name(given, place)
+        except ValueError:
+            note(faults, place, "file_name must stay inside the image folder", f"file_name={given!r:.120}")
+            continue
         if image["id"] in places or name in names:
             note(faults, place, "an image must be listed once", f"id={image['id']}, file_name={name}")
             continue
         names.add(name)
         places[image["id"]] = len(source.images)
-        file = find_image(name, roots) or find_image(PurePosixPath(name).name, roots)
+        file = find_image(name, roots)
         sides = [
             side for side in (image.get("height"), image.get("width")) if isinstance(side, int | float) and side >= 1
         ]
@@ -145,15 +198,19 @@ def _images(
         source.images.append(SourceImage(split, f"{folder}{name}", file, size))
         if "neg_category_ids" in image:
             source.federated = True
-            absent = [categories.get(key, -1) for key in image["neg_category_ids"]]
+            negatives = image["neg_category_ids"] or []
+            if not isinstance(negatives, list):
+                raise ValueError(f"{place}: neg_category_ids must be a list of category ids, but got {negatives!r:.80}")
+            absent = [index for key in negatives if (index := _at(categories, key)) is not None]
             source.absent += [(places[image["id"]], index) for index in absent if index >= 0]
     return places
 
 
-def _roots(path: Path, split: str) -> Iterator[Path]:
-    """Where the images of an annotation file usually are."""
-    words = [path.stem.removeprefix("instances_"), split, SHORT.get(split, split), "valid"]
-    for base in (path.parent, path.parent.parent):
+def _roots(path: Path, split: str, folder: Path) -> Iterator[Path]:
+    """Where the images of an annotation file in ``folder`` usually are; nothing outside of that."""
+    words = [path.stem.removeprefix("instances_"), split, SHORT.get(split, split)]
+    words += ["valid"] if split == "validation" else []
+    for base in (base for base in (path.parent, path.parent.parent) if base == folder or folder in base.parents):
         yield from (base, base / "images")
         yield from (base / word for word in words)
         yield from (base / "images" / word for word in words)

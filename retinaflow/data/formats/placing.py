@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
+import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +24,19 @@ Placing = Literal["copy", "hardlink", "symlink"]
 def whole_folder(target: Path) -> Iterator[Path]:
     """A new folder beside ``target`` that becomes it when the block ends well, and is removed when it does not.
 
+    One that a killed process of this machine left behind is removed first.
+
     Raises FileExistsError where ``target`` is a file or a folder that holds anything.
     """
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output={target}: the folder must be new or empty; nothing is overwritten")
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(made, ignore_errors=True)
+    prefix = f".{target.name}.partial-{platform.node()}-"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_running(left.name.removeprefix(prefix)):
+            shutil.rmtree(left, ignore_errors=True)
+    made = target.with_name(f"{prefix}{os.getpid()}")
     made.mkdir()
     try:
         yield made
@@ -39,8 +46,30 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def place_images(pairs: Sequence[tuple[Path, Path]], how: Placing, *, quiet: bool = True) -> None:
+def _is_running(process: str) -> bool:
+    """Whether a process of this machine may still write, by its number; where that cannot be asked, it may."""
+    if not process.isdecimal() or os.name == "nt":
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    # A number that has come round to this process is of one that has ended.
+    return int(process) != os.getpid()
+
+
+def place_images(
+    pairs: Sequence[tuple[Path, Path]],
+    how: Placing,
+    *,
+    quiet: bool = True,
+    after_image: Callable[[], None] = lambda: None,
+) -> None:
     """Each (source, target): a copy, a second name of the same file, or a link to it; bytes are never changed.
+
+    ``after_image`` may raise to stop.
 
     Raises OSError when there is no room for copies, or no second name is possible.
     """
@@ -66,7 +95,7 @@ def place_images(pairs: Sequence[tuple[Path, Path]], how: Placing, *, quiet: boo
 
     with ThreadPoolExecutor(THREADS) as threads:
         for _ in tqdm(threads.map(place, pairs), total=len(pairs), desc="images", disable=quiet, leave=False):
-            pass
+            after_image()
 
 
 def _second_name(source: Path, target: Path) -> None:

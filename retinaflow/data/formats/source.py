@@ -54,6 +54,14 @@ class SourceSet:
     federated: bool = False
     """The source says which classes were looked for on an image (LVIS); else everything was, as far as it says."""
 
+    def leave_out_classes(self, unwanted: set[int]) -> None:
+        """Take out classes without a box, and what is said of their absence."""
+        kept = [place for place in range(len(self.classes.names)) if place not in unwanted]
+        now = {before: after for after, before in enumerate(kept)}
+        self.classes.keep(kept)
+        self.boxes = [(box[0], now[box[1]], *box[2:]) for box in self.boxes]
+        self.absent = [(image, now[index]) for image, index in self.absent if index in now]
+
 
 class ClassNames:
     """The classes of a source: given by a class list, or found one by one in the order in which they come."""
@@ -62,7 +70,7 @@ class ClassNames:
         self.given = given
         self.names: list[str] = list(given.names) if given else []
         self.ids: list[str | None] = list(given.ids) if given else []
-        self._place: dict[str, int] = {}
+        self._place: dict[str | tuple[str, int], int] = {}
         for place, name in enumerate(self.names):
             self._place.setdefault(name, place)
         if given:
@@ -72,17 +80,25 @@ class ClassNames:
             self._place |= {label: place for place, label in enumerate(given.labels)}
             self._place |= {mid: place for place, mid in enumerate(given.ids)}
 
-    def find(self, name: str, *, class_id: str | None = None) -> int | None:
-        """The class of that name (or id), entered if the list is not given; None if it is not in the given list."""
+    def find(self, name: str, *, class_id: str | None = None, number: int = 0) -> int | None:
+        """The class of that name (or id), entered if the list is not given; None if it is not in the given list.
+
+        ``number`` tells classes of one name apart, from 0.
+        """
         if self.given:
             known = self._place.get(class_id) if class_id else None
             return self._place.get(name) if known is None else known
-        key = class_id or name
+        key = class_id or ((name, number) if number else name)
         if key not in self._place:
             self._place[key] = len(self.names)
             self.names.append(name)
             self.ids.append(class_id)
         return self._place[key]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Leave out all but some of the classes that were found; no more are looked for afterwards."""
+        self.names, self.ids = [self.names[place] for place in places], [self.ids[place] for place in places]
+        self._place.clear()
 
     def taxonomy(self) -> Taxonomy:
         """The classes in their order; those without an id get one made of their name."""

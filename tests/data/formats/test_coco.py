@@ -29,8 +29,8 @@ def write(folder: Path, annotations: list[Any], *, name: str = "train.json", **m
     return folder / name
 
 
-def read(path: Path, faults: Faults | None = None) -> SourceSet:
-    return read_coco({"train": path}, faults or Faults(), classes=ClassNames())
+def read(path: Path, faults: Faults | None = None, **given: Any) -> SourceSet:
+    return read_coco({"train": path}, faults or Faults(), **{"folder": path.parent, "classes": ClassNames(), **given})
 
 
 def test_a_box_is_x_y_width_height_and_a_crowd_is_a_group(tmp_path: Path, picture: Any, checked: Any) -> None:
@@ -97,8 +97,10 @@ def test_an_annotation_that_breaks_a_rule_stops_or_is_dropped_and_listed(
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "x/../../a.png", "C:\\a.png", "..\\a.png", "", 3])
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
     path = write(tmp_path, [], images=[{"id": 1, "file_name": name or "..", "width": 4, "height": 4}])
-    with pytest.raises(ValueError, match=r"train.json image 1: a file name must stay inside the image folder"):
-        read(path)
+    faults = Faults()
+    assert not read(path, faults).images
+    with pytest.raises(ValueError, match=r"train.json image 1: file_name must stay inside the image folder, but got"):
+        faults.settle()
 
 
 def test_files_of_one_name_in_several_folders_get_ids_of_their_own(tmp_path: Path, picture: Any, checked: Any) -> None:
@@ -108,6 +110,48 @@ def test_files_of_one_name_in_several_folders_get_ids_of_their_own(tmp_path: Pat
     images = [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
     found, _, _ = checked(read(write(tmp_path, [], images=images)))
     assert found.images["image_id"].tolist() == ["cam1__0", "cam2__0", "9", "8"]
+
+
+def of_names(*names: str) -> list[dict[str, Any]]:
+    return [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
+
+
+def test_a_file_elsewhere_is_taken_only_where_its_bare_name_can_mean_but_one(tmp_path: Path, picture: Any) -> None:
+    folder = tmp_path / "set"
+    for name in ("7.png", "set/1.png", "set/images/2.png", "set/valid/3.png"):
+        picture(name)
+    said: list[str] = []
+    # 1.png is listed itself, and 3.png lies in the folder of another split; 7.png lies outside of the set.
+    images = of_names("b/1.png", "1.png", "cam/2.png", "3.png", "7.png")
+    source = read(write(folder, [], images=images), say=said.append)
+    files = [image.file and image.file.relative_to(folder).as_posix() for image in source.images]
+    assert files == [None, "1.png", "images/2.png", None, None]
+    assert said == ["1 images were found by their bare names, not in the folders that file_name gives"]
+
+    source = read(write(folder, [], images=of_names("cam1/2.png", "cam2/2.png")))
+    assert [image.file for image in source.images] == [None, None]
+
+
+def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(tmp_path: Path, picture: Any) -> None:
+    picture("a.png")
+    categories = [{"id": n, "name": name} for n, name in enumerate(("mouse", "cells", "mouse", "cells"))]
+    boxes = [annotation([n, n, 5, 5], category=n) for n in (0, 2, 3)]
+    said: list[str] = []
+    source = read(write(tmp_path, boxes, categories=categories), say=said.append)
+    assert source.classes.taxonomy().names == ("mouse", "mouse", "cells")
+    assert source.classes.taxonomy().ids == ("/c/mouse", "/c/mouse_2", "/c/cells")
+    assert [box[1] for box in source.boxes] == [0, 1, 2]
+    assert said == ["2 categories are called mouse; they stay 2 classes with ids of their own"]
+
+
+@pytest.mark.parametrize("negatives", [None, [], [3, [3], 99]])
+def test_odd_negatives_of_lvis_are_no_traceback(tmp_path: Path, negatives: Any) -> None:
+    images = [{**of_names("a.png")[0], "id": 7, "neg_category_ids": negatives}]
+    source = read(write(tmp_path, [], images=images))
+    assert source.absent == ([(0, 1)] if negatives else [])
+    images[0]["neg_category_ids"] = 3
+    with pytest.raises(ValueError, match=r"image 1: neg_category_ids must be a list of category ids, but got 3"):
+        read(write(tmp_path, [], images=images))
 
 
 def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(tmp_path: Path, picture: Any, checked: Any) -> None:
