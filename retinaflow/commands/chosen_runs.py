@@ -61,17 +61,29 @@ def chosen_runs(config: ComparedRuns) -> list[list[ChosenRun]]:
     than their seed.
     """
     if config.runs:
-        if config.filter is not None:
-            raise ValueError(f"runs or filter can be given, not both, but got filter={config.filter}")
-        sides = [[chosen_run(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
-        ids = [run.record.run_id for side in sides for run in side]
-        twice = sorted({run_id for run_id in ids if ids.count(run_id) > 1})
-        if twice:
-            raise ValueError(f"each run can be given once, but got twice: {', '.join(twice)}")
+        sides = _named(config)
         for side in sides:
             _refuse_mixed(side)
         return sides
-    return _pooled(_found(config))
+    return _pooled(_found(config, fewest=2))
+
+
+def candidates(config: ComparedRuns) -> list[ChosenRun]:
+    """The runs one by one, of whatever settings. Raises ValueError as :func:`chosen_runs`; a single one will do."""
+    return [run for side in _named(config) for run in side] if config.runs else _found(config, fewest=1)
+
+
+def _named(config: ComparedRuns) -> list[list[ChosenRun]]:
+    if config.filter is not None:
+        raise ValueError(f"runs or filter can be given, not both, but got filter={config.filter}")
+    sides = [[chosen_run(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
+    ids = [run.record.run_id for side in sides for run in side]
+    twice = sorted({run_id for run_id in ids if ids.count(run_id) > 1})
+    if twice:
+        raise ValueError(f"each run can be given once, but got twice: {', '.join(twice)}")
+    if not all(sides):
+        raise ValueError("runs must name at least one run between commas, but got an empty place")
+    return sides
 
 
 def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
@@ -130,7 +142,7 @@ def _tags(folder: Path) -> Mapping[str, str]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _found(config: ComparedRuns) -> list[ChosenRun]:
+def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
     """Runs by filter, oldest first; without a filter the two last trainings."""
     parts = ["attributes.status = 'FINISHED'", *([config.filter] if config.filter else [])]
     if "retinaflow.command" not in (config.filter or ""):
@@ -138,9 +150,10 @@ def _found(config: ComparedRuns) -> list[ChosenRun]:
     found = tracking.find_runs(
         " and ".join(parts), experiment=config.from_experiment, most=1000 if config.filter else 2
     )
-    if len(found) < 2:
+    if len(found) < fewest:
         what = f"filter={config.filter} finds" if config.filter else f"{tracking.store_uri()} has"
-        raise ValueError(f"two finished trainings are needed, but {what} {len(found)}; name them as runs=ID,ID")
+        needed = "two finished trainings are" if fewest > 1 else "a finished training is"
+        raise ValueError(f"{needed} needed, but {what} {len(found)}; name runs as runs={','.join(['ID'] * fewest)}")
     return [ChosenRun(record, read_kept(record.run_id)) for record in reversed(found)]
 
 
@@ -156,8 +169,6 @@ def _pooled(runs: Sequence[ChosenRun]) -> list[list[ChosenRun]]:
 
 
 def _refuse_mixed(side: Sequence[ChosenRun]) -> None:
-    if not side:
-        raise ValueError("runs must name at least one run between commas, but got an empty place")
     first = side[0]
     for run in side[1:]:
         names = {*first.settings, *run.settings}

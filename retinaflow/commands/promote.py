@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinaflow import tracking
-from retinaflow.commands.chosen_runs import ChosenRun, chosen_runs
+from retinaflow.commands.chosen_runs import ChosenRun, candidates
 from retinaflow.commands.inputs import say
 from retinaflow.commands.kept import read_kept
 from retinaflow.comparison_settings import PromoteConfig
@@ -29,7 +29,7 @@ def run(config: PromoteConfig) -> Decision:
     """Find the best candidate, test it against the champion, register it or leave things as they are."""
     if not config.track:
         raise ValueError("promote needs the MLflow store, but got track=false")
-    candidate = best_of([one for side in chosen_runs(config) for one in side])
+    candidate = best_of(candidates(config))
     run_id = trained_run(candidate)
     present = tracking.champion(config.register_as, config.alias)
     with tracking.start_run("promote", track=True, experiment=config.experiment, output=config.output) as run:
@@ -46,14 +46,14 @@ def run(config: PromoteConfig) -> Decision:
     return decision
 
 
-def best_of(candidates: list[ChosenRun]) -> ChosenRun:
+def best_of(runs: list[ChosenRun]) -> ChosenRun:
     """The candidate of the highest mAP. Raises ValueError when they were not judged on the same data."""
-    if len(candidates) > 1:
-        digests = {one.record.name: one.kept.truth.of_all for one in candidates}
+    if len(runs) > 1:
+        digests = {one.record.name: one.kept.truth.of_all for one in runs}
         if len(set(digests.values())) > 1:
             shown = "; ".join(f"{name}: {digest}" for name, digest in digests.items())
             raise ValueError(f"candidates must be judged on the same data and classes, but got {shown}")
-    return max(candidates, key=lambda one: (np.nan_to_num(_mean_ap(one.kept), nan=-1.0), one.record.started))
+    return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.kept), nan=-1.0), one.record.started))
 
 
 def trained_run(candidate: ChosenRun) -> str:
