@@ -106,16 +106,19 @@ class TrainConfig(SamplingFields, DetectionFields):
     """Loader processes of each process; 0: none; -1: by the machine (none without a GPU)."""
     nproc: Annotated[int, Field(ge=1)] = 1
     """Processes that train together on this machine, one per GPU. Several machines: start it with torchrun."""
-    balance_start: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of the epochs drawn and augmented alike before the sampling strategy and rare_augment take over."""
-    augment: Share = 0.5
-    """Augmentation strength for images of the most frequent bin; 0: none."""
-    rare_augment: Share = 0.8
-    """Augmentation strength for images of the rarest bin; less for those nearer to what balance lifts bins to."""
+    balance_start: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+    """Share of the epochs drawn and augmented alike before the sampling strategy and rare_augment take over; auto: 0.5,
+    demo 0."""
+    augment: Share | Auto = "auto"
+    """Augmentation strength for images of the most frequent bin; 0: none; auto: 0.5, demo 0.2."""
+    rare_augment: Share | Auto = "auto"
+    """Augmentation strength for images of the rarest bin; less for those nearer to what balance lifts bins to; auto:
+    0.8, demo 0.4."""
     vertical_flip: bool = False
     """Flip upside down too (microscopy, aerial pictures)."""
-    focal_gamma: GammaByBin = 2.0
-    """Focal loss exponent; 0: cross-entropy; a list (1,1.5,2): one for each frequency bin, rarest first."""
+    focal_gamma: GammaByBin | Auto = "auto"
+    """Focal loss exponent; 0: cross-entropy; a list (1,1.5,2): one for each frequency bin, rarest first; auto: 2 (Lin
+    et al. 2017), demo 1."""
     focal_alpha: AlphaByBin = 0.25
     """Focal loss weight of positives; none: no weighting; a list: one for each frequency bin, rarest first."""
     max_boxes_per_class: Annotated[int, Field(ge=0)] = 0

@@ -27,8 +27,13 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 3,
         "lr": 1e-3,
         "eval_every": 3,
-        "balance": 0.25,
+        "balance": 0.5,
         "bin_rates": "step",
+        # So few steps from scratch have no time to learn from hard pictures, or for gradients of the easy ones to fade.
+        "balance_start": 0.0,
+        "augment": 0.2,
+        "rare_augment": 0.4,
+        "focal_gamma": 1.0,
     },
     "photos": {
         "image_size": 512,
@@ -42,6 +47,10 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "eval_every": 1,
         "balance": 0.75,
         "bin_rates": "smooth",
+        "balance_start": 0.5,
+        "augment": 0.5,
+        "rare_augment": 0.8,
+        "focal_gamma": 2.0,
     },
 }
 """What ``auto`` stands for: ``demo`` when ``data=demo``, else ``photos``."""

@@ -127,7 +127,7 @@ class SamplingFields(SplitSettings):
     sampling: Strategy = "binned"
     """How often images are drawn."""
     balance: Share | Auto = "auto"
-    """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing; auto: 0.75, demo 0.25."""
+    """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing; auto: 0.75, demo 0.5."""
     bin_rates: BinRates | Auto = "auto"
     """binned: one rate for all classes of a bin (step), or rates that change smoothly from bin to bin (smooth); auto:
     smooth, demo step."""

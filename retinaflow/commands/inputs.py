@@ -227,7 +227,7 @@ def plans(settings: TrainConfig, data: TrainingData) -> Callable[[int], NDArray[
     weights = image_weights(settings.sampling, data.presence, data.bins, dials)
     balanced = expected_draws(weights, length, max_repeats=settings.max_repeats)
     assert isinstance(settings.epochs, int)
-    balanced_from = first_balanced_epoch(settings.epochs, balance_start=settings.balance_start)
+    balanced_from = first_balanced_epoch(settings.epochs, balance_start=float(settings.balance_start))
 
     def plan(epoch: int) -> NDArray[np.int64]:
         return epoch_plan(uniform if epoch < balanced_from else balanced, seed=settings.seed, epoch=epoch)

@@ -29,7 +29,7 @@ def fit_settings(config: TrainConfig, bins: ClassBins, *, precision: Precision, 
         workers=automatic if config.workers < 0 else config.workers,
         seed=config.seed,
         loss=LossConfig(
-            gamma=by_class("focal_gamma", config.focal_gamma, bins),
+            gamma=by_class("focal_gamma", _gamma(config), bins),
             alpha=by_class("focal_alpha", config.focal_alpha, bins),
             learn_ancestors=config.parents == "learn",
             box_loss=config.box_loss,
@@ -73,6 +73,12 @@ def _p6_from(config: TrainConfig) -> P6Source:
     if config.p6_from == "auto":
         raise ValueError("auto settings must be resolved before use, but got p6_from=auto")
     return config.p6_from
+
+
+def _gamma(config: TrainConfig) -> float | tuple[float, ...]:
+    if config.focal_gamma == "auto":
+        raise ValueError(f"auto settings must be resolved before use, but got {config.focal_gamma!r}")
+    return config.focal_gamma
 
 
 def resolved(value: int | str) -> int:

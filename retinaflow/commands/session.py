@@ -126,7 +126,7 @@ class Session:
                         self.buckets,
                         plans(config, self.data),
                         rare_augment_from=first_balanced_epoch(
-                            resolved(config.epochs), balance_start=config.balance_start
+                            resolved(config.epochs), balance_start=float(config.balance_start)
                         ),
                         after_step=after_step,
                         on_bad_image=self._on_bad_image,
@@ -166,8 +166,8 @@ class Session:
         config = self.config
         augmentation = Augmentation.by_rarity(
             self.data.bins,
-            base=config.augment,
-            rare=config.rare_augment,
+            base=float(config.augment),
+            rare=float(config.rare_augment),
             balance=float(config.balance),
             vertical_flip=config.vertical_flip,
         )

@@ -114,7 +114,7 @@ def test_every_trial_keeps_to_its_ranges_and_whole_numbers_stay_whole() -> None:
 
 def test_the_first_trial_tries_the_defaults() -> None:
     first = space().defaults()
-    base = TrainConfig()
+    base = resolve(TrainConfig, {})
     assert (first["focal_gamma"], first["num_bins"], first["sampling"]) == (base.focal_gamma, 7, "binned")
     assert "repeat_threshold" not in first
     assert "focal_gamma" not in space(focal_gamma="3..4").defaults()
@@ -124,7 +124,7 @@ def test_the_first_trials_try_every_strategy_with_the_defaults() -> None:
     starts = space().starts()
     assert [start["sampling"] for start in starts] == ["binned", "uniform", "repeat-factor", "class-aware"]
     for start in starts:
-        assert start["focal_gamma"] == TrainConfig().focal_gamma
+        assert start["focal_gamma"] == resolve(TrainConfig, {}).focal_gamma
         assert ("num_bins" in start) == (start["sampling"] == "binned")
     # The default threshold of repeat-factor lies below the range, so that the sampler chooses one.
     assert "repeat_threshold" not in starts[2]
@@ -267,7 +267,7 @@ def test_differences_name_each_entry_with_both_values() -> None:
 
 
 def test_defaults_that_mlflow_hands_on_do_not_override_a_file() -> None:
-    given = {"focal_gamma": "2", "num_bins": "9", "data": "demo", "seed": "0"}
+    given = {"focal_alpha": "0.25", "num_bins": "9", "data": "demo", "seed": "0"}
     assert without_defaults(TrainConfig, given) == {"num_bins": "9"}
 
 
