@@ -85,4 +85,5 @@ class DownloadConfig(TrackingSettings):
     """Base address of the image copies."""
     on_bad_image: OnBadImage = "stop"
     """An image that cannot be read whole ends the command after the others, to be gone on with, or is skipped. One that
-    the server does not have is left out in any case, and listed in missing.csv."""
+    the server does not have is left out in any case, and listed in missing.csv; but when the server has none of the
+    first 20, stop takes the address to be wrong, and skip goes on."""

@@ -86,10 +86,16 @@ def run(config: DownloadConfig) -> Path:
         if config.dry_run:
             return config.output
         (config.output / "images").mkdir(exist_ok=True)
-        quiet = not sys.stderr.isatty()
-        fetched = fetch_pictures(pictures, fetcher, connections=config.connections, check=stop.check, quiet=quiet)
+        fetched = fetch_pictures(
+            pictures,
+            fetcher,
+            connections=config.connections,
+            skip=config.on_bad_image == "skip",
+            check=stop.check,
+            quiet=not sys.stderr.isatty(),
+        )
         fetched.missing += [(image_id, "in no box table of these splits") for image_id in unknown]
-        _settle(request, fetched, run)
+        _settle(request, pictures, fetched, run)
         for split in config.splits:
             _write_tables(request, split, wanted, {picture.image_id for picture in pictures if picture.is_there})
         _finish(request, taxonomy, wanted, run, fetched)
@@ -237,8 +243,11 @@ def _size(request: _Request, picture: Picture) -> int | None:
     return None
 
 
-def _settle(request: _Request, fetched: Fetched, run: Run) -> None:
-    """Tell what was fetched and what was not. Raises UnreachableError where another attempt may get the rest."""
+def _settle(request: _Request, pictures: Sequence[Picture], fetched: Fetched, run: Run) -> None:
+    """Tell what was fetched and what was not.
+
+    Raises UnreachableError when no picture is there, and where another attempt may get the rest.
+    """
     lost = pd.DataFrame([*fetched.missing, *fetched.failed], columns=["image_id", "reason"])
     say(f"{fetched.count:,} images fetched, {fetched.bytes / 2**20:,.1f} MiB")
     (request.folder / "missing.csv").unlink(missing_ok=True)
@@ -246,6 +255,11 @@ def _settle(request: _Request, fetched: Fetched, run: Run) -> None:
         lost.to_csv(request.folder / "missing.csv", index=False)
         run.log_csv(lost, "missing.csv")
         say(f"{len(lost):,} images could not be had; missing.csv lists them")
+    if not any(picture.is_there for picture in pictures):
+        raise UnreachableError(
+            f"the {len(pictures):,} images all failed; is the address right? missing.csv has the reasons, for example: "
+            f"{(fetched.failed or fetched.missing)[0][1]}"
+        )
     if fetched.failed and request.config.on_bad_image == "stop":
         image_id, reason = fetched.failed[0]
         raise UnreachableError(

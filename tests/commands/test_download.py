@@ -118,6 +118,20 @@ def test_the_same_command_goes_on_with_what_is_missing(
     assert "is complete" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
+def test_an_attempt_that_misses_only_images_the_server_does_not_have_ends_well(
+    bucket: Bucket, tmp_path: Path, on_bad_image: str
+) -> None:
+    for name in ("train001", "train005"):
+        del bucket.files[f"train/{name}.jpg"]
+    bucket.faults[addresses.LABELS["validation"]] = [500] * 3
+    given = {"class_group": "all", "on_bad_image": on_bad_image}
+    assert download(bucket, tmp_path / "oi", **given) == 2
+    assert download(bucket, tmp_path / "oi", **given) == 0
+    assert {row["image_id"] for row in rows(tmp_path / "oi" / "missing.csv")} == {"train001", "train005"}
+    assert len(list((tmp_path / "oi" / "images").iterdir())) == 13
+
+
 def test_images_can_be_given_by_id(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("train/train001\ntrain002\nvalidation/validation000\nnowhere\n")
     assert download(bucket, tmp_path / "oi", image_ids=tmp_path / "ids.txt") == 0
@@ -178,6 +192,13 @@ def test_a_folder_of_something_else_is_refused(
     assert json.loads((tmp_path / "oi" / "download.json").read_text())["complete"] is False
 
 
-def test_a_wrong_address_ends_soon(bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert download(bucket, tmp_path / "oi", class_group="all", images_url=f"{bucket.url}/wrong") == 2
-    assert "images all failed; is the address right?" in capsys.readouterr().err
+@pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
+def test_a_folder_without_any_image_is_no_success(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], on_bad_image: str
+) -> None:
+    given = {"class_group": "all", "on_bad_image": on_bad_image}
+    assert download(bucket, tmp_path / "oi", **given, images_url=f"{bucket.url}/wrong") == 2
+    error = capsys.readouterr().err
+    assert "the 15 images all failed; is the address right? missing.csv has the reasons, for example: http" in error
+    assert "the server has no such file (status 404)" in error
+    assert len(rows(tmp_path / "oi" / "missing.csv")) == 15

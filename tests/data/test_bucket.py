@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from bucket_server import Bucket, serving
 
-from retinaflow.data.bucket import fetching
+from retinaflow.data.bucket import fetching, pictures
 from retinaflow.data.bucket.choosing import choose_images
 from retinaflow.data.bucket.fetching import Fetcher, MissingFileError, UnreachableError
+from retinaflow.data.bucket.pictures import Picture, fetch_pictures
 from retinaflow.data.bucket.tables import filtered, keep
 
 
@@ -100,6 +101,39 @@ def test_a_file_that_changes_while_it_streams_is_refused(bucket: Bucket, monkeyp
     bucket.faults["t"] = ["truncate", "wrong md5"]
     with pytest.raises(ValueError, match="the file must not change while it is read"):
         list(Fetcher().lines(f"{bucket.url}/t"))
+
+
+@pytest.fixture
+def gaps(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
+    """Five images that the server does not have, where three are too many."""
+    monkeypatch.setattr(pictures, "HOPELESS", 3)
+    return [Picture(name, f"{bucket.url}/{name}.jpg", tmp_path / f"{name}.jpg") for name in "bcdef"]
+
+
+def refuse(bucket: Bucket) -> None:
+    """Let each of the five images be asked for once in vain."""
+    bucket.files |= {f"{name}.jpg": b"" for name in "bcdef"}
+    bucket.faults = {f"{name}.jpg": [401] for name in "bcdef"}
+
+
+def test_a_wrong_address_ends_soon(bucket: Bucket, gaps: list[Picture]) -> None:
+    with pytest.raises(UnreachableError, match=r"first 3 images all failed; is the address right\? on_bad_image=skip"):
+        fetch_pictures(gaps, Fetcher(), connections=1)
+    assert len(fetch_pictures(gaps, Fetcher(), connections=1, skip=True).missing) == 5
+    refuse(bucket)
+    with pytest.raises(UnreachableError, match=r"is the address right\? One of them: .* status 401"):
+        fetch_pictures(gaps, Fetcher(), connections=1, skip=True)
+
+
+def test_after_an_earlier_attempt_what_is_left_may_be_what_cannot_be_had(bucket: Bucket, gaps: list[Picture]) -> None:
+    gaps[2].target.write_bytes(b"of an earlier attempt")
+    fetched = fetch_pictures(gaps, Fetcher(), connections=2)
+    assert sorted(name for name, _ in fetched.missing) == ["b", "c", "e", "f"]
+    refuse(bucket)
+    assert len(fetch_pictures(gaps, Fetcher(), connections=2, skip=True).failed) == 4
+    refuse(bucket)
+    with pytest.raises(UnreachableError, match="first 3 images all failed"):
+        fetch_pictures(gaps, Fetcher(), connections=2)
 
 
 def test_rows_are_filtered_by_columns_of_any_order(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from retinaflow.data.bucket.fetching import Fetcher, MissingFileError, Unreachab
 from retinaflow.data.image_files import UnreadableImageError, decode_bytes
 
 HOPELESS = 20
-"""Failures before anything has been fetched at which the download ends."""
+"""So many lost before any was fetched: the download ends."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,19 @@ def fetch_pictures(
     fetcher: Fetcher,
     *,
     connections: int,
+    skip: bool = False,
     check: Callable[[], None] = lambda: None,
     quiet: bool = True,
 ) -> Fetched:
     """Fetch those pictures that are not there yet. ``check`` may raise to end it.
 
-    Raises UnreachableError when the first :data:`HOPELESS` all fail.
+    Raises UnreachableError when the first :data:`HOPELESS` are all lost. Images that the server does not have count
+    only when none was there before and without ``skip``; when some were there, nothing counts with ``skip``.
     """
     result = Fetched()
     wanted = [picture for picture in pictures if not picture.is_there]
+    # An earlier attempt may have left nothing but what cannot be had.
+    is_first = len(wanted) == len(pictures)
     threads = ThreadPoolExecutor(connections)
     try:
         futures = {threads.submit(_fetch, picture, fetcher): picture for picture in wanted}
@@ -77,18 +81,24 @@ def fetch_pictures(
                 result.missing.append((picture.image_id, str(error)))
             except UnreachableError as error:
                 result.failed.append((picture.image_id, str(error)))
-            lost = len(result.missing) + len(result.failed)
-            if not result.count and lost == min(HOPELESS, len(wanted)) and lost > 1:
-                last = (result.failed or result.missing)[-1][1]
-                raise UnreachableError(
-                    f"the first {lost} images all failed; is the address right? The last one: {last}"
-                )
+            if not result.count and (is_first or not skip):
+                _end_when_hopeless(result, count_missing=is_first and not skip)
     finally:
         # What has not begun is not begun, and what waits does so no longer.
         fetcher.stopped.set()
         threads.shutdown(wait=True, cancel_futures=True)
         fetcher.stopped.clear()
     return result
+
+
+def _end_when_hopeless(result: Fetched, *, count_missing: bool) -> None:
+    """Raises UnreachableError when enough are lost to think that all will be."""
+    lost = [*result.missing, *result.failed] if count_missing else result.failed
+    if len(lost) == HOPELESS:
+        way_on = " on_bad_image=skip goes on beyond those that the server does not have." if count_missing else ""
+        raise UnreachableError(
+            f"the first {len(lost)} images all failed; is the address right?{way_on} One of them: {lost[-1][1]}"
+        )
 
 
 def _fetch(picture: Picture, fetcher: Fetcher) -> int:
