@@ -97,7 +97,8 @@ def run(config: DownloadConfig) -> Path:
         fetched.missing += [(image_id, "in no box table of these splits") for image_id in unknown]
         _settle(request, pictures, fetched, run)
         for split in config.splits:
-            _write_tables(request, split, wanted, {picture.image_id for picture in pictures if picture.is_there})
+            there = frozenset(picture.image_id for picture in pictures if picture.is_there)
+            _write_tables(request, split, wanted, frozenset(chosen[split]), there)
         _finish(request, taxonomy, wanted, run, fetched)
     say(f"written: {config.output}\nnext: python -m retinaflow explore --data {config.output}")
     return config.output
@@ -268,16 +269,19 @@ def _settle(request: _Request, pictures: Sequence[Picture], fetched: Fetched, ru
         )
 
 
-def _write_tables(request: _Request, split: str, wanted: Sequence[str], images: set[str]) -> None:
+def _write_tables(
+    request: _Request, split: str, wanted: Sequence[str], chosen: frozenset[str], there: frozenset[str]
+) -> None:
     """The published tables of a split with the rows of the images that are there."""
-    there = {tables.IMAGE: frozenset(images)}
-    kept = request.work / f"{split}-boxes.csv"
-    with kept.open("rb") as file:
-        lines = (line.rstrip(b"\n") for line in file)
-        tables.keep(tables.filtered(lines, there, name=kept.name), request.folder / f"{split}-annotations-bbox.csv")
-    labels = request.folder / f"{split}-annotations-human-imagelabels.csv"
+    labels = request.work / f"{split}-labels.csv"
     if not labels.is_file():
-        _filter(request, addresses.LABELS[split], labels, wanted, frozenset(images))
+        # Of all chosen images: a later attempt may have more of them.
+        _filter(request, addresses.LABELS[split], labels, wanted, chosen)
+    for kept, name in ((request.work / f"{split}-boxes.csv", "bbox"), (labels, "human-imagelabels")):
+        with kept.open("rb") as file:
+            lines = (line.rstrip(b"\n") for line in file)
+            rows = tables.filtered(lines, {tables.IMAGE: there}, name=kept.name)
+            tables.keep(rows, request.folder / f"{split}-annotations-{name}.csv")
 
 
 def _finish(request: _Request, taxonomy: Taxonomy, wanted: Sequence[str], run: Run, fetched: Fetched) -> None:

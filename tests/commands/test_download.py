@@ -132,6 +132,24 @@ def test_an_attempt_that_misses_only_images_the_server_does_not_have_ends_well(
     assert len(list((tmp_path / "oi" / "images").iterdir())) == 13
 
 
+def test_images_that_a_later_attempt_fetches_have_their_labels(bucket: Bucket, tmp_path: Path) -> None:
+    given = {"class_group": "all", "on_bad_image": "skip"}
+    bucket.faults = {f"train/{name}.jpg": [500] * 3 for name in ("train001", "train005")}
+    bucket.faults[addresses.LABELS["validation"]] = [500] * 3
+    assert download(bucket, tmp_path / "oi", **given) == 2
+    assert len(list((tmp_path / "oi" / "images").iterdir())) == 13
+    assert download(bucket, tmp_path / "oi", **given) == 0
+    assert not (tmp_path / "oi" / "missing.csv").exists()
+    assert len(list((tmp_path / "oi" / "images").iterdir())) == 15
+    for split in ("train", "validation"):
+        labels = rows(tmp_path / "oi" / f"{split}-annotations-human-imagelabels.csv")
+        there = {path.stem for path in (tmp_path / "oi" / "images").iterdir()}
+        published = csv.DictReader(bucket.files[addresses.LABELS[split]].decode().splitlines())
+        assert labels == [row for row in published if row["ImageID"] in there]
+    # What was read before is not read again.
+    assert bucket.asked[addresses.LABELS["train"]] == 1
+
+
 def test_images_can_be_given_by_id(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("train/train001\ntrain002\nvalidation/validation000\nnowhere\n")
     assert download(bucket, tmp_path / "oi", image_ids=tmp_path / "ids.txt") == 0
