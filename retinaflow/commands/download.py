@@ -23,7 +23,7 @@ from retinaflow.data.bucket.choosing import choose_images
 from retinaflow.data.bucket.fetching import Fetcher, UnreachableError
 from retinaflow.data.bucket.pictures import Fetched, Picture, fetch_pictures
 from retinaflow.data.class_files import read_taxonomy
-from retinaflow.data.groups import select_classes
+from retinaflow.data.groups import keys_of_file, select_classes
 from retinaflow.data.openimages import is_plain_id, read_image_ids
 from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.data_settings import DownloadConfig
@@ -122,6 +122,10 @@ def _is_complete(config: DownloadConfig, ids: frozenset[str] | None) -> bool:
     """
     folder, path = config.output, config.output / REQUEST
     asked: dict[str, Any] = {name: config.model_dump(mode="json")[name] for name in _ASKED}
+    # Of a file counts what is in it, not where it lies.
+    listed = None if config.class_group is None else keys_of_file(config.class_group)
+    if listed is not None:
+        asked["class_group"] = sorted(set(listed.values()))
     asked["image_ids"] = None if ids is None else sorted(ids)
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))

@@ -64,11 +64,20 @@ def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None, setting: s
         return [index for index in range(len(taxonomy)) if (index in people) == (group == "people-clothing")]
     if group.startswith("bin:"):
         return _bin_members(group, bins, setting)
-    # os.path, as Path.is_file fails on a comma list that is longer than a file name may be.
-    if os.path.isfile(group):  # noqa: PTH113
-        lines = enumerate(Path(group).read_text(encoding="utf-8-sig").splitlines(), 1)
-        return [_find(line.strip(), taxonomy, where=f"{group} line {n}") for n, line in lines if line.strip()]
+    listed = keys_of_file(group)
+    if listed is not None:
+        return [_find(key, taxonomy, where=f"{group} line {n}") for n, key in listed.items()]
     return [_find(key.strip(), taxonomy, where=f"{setting}={group}") for key in group.split(",") if key.strip()]
+
+
+def keys_of_file(group: str) -> dict[int, str] | None:
+    """Line number -> id or name, of the lines that are not empty, where a group is the path of a file; else None."""
+    group = group.strip()
+    # os.path, as Path.is_file fails on a comma list that is longer than a file name may be.
+    if group in ("all", "people-clothing", "rest") or group.startswith("bin:") or not os.path.isfile(group):  # noqa: PTH113
+        return None
+    lines = enumerate(Path(group).read_text(encoding="utf-8-sig").splitlines(), 1)
+    return {number: line.strip() for number, line in lines if line.strip()}
 
 
 def _people_and_clothing(taxonomy: Taxonomy) -> set[int]:

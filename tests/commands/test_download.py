@@ -210,6 +210,19 @@ def test_a_folder_of_something_else_is_refused(
     assert json.loads((tmp_path / "oi" / "download.json").read_text())["complete"] is False
 
 
+def test_of_a_file_of_classes_the_content_counts(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "classes.txt").write_text("Car\nTree\n")
+    assert download(bucket, tmp_path / "oi", class_group=tmp_path / "classes.txt") == 0
+    (tmp_path / "other.txt").write_text("Tree\n\n Car\n")
+    assert download(bucket, tmp_path / "oi", class_group=tmp_path / "other.txt") == 0
+    assert "is complete" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("Car\nTree\nVehicle\n")
+    assert download(bucket, tmp_path / "oi", class_group=tmp_path / "classes.txt") == 2
+    assert "was begun with other settings (class_group)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
 def test_a_folder_without_any_image_is_no_success(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], on_bad_image: str
