@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,8 @@ def run(config: DownloadConfig) -> Path:
         boxes = {split: _boxes(request, split, wanted) for split in config.splits}
         chosen = {split: _chosen(request, boxes[split], taxonomy, wanted) for split in config.splits}
         pictures = [picture for split in config.splits for picture in _pictures(request, split, chosen[split])]
-        unknown = sorted((ids or frozenset()).difference(*chosen.values()))
-        if unknown:
-            say(f"{len(unknown):,} ids are in no box table of these splits, {unknown[0]} for example")
+        unlisted = _unlisted(request, pictures, chosen)
+        chosen = {split: [name for name in names if name not in unlisted] for split, names in chosen.items()}
         _say_amount(request, pictures, chosen)
         if config.dry_run:
             return config.output
@@ -94,7 +94,7 @@ def run(config: DownloadConfig) -> Path:
             check=stop.check,
             quiet=not sys.stderr.isatty(),
         )
-        fetched.missing += [(image_id, "in no box table of these splits") for image_id in unknown]
+        fetched.missing += sorted(unlisted.items())
         _settle(request, pictures, fetched, run)
         for split in config.splits:
             there = frozenset(picture.image_id for picture in pictures if picture.is_there)
@@ -219,6 +219,19 @@ def _pictures(request: _Request, split: str, ids: Sequence[str]) -> list[Picture
         _filter(request, addresses.ORIGINALS[split], kept, (), frozenset(ids))
     found = tables.originals_of(kept)
     return [Picture(name, url, folder / f"{name}.jpg", size, md5) for name, (url, size, md5) in found.items()]
+
+
+def _unlisted(request: _Request, pictures: Sequence[Picture], chosen: Mapping[Any, list[str]]) -> dict[str, str]:
+    """Image id -> reason of what is wanted and has no address."""
+    reasons = dict.fromkeys(request.ids or (), "in no box table of these splits")
+    for split, ids in chosen.items():
+        reasons |= dict.fromkeys(ids, f"not in {addresses.ORIGINALS[split]}")
+    for picture in pictures:
+        reasons.pop(picture.image_id, None)
+    for reason, count in Counter(reasons.values()).items():
+        example = min(image_id for image_id in reasons if reasons[image_id] == reason)
+        say(f"{count:,} images are {reason}, {example} for example")
+    return reasons
 
 
 def _say_amount(request: _Request, pictures: Sequence[Picture], chosen: Mapping[Any, list[str]]) -> None:

@@ -180,6 +180,26 @@ def test_originals_are_checked_by_the_size_and_md5_of_their_table(bucket: Bucket
     assert "bytes, the table says" in missing[0]["reason"]
 
 
+def test_an_image_that_the_table_of_originals_lacks_is_listed(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "ImageID,Subset,OriginalURL,OriginalSize,OriginalMD5\n"
+    for path in bucket.files:
+        if path.startswith("train/") and path != "train/train001.jpg":
+            text += f"{path[6:-4]},train,{bucket.url}/{path},,\n"
+    bucket.files[addresses.ORIGINALS["train"]] = text.encode()
+    (tmp_path / "ids.txt").write_text("train001\ntrain002\nnowhere\n")
+    assert download(bucket, tmp_path / "oi", image_ids=tmp_path / "ids.txt", splits="train", originals="true") == 0
+    out = capsys.readouterr().out
+    assert f"1 images are not in {addresses.ORIGINALS['train']}, train001 for example" in out
+    assert "1 images are in no box table of these splits, nowhere for example" in out
+    assert "1 images to fetch (1 of train)" in out
+    assert rows(tmp_path / "oi" / "missing.csv") == [
+        {"image_id": "nowhere", "reason": "in no box table of these splits"},
+        {"image_id": "train001", "reason": f"not in {addresses.ORIGINALS['train']}"},
+    ]
+
+
 REFUSED = {
     "nothing asked": ({}, "what is to be fetched? Give class_group="),
     "unknown class": ({"class_group": "Carr"}, "no class has the id or name 'Carr'; did you mean Car"),
