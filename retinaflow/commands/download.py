@@ -27,6 +27,7 @@ from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.groups import keys_of_file, select_classes
 from retinaflow.data.openimages import is_plain_id, read_image_ids
 from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.data.whole_files import written_whole
 from retinaflow.data_settings import DownloadConfig
 from retinaflow.run_files import Run
 from retinaflow.tracking import launched_by_mlflow
@@ -76,6 +77,7 @@ def run(config: DownloadConfig) -> Path:
     with data_run("download", config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
         request = _Request(config, fetcher, config.output, ids, stop.check)
         run.log_params(config.model_dump())
+        request.work.mkdir(exist_ok=True)
         taxonomy, wanted = _classes(request)
         boxes = {split: _boxes(request, split, wanted) for split in config.splits}
         chosen = {split: _chosen(request, boxes[split], taxonomy, wanted) for split in config.splits}
@@ -128,16 +130,32 @@ def _is_complete(config: DownloadConfig, ids: frozenset[str] | None) -> bool:
         asked["class_group"] = sorted(set(listed.values()))
     asked["image_ids"] = None if ids is None else sorted(ids)
     if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = _read_note(path)
         other = [name for name in asked if known["asked"].get(name) != asked[name]]
         if other:
             raise ValueError(f"output={folder} was begun with other settings ({', '.join(other)}); give another folder")
         return bool(known["complete"])
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"output={folder}: the folder must be new, empty, or begun by download")
-    (folder / WORK).mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"asked": asked, "complete": False}, indent=1), encoding="utf-8")
+    _write_note(path, {"asked": asked, "complete": False})
     return False
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What was asked for, and whether that is complete. Raises ValueError for a damaged file."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {"asked": dict(known["asked"]), "complete": bool(known["complete"])}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path}: the file must say in whole what was asked for, but is damaged, so nobody can tell what is in the "
+            "folder; give another output, or remove the folder and start again"
+        ) from None
+
+
+def _write_note(path: Path, note: Mapping[str, Any]) -> None:
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 
 def _classes(request: _Request) -> tuple[Taxonomy, tuple[str, ...]]:
@@ -309,7 +327,6 @@ def _finish(request: _Request, taxonomy: Taxonomy, wanted: Sequence[str], run: R
     hierarchy = Path(addresses.HIERARCHY).name
     shutil.copyfile(request.work / hierarchy, request.folder / hierarchy)
     path = request.folder / REQUEST
-    document = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**document, "complete": True}, indent=1), encoding="utf-8")
+    _write_note(path, {**_read_note(path), "complete": True})
     shutil.rmtree(request.work)
     run.log_metrics({"download/images": fetched.count, "download/bytes": fetched.bytes}, step=0)

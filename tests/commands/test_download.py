@@ -243,6 +243,34 @@ def test_of_a_file_of_classes_the_content_counts(
     assert "was begun with other settings (class_group)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", '{"asked": {', "[]", '{"asked": null, "complete": false}'])
+def test_a_damaged_note_of_what_was_asked_for_is_named(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "oi").mkdir()
+    (tmp_path / "oi" / "download.json").write_text(text)
+    assert download(bucket, tmp_path / "oi", class_group="Car") == 2
+    error = capsys.readouterr().err
+    assert "download.json: the file must say in whole what was asked for, but is damaged" in error
+    assert "give another output, or remove the folder and start again" in error
+
+
+def test_the_note_of_what_was_asked_for_is_there_whole_or_not_at_all(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert download(bucket, tmp_path / "oi", class_group="Car", dry_run="true") == 0
+
+    def full_disk(*_: Any, **__: Any) -> int:
+        raise OSError("no space left")
+
+    note = (tmp_path / "oi" / "download.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("retinaflow.data.whole_files.os.fsync", full_disk)
+        assert download(bucket, tmp_path / "oi", class_group="Car") == 2
+    assert (tmp_path / "oi" / "download.json").read_text() == note
+    assert download(bucket, tmp_path / "oi", class_group="Car") == 0
+
+
 @pytest.mark.parametrize("on_bad_image", ["stop", "skip"])
 def test_a_folder_without_any_image_is_no_success(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], on_bad_image: str
