@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 class Bucket:
     """``files``: path -> bytes. ``faults``: path -> what happens in its next requests, in turn, then all is well.
 
-    A fault is ``"truncate"`` (half of the promised bytes), ``"stall"`` (half, then silence), ``"reset"`` (no answer),
-    ``"wrong md5"``, or a status, with ``Retry-After`` if a pair of status and text.
+    A fault is ``"truncate"`` (half of the promised bytes), ``"stall"`` (half, then silence), ``"no length"`` (all, and
+    none promised), ``"truncate, no length"``, ``"reset"`` (no answer), ``"wrong md5"``, or a status, with
+    ``Retry-After`` if a pair of status and text.
     """
 
     def __init__(self) -> None:
@@ -78,10 +79,14 @@ def serving() -> Iterator[Bucket]:
             first = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
             if asked:
                 bucket.ranges.append(asked)
+            more: dict[str, str | None]
             more = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if first else {}
             tag = "0" * 32 if fault == "wrong md5" else hashlib.md5(data).hexdigest()
+            if str(fault).endswith("no length"):
+                more["Content-Length"] = None
+                self.close_connection = True
             self._head(206 if first else 200, data[first:], {**more, "ETag": f'"{tag}"'})
-            if fault in ("truncate", "stall"):
+            if fault in ("truncate", "stall", "truncate, no length"):
                 self.wfile.write(data[first : first + (len(data) - first) // 2])
                 self.wfile.flush()
                 self.close_connection = True
@@ -90,11 +95,11 @@ def serving() -> Iterator[Bucket]:
                 return
             self.wfile.write(data[first:])
 
-        def _head(self, status: int, body: bytes, more: dict[str, str] | None = None) -> None:
+        def _head(self, status: int, body: bytes, more: Mapping[str, str | None] | None = None) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            for name, value in (more or {}).items():
-                self.send_header(name, value)
+            for name, value in {"Content-Length": str(len(body)), **(more or {})}.items():
+                if value is not None:
+                    self.send_header(name, value)
             self.end_headers()
 
     class Server(ThreadingHTTPServer):

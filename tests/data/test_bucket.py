@@ -95,6 +95,21 @@ def test_a_stream_that_breaks_goes_on_where_it_broke(bucket: Bucket, monkeypatch
     assert all(asked != "bytes=0-" for asked in bucket.ranges)
 
 
+def test_a_stream_of_unknown_length_that_ends_in_mid_line_was_cut(bucket: Bucket) -> None:
+    bucket.files["t"] = b"a,1\nb,2\nc,345\n"
+    bucket.faults["t"] = ["truncate, no length"]
+    assert list(Fetcher().lines(f"{bucket.url}/t")) == [b"a,1", b"b,2", b"c,345"]
+    assert bucket.ranges == ["bytes=7-"]
+    bucket.faults["t"] = ["no length"]
+    assert list(Fetcher().lines(f"{bucket.url}/t")) == [b"a,1", b"b,2", b"c,345"]
+    assert bucket.ranges == ["bytes=7-"]
+    bucket.files["t"] = b"a,1\nb,2"
+    assert list(Fetcher().lines(f"{bucket.url}/t")) == [b"a,1", b"b,2"]
+    bucket.faults["t"] = ["truncate, no length", 503]
+    with pytest.raises(UnreachableError, match="the last one: 3 bytes of an unknown number came, the last of them in"):
+        list(Fetcher(retries=0).lines(f"{bucket.url}/t"))
+
+
 def test_a_file_that_changes_while_it_streams_is_refused(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "_BLOCK", 100)
     bucket.files["t"] = b"row\n" * 500

@@ -92,7 +92,8 @@ class Fetcher:
     def lines(self, url: str, *, seen: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
         """Lines of a file of any length, read while they come and never kept; a broken reading goes on where it broke.
 
-        ``seen`` is told how many bytes have come. Raises as :meth:`read`, and ValueError when the file was changed.
+        ``seen`` is told how many bytes have come. A file of unknown length must end with the end of a line, as one that
+        was cut could not be told. Raises as :meth:`read`, and ValueError when the file was changed.
         """
         place = _Place()
         rest, failures = b"", 0
@@ -124,10 +125,13 @@ class Fetcher:
                 skip -= min(skip, len(block))
                 place.offset += len(fresh)
                 if fresh:
+                    place.ends_line = fresh.endswith(b"\n")
                     yield fresh
             total = _total(response.headers)
         if total is not None and place.offset < total:
             raise _TryAgainError(f"{place.offset:,} of {total:,} bytes came")
+        if total is None and not place.ends_line:
+            raise _TryAgainError(f"{place.offset:,} bytes of an unknown number came, the last of them in mid-line")
         place.complete = True
 
     def _open(self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> requests.Response:
@@ -173,11 +177,12 @@ class Fetcher:
 
 
 class _Place:
-    """How far a file has been read: bytes, the mark of the version they are of, and whether that is all."""
+    """How far a file has been read: bytes, the version they are of, whether a line ends there, and whether all does."""
 
     def __init__(self) -> None:
         self.offset = 0
         self.mark: str | None = None
+        self.ends_line = False
         self.complete = False
 
 
