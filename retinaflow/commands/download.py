@@ -135,7 +135,8 @@ def _is_complete(config: DownloadConfig, ids: frozenset[str] | None) -> bool:
         if other:
             raise ValueError(f"output={folder} was begun with other settings ({', '.join(other)}); give another folder")
         return bool(known["complete"])
-    if folder.exists() and any(folder.iterdir()):
+    # A process that was killed at its first note leaves the half of it.
+    if folder.exists() and any(not held.name.startswith(f".{REQUEST}") for held in folder.iterdir()):
         raise ValueError(f"output={folder}: the folder must be new, empty, or begun by download")
     _write_note(path, {"asked": asked, "complete": False})
     return False

@@ -258,6 +258,8 @@ def test_a_damaged_note_of_what_was_asked_for_is_named(
 def test_the_note_of_what_was_asked_for_is_there_whole_or_not_at_all(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "oi").mkdir()
+    (tmp_path / "oi" / ".download.json.partial").write_text("what a killed process left")
     assert download(bucket, tmp_path / "oi", class_group="Car", dry_run="true") == 0
 
     def full_disk(*_: Any, **__: Any) -> int:
