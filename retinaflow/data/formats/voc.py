@@ -1,9 +1,10 @@
 """Pascal VOC folders <-> detection sets: one XML file for each image.
 
-Read are the layout of the VOC challenges (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``) and XML
-files beside their images or in folders called by split. Corners are pixels. The challenges count the pixels from 1 and
-mean ``xmax`` to be the last one inside (``first_pixel=1``: left edge xmin - 1, right edge xmax); most tools write the
-edges themselves, from 0. ``auto`` goes by what an annotation says of its database.
+Read are the layout of the VOC challenges (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``), of one year
+or of several side by side, and XML files beside their images or in folders called by split. Corners are pixels. The
+challenges count the pixels from 1 and mean ``xmax`` to be the last one inside (``first_pixel=1``: left edge xmin - 1,
+right edge xmax); most tools write the edges themselves, from 0. ``auto`` goes by what an annotation says of its
+database.
 
 ``difficult`` becomes group-of (a region that is neither learnt nor punished) or is read as any other box; ``truncated``
 and ``occluded`` are flags. Writing rounds to whole pixels, as other tools expect them, so edges move by up to half of
@@ -13,24 +14,15 @@ one.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.source import (
-    SPLIT_NAMES,
-    ClassNames,
-    SourceImage,
-    SourceSet,
-    existing,
-    find_image,
-    note,
-    safe_name,
-    split_of,
-)
+from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, existing, find_image, note
+from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, tell_left_out
 from retinaflow.data.image_files import SUFFIXES
 from retinaflow.data.tables import Faults
 
@@ -44,12 +36,7 @@ _TOLD = {"occluded": "occluded", "truncated": "truncated", "difficult": "group_o
 
 def has_voc(folder: Path) -> bool:
     """Whether a folder holds VOC annotations."""
-    return next(_annotation_files(folder), None) is not None
-
-
-def _annotation_files(folder: Path) -> Iterator[Path]:
-    for pattern in ("Annotations/*.xml", "*.xml", "*/*.xml", "*/Annotations/*.xml"):
-        yield from sorted(folder.glob(pattern))
+    return next(annotation_files(folder), None) is not None
 
 
 def read_voc(
@@ -62,25 +49,31 @@ def read_voc(
     difficult: Difficult = "group-of",
     say: Callable[[str], None] = lambda line: None,
 ) -> SourceSet:
-    """All annotated images of a folder; those of several splits are in the first one that lists them.
+    """All annotated images of a folder; those of several splits are in the first one that lists them, trainval last.
 
-    Raises ValueError for a file that is no XML; what breaks a rule goes to ``faults``.
+    Raises ValueError for a list that cannot be read; what breaks a rule goes to ``faults``. ``say`` is told what is
+    left out.
     """
     source = SourceSet("pixel", classes)
-    listed = _listed(folder)
+    rows, unlisted = listed(folder)
     seen: set[Path] = set()
-    used: set[Path] = set()
-    for split, path in listed:
+    used = {_image_by_stem(path, _image_folders(path, folder, "train", images)) or path for path in unlisted}
+    for split, path in rows:
         if path in seen:
             continue
         seen.add(path)
         if not path.is_file():
             note(faults, path.name, "a listed image must have an annotation file", "none")
             continue
-        root = _root(path)
+        folders = _image_folders(path, folder, split, images)
+        file = _image_by_stem(path, folders)
+        root = read_root(path, faults)
+        if root is None:
+            used.add(file or path)
+            continue
         kind = root.findtext("source/database", "").strip()
         one_based = first_pixel == "1" or (first_pixel == "auto" and kind.startswith("The VOC"))
-        file = _image_file(path, root, folder, split, images)
+        file = file or _image_by_name(root, folders)
         used.add(file or path)
         name = (file or path).relative_to(folder).as_posix() if (file or path).is_relative_to(folder) else path.stem
         place = len(source.images)
@@ -90,39 +83,8 @@ def read_voc(
             _object(source, found, where, place, faults, one_based=one_based, keep_difficult=difficult == "keep")
     if not classes.given:
         _in_order_of_names(source)
-    _tell_left_out(folder, used, say)
+    tell_left_out(folder, used, unlisted, say)
     return source
-
-
-def _listed(folder: Path) -> list[tuple[str, Path]]:
-    """(split, annotation file) of every image, by ImageSets where there are some, else by folders."""
-    lists = {path.stem: path for path in sorted((folder / "ImageSets" / "Main").glob("*.txt"))}
-    lists = {name: path for name, path in lists.items() if name in SPLIT_NAMES}
-    if "train" in lists and "val" in lists:
-        lists.pop("trainval", None)
-    if lists:
-        return [
-            (SPLIT_NAMES[name], folder / "Annotations" / f"{safe_name(line.split()[0], path.name)}.xml")
-            for name, path in lists.items()
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    files = list(dict.fromkeys(_annotation_files(folder)))
-    return [(split_of(*_folders(path, folder)) or "train", path) for path in files]
-
-
-def _folders(path: Path, folder: Path) -> tuple[str, ...]:
-    return path.relative_to(folder).parent.parts
-
-
-def _root(path: Path) -> ElementTree.Element:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError, LookupError) as error:
-        raise ValueError(f"{path}: not a readable XML file: {error}") from None
-    if root.tag != "annotation":
-        raise ValueError(f"{path}: a VOC file must begin with <annotation>, but begins with <{root.tag}>")
-    return root
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
@@ -138,16 +100,22 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _image_file(path: Path, root: ElementTree.Element, folder: Path, split: str, images: Sequence[Path]) -> Path | None:
-    """The image of an annotation file: of its own name, or of the name that it says."""
+def _image_folders(path: Path, folder: Path, split: str, images: Sequence[Path]) -> list[Path]:
+    """Where the image of an annotation file may be."""
     bases = [path.parent, path.parent.parent, folder]
     parts = ("JPEGImages", "images", "Images", split, SHORT.get(split, split))
-    folders = existing([*images, path.parent, *(base / part for base in bases for part in parts)])
+    return existing([*images, path.parent, *(base / part for base in bases for part in parts)])
+
+
+def _image_by_stem(path: Path, folders: Sequence[Path]) -> Path | None:
+    """The image of the same name as an annotation file."""
     suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
-    for place in folders:
-        for suffix in suffixes:
-            if (place / f"{path.stem}{suffix}").is_file():
-                return place / f"{path.stem}{suffix}"
+    tries = (place / f"{path.stem}{suffix}" for place in folders for suffix in suffixes)
+    return next((file for file in tries if file.is_file()), None)
+
+
+def _image_by_name(root: ElementTree.Element, folders: Sequence[Path]) -> Path | None:
+    """The image of the name that an annotation file says."""
     # The name that tools write is often a path of the machine that they ran on.
     said = (root.findtext("filename") or "").strip().replace("\\", "/").split("/")[-1]
     return find_image(said, folders) if said not in ("", ".", "..") else None
@@ -193,16 +161,6 @@ def _in_order_of_names(source: SourceSet) -> None:
     source.classes.names = [source.classes.names[index] for index in order]
     source.classes.ids = [source.classes.ids[index] for index in order]
     source.boxes = [(image, place[index], *rest) for image, index, *rest in source.boxes]  # type: ignore[misc]
-
-
-def _tell_left_out(folder: Path, used: set[Path], say: Callable[[str], None]) -> None:
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and "Segmentation" not in str(path)]
-    left = [path for path in files if path not in used]
-    if left:
-        say(
-            f"{len(left):,} image files have no annotation file and are left out, {left[0].name} for example (an image "
-            "without objects needs an XML file without them)"
-        )
 
 
 def write_voc(found: DetectionSet, folder: Path, files: Sequence[str], *, first_pixel: FirstPixel = "auto") -> None:

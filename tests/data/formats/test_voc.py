@@ -111,10 +111,88 @@ def test_an_object_that_breaks_a_rule_is_named(tmp_path: Path, picture: Any, che
     assert case[1] in str(stopped.value)
 
 
-def test_a_file_that_is_no_annotation_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.xml").write_text("<annotation><object>")
-    with pytest.raises(ValueError, match=r"a.xml: not a readable XML file"):
+def lists(root: Path, **names: str) -> None:
+    folder = root / "ImageSets" / "Main"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, ids in names.items():
+        (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids.split(",")), encoding="utf-8")
+
+
+def splits(source: SourceSet) -> dict[str, str]:
+    return {image.name.split("/")[-1]: image.split for image in source.images}
+
+
+def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, picture: Any) -> None:
+    for year in ("2007", "2012"):
+        for name in "abcd":
+            picture(f"VOC{year}/JPEGImages/{name}{year}.jpg")
+            write(tmp_path / f"VOC{year}/Annotations/{name}{year}.xml", thing(1, 1, 9, 9))
+    # Of 2007 d is in no list; 2012 has trainval besides val and test, and val must win.
+    lists(tmp_path / "VOC2007", trainval="a2007,b2007", test="c2007")
+    lists(tmp_path / "VOC2012", trainval="a2012,b2012,c2012", val="b2012", test="d2012")
+    said: list[str] = []
+    assert splits(read(tmp_path, say=said.append)) == {
+        "a2007.jpg": "train", "b2007.jpg": "train", "c2007.jpg": "test",
+        "a2012.jpg": "train", "b2012.jpg": "validation", "c2012.jpg": "train", "d2012.jpg": "test",
+    }  # fmt: skip
+    assert said == [
+        "1 annotation files are in none of the lists in ImageSets/Main and are left out, d2007.xml for example"
+    ]
+
+
+def test_ids_may_have_spaces_and_end_in_a_number(tmp_path: Path, picture: Any) -> None:
+    for name in ("my photo 0", "my photo 1", "b"):
+        picture(f"JPEGImages/{name}.png")
+        write(tmp_path / f"Annotations/{name}.xml")
+    lists(tmp_path, train="my photo 0,b -1", val=" my photo 1 \r")
+    assert splits(read(tmp_path)) == {"my photo 0.png": "train", "b.png": "train", "my photo 1.png": "validation"}
+    (tmp_path / "ImageSets/Main/val.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"val.txt: a list of images must be UTF-8 text"):
         read(tmp_path)
-    (tmp_path / "a.xml").write_text("<html/>")
-    with pytest.raises(ValueError, match=r"a.xml: a VOC file must begin with <annotation>, but begins with <html>"):
-        read(tmp_path)
+
+
+def test_what_macos_hides_beside_files_is_ignored(tmp_path: Path, picture: Any) -> None:
+    picture("a.png")
+    write(tmp_path / "a.xml")
+    for name in ("._a.xml", "._a.png", "x/._b.xml"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2")
+    said: list[str] = []
+    assert splits(read(tmp_path, say=said.append)) == {"a.png": "train"}
+    assert said == []
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "iso-8859-1", "utf-16"])
+def test_a_file_may_declare_its_encoding(tmp_path: Path, encoding: str) -> None:
+    name = "é" if encoding == "iso-8859-1" else "猫"
+    text = f"<?xml version='1.0' encoding='{encoding}'?><annotation>{thing(1, 1, 9, 9, name=name)}</annotation>"
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert read(tmp_path).classes.names == [name]
+
+
+BROKEN = {
+    "cut short": (b"<annotation><object>", "a.xml: an annotation file must be readable XML, but got an error: no elem"),
+    "another kind": (b"<html/>", "a.xml: a VOC file must begin with <annotation>, but got <html>"),
+    "another encoding": (b"<?xml version='1.0' encoding='gb2312'?><annotation>\xff", "a.xml: an annotation file must"),
+    "no encoding": (b"<?xml version='1.0' encoding='mine'?><annotation/>", "a.xml: an annotation file must"),
+    "no bytes": (b"", "a.xml: an annotation file must"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN.values(), ids=BROKEN)
+def test_a_file_that_is_no_annotation_is_named_or_left_out(
+    tmp_path: Path, picture: Any, checked: Any, case: tuple[bytes, str]
+) -> None:
+    picture("a.png"), picture("b.png")
+    (tmp_path / "a.xml").write_bytes(case[0])
+    write(tmp_path / "b.xml", thing(1, 1, 9, 9))
+    faults = Faults()
+    said: list[str] = []
+    with pytest.raises(ValueError) as stopped:
+        checked(read(tmp_path, faults, say=said.append), faults)
+    assert case[1] in str(stopped.value)
+    faults = Faults("drop")
+    found, _, _ = checked(read(tmp_path, faults, say=said.append), faults)
+    assert found.images["image_id"].tolist() == ["b"]
+    assert [fault.file for fault in faults.found] == ["a.xml"]
+    assert said == []

@@ -1,0 +1,105 @@
+"""Which files a Pascal VOC folder is made of: its annotation files, their splits, and what is left out."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from retinaflow.data.formats.source import SPLIT_NAMES, note, safe_name, split_of
+from retinaflow.data.formats.walking import files_under, hidden
+from retinaflow.data.image_files import SUFFIXES
+from retinaflow.data.tables import Faults
+
+_PRESENCE = re.compile(r"\s+(-1|0|1)$")
+"""In lists of one class: whether the image shows it."""
+_ENCODING = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"']")
+
+
+def annotation_files(folder: Path) -> Iterator[Path]:
+    """The XML files where tools put them, at most two folders deep; some twice."""
+    for pattern in ("Annotations/*.xml", "*.xml", "*/*.xml", "*/Annotations/*.xml"):
+        yield from (path for path in sorted(folder.glob(pattern)) if not hidden(path, folder))
+
+
+def listed(folder: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
+    """(split, annotation file) of every image, in which one may stand twice; and the files that no list names.
+
+    The lists of a folder (``ImageSets/Main``) decide about all files below it; elsewhere the names of folders do.
+    Raises ValueError for a list that cannot be read.
+    """
+    files = dict.fromkeys(annotation_files(folder))
+    roots = dict.fromkeys([folder, *(path.parent.parent for path in files if path.parent.name == "Annotations")])
+    lists = {root: found for root in roots if (found := _lists(root))}
+    rows = [row for root, found in lists.items() for path in found for row in _rows(path, root / "Annotations")]
+    named = {path for _, path in rows}
+    others = [path for path in files if path not in named]
+    unlisted = [path for path in others if not lists.keys().isdisjoint(path.parents)]
+    left = set(unlisted)
+    rows += [(split_of(*_folders(path, folder)) or "train", path) for path in others if path not in left]
+    return rows, unlisted
+
+
+def _lists(root: Path) -> list[Path]:
+    """The lists of splits beside a folder of annotations; trainval last, as it repeats what the others hold."""
+    files = [path for path in sorted((root / "ImageSets" / "Main").glob("*.txt")) if path.stem in SPLIT_NAMES]
+    return sorted(files, key=lambda path: path.stem == "trainval")
+
+
+def _rows(path: Path, annotations: Path) -> Iterator[tuple[str, Path]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: a list of images must be UTF-8 text: {error}") from None
+    for line in map(str.strip, lines):
+        if line:
+            whole = annotations / f"{safe_name(line, path.name)}.xml"
+            short = annotations / f"{safe_name(_PRESENCE.sub('', line), path.name)}.xml"
+            yield SPLIT_NAMES[path.stem], whole if whole.is_file() else short
+
+
+def _folders(path: Path, folder: Path) -> tuple[str, ...]:
+    return path.relative_to(folder).parent.parts
+
+
+def read_root(path: Path, faults: Faults) -> ElementTree.Element | None:
+    """The ``<annotation>`` of a file; None, and a fault, for a file that is none."""
+    try:
+        root = _parsed(path.read_bytes())
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        note(faults, path.name, "an annotation file must be readable XML", f"an error: {error}")
+        return None
+    if root.tag != "annotation":
+        note(faults, path.name, "a VOC file must begin with <annotation>", f"<{root.tag}>")
+        return None
+    return root
+
+
+def _parsed(data: bytes) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(data)
+    except ValueError:
+        # The parser refuses encodings of several bytes for a character (gb2312), which Python knows.
+        declared = _ENCODING.match(data)
+        if not declared:
+            raise
+        return ElementTree.fromstring(data.decode(declared[1].decode()))
+
+
+def tell_left_out(folder: Path, used: set[Path], unlisted: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Say which annotation files no list names, and which image files are not among those ``used``."""
+    if unlisted:
+        say(
+            f"{len(unlisted):,} annotation files are in none of the lists in ImageSets/Main and are left out, "
+            f"{unlisted[0].name} for example"
+        )
+    files = [
+        path for path in files_under(folder) if path.suffix.lower() in SUFFIXES and "Segmentation" not in str(path)
+    ]
+    left = [path for path in files if path not in used]
+    if left:
+        say(
+            f"{len(left):,} image files have no annotation file and are left out, {left[0].name} for example (an image "
+            "without objects needs an XML file without them)"
+        )
