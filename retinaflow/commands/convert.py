@@ -99,7 +99,7 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
             say=say,
         )
     where = place if place.is_file() else yolo.find_yolo(place) or place
-    return yolo.read_yolo(where, faults, classes=classes, images=config.images)
+    return yolo.read_yolo(where, faults, classes=classes, images=config.images, say=say)
 
 
 def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: Faults) -> DetectionSet:

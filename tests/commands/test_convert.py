@@ -211,6 +211,15 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing_behind(
     assert (tmp_path / "mine" / "dropped.csv").read_text().count("\n") == 2
 
 
+def test_label_files_without_an_image_are_told(
+    tiny_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(tiny_dataset(), tmp_path / "yolo", to="yolo", exhaustive="true")
+    (tmp_path / "yolo" / "images" / "train" / "train000.jpg").unlink()
+    assert convert(tmp_path / "yolo", tmp_path / "mine") == 0
+    assert re.search(r"1 label files have no image file .*train000.txt for example", capsys.readouterr().out)
+
+
 def test_a_folder_of_nothing_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert convert(tmp_path / "empty", tmp_path / "out") == 2

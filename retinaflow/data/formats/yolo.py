@@ -1,16 +1,17 @@
 """YOLO folders in the layout of Ultralytics <-> detection sets: a text file of labels for each image.
 
-``data.yaml`` names the classes and the images of each split (a folder, a list of folders, or a text file of paths);
-without one, ``images/{split}`` and ``labels/{split}`` with ``classes.txt`` are read. A row is ``class x y width
-height``, centre and size in shares of the image, or a class and a polygon, of which the bounding box is taken. An
-image without label file, or with an empty one, has no objects. Shares refer to the picture as EXIF turns it, as
-Ultralytics reads it.
+``data.yaml`` names the classes and the images of each split; without one, ``images/{split}`` and ``labels/{split}``
+with ``classes.txt`` are read (:mod:`~retinaflow.data.formats.yolo_files`). A row is ``class x y width height``, centre
+and size in shares of the image, or a class and a polygon, of which the bounding box is taken. With ``kpt_shape: [k,
+d]`` in ``data.yaml`` k x d values of keypoints follow the box, and are not read. An image without label file, or with
+an empty one, has no objects. Shares refer to the picture as EXIF turns it, as Ultralytics reads it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,13 @@ import numpy as np
 import yaml
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.source import SPLIT_NAMES, ClassNames, SourceImage, SourceSet, note
+from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.turning import to_turned
-from retinaflow.data.image_files import SUFFIXES
+from retinaflow.data.formats.yolo_files import NAME_FILES, by_document, by_folder, in_folders, label_file, tell_left_out
 from retinaflow.data.tables import Faults
 
 SHORT = {"validation": "val"}
 """How YOLO calls a split."""
-_NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
 _NO_FLAGS = (False,) * len(FLAGS)
 
 
@@ -37,7 +37,7 @@ def find_yolo(folder: Path) -> Path | None:
     if documents:
         return documents[0]
     has_labels = any((folder / part).is_dir() for part in ("labels", "train/labels"))
-    return folder if has_labels or any((folder / name).is_file() for name in _NAME_FILES) else None
+    return folder if has_labels or any((folder / name).is_file() for name in NAME_FILES) else None
 
 
 def _is_yolo(path: Path) -> bool:
@@ -48,154 +48,153 @@ def _is_yolo(path: Path) -> bool:
     return isinstance(document, dict) and "names" in document and "train" in document
 
 
-def read_yolo(place: Path, faults: Faults, *, classes: ClassNames, images: Sequence[Path] = ()) -> SourceSet:
+def read_yolo(
+    place: Path,
+    faults: Faults,
+    *,
+    classes: ClassNames,
+    images: Sequence[Path] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> SourceSet:
     """A ``data.yaml`` or a folder without one; ``images``: folders of images instead of those it names (all train).
 
     Raises ValueError or FileNotFoundError for a source that cannot be read; rows that break a rule go to ``faults``.
+    ``say`` is told what is left out.
     """
     root = place.parent if place.is_file() else place
+    document = _document(place) if place.is_file() else {}
+    names = _names(document.get("names"), place) if document else _names_in_text(root)
     if images:
-        files = {"train": [file for folder in images for file in _images_under(folder)]}
-        names = _names(place, root)
-    elif place.is_file():
-        document = yaml.safe_load(place.read_text(encoding="utf-8-sig"))
-        files, names = _split_files(document, place), _names(place, root)
+        files = in_folders(images)
+    elif document:
+        files = by_document(document, place, say)
     else:
-        files, names = _by_folder(root), _names(place, root)
+        files = by_folder(root)
     of_class = [classes.find(name) for name in names]
+    keypoints = _keypoint_values(document.get("kpt_shape"), place)
     source = SourceSet("share", classes)
     labelled = 0
     seen: set[Path] = set()
-    for split, paths in files.items():
+    for split, paths in files.images.items():
         for path in (path for path in paths if path not in seen):
             seen.add(path)
             name = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{split}/{path.name}"
             source.images.append(SourceImage(split, name, path if path.is_file() else None))
-            labelled += _read_labels(source, _label_file(path), len(source.images) - 1, names, of_class, faults)
+            rows = _Rows(label_file(path), len(source.images) - 1, names, of_class, keypoints)
+            labelled += rows.read(source, faults)
+    tell_left_out(files, seen, say)
     if source.images and not labelled:
         first = next(iter(seen))
         raise FileNotFoundError(
-            f"{place}: none of {len(seen):,} images has a label file; {_label_file(first)} is looked for, for example"
+            f"{place}: none of {len(seen):,} images has a label file; {label_file(first)} is looked for, for example"
         )
     return source
 
 
-def _names(place: Path, root: Path) -> list[str]:
-    """Class names in the order of their numbers."""
-    if place.is_file():
-        names = yaml.safe_load(place.read_text(encoding="utf-8-sig"))["names"]
-        if isinstance(names, dict):
-            if sorted(names) != list(range(len(names))):
-                raise ValueError(f"{place}: names must be numbered 0, 1, 2, ..., but got {sorted(names)!r:.100}")
-            names = [names[number] for number in range(len(names))]
-        if not isinstance(names, list) or not names:
-            raise ValueError(f"{place}: names must list the classes, but got {names!r:.100}")
-        return [str(name).strip() for name in names]
-    for name in _NAME_FILES:
+def _document(place: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(place.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{place}: not a readable YAML file: {error}") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{place}: the file must map names to values, but got {document!r:.100}")
+    return document
+
+
+def _names(names: Any, place: Path) -> list[str]:
+    """Class names of data.yaml in the order of their numbers."""
+    if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            raise ValueError(f"{place}: names must be numbered 0, 1, 2, ..., but got {list(names)!r:.100}")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{place}: names must list the classes, but got {names!r:.100}")
+    return _each_once([str(name).strip() for name in names], place)
+
+
+def _names_in_text(root: Path) -> list[str]:
+    """Class names of a folder without data.yaml, one a line."""
+    for name in NAME_FILES:
         if (root / name).is_file():
             lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    raise FileNotFoundError(f"{root} must hold data.yaml or {' or '.join(_NAME_FILES)}: what are the classes called?")
+            return _each_once([line.strip() for line in lines if line.strip()], root / name)
+    raise FileNotFoundError(f"{root} must hold data.yaml or {' or '.join(NAME_FILES)}: what are the classes called?")
 
 
-def _split_files(document: dict[str, Any], place: Path) -> dict[str, list[Path]]:
-    """Image files of each split that data.yaml names."""
-    base = place.parent / str(document.get("path") or "")
-    if not base.is_dir():
-        # The path of the machine that the set was made on; the file itself has come along with its folder.
-        base = place.parent
-    files: dict[str, list[Path]] = {}
-    for key, split in SPLIT_NAMES.items():
-        given = document.get(key)
-        for part in given if isinstance(given, list) else [given] if given else []:
-            files.setdefault(split, []).extend(_images_of(base, place.parent, str(part), f"{place}: {key}"))
-    return files
+def _each_once(names: list[str], place: Path) -> list[str]:
+    """The names. Raises ValueError for two of one name: whether their boxes are of one class, only the user knows."""
+    for number, name in enumerate(names):
+        first = names.index(name)
+        if first < number:
+            raise ValueError(
+                f"{place}: a class must have a name of its own, but {first} and {number} are both {name!r}; rename one "
+                f"of them there, for example to '{name} 2'"
+            )
+    return names
 
 
-def _images_of(base: Path, beside: Path, part: str, what: str) -> list[Path]:
-    # Roboflow writes ../train/images for a folder beside the file.
-    tries = [base / part, beside / part, *([beside / part[3:]] if part.startswith("../") else [])]
-    target = next((path for path in tries if path.exists()), None)
-    if target is None:
-        raise FileNotFoundError(f"{what}: {part} is no folder or file under {base}")
-    if target.is_dir():
-        return list(_images_under(target))
-    lines = [line.strip() for line in target.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return [_listed_file(line, target.parent, base) for line in lines]
+def _keypoint_values(shape: Any, place: Path) -> int:
+    """How many values of keypoints follow the box in a row."""
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(
+            f"{place}: kpt_shape must be two whole numbers [points, values of each], but got {shape!r:.60}"
+        )
+    return int(shape[0] * shape[1])
 
 
-def _listed_file(line: str, beside: Path, base: Path) -> Path:
-    """A line of a list of images: relative to the list (./) or to the set, or absolute."""
-    tries = [Path(line), beside / line, base / line]
-    return next(
-        (path for path in tries if path.is_absolute() and path.is_file()),
-        next((path for path in tries[1:] if path.is_file()), beside / line),
-    )
+@dataclass(frozen=True)
+class _Rows:
+    """The label file of an image, and what its rows mean."""
 
+    path: Path
+    image: int
+    names: Sequence[str]
+    of_class: Sequence[int | None]
+    keypoints: int
+    """Values after the box; 0: a row is a box or a polygon."""
 
-def _images_under(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"images={folder}: no such folder")
-    yield from (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    def read(self, source: SourceSet, faults: Faults) -> bool:
+        """Whether there is a label file, whose rows are entered."""
+        if not self.path.is_file():
+            return False
+        text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
+        for line, row in enumerate(text.splitlines(), 1):
+            words = row.split()
+            if not words:
+                continue
+            try:
+                number, values = float(words[0]), [float(word) for word in words[1:]]
+            except ValueError:
+                note(faults, self.path.name, "a row must hold numbers", row[:60], line=line)
+                continue
+            self._enter(source, number, values, line, faults)
+        return True
 
-
-def _by_folder(root: Path) -> dict[str, list[Path]]:
-    """``images/{split}``, ``{split}/images``, or else all images as train."""
-    files: dict[str, list[Path]] = {}
-    for word, split in SPLIT_NAMES.items():
-        for folder in (root / "images" / word, root / word / "images"):
-            if folder.is_dir():
-                files.setdefault(split, []).extend(_images_under(folder))
-    return files or {"train": list(_images_under(root))}
-
-
-def _label_file(image: Path) -> Path:
-    """Ultralytics' rule: the last folder called images is exchanged for labels; elsewhere beside the image."""
-    parts = list(image.parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
-
-
-def _read_labels(
-    source: SourceSet, path: Path, image: int, names: Sequence[str], of_class: Sequence[int | None], faults: Faults
-) -> bool:
-    """Whether there is a label file, whose rows are entered."""
-    if not path.is_file():
-        return False
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    for line, row in enumerate(text.splitlines(), 1):
-        words = row.split()
-        if not words:
-            continue
-        try:
-            number, values = float(words[0]), [float(word) for word in words[1:]]
-        except ValueError:
-            note(faults, path.name, "a row must hold numbers", row[:60], line=line)
-            continue
-        corners = _corners(values)
-        if not 0 <= number < len(names) or number != int(number):
-            rule = f"a class must be a whole number from 0 to {len(names) - 1}"
-            note(faults, path.name, rule, words[0], line=line)
-        elif of_class[int(number)] is None:
-            note(faults, path.name, "the class must be in the class list", names[int(number)], line=line)
+    def _enter(self, source: SourceSet, number: float, values: list[float], line: int, faults: Faults) -> None:
+        corners = _corners(values, self.keypoints)
+        if not 0 <= number < len(self.names) or number != int(number):
+            rule = f"a class must be a whole number from 0 to {len(self.names) - 1}"
+            note(faults, self.path.name, rule, f"{number:g}", line=line)
+        elif (index := self.of_class[int(number)]) is None:
+            note(faults, self.path.name, "the class must be in the class list", self.names[int(number)], line=line)
         elif corners is None:
-            rule = "a row must be a class with x, y, width, height or with a polygon of three points or more"
-            note(faults, path.name, rule, f"{len(words)} fields", line=line)
+            more = (
+                f"{self.keypoints} values of keypoints" if self.keypoints else "with a polygon of three points or more"
+            )
+            rule = f"a row must be a class with x, y, width, height {'and' if self.keypoints else 'or'} {more}"
+            note(faults, self.path.name, rule, f"{len(values) + 1} fields", line=line)
         else:
-            index = of_class[int(number)]
-            assert index is not None
-            source.boxes.append((image, index, corners, _NO_FLAGS, path.name, line))
-    return True
+            source.boxes.append((self.image, index, corners, _NO_FLAGS, self.path.name, line))
 
 
-def _corners(values: Sequence[float]) -> tuple[float, float, float, float] | None:
-    if len(values) == 4:
-        x, y, width, height = values
+def _corners(values: Sequence[float], keypoints: int) -> tuple[float, float, float, float] | None:
+    """Of a box (with keypoints or without) or, where there are no keypoints, of a polygon; None if it is neither."""
+    if len(values) in (4, 4 + keypoints):
+        x, y, width, height = values[:4]
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    if len(values) < 6 or len(values) % 2:
+    if keypoints or len(values) < 6 or len(values) % 2:
         return None
     across, down = values[0::2], values[1::2]
     if not all(map(math.isfinite, values)):

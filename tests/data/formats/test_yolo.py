@@ -101,3 +101,151 @@ def test_a_set_without_any_label_file_is_not_a_set_of_empty_images(tmp_path: Pat
     write(tmp_path / "classes.txt", "cat\n")
     with pytest.raises(FileNotFoundError, match=r"none of 1 images has a label file; .*labels/a.txt is looked for"):
         read(tmp_path)
+
+
+POSES = {
+    # The values after the box are even in number, and would make a polygon of four points.
+    "even": ("[2, 2]", "0 0.5 0.5 0.2 0.4 0.9 0.9 0.8 0.8\n", (0.4, 0.3, 0.6, 0.7)),
+    "with visibility": ("[2, 3]", "0 0.5 0.5 0.2 0.4 0.9 0.9 2 0 0 0\n", (0.4, 0.3, 0.6, 0.7)),
+    "odd": ("[1, 3]", "0 0.5 0.5 0.2 0.4 0.9 0.9 2\n", (0.4, 0.3, 0.6, 0.7)),
+    "a box only": ("[2, 2]", "0 0.5 0.5 0.2 0.4\n", (0.4, 0.3, 0.6, 0.7)),
+}
+
+
+@pytest.mark.parametrize("case", POSES.values(), ids=POSES)
+def test_keypoints_follow_the_box_where_data_yaml_says_so(tmp_path: Path, picture: Any, case: Any) -> None:
+    shape, row, corners = case
+    picture("images/a.png")
+    write(tmp_path / "data.yaml", f"train: images\nnames: [cat]\nkpt_shape: {shape}\n")
+    write(tmp_path / "labels/a.txt", row)
+    np.testing.assert_allclose([box[2] for box in read(tmp_path).boxes], [corners])
+
+
+def test_a_row_that_holds_other_keypoints_than_said_is_named(tmp_path: Path, picture: Any) -> None:
+    picture("images/a.png")
+    write(tmp_path / "data.yaml", "train: images\nnames: [cat]\nkpt_shape: [2, 3]\n")
+    write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9 0.8 0.8\n")
+    faults = Faults()
+    assert read(tmp_path, faults).boxes == []
+    assert str(faults.found[0]) == (
+        "a.txt line 1: a row must be a class with x, y, width, height and 6 values of keypoints, but got 9 fields"
+    )
+    write(tmp_path / "data.yaml", "train: images\nnames: [cat]\nkpt_shape: 17\n")
+    with pytest.raises(ValueError, match=r"data.yaml: kpt_shape must be two whole numbers .*, but got 17"):
+        read(tmp_path)
+
+
+LABELS = "0 0.5 0.5 0.2 0.4\n"
+
+
+def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, picture: Any) -> None:
+    for name in ("a.png", "b.tif", "c.TIFF", "._a.png"):
+        picture(f"images/train/{name.replace('._a.png', 'hidden.png')}")
+    (tmp_path / "images/train/hidden.png").rename(tmp_path / "images/train/._a.png")
+    for name in ("a", "b", "c", "alone", "._a"):
+        write(tmp_path / f"labels/train/{name}.txt", LABELS)
+    write(tmp_path / "labels/classes.txt", "cat\n")
+    write(tmp_path / "labels/train/README.txt", "drawn by hand\n")
+    write(tmp_path / "data.yaml", "train: images/train\nnames: [cat]\n")
+    for place in (tmp_path / "data.yaml", tmp_path):
+        said: list[str] = []
+        found = read_yolo(place, Faults(), classes=ClassNames(), say=said.append)
+        assert [image.name for image in found.images] == ["images/train/a.png"]
+        images = tmp_path / "images/train"
+        assert said == [
+            "2 image files are left out, as only .jpg, .jpeg, .png, .webp, .bmp are read, "
+            f"{images / 'b.tif'} for example",
+            f"1 label files have no image file and are left out, {tmp_path / 'labels/train/alone.txt'} for example",
+        ]
+
+
+def test_images_beside_the_folders_of_splits_are_counted(tmp_path: Path, picture: Any) -> None:
+    picture("images/train/a.png"), picture("images/b.png"), picture("c.png")
+    write(tmp_path / "labels/train/a.txt", LABELS), write(tmp_path / "labels/b.txt", LABELS)
+    write(tmp_path / "classes.txt", "cat\n")
+    said: list[str] = []
+    assert len(read(tmp_path, say=said.append).images) == 1
+    assert said == [f"2 image files are in no split and are left out, {tmp_path / 'c.png'} for example"]
+
+
+def test_images_that_no_list_names_are_counted_however_the_others_are_written(tmp_path: Path, picture: Any) -> None:
+    for name in "abc":
+        picture(f"images/{name}.png")
+        write(tmp_path / f"labels/{name}.txt", LABELS)
+    write(tmp_path / "train.txt", f"./images/a.png\n{tmp_path}/labels/../images/b.png\n")
+    write(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
+    said: list[str] = []
+    assert len(read(tmp_path, say=said.append).images) == 2
+    assert said == [f"1 image files are in no split and are left out, {tmp_path / 'images/c.png'} for example"]
+
+
+def test_linked_folders_are_read_and_never_twice(tmp_path: Path, picture: Any) -> None:
+    picture("set/images/train/own/a.png"), picture("store/b.png"), picture("store/more/c.png")
+    picture("set/images/val/d.png")
+    train = tmp_path / "set/images/train"
+    # A link to the store, one that leads back up, and one to a folder beside it that sorts before it.
+    (train / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store/loop").symlink_to(tmp_path / "set")
+    (train / "again").symlink_to(train / "own")
+    for name in ("own/a", "linked/b", "linked/more/c"):
+        write(tmp_path / f"set/labels/train/{name}.txt", LABELS)
+    write(tmp_path / "set/data.yaml", "train: images/train\nnames: [cat]\n")
+    said: list[str] = []
+    found = read(tmp_path / "set", say=said.append)
+    assert [image.name.removeprefix("images/train/") for image in found.images] == [
+        "linked/b.png", "linked/more/c.png", "own/a.png",
+    ]  # fmt: skip
+    assert len(found.boxes) == 3
+    assert said == []
+
+
+def test_a_test_split_that_is_absent_is_said_and_others_stop(tmp_path: Path, picture: Any) -> None:
+    picture("train/images/a.png")
+    write(tmp_path / "train/labels/a.txt", LABELS)
+    write(tmp_path / "data.yaml", "train: ../train/images\ntest: ../test/images\nnames: [cat]\n")
+    said: list[str] = []
+    assert [image.split for image in read(tmp_path, say=said.append).images] == ["train"]
+    assert said == [f"data.yaml: test: ../test/images is no folder or file under {tmp_path}, and is left out"]
+    write(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnames: [cat]\n")
+    with pytest.raises(FileNotFoundError, match=r"data.yaml: val: ../valid/images is no folder or file under"):
+        read(tmp_path)
+    write(tmp_path / "data.yaml", "train:\ntest: ../test/images\nnames: [cat]\n")
+    with pytest.raises(FileNotFoundError, match=r"data.yaml: test: ../test/images is no folder or file under"):
+        read(tmp_path)
+
+
+NAMES = {
+    "data.yaml": (
+        "train: images\nnames: [bank, bank, c]\n",
+        r"data.yaml: a class must have .* 0 and 1 are both 'bank'",
+    ),
+    "classes.txt": (
+        "c\nbank\nd\nbank \n",
+        r"classes.txt: a class must have a name of its own, but 1 and 3 .*rename one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_classes_of_one_name_stop(tmp_path: Path, picture: Any, name: str) -> None:
+    picture("images/a.png")
+    write(tmp_path / "labels/a.txt", LABELS)
+    write(tmp_path / name, NAMES[name][0])
+    with pytest.raises(ValueError, match=NAMES[name][1]):
+        read(tmp_path)
+
+
+DOCUMENTS = {
+    "no names": ("train: images\nnc: 3\n", "names must list the classes, but got None"),
+    "gap": ("train: images\nnames: {0: a, x: b}\n", "names must be numbered 0, 1, 2, ..., but got"),
+    "no mapping": ("- images\n", "the file must map names to values, but got"),
+    "no YAML": ("train: [\n", "not a readable YAML file"),
+}
+
+
+@pytest.mark.parametrize("case", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_a_data_yaml_that_cannot_be_used_is_named(tmp_path: Path, case: tuple[str, str]) -> None:
+    path = write(tmp_path / "mine.yaml", case[0])
+    with pytest.raises(ValueError) as stopped:
+        read_yolo(path, Faults(), classes=ClassNames())
+    assert f"{path}: {case[1]}" in str(stopped.value)

@@ -1,0 +1,163 @@
+"""Which files a YOLO folder is made of: the images of each split, their label files, and what is left out.
+
+``data.yaml`` names the images of each split (a folder, a list of folders, or a text file of paths); without one,
+``images/{split}`` or ``{split}/images`` are read, or else every image as train. Folders are read at any depth and
+through links (:func:`~retinaflow.data.formats.walking.files_under`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retinaflow.data.formats.source import SPLIT_NAMES
+from retinaflow.data.formats.walking import files_under
+from retinaflow.data.image_files import SUFFIXES
+
+NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
+_NOT_READ = (".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".dng", ".mpo", ".pfm")
+"""Endings of images that other programs read."""
+
+
+@dataclass
+class SplitFiles:
+    """Image files by split, in the order in which they are named, and the folders in which images are looked for."""
+
+    images: dict[str, list[Path]] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
+    lists: set[Path] = field(default_factory=set)
+    """Text files of paths: no labels."""
+
+    def add_folder(self, split: str, folder: Path) -> None:
+        """All images under a folder. Raises FileNotFoundError if there is none of that name."""
+        if not folder.is_dir():
+            raise FileNotFoundError(f"images={folder}: no such folder")
+        self.images.setdefault(split, []).extend(_images_under(folder))
+        self.folders.append(folder)
+
+    def add_list(self, split: str, path: Path, base: Path) -> None:
+        """The images that a text file names."""
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        found = [_listed_file(line, path.parent, base) for line in lines]
+        self.images.setdefault(split, []).extend(found)
+        self.folders += dict.fromkeys(file.parent for file in found if file.parent.is_dir())
+        self.lists.add(path)
+
+
+def in_folders(folders: Sequence[Path]) -> SplitFiles:
+    """All images of some folders as train."""
+    files = SplitFiles({"train": []})
+    for folder in folders:
+        files.add_folder("train", folder)
+    return files
+
+
+def by_document(document: dict[str, Any], place: Path, say: Callable[[str], None]) -> SplitFiles:
+    """Image files of each split that data.yaml names. Raises FileNotFoundError for a split of training that is absent.
+
+    A test split that is absent is said: exports often name one that they do not hold.
+    """
+    base = place.parent / str(document.get("path") or "")
+    if not base.is_dir():
+        # The path of the machine that the set was made on; the file itself has come along with its folder.
+        base = place.parent
+    files = SplitFiles()
+    for key, split in SPLIT_NAMES.items():
+        given = document.get(key)
+        for part in map(str, given if isinstance(given, list) else [given] if given else []):
+            target = _target(base, place.parent, part)
+            if target is None and split == "test" and not files.images.keys().isdisjoint(("train", "validation")):
+                say(f"{place.name}: {key}: {part} is no folder or file under {base}, and is left out")
+            elif target is None:
+                raise FileNotFoundError(f"{place}: {key}: {part} is no folder or file under {base}")
+            elif target.is_dir():
+                files.add_folder(split, target)
+            else:
+                files.add_list(split, target, base)
+    return files
+
+
+def _target(base: Path, beside: Path, part: str) -> Path | None:
+    # Roboflow writes ../train/images for a folder beside the file.
+    tries = [base / part, beside / part, *([beside / part[3:]] if part.startswith("../") else [])]
+    return next((path for path in tries if path.exists()), None)
+
+
+def _listed_file(line: str, beside: Path, base: Path) -> Path:
+    """A line of a list of images: relative to the list (./) or to the set, or absolute."""
+    tries = [Path(line), beside / line, base / line]
+    return next(
+        (path for path in tries if path.is_absolute() and path.is_file()),
+        next((path for path in tries[1:] if path.is_file()), beside / line),
+    )
+
+
+def _images_under(folder: Path) -> list[Path]:
+    return [path for path in files_under(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def by_folder(root: Path) -> SplitFiles:
+    """``images/{split}``, ``{split}/images``, or else all images as train."""
+    files = SplitFiles()
+    for word, split in SPLIT_NAMES.items():
+        for folder in (root / "images" / word, root / word / "images"):
+            if folder.is_dir():
+                files.add_folder(split, folder)
+    if not files.images:
+        return in_folders([root])
+    # Images elsewhere below are in no split.
+    files.folders.append(root)
+    return files
+
+
+def label_file(image: Path) -> Path:
+    """Ultralytics' rule: the last folder called images is exchanged for labels; elsewhere beside the image."""
+    parts = list(image.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def tell_left_out(files: SplitFiles, used: Iterable[Path], say: Callable[[str], None]) -> None:
+    """Say which images beside those ``used`` are not read, and which label files have no image."""
+    known = _once(used)
+    around = _once(path for folder in dict.fromkeys(files.folders) for path in files_under(folder))
+    others = [path for place, path in around.items() if place not in known]
+    unread = [path for path in others if path.suffix.lower() in _NOT_READ]
+    loose = [path for path in others if path.suffix.lower() in SUFFIXES]
+    if unread:
+        kinds = ", ".join(SUFFIXES)
+        say(f"{len(unread):,} image files are left out, as only {kinds} are read, {unread[0]} for example")
+    if loose:
+        say(f"{len(loose):,} image files are in no split and are left out, {loose[0]} for example")
+    labels = dict.fromkeys([*files.folders, *(label_file(folder / "image").parent for folder in files.folders)])
+    texts = _once(path for folder in labels for path in files_under(folder) if path.suffix == ".txt")
+    of_images = _once([*map(label_file, [*known.values(), *unread, *loose]), *files.lists])
+    alone = [path for place, path in texts.items() if place not in of_images and _holds_labels(path)]
+    if alone:
+        say(f"{len(alone):,} label files have no image file and are left out, {alone[0]} for example")
+
+
+def _once(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Real place -> the first path that leads there. A file that is a link stays what it is called, as labels do."""
+    real: dict[Path, Path] = {}
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if path.parent not in real:
+            real[path.parent] = path.parent.resolve()
+        found.setdefault(real[path.parent] / path.name, path)
+    return found
+
+
+def _holds_labels(path: Path) -> bool:
+    """Whether the first row of a text file is a class and four numbers or more; other texts may lie there too."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        words = next((line.split() for line in file if line.strip()), [])
+    try:
+        return len([float(word) for word in words[1:]]) >= 4
+    except ValueError:
+        return False
