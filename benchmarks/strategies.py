@@ -22,15 +22,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from retinaflow.resolving import PROFILES
+
 ARMS: Mapping[str, Mapping[str, str]] = {
     "uniform, no augmentation": {"sampling": "uniform", "augment": "0", "rare_augment": "0"},
-    "uniform": {"sampling": "uniform", "rare_augment": "0.5"},
+    "uniform": {"sampling": "uniform", "rare_augment": str(PROFILES["demo"]["augment"])},
     "uniform, rare augmentation": {"sampling": "uniform"},
     "repeat-factor t=0.1": {"sampling": "repeat-factor", "repeat_threshold": "0.1"},
     "instance-repeat-factor t=0.1": {"sampling": "instance-repeat-factor", "repeat_threshold": "0.1"},
     "class-aware": {"sampling": "class-aware"},
     "binned": {"sampling": "binned"},
-    "binned, from the start": {"sampling": "binned", "balance_start": "0"},
+    "binned, second half": {"sampling": "binned", "balance_start": "0.5"},
     "binned, no augmentation": {"sampling": "binned", "augment": "0", "rare_augment": "0"},
 }
 SHOWN = ("mAP", "mAP_rare", "mAP_common", "mAP_frequent")
