@@ -50,7 +50,13 @@ def main() -> None:
     grouped = frame.groupby("arm", sort=False)[[*SHOWN, *[c for c in frame if c.startswith("mAP_bin")]]]
     mean, spread = grouped.mean(), grouped.std()
     shown = mean.map("{:.3f}".format) + " ± " + spread.map("{:.3f}".format)
-    print(shown[list(SHOWN)].to_markdown() if arguments.markdown else shown.to_string())
+    print(markdown(shown) if arguments.markdown else shown.to_string())
+
+
+def markdown(shown: pd.DataFrame) -> str:
+    columns = [name for name in ("mAP_bin_1", "mAP_rare", "mAP_common", "mAP_frequent", "mAP") if name in shown]
+    rows = [["arm", *columns], ["---"] * (len(columns) + 1), *shown[columns].reset_index().to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def train(name: str, seed: int, settings: Mapping[str, str], output: Path) -> dict[str, object]:
