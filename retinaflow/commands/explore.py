@@ -240,12 +240,10 @@ def _heat_map(data: Explored, found: exploration.Cooccurrence, title: str) -> Fi
 
 def _labels(report: Report, data: Explored) -> None:
     index, page, table = data.index, report.page, data.table
-    page.section("Verified labels", "A class that is neither verified nor boxed on an image is unknown there.")
-    if data.exhaustive:
-        page.text(
-            "exhaustive=true: all objects are boxed, so every class that is not boxed on an image is absent there."
-        )
-    elif len(index.verified_class):
+    boxed = "exhaustive=true: all objects are boxed, so a class that is not boxed on an image is absent there."
+    unknown = "A class that is neither verified nor boxed on an image is unknown there."
+    page.section("Verified labels", boxed if data.exhaustive else unknown)
+    if not data.exhaustive and len(index.verified_class):
         bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
         present, absent = table["verified_present"].to_numpy(), table["verified_absent"].to_numpy()
         page.text(
@@ -254,7 +252,7 @@ def _labels(report: Report, data: Explored) -> None:
             f"{int((absent == 0).sum())} of {len(table)} classes are nowhere verified absent."
         )
         report.picture(data_figures.label_coverage(present, absent, bins, list(table["class"])), "label_coverage.png")
-    else:
+    elif not data.exhaustive:
         page.text("There are no image-level labels: on each image only boxed classes are known.")
     page.section("Group-of and other flags")
     shares = exploration.flag_shares(index)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retinaflow.data.formats.source import SPLIT_NAMES
+from retinaflow.data.formats.source import SPLIT_NAMES, split_of
 from retinaflow.data.formats.walking import files_under
 from retinaflow.data.image_files import SUFFIXES
 
@@ -99,12 +99,13 @@ def _images_under(folder: Path) -> list[Path]:
 
 
 def by_folder(root: Path) -> SplitFiles:
-    """``images/{split}``, ``{split}/images``, or else all images as train."""
+    """``images/{split}``, ``{split}/images``, or else all images as train; a split's name may have more to it, as in
+    ``train2017``."""
     files = SplitFiles()
-    for word, split in SPLIT_NAMES.items():
-        for folder in (root / "images" / word, root / word / "images"):
-            if folder.is_dir():
-                files.add_folder(split, folder)
+    for folder in sorted([*root.glob("images/*"), *root.glob("*/images")]):
+        split = split_of(folder.name if folder.parent.name == "images" else folder.parent.name)
+        if split is not None and folder.is_dir():
+            files.add_folder(split, folder)
     if not files.images:
         return in_folders([root])
     # Images elsewhere below are in no split.

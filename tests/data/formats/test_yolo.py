@@ -54,9 +54,10 @@ def test_images_of_the_splits_are_found_as_data_yaml_names_them(
     np.testing.assert_allclose(found.corners, [[0.25, 0.4, 0.75, 0.6], [0.1, 0.1, 0.3, 0.4]])
 
 
-def test_without_data_yaml_folders_and_classes_txt_will_do(tmp_path: Path, picture: Any) -> None:
-    picture("images/train/a.png"), picture("images/val/b.png")
-    write(tmp_path / "labels/train/a.txt", "0 0.5 0.5 1 1\n")
+@pytest.mark.parametrize("year", ["", "2017"])
+def test_without_data_yaml_folders_and_classes_txt_will_do(tmp_path: Path, picture: Any, year: str) -> None:
+    picture(f"images/train{year}/a.png"), picture(f"images/val{year}/b.png")
+    write(tmp_path / f"labels/train{year}/a.txt", "0 0.5 0.5 1 1\n")
     with pytest.raises(FileNotFoundError, match=r"must hold data.yaml or classes.txt"):
         read(tmp_path)
     write(tmp_path / "classes.txt", "cat\n")
