@@ -17,6 +17,7 @@ import pytest
 
 from retinaflow.commands import predict
 from retinaflow.commands.inputs import load_training_data
+from retinaflow.commands.prediction_folder import PredictionFolder
 from retinaflow.commands.train import TrainResult
 from retinaflow.commands.wanted_images import wanted_images
 from retinaflow.data.taxonomy import Taxonomy
@@ -242,15 +243,15 @@ def test_shards_of_changed_files_are_done_again_and_others_are_not(
     assert all(now[name] > time for name, time in done.items())
 
 
-def test_several_processes_have_shards_to_share_and_an_interrupted_run_keeps_its_own(
-    trained: TrainResult, tmp_path: Path
+@pytest.mark.parametrize(("images", "nproc", "size"), [(6, 2, 1), (100, 2, 13), (100_000, 2, 1000), (6, 1, 1000)])
+def test_every_process_has_shards_to_do_and_who_goes_on_keeps_their_size(
+    images: int, nproc: int, size: int, tmp_path: Path
 ) -> None:
-    config = _config(trained, tmp_path, nproc=2)
-    predict.run(config)
-    # 6 images, 2 processes, 4 shards each at least.
-    assert len(list((tmp_path / "shards").iterdir())) == 6
-    predict.run(config.model_copy(update={"nproc": 1}))
-    assert len(list((tmp_path / "shards").iterdir())) == 6
+    states = np.zeros((images, 2), dtype=np.int64)
+    for given in ({"nproc": nproc}, {"nproc": 3}, {"shard_size": size}):
+        with PredictionFolder.opened(tmp_path, {"model": "a"}, states, **given) as folder:
+            assert folder.shard_size == size
+            assert sum(shard.last - shard.first for shard in folder.shards) == images
 
 
 def test_another_request_in_the_same_folder_is_refused_with_what_differs(trained: TrainResult, tmp_path: Path) -> None:
