@@ -192,6 +192,8 @@ class ExploreConfig(DataSettings):
     """Square root of the area that a training would resize images to, pixels: box sizes are shown in it."""
     num_buckets: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Aspect buckets that a training would use."""
+    anchor_scale: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Anchors of a training, which are compared with the boxes: base side / stride of their level."""
     samples: Annotated[int, Field(ge=0)] = 12
     """Rarest classes shown with an image; 0: none, and no image file is opened."""
 

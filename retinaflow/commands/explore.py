@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +11,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from retinaflow.commands.anchor_fit import BoxSample, advice, class_reach, reach_of_settings
 from retinaflow.commands.inputs import read_split, say
-from retinaflow.commands.page import Page
+from retinaflow.commands.page import Page, Report
 from retinaflow.config import ExploreConfig
 from retinaflow.data import exploration
+from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.groups import limit_background, select_classes
 from retinaflow.data.image_files import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.presence import Presence, class_presence
 from retinaflow.data.suspicious import suspicions, suspicious_table
-from retinaflow.run_files import FolderRun, Run
+from retinaflow.run_files import FolderRun
 from retinaflow.scoring import data_figures
 from retinaflow.scoring.contact_sheet import Panel, contact_sheet
 from retinaflow.scoring.figures import class_frequency
@@ -59,24 +60,6 @@ class Explored:
     def names(self, classes: NDArray[np.integer]) -> list[str]:
         """Names of classes for people."""
         return [self.index.taxonomy.labels[k] for k in classes]
-
-
-class Report:
-    """The page, and where its pictures and tables go as files of their own."""
-
-    def __init__(self, page: Page, targets: Sequence[Run]) -> None:
-        self.page, self.targets = page, targets
-
-    def picture(self, figure: Figure, name: str, *, photographs: bool = False) -> None:
-        """A picture on the page and as a file."""
-        self.page.picture(figure, photographs=photographs)
-        for target in self.targets:
-            target.log_figure(figure, name)
-
-    def csv(self, table: pd.DataFrame, name: str) -> None:
-        """A table as a file; what of it is on the page is another matter."""
-        for target in self.targets:
-            target.log_csv(table, name)
 
 
 def run(config: ExploreConfig) -> Path:
@@ -209,6 +192,30 @@ def _boxes(report: Report, data: Explored, config: ExploreConfig) -> None:
     report.picture(
         data_figures.shapes(aspects, shapes.buckets.shapes, shapes.images, exploration.box_aspects(index)), "shapes.png"
     )
+    if len(index.boxes):
+        _anchors(report, data, config, shapes.buckets)
+
+
+def _anchors(report: Report, data: Explored, config: ExploreConfig, buckets: AspectBuckets) -> None:
+    page, scale = report.page, float(config.anchor_scale)
+    page.section(
+        "Anchors",
+        "A box is learnt from the anchors that it shares an IoU of 0.5 with; one that meets none is hardly learnt. "
+        f"Measured on at most 1,000 boxes of each class, image_size={config.image_size} and anchor_scale={scale:g}, "
+        "the least met class first. anchors.csv is the same table.",
+    )
+    sample = BoxSample.draw(data.index)
+    table = class_reach(sample, buckets, scale).rename(columns={"label": "class"})
+    page.table(table.round({"median_side": 1, "reached": 3}), tall=len(table) > 25)
+    report.csv(table, "anchors.csv")
+    line = advice(sample, buckets, scale)
+    if line:
+        page.text(f"{line[0].upper()}{line[1:]}.")
+        say(line)
+    page.text("Share of boxes that meet an anchor, in the mean over classes, with other settings:")
+    sizes, count = np.asarray(data.index.sizes), int(config.num_buckets)
+    others = reach_of_settings(sample, sizes, image_size=int(config.image_size), num_buckets=count)
+    page.table(others.round(3).rename_axis("image_size").reset_index())
 
 
 def _together(report: Report, data: Explored) -> None:

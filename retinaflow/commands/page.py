@@ -14,7 +14,7 @@ from io import BytesIO
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retinaflow.run_files import PICTURE_DPI
+from retinaflow.run_files import PICTURE_DPI, Run
 
 
 @dataclass
@@ -66,6 +66,24 @@ class Page:
         head = f'<meta charset="utf-8"><title>{escape(self.title)}</title><style>{_STYLE}</style>'
         body = f"<h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p><nav>{links}</nav>{''.join(self._parts)}"
         return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}<script>{_SORT}</script></body></html>\n'
+
+
+class Report:
+    """The page, and where its pictures and tables go as files of their own."""
+
+    def __init__(self, page: Page, targets: Sequence[Run]) -> None:
+        self.page, self.targets = page, targets
+
+    def picture(self, figure: Figure, name: str, *, photographs: bool = False) -> None:
+        """A picture on the page and as a file."""
+        self.page.picture(figure, photographs=photographs)
+        for target in self.targets:
+            target.log_figure(figure, name)
+
+    def csv(self, table: pd.DataFrame, name: str) -> None:
+        """A table as a file; what of it is on the page is another matter."""
+        for target in self.targets:
+            target.log_csv(table, name)
 
 
 def _cell(value: object, right: bool) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from retinaflow.commands.anchor_fit import SCALES, BoxSample, advice
 from retinaflow.commands.inputs import TrainingData, epoch_length, plans, say
 from retinaflow.commands.judging import Judgement, judge, postprocessing
 from retinaflow.commands.progress import Progress
@@ -98,6 +99,8 @@ class Session:
         shapes = ", ".join(f"{height}x{width}" for height, width in buckets.shapes)
         many = f" in {world.size} processes" if world.size > 1 else ""
         say(f"{config.backbone} on {device.type}{many}, {precision}, images of {shapes} (height x width)")
+        if resumed is None and world.is_first:
+            _tell_of_missed_boxes(config, data, buckets)
         return session
 
     def train(self, run: Run, folder: Path, stop: StopRequest, *, best_before: Path | None = None) -> Path:
@@ -302,6 +305,14 @@ class Session:
             epoch=trainer.epoch,
             progress=None if progress is None else {**trainer.state(), **own, **progress},
         )
+
+
+def _tell_of_missed_boxes(config: TrainConfig, data: TrainingData, buckets: AspectBuckets) -> None:
+    # Heads that are loaded have learnt with their anchors.
+    scales = SCALES if config.weights in ("none", "imagenet") else ()
+    line = advice(BoxSample.draw(data.train), buckets, float(config.anchor_scale), scales=scales)
+    if line:
+        say(line)
 
 
 def _refuse_other_data(resumed: Checkpoint, data: TrainingData) -> None:

@@ -78,11 +78,20 @@ def cell_anchors(stride: int, anchor_scale: float) -> Tensor:
     return anchors
 
 
-def _level_anchors(height: int, width: int, stride: int, anchor_scale: float) -> Tensor:
+def level_spacing(image_size: tuple[int, int], stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(cells, pixels from one to the next) of a level, downwards and to the right; the first cell is at 0.
+
+    Torchvision spaces cells by size // cells, not by the nominal stride; they differ where the size is no multiple.
+    """
+    height, width = image_size
     rows, columns = -(-height // stride), -(-width // stride)
-    # Torchvision spaces cells by size // cells, not by the nominal stride; they differ where the size is no multiple.
-    ys = torch.arange(rows, dtype=torch.float32, device="cpu") * (height // rows)
-    xs = torch.arange(columns, dtype=torch.float32, device="cpu") * (width // columns)
+    return (rows, height // rows), (columns, width // columns)
+
+
+def _level_anchors(height: int, width: int, stride: int, anchor_scale: float) -> Tensor:
+    (rows, down), (columns, right) = level_spacing((height, width), stride)
+    ys = torch.arange(rows, dtype=torch.float32, device="cpu") * down
+    xs = torch.arange(columns, dtype=torch.float32, device="cpu") * right
     grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
     centres = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).reshape(-1, 1, 4)
     return (centres + cell_anchors(stride, anchor_scale)).reshape(-1, 4)
