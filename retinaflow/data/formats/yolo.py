@@ -21,7 +21,15 @@ import yaml
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.turning import to_turned
-from retinaflow.data.formats.yolo_files import NAME_FILES, by_document, by_folder, in_folders, label_file, tell_left_out
+from retinaflow.data.formats.yolo_files import (
+    NAME_FILES,
+    SplitFiles,
+    by_document,
+    by_folder,
+    in_folders,
+    label_file,
+    tell_left_out,
+)
 from retinaflow.data.tables import Faults
 
 SHORT = {"validation": "val"}
@@ -75,6 +83,7 @@ def read_yolo(
     source = SourceSet("share", classes)
     labelled = 0
     seen: set[Path] = set()
+    _tell_repeated(files, say)
     for split, paths in files.images.items():
         for path in (path for path in paths if path not in seen):
             seen.add(path)
@@ -89,6 +98,16 @@ def read_yolo(
             f"{place}: none of {len(seen):,} images has a label file; {label_file(first)} is looked for, for example"
         )
     return source
+
+
+def _tell_repeated(files: SplitFiles, say: Callable[[str], None]) -> None:
+    """Say which images stand in several splits: judging on images of the training would flatter."""
+    first: dict[Path, str] = {}
+    repeated = [
+        path for split, paths in files.images.items() for path in paths if first.setdefault(path, split) != split
+    ]
+    if repeated:
+        say(f"{len(repeated):,} images stand in more than one split and count for the first, for example {repeated[0]}")
 
 
 def _document(place: Path) -> dict[str, Any]:
@@ -116,8 +135,11 @@ def _names_in_text(root: Path) -> list[str]:
     """Class names of a folder without data.yaml, one a line."""
     for name in NAME_FILES:
         if (root / name).is_file():
-            lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
-            return _each_once([line.strip() for line in lines if line.strip()], root / name)
+            lines = (root / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
+            if blank := [number for number, line in enumerate(lines, 1) if not line.strip()]:
+                # Left out, it would give every class after it another's name.
+                raise ValueError(f"{root / name}: line {blank[0]}: a line must name a class, but is empty; delete it")
+            return _each_once([line.strip() for line in lines], root / name)
     raise FileNotFoundError(f"{root} must hold data.yaml or {' or '.join(NAME_FILES)}: what are the classes called?")
 
 

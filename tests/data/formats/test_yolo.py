@@ -250,3 +250,23 @@ def test_a_data_yaml_that_cannot_be_used_is_named(tmp_path: Path, case: tuple[st
     with pytest.raises(ValueError) as stopped:
         read_yolo(path, Faults(), classes=ClassNames())
     assert f"{path}: {case[1]}" in str(stopped.value)
+
+
+def test_an_empty_line_among_the_class_names_stops_as_it_would_rename_the_rest(tmp_path: Path, picture: Any) -> None:
+    picture("images/a.png")
+    write(tmp_path / "labels/a.txt", "1 0.5 0.5 1 1\n")
+    write(tmp_path / "classes.txt", "cat\n\ndog\n")
+    with pytest.raises(ValueError, match=r"classes.txt: line 2: a line must name a class, but is empty"):
+        read(tmp_path)
+    write(tmp_path / "classes.txt", "cat\ndog\n\n\n")
+    assert read(tmp_path).boxes[0][1] == 1
+
+
+def test_images_of_several_splits_are_counted(tmp_path: Path, picture: Any) -> None:
+    write(tmp_path / "data.yaml", "train: images\nval: val.txt\nnames: [cat]\n")
+    picture("images/a.png"), picture("images/b.png")
+    write(tmp_path / "labels/a.txt", "0 0.5 0.5 1 1\n")
+    write(tmp_path / "val.txt", "images/b.png\n")
+    said: list[str] = []
+    assert {image.split for image in read(tmp_path, say=said.append).images} == {"train"}
+    assert [line for line in said if "1 images stand in more than one split" in line]
