@@ -17,7 +17,7 @@ The map of the package, in reading order:
   ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
   ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
   ``error_analysis`` with ``nearest_truth``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their
-  ``figure_style``, ``contact_sheet``, ``box_pictures``; ``match_file`` (what is kept of a judged run),
+  ``figure_style``, ``fonts``, ``contact_sheet``, ``box_pictures``; ``match_file`` (what is kept of a judged run),
   ``significance``, ``comparison``, ``comparison_words``, ``comparison_figures``, ``found_and_missed``,
   ``comparison_page`` (runs compared class by class); ``seeds`` and ``search_figures`` (the result of a search);
   ``calibration``, ``cross_fitting``, ``calibration_figure`` and ``fusion`` (several models as one).

@@ -67,7 +67,10 @@ def run(config: VisualizeConfig) -> list[Path]:
                 run.log_file(path, "pictures")
                 paths.append(path)
         skipped.log(run, wanted.unreadable_table)
-    say(f"{len(paths)} pictures in {config.output / 'pictures'}")
+    others = len(set((config.output / "pictures").glob("*.jpg")) - set(paths))
+    say(
+        f"{len(paths)} pictures in {config.output / 'pictures'}{f', beside {others} of earlier calls' if others else ''}"
+    )
     return paths
 
 
@@ -126,8 +129,10 @@ def _truth(config: VisualizeConfig, trained: dict[str, Any], taxonomy: Taxonomy)
         return load_training_data(resolve(TrainConfig, {**trained, "config": None})).judged
     data = str(trained["data"]) if config.data == "trained" else config.data
     try:
+        # Boxes alone are drawn: which classes are absent does not matter.
+        settings, only = DataSettings(data=data, exhaustive=True), [config.split]
         index = read_split(
-            DataSettings(data=data), [config.split], boxes=(), image_labels=None, with_images=False, allow_repeats=True
+            settings, only, boxes=(), image_labels=None, with_images=False, allow_repeats=True, fill_in=False
         ).index
     except FileNotFoundError as error:
         say(f"detections alone are drawn: {error}")

@@ -1,7 +1,7 @@
 """Boxes drawn into an image at its own size: class name and score on the colour of the class, truth beside detections.
 
 A class has the same colour in every picture, whatever other classes there are: it is made from the class id. Names
-stand where they cover no other name, as far as there is room. Pixels in, pixels out; the font is matplotlib's own.
+stand where they cover no other name, as far as there is room. Pixels in, pixels out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from retinaflow.scoring.fonts import file_for
 
 Pixels = NDArray[np.uint8]
 Rectangle = tuple[float, float, float, float]
@@ -84,7 +85,7 @@ def _write(
     pen: ImageDraw.ImageDraw, box: DrawnBox, image: tuple[int, int], size: int, taken: Sequence[Rectangle]
 ) -> Rectangle:
     """Write the text of a box where it covers least; returns the place."""
-    font, pad = _font(size), max(2, size // 6)
+    font, pad = _font(box.text, size), max(2, size // 6)
     text_width = pen.textlength(box.text, font=font) + 2 * pad
     text_height = float(size + 2 * pad)
     x1, y1, x2, y2 = _pixels(box.box, *image)
@@ -111,7 +112,7 @@ def _with_title(picture: Image.Image, title: str, size: int) -> Pixels:
     bar = round(size * _BAR_LINES)
     whole = Image.new("RGB", (picture.width, picture.height + bar), "white")
     whole.paste(picture, (0, bar))
-    font, text = _font(size), title
+    font, text = _font(title, size), title
     pen = ImageDraw.Draw(whole)
     while len(text) > 2 and pen.textlength(text, font=font) > picture.width - size:
         text = f"{text[:-2]}…"
@@ -140,6 +141,10 @@ def _font_size(width: int, height: int) -> int:
     return max(11, round(max(width, height) / 58))
 
 
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    return _opened(file_for(text), size)
+
+
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+def _opened(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(file), size)

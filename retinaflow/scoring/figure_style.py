@@ -15,6 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from retinaflow.scoring import fonts
+
+fonts.use_in_figures()
+
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NO_BIN = "#7F7F7F"
 MAX_NAMES = 30
