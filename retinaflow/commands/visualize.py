@@ -67,10 +67,9 @@ def run(config: VisualizeConfig) -> list[Path]:
                 run.log_file(path, "pictures")
                 paths.append(path)
         skipped.log(run, wanted.unreadable_table)
-    others = len(set((config.output / "pictures").glob("*.jpg")) - set(paths))
-    say(
-        f"{len(paths)} pictures in {config.output / 'pictures'}{f', beside {others} of earlier calls' if others else ''}"
-    )
+    folder = config.output / "pictures"
+    others = len(set(folder.glob("*.jpg")) - set(paths))
+    say(f"{len(paths)} pictures in {folder}{f', beside {others} of earlier calls' if others else ''}")
     return paths
 
 
