@@ -40,13 +40,9 @@ _SHEET_PIXELS = 360
 
 @dataclass(frozen=True)
 class Explored:
-    """The data that is looked at. ``given`` counts boxes as published; ``bins`` as a training would.
-
-    ``exhaustive``: a class that is not boxed on an image is absent there; labels that say so are not in the index.
-    """
+    """The data that is looked at. ``given`` counts boxes as published; ``bins`` as a training would."""
 
     index: AnnotationIndex
-    exhaustive: bool
     given: Presence
     bins: ClassBins
     table: pd.DataFrame
@@ -98,8 +94,8 @@ def _load(config: ExploreConfig) -> Explored:
         index = index.with_classes(select_classes(config.class_group, index.taxonomy, bins_of(index)))
         index, *_ = limit_background(index, ratio=config.background_ratio, seed=config.seed)
     given, bins = class_presence(index), bins_of(index)
-    table = exploration.class_table(index, given, bins, exhaustive=config.exhaustive)
-    return Explored(index, config.exhaustive, given, bins, table, loaded.dropped)
+    table = exploration.class_table(index, given, bins)
+    return Explored(index, given, bins, table, loaded.dropped)
 
 
 def _write(report: Report, data: Explored, config: ExploreConfig) -> pd.DataFrame:
@@ -129,7 +125,7 @@ def _overview(report: Report, data: Explored) -> None:
             (f"{len(index):,}", "images"),
             (f"{len(index.boxes):,}", "boxes"),
             (f"{index.num_classes:,}", f"classes, {empty} without an image" if empty else "classes"),
-            *([] if data.exhaustive else [(f"{len(index.verified_class):,}", "image-level labels")]),
+            *([] if data.index.all_known else [(f"{len(index.verified_class):,}", "image-level labels")]),
             (f"{len(index.boxes) / len(index):.1f}", "boxes per image"),
             (f"{np.mean(np.diff(index.box_start) == 0):.1%}", "images without a box"),
             (f"{np.mean(index.is_group_of) if len(index.boxes) else 0:.1%}", "boxes are group-of"),
@@ -249,8 +245,8 @@ def _labels(report: Report, data: Explored) -> None:
     index, page, table = data.index, report.page, data.table
     boxed = "exhaustive=true: all objects are boxed, so a class that is not boxed on an image is absent there."
     unknown = "A class that is neither verified nor boxed on an image is unknown there."
-    page.section("Verified labels", boxed if data.exhaustive else unknown)
-    if not data.exhaustive and len(index.verified_class):
+    page.section("Verified labels", boxed if data.index.all_known else unknown)
+    if not data.index.all_known and len(index.verified_class):
         bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
         present, absent = table["verified_present"].to_numpy(), table["verified_absent"].to_numpy()
         page.text(
@@ -259,7 +255,7 @@ def _labels(report: Report, data: Explored) -> None:
             f"{int((absent == 0).sum())} of {len(table)} classes are nowhere verified absent."
         )
         report.picture(data_figures.label_coverage(present, absent, bins, list(table["class"])), "label_coverage.png")
-    elif not data.exhaustive:
+    elif not data.index.all_known:
         page.text("There are no image-level labels: on each image only boxed classes are known.")
     page.section("Group-of and other flags")
     shares = exploration.flag_shares(index)

@@ -81,7 +81,7 @@ def read_split(
     """The index of some splits with all classes of the class list.
 
     ``allow_repeats``: boxes given twice are kept. ``fill_in``: the absences of an exhaustive set are entered as labels,
-    one for every class on every image.
+    one for every class on every image, for judging; else the index says that all is known.
     """
     folder = data_folder(settings)
     hierarchy = settings.hierarchy
@@ -107,7 +107,8 @@ def read_split(
     if len(loaded.index) == 0 and with_images:
         raise ValueError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
     if settings.exhaustive:
-        return loaded if not fill_in else replace(loaded, index=loaded.index.exhaustive())
+        index = loaded.index.filled_in() if fill_in else loaded.index.exhaustive()
+        return replace(loaded, index=index)
     if not files.image_labels:
         say("no image-level labels: on each image only boxed classes count as known (exhaustive=true if all is boxed)")
     return loaded
@@ -145,7 +146,12 @@ def load_training_data(settings: SamplingFields, *, need_images: bool = True) ->
     if not with_images:
         say("no folder of images: counted is what the annotations say")
     loaded = read_split(
-        settings, settings.train_splits, boxes=settings.boxes, image_labels=labels, with_images=with_images
+        settings,
+        settings.train_splits,
+        boxes=settings.boxes,
+        image_labels=labels,
+        with_images=with_images,
+        fill_in=False,
     )
     train, judged, dropped = _split(settings, loaded, labels, with_images=with_images)
     expand = settings.parents != "ignore"
@@ -177,7 +183,10 @@ def _split(
                 f"eval_ids={settings.eval_ids}: some but not all training images must be listed, but {chosen.sum():,} "
                 f"of {len(whole):,} are"
             )
-        return whole.take(np.flatnonzero(~chosen)), whole.take(np.flatnonzero(chosen)), loaded.dropped
+        held_out = whole.take(np.flatnonzero(chosen))
+        if held_out.all_known:
+            held_out = held_out.filled_in()
+        return whole.take(np.flatnonzero(~chosen)), held_out, loaded.dropped
     eval_labels = settings.eval_image_labels if settings.eval_image_labels else (None if labels is None else ())
     judged = read_split(
         settings,

@@ -20,7 +20,7 @@ from retinaflow.data.presence import Presence
 FloatArray = NDArray[np.float64]
 
 
-def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins, *, exhaustive: bool = False) -> pd.DataFrame:
+def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins) -> pd.DataFrame:
     """One row per class, rarest first.
 
     class, class_id, bin (1 the rarest), images, boxes, tree_images, boxes_per_image, group_of (share of the boxes),
@@ -45,7 +45,7 @@ def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins, *, exh
             "median_side": pd.Series(box_sides(index)).groupby(labels).median().reindex(range(width)),
             "verified_present": np.bincount(np.asarray(index.verified_class)[present], minlength=width),
             "verified_absent": np.bincount(np.asarray(index.verified_class)[~present], minlength=width),
-            "known": 1.0 if exhaustive else _known_images(index, given) / max(len(index), 1),
+            "known": 1.0 if index.all_known else _known_images(index, given) / max(len(index), 1),
         }
     )
     return table.sort_values(["tree_images", "images", "class_id"], ignore_index=True)

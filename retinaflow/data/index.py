@@ -70,6 +70,8 @@ class AnnotationIndex:
     """``[M]`` True: verified present (Confidence 1), False: verified absent."""
     images_folder: str = ""
     """Folder that ``files`` are relative to."""
+    all_known: bool = False
+    """True: every class is known on every image, without a label that says so."""
     path: Path | None = field(default=None, compare=False)
     """Folder this index was opened from, or None."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -103,6 +105,12 @@ class AnnotationIndex:
     @cached_property
     def digest(self) -> str:
         """sha256 over classes, hierarchy and all annotation columns, not files and sizes: equal means equal data."""
+        if self.all_known:
+            return hashlib.sha256(f"{self._digest_of_columns} all known".encode()).hexdigest()
+        return self._digest_of_columns
+
+    @cached_property
+    def _digest_of_columns(self) -> str:
         if self.saved_digest:
             return self.saved_digest
         hasher = hashlib.sha256(json.dumps(self.taxonomy.to_document(), sort_keys=True).encode())
@@ -176,6 +184,8 @@ class AnnotationIndex:
 
         A present label or a box says so of all ancestors too, an absent label of all descendants (METRIC rule 1).
         """
+        if self.all_known:
+            return np.ones(self.num_classes, dtype=bool)
         known = np.zeros(self.num_classes, dtype=bool)
         rows = slice(self.label_start[image], self.label_start[image + 1])
         classes, present = self.verified_class[rows], self.verified_present[rows]
@@ -189,15 +199,23 @@ class AnnotationIndex:
         return known
 
     def exhaustive(self) -> AnnotationIndex:
-        """The index with every class that is not known on an image entered as verified absent there."""
+        """The same with ``all_known``: a class without a box on an image is absent there. Costs no memory per image."""
+        return replace(self, all_known=True, path=None)
+
+    def filled_in(self) -> AnnotationIndex:
+        """The index with every class that is not known on an image entered as verified absent there, as a label.
+
+        For those who read labels alone, as the metric does; there are as many then as images times classes.
+        """
+        given = replace(self, all_known=False)
         known = np.zeros((len(self), self.num_classes), dtype=bool)
         for image in range(len(self)):
-            known[image] = self.verified(image)
+            known[image] = given.verified(image)
         image_of_added, added = np.nonzero(~known)
         images = np.concatenate([self.label_image, image_of_added])
         order = np.argsort(images, kind="stable")
         return replace(
-            self,
+            given,
             label_start=row_starts(images, len(self)),
             verified_class=np.concatenate([self.verified_class, added.astype(np.int32)])[order],
             verified_present=np.concatenate([self.verified_present, np.zeros(len(added), dtype=bool)])[order],
@@ -210,7 +228,8 @@ class AnnotationIndex:
         document = {
             "images_folder": self.images_folder,
             "taxonomy": self.taxonomy.to_document(),
-            "digest": self.digest,
+            "digest": self._digest_of_columns,
+            "all_known": self.all_known,
             "notes": dict(notes or {}),
         }
         save_columns(folder, {name: getattr(self, name) for name in _COLUMNS}, document)
@@ -226,6 +245,8 @@ class AnnotationIndex:
             notes=document["notes"],
             path=folder,
             saved_digest=document["digest"],
+            # An index that an older version saved does not say.
+            all_known=document.get("all_known", False),
             **columns,
         )
 

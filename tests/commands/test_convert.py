@@ -70,10 +70,12 @@ def test_a_converted_set_knows_that_it_is_exhaustive(
 ) -> None:
     convert(tiny_dataset(), tmp_path / "coco", to="coco", exhaustive="true")
     convert(tmp_path / "coco", tmp_path / "mine")
-    train, _ = indexes(tmp_path / "mine")
-    assert len(train.verified_class) == len(train) * train.num_classes
-    partly, _ = indexes(tmp_path / "mine", exhaustive="false")
-    assert len(partly.verified_class) < len(partly) * partly.num_classes
+    train, judged = indexes(tmp_path / "mine")
+    assert all(train.verified(image).all() for image in range(len(train)))
+    assert len(judged.verified_class) == len(judged) * judged.num_classes
+    partly, judged = indexes(tmp_path / "mine", exhaustive="false")
+    assert not all(partly.verified(image).all() for image in range(len(partly)))
+    assert len(judged.verified_class) < len(judged) * judged.num_classes
     capsys.readouterr()
     assert main(["binning", "--data", str(tmp_path / "mine"), "--track", "false", "--output", str(tmp_path / "o")]) == 0
     assert "retinaflow.yaml of the data folder: exhaustive=true" in capsys.readouterr().out

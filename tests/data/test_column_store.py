@@ -92,7 +92,7 @@ def test_the_digest_is_kept_with_an_index_and_made_anew_for_a_part_of_it(tmp_pat
     part, classes = np.arange(5), np.array([1, 3])
     assert opened.take(part).digest == index.take(part).digest != index.digest
     assert opened.with_classes(classes).digest == index.with_classes(classes).digest != index.digest
-    assert opened.exhaustive().digest == index.exhaustive().digest != index.digest
+    assert opened.filled_in().digest == index.filled_in().digest != index.digest
 
 
 def test_a_large_computed_index_is_shared_through_a_file_and_a_small_one_copied(

@@ -108,6 +108,12 @@ def test_background_images_are_limited_and_verified_negatives_come_first() -> No
         assert set(limit_background(index, ratio=1.5, seed=seed)[1].tolist()) > {0, 1, 3, 5}
 
 
+def test_in_an_exhaustive_set_all_background_is_verified_absent() -> None:
+    index = make_index([[0], [0], [], [], []], classes=1).exhaustive()
+    _, _, seen = limit_background(index, ratio=1.0, seed=0)
+    assert (seen.verified_absent, seen.verified_absent_in_all, seen.others_in_all) == (2, 3, 0)
+
+
 @pytest.mark.parametrize(("ratio", "background"), [(0.0, 0), (0.25, 5), (1.0, 20), (9.0, 100)])
 def test_the_ratio_is_images_without_boxes_to_images_with(ratio: float, background: int) -> None:
     index = make_index([[0]] * 20 + [[]] * 100, classes=1)

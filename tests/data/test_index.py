@@ -32,7 +32,7 @@ def test_an_index_without_images_can_be_asked_everything() -> None:
     assert len(empty) == 0
     assert len(empty.take(np.zeros(0, dtype=np.int64))) == 0
     assert empty.with_classes(np.array([2, 0])).num_classes == 2
-    assert len(empty.exhaustive().verified_class) == 0
+    assert len(empty.filled_in().verified_class) == 0
     assert len(empty.digest) == 64
 
 
@@ -114,9 +114,9 @@ def test_what_is_known_agrees_with_a_slow_loop(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_exhaustive_adds_an_absent_label_for_every_unknown_class_and_no_other(seed: int) -> None:
+def test_filling_in_adds_an_absent_label_for_every_unknown_class_and_no_other(seed: int) -> None:
     index = random_index(seed)
-    full = index.exhaustive()
+    full = index.filled_in()
     assert all(full.verified(image).all() for image in range(len(full)))
     assert boxes_of(full) == boxes_of(index)
     before, after = labels_of(index), labels_of(full)
@@ -278,3 +278,17 @@ def test_with_classes_hands_boxes_up_to_and_absences_down_to_the_nearest_chosen_
     # Without the vehicle in the group its absence goes to what is nearest below it: car and bus, not taxi again.
     below = index.with_classes(np.array([1, 3]))
     assert below.verified_class[below.label_start[1] :].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_an_exhaustive_index_knows_as_much_as_one_filled_in_without_a_label(seed: int, tmp_path: Path) -> None:
+    index = random_index(seed)
+    full = index.exhaustive()
+    part = full.take(np.arange(3)).with_classes(np.array([1]))
+    full.save(tmp_path / "index")
+    opened = AnnotationIndex.open(tmp_path / "index")
+    for known in (full, part, opened, pickle.loads(pickle.dumps(opened)), pickle.loads(pickle.dumps(full))):
+        assert all(known.verified(image).all() for image in range(len(known)))
+    assert len(full.verified_class) == len(index.verified_class)
+    assert full.filled_in().digest == index.filled_in().digest
+    assert full.digest == opened.digest != index.digest
