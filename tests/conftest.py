@@ -39,6 +39,13 @@ _BOX_COLUMNS = (
     "IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside",
 )  # fmt: skip
 _KEEP_OUT = 2
+_LONG = ("slow", "browser", "postgres")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests first: the processes take files in this order, and a long one at the end would run alone."""
+    long = {item.path for item in items if any(item.get_closest_marker(name) for name in _LONG)}
+    items.sort(key=lambda item: (item.path not in long, item.path.parent.name != "commands"))
 
 
 @pytest.fixture(scope="session", autouse=True)
