@@ -47,7 +47,7 @@ epoch_length: 8
 lr: 0.001
 """
 """The recipe with which the tutorial is tested: what it leads to is no detector, but every step is done."""
-MORE = {"search": "--trials 2 --confirm_seeds 1 --sampling uniform,binned", "evaluate": "--bootstrap 20"}
+MORE = {"search": "--trials 1 --confirm_seeds 1 --sampling binned", "evaluate": "--bootstrap 20"}
 """Settings that make a step of the tutorial small."""
 
 
