@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.detector.anchor_reach import FOREGROUND, best_overlaps
+from retinaflow.detector.anchor_reach import best_overlaps
 from retinaflow.detector.anchors import LEVEL_STRIDES
+from retinaflow.detector.targets import FOREGROUND
 
 SCALES = (1.5, 2.0, 3.0, 4.0)
 """Scales that are tried; below 1.5 the rounding of anchors to pixels opens gaps between them."""
@@ -95,17 +96,25 @@ def reach_of_settings(
 
 
 def advice(
-    sample: BoxSample, buckets: AspectBuckets, anchor_scale: float, *, scales: Sequence[float] = SCALES
+    table: pd.DataFrame,
+    sample: BoxSample,
+    buckets: AspectBuckets,
+    anchor_scale: float,
+    *,
+    scales: Sequence[float] = SCALES,
 ) -> str | None:
-    """A line for the user when anchors miss most boxes of a class, else None. ``scales``: what may be recommended; none
-    for a published detector, which brings its own."""
-    table = class_reach(sample, buckets, anchor_scale)
+    """A line for the user when anchors miss most boxes of a class, else None.
+
+    ``table``: :func:`class_reach` of the others. ``scales``: what may be recommended; none for a published detector,
+    which brings its own.
+    """
     missed = table[table["reached"] < FEW]
     if missed.empty:
         return None
     shown = [f"{row.label} {row.reached:.0%} of {row.median_side:.0f} pixels" for row in missed[:_NAMED].itertuples()]
     more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
-    means = {scale: _mean_reach(sample, buckets, scale) for scale in (anchor_scale, *scales)}
+    means = {scale: _mean_reach(sample, buckets, scale) for scale in scales}
+    means[anchor_scale] = float(table["reached"].mean())
     best = max(means, key=lambda scale: (means[scale], scale))
     other = f" or anchor_scale={best:g} (a mean over classes of {means[best]:.0%} instead of {means[anchor_scale]:.0%})"
     return (

@@ -201,10 +201,11 @@ def _anchors(report: Report, data: Explored, config: ExploreConfig, buckets: Asp
         "the least met class first. anchors.csv is the same table.",
     )
     sample = BoxSample.draw(data.index)
-    table = class_reach(sample, buckets, scale).rename(columns={"label": "class"})
+    reach = class_reach(sample, buckets, scale)
+    table = reach.rename(columns={"label": "class"})
     page.table(table.round({"median_side": 1, "reached": 3}), tall=len(table) > 25)
     report.csv(table, "anchors.csv")
-    line = advice(sample, buckets, scale)
+    line = advice(reach, sample, buckets, scale)
     if line:
         page.text(f"{line[0].upper()}{line[1:]}.")
         say(line)

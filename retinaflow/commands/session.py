@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from retinaflow.commands.anchor_fit import SCALES, BoxSample, advice
+from retinaflow.commands.anchor_fit import SCALES, BoxSample, advice, class_reach
 from retinaflow.commands.inputs import TrainingData, epoch_length, plans, say
 from retinaflow.commands.judging import Judgement, judge, postprocessing
 from retinaflow.commands.progress import Progress
@@ -310,7 +310,8 @@ class Session:
 def _tell_of_missed_boxes(config: TrainConfig, data: TrainingData, buckets: AspectBuckets) -> None:
     # Heads that are loaded have learnt with their anchors.
     scales = SCALES if config.weights in ("none", "imagenet") else ()
-    line = advice(BoxSample.draw(data.train), buckets, float(config.anchor_scale), scales=scales)
+    sample, anchor_scale = BoxSample.draw(data.train), float(config.anchor_scale)
+    line = advice(class_reach(sample, buckets, anchor_scale), sample, buckets, anchor_scale, scales=scales)
     if line:
         say(line)
 

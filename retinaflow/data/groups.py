@@ -138,9 +138,8 @@ def limit_background(
     draw among the others is by ``seed``.
     """
     boxed = np.diff(index.box_start) > 0
-    absent = np.bincount(index.label_image[~index.verified_present], minlength=len(index)) > 0
-    if index.all_known:
-        absent[:] = True
+    labelled = np.bincount(index.label_image[~index.verified_present], minlength=len(index)) > 0
+    absent = labelled | index.all_known
     background = np.flatnonzero(~boxed)
     order = np.random.default_rng(seed).permutation(len(background))
     order = order[np.argsort(~absent[background[order]], kind="stable")]

@@ -200,7 +200,7 @@ class AnnotationIndex:
 
     def exhaustive(self) -> AnnotationIndex:
         """The same with ``all_known``: a class without a box on an image is absent there. Costs no memory per image."""
-        return replace(self, all_known=True, path=None)
+        return replace(self, all_known=True)
 
     def filled_in(self) -> AnnotationIndex:
         """The index with every class that is not known on an image entered as verified absent there, as a label.
@@ -259,13 +259,13 @@ class AnnotationIndex:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
-            return _open_shared, (self.path,)
+            return _open_shared, (self.path, self.all_known)
         return AnnotationIndex, tuple(getattr(self, item.name) for item in fields(self))
 
 
-def _open_shared(folder: Path) -> AnnotationIndex:
+def _open_shared(folder: Path, all_known: bool) -> AnnotationIndex:
     """In another process, an index that this one has opened and verified."""
-    return AnnotationIndex.open(folder, verify=False)
+    return replace(AnnotationIndex.open(folder, verify=False), all_known=all_known)
 
 
 def _spoken_for(labels: NDArray[np.int32], stand_ins: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

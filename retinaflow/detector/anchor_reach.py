@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from retinaflow.detector.anchors import LEVEL_STRIDES, cell_anchors, level_spacing
 
-FOREGROUND = 0.5
-"""IoU from which on an anchor answers for a box."""
-
 
 def best_overlaps(
     boxes: NDArray[np.floating], image_size: tuple[int, int], *, anchor_scale: float

@@ -19,7 +19,7 @@ from retinaflow.detector.anchors import decode, encode
 from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
 from retinaflow.detector.hierarchy import check_ancestors, check_per_class
 from retinaflow.detector.network import RawOutput
-from retinaflow.detector.targets import BETWEEN, Targets, ignore_masks, match_anchors
+from retinaflow.detector.targets import BETWEEN, FOREGROUND, Targets, ignore_masks, match_anchors
 
 BoxLoss = Literal["l1", "smooth_l1", "giou"]
 
@@ -45,7 +45,7 @@ class LossConfig:
     box_loss: BoxLoss = "smooth_l1"
     box_beta: float = 0.1
     box_weight: float = 1.0
-    match_high: float = 0.5
+    match_high: float = FOREGROUND
     match_low: float = 0.4
     ignore_ioa: float = 0.5
 

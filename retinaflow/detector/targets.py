@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+FOREGROUND = 0.5
+"""IoU from which on an anchor answers for a box."""
 BACKGROUND = -1
 BETWEEN = -2
 # Elements of one [images, boxes, anchors] block, of which four or so float32 temporaries live at a time. 4 MiB each
@@ -103,7 +105,7 @@ def _check_rows(prefix: str, boxes: Tensor, labels: Tensor, owner: Tensor, negat
 
 
 @torch.no_grad()
-def match_anchors(anchors: Tensor, targets: Targets, *, high: float = 0.5, low: float = 0.4) -> Tensor:
+def match_anchors(anchors: Tensor, targets: Targets, *, high: float = FOREGROUND, low: float = 0.4) -> Tensor:
     """The box each anchor answers for: ``[B, A]`` int64, a row of ``targets.boxes``, -1 (background) or -2 (between).
 
     anchors: ``[A, 4]`` xyxy pixels. Equal to torchvision's ``Matcher(high, low, allow_low_quality_matches=True)`` on

@@ -28,8 +28,13 @@ def sample(sides: dict[str, float], *, each: int = 20) -> BoxSample:
     return BoxSample(tuple(sides), boxes, labels, np.full((len(side), 2), 640))
 
 
+def said(drawn: BoxSample, **given: Any) -> str | None:
+    """The advice for anchors of scale 4."""
+    return advice(class_reach(drawn, BUCKETS, 4.0), drawn, BUCKETS, 4.0, **given)
+
+
 def test_classes_below_the_smallest_anchor_are_named_with_a_scale_that_meets_them() -> None:
-    line = advice(sample({"Bee": 12, "Cow": 48}), BUCKETS, 4.0)
+    line = said(sample({"Bee": 12, "Cow": 48}))
     assert line is not None
     assert "the smallest of 32 pixels, meet few boxes of 1 of 2 classes" in line
     assert "Bee 0% of 12 pixels" in line
@@ -38,17 +43,17 @@ def test_classes_below_the_smallest_anchor_are_named_with_a_scale_that_meets_the
 
 
 def test_a_published_detector_keeps_its_anchors() -> None:
-    line = advice(sample({"Bee": 12, "Cow": 48}), BUCKETS, 4.0, scales=())
+    line = said(sample({"Bee": 12, "Cow": 48}), scales=())
     assert line is not None
     assert line.endswith("use a larger image_size")
 
 
 def test_nothing_is_said_when_anchors_meet_the_boxes() -> None:
-    assert advice(sample({"Cow": 48, "Horse": 64}), BUCKETS, 4.0) is None
+    assert said(sample({"Cow": 48, "Horse": 64})) is None
 
 
 def test_many_missed_classes_are_counted_and_not_all_named() -> None:
-    line = advice(sample({f"Bee {number}": 6 for number in range(9)}), BUCKETS, 4.0)
+    line = said(sample({f"Bee {number}": 6 for number in range(9)}))
     assert line is not None
     assert "9 of 9 classes" in line
     assert "and 4 more" in line

@@ -114,3 +114,13 @@ def test_a_large_computed_index_is_shared_through_a_file_and_a_small_one_copied(
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("RETINAFLOW_CACHE", str(tmp_path / "file"))
     assert share_index(index) is index, "no room for a file"
+
+
+def test_an_opened_index_that_is_said_to_be_exhaustive_is_shared_from_its_own_file(tmp_path: Path) -> None:
+    random_index(4).save(tmp_path / "index")
+    opened = AnnotationIndex.open(tmp_path / "index").exhaustive()
+    again = pickle.loads(pickle.dumps(opened))
+    assert opened.mapped(tmp_path / "copy") is opened
+    assert again.path == opened.path
+    assert again.all_known
+    assert again.digest == opened.digest != AnnotationIndex.open(tmp_path / "index").digest
