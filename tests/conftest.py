@@ -42,6 +42,16 @@ _KEEP_OUT = 2
 _LONG = ("slow", "browser", "postgres")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--precision``: what precision=auto means in the tests, so that they do not depend on the processor."""
+    parser.addoption("--precision", choices=("float32", "bfloat16"), default="float32")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """For this process and those that tests start. bfloat16 is emulated where the processor lacks it."""
+    os.environ["RETINAFLOW_AUTO_PRECISION"] = config.getoption("precision")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of long tests first: the processes take files in this order, and a long one at the end would run alone."""
     long = {item.path for item in items if any(item.get_closest_marker(name) for name in _LONG)}

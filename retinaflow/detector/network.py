@@ -108,6 +108,25 @@ class RawOutput:
     box_deltas: Tensor
 
 
+class CoarseConv(nn.Conv2d):
+    """The 3 x 3 convolution of stride 2 that makes P6 and P7: ``[B, in, h, w]`` -> ``[B, out, ceil(h/2), ceil(w/2)]``.
+
+    On a CPU, a map one pixel wide is computed in float32 also under bfloat16 autocast: oneDNN's bfloat16 gradient of
+    the weights of such a map is uninitialised memory (torch 2.14; width 2 and stride 1 are correct). The map is tiny,
+    so this costs nothing.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: ``[B, in, h, w]`` float."""
+        if input.device.type == "cpu" and input.shape[-1] == 1 and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
 class Head(nn.Module):
     """``head_depth`` 3x3 layers with ReLU and one output layer, the same for every level.
 
@@ -186,6 +205,7 @@ def _backbone(config: NetworkConfig) -> nn.Module:
     top = LastLevelP6P7(config.fpn_channels if config.p6_from == "p5" else width_c5, config.fpn_channels)
     # Torchvision guesses the source from the channel numbers, wrongly where those of P5 and C5 agree.
     top.use_P5 = config.p6_from == "p5"
+    top.p6, top.p7 = (CoarseConv(level.in_channels, level.out_channels) for level in (top.p6, top.p7))
     pyramid: nn.Module = BackboneWithFPN(
         body,
         return_layers={"layer2": "0", "layer3": "1", "layer4": "2"},

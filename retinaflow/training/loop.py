@@ -9,8 +9,11 @@ The epoch's images come from ``plans(epoch)``: the loop knows nothing of samplin
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +36,9 @@ from retinaflow.training.schedule import Schedule, learning_rate
 from retinaflow.training.step import NotFinite, Stepper
 from retinaflow.training.synced_norm import sync_batch_norms
 from retinaflow.training.world import ALONE, World
+
+RECENT_LOSSES = 50
+"""Steps whose losses are remembered, to see whether the loss had grown when a step fails."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class Trainer:
         self.epoch = 0
         self.step = 0
         self._open = _Open()
+        self._losses: deque[float] = deque(maxlen=RECENT_LOSSES)
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
         sync_batch_norms(model, world)
         self._optimizer = make_optimizer(
@@ -267,6 +274,7 @@ class Trainer:
             if self._average is not None:
                 self._average.update(self.model)
             self.step += 1
+            self._losses.append(done.loss_class + done.loss_box)
             progress.batches += len(part)
             progress.images += done.images
             sums = progress.sums
@@ -299,4 +307,18 @@ class Trainer:
 
     def _described(self, fault: NotFinite, lr: float, dataset: DetectionDataset) -> str:
         ids = ", ".join(str(dataset.index.image_ids[image]) for image in fault.images)
-        return f"{fault} at step {self.step}, lr={lr:.3g}, images {ids}. Lower lr, or look at these images."
+        advice = (
+            f"The loss has grown from {statistics.median(self._losses):.3g}: lower lr."
+            if has_grown([*self._losses, fault.loss])
+            else "The losses before were ordinary: look at these images and their boxes"
+            + ("." if self.settings.precision == "float32" else ", or try precision=float32.")
+        )
+        return f"{fault} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}"
+
+
+def has_grown(losses: Sequence[float]) -> bool:
+    """Whether the latest finite losses (up to three, the last is the newest) are more than twice the median of those
+    before them; False when fewer than two are before."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    earlier = finite[:-3] or finite[:-1]
+    return len(earlier) >= 2 and max(finite[-3:]) > 2 * statistics.median(earlier)

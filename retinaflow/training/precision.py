@@ -6,6 +6,7 @@ NVIDIA); elsewhere it is emulated and slower than float32. Weights, optimizer an
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
@@ -14,10 +15,21 @@ import torch
 
 Precision = Literal["float32", "bfloat16"]
 CPU_INFO = Path("/proc/cpuinfo")
+AUTO_PRECISION = "RETINAFLOW_AUTO_PRECISION"
+"""Environment variable that states what ``precision=auto`` means, so that several machines compute alike."""
 
 
 def fast_precision(device: torch.device) -> Precision:
-    """What ``precision=auto`` means on a device."""
+    """What ``precision=auto`` means on a device. Raises ValueError when ``RETINAFLOW_AUTO_PRECISION`` holds neither."""
+    match os.environ.get(AUTO_PRECISION, ""):
+        case "float32":
+            return "float32"
+        case "bfloat16":
+            return "bfloat16"
+        case "":
+            pass
+        case other:
+            raise ValueError(f"{AUTO_PRECISION} must be float32 or bfloat16, but got {other!r}")
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _flags(CPU_INFO)

@@ -26,11 +26,15 @@ from retinaflow.training.world import World
 
 
 class NotFinite(FloatingPointError):
-    """A step that was not taken; ``images``: those of its batches on all processes, numbers in the index."""
+    """A step that was not taken.
 
-    def __init__(self, message: str, images: Sequence[int]) -> None:
+    ``images``: those of its batches on all ranks, indices of the annotation index; ``loss``: the sum of its losses.
+    """
+
+    def __init__(self, message: str, images: Sequence[int], loss: float) -> None:
         super().__init__(message)
         self.images = images
+        self.loss = loss
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,27 @@ class Stepper:
             for buffer, old in zip(self._statistics, statistics, strict=True):
                 buffer.copy_(old)
             own = [image for batch in batches for image in batch.image_index.tolist()]
-            what = "gradient" if math.isfinite(loss_class + loss_box) else "loss"
+            loss = loss_class + loss_box
+            what = "the loss" if not math.isfinite(loss) else f"the gradient{self._of_parameter()}"
             raise NotFinite(
-                f"the {what} must be finite, but got class {loss_class}, box {loss_box}, gradient norm {gradient_norm}",
+                f"{what} must be finite, but got class {loss_class}, box {loss_box}, gradient norm {gradient_norm}",
                 [image for part in self._world.collect(own) for image in part],
+                loss,
             )
         if self._clip > 0:
             nn.utils.clip_grads_with_norm_(self._learning, self._clip, norm)
         self._optimizer.step()
         return StepFigures(loss_class, loss_box, gradient_norm, images)
+
+    def _of_parameter(self) -> str:
+        """The first parameter whose gradient is not finite, and how many there are; empty when only the norm is."""
+        names = [
+            name
+            for name, parameter in self._model.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        more = f" and {len(names) - 1} other parameters" if len(names) > 1 else ""
+        return f" of {names[0]}{more}" if names else ""
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, int]:
         """Fills the gradients; the losses ``[2]`` (class, box) and the images, over all batches and processes."""

@@ -13,7 +13,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
 
-from retinaflow.detector.network import NetworkConfig, RetinaNet, norm_for, trainable_layers_for
+from retinaflow.detector.network import CoarseConv, NetworkConfig, RetinaNet, norm_for, trainable_layers_for
 from retinaflow.detector.weights import COCO_V1_URL, COCO_V2_URL, load_weights
 
 TINY: dict[str, Any] = {"backbone": "resnet18", "fpn_channels": 32, "head_depth": 1}
@@ -358,3 +358,36 @@ def test_training_from_nothing_learns_norms_and_all_stages_pretrained_training_d
 def test_settings_that_cannot_be_are_an_error_that_names_the_rule(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         NetworkConfig(**{"backbone": "resnet18", "num_classes": 2, **settings})
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (5, 1), (1, 2), (3, 3)], ids=str)
+def test_coarse_levels_have_the_gradients_of_float32_also_in_bfloat16_on_a_cpu(shape: tuple[int, int]) -> None:
+    """Maps one pixel wide were uninitialised memory (oneDNN), other values at each call."""
+    generator = torch.Generator().manual_seed(0)
+    conv = CoarseConv(64, 64).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    maps = torch.randn(2, 64, *shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for enabled in (False, True, True):
+        # What the memory held before must not matter.
+        del [torch.full((size,), float("nan")) for size in (64 * 64 * 9, 64 * 64 * 18, 65536)][:]
+        conv.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = conv(maps)
+        out.float().sum().backward()
+        assert conv.weight.grad is not None
+        gradients.append(conv.weight.grad.clone())
+    exact, once, again = gradients
+    assert torch.equal(once, again)
+    # bfloat16 has 8 bits: each of the few terms of a sum is off by at most 2^-8 of its size.
+    torch.testing.assert_close(once, exact, rtol=2**-6, atol=2**-6 * float(exact.abs().max()))
+
+
+def test_published_levels_p6_and_p7_are_coarse_convolutions_with_their_names() -> None:
+    model = RetinaNet(NetworkConfig(num_classes=1, **TINY))
+    blocks = model.backbone.fpn.extra_blocks
+    assert isinstance(blocks.p6, CoarseConv)
+    assert isinstance(blocks.p7, CoarseConv)
+    assert {"backbone.fpn.extra_blocks.p6.weight", "backbone.fpn.extra_blocks.p7.bias"} <= set(model.state_dict())

@@ -13,6 +13,23 @@ from retinaflow.training.precision import autocast, fast_precision
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _as_the_machine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RETINAFLOW_AUTO_PRECISION")
+
+
+@pytest.mark.parametrize("stated", ["float32", "bfloat16"])
+def test_the_environment_states_what_auto_means(monkeypatch: pytest.MonkeyPatch, stated: str) -> None:
+    monkeypatch.setenv("RETINAFLOW_AUTO_PRECISION", stated)
+    assert fast_precision(CPU) == stated
+
+
+def test_the_environment_cannot_state_another_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETINAFLOW_AUTO_PRECISION", "float16")
+    with pytest.raises(ValueError, match="must be float32 or bfloat16, but got 'float16'"):
+        fast_precision(CPU)
+
+
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
     [

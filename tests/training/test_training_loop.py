@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from retinaflow.training.loop import StepResult, Trainer
+from retinaflow.training.loop import StepResult, Trainer, has_grown
 from retinaflow.training.schedule import learning_rate
 from retinaflow.training.world import World
 
@@ -265,6 +265,31 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: 
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value.nan_to_num(), weights[name].nan_to_num()), name
     assert (trainer.step, trainer.state()["open"]["batches"]) == (0, 0)
+
+
+def test_a_gradient_that_is_not_finite_names_its_parameter_and_does_not_blame_the_learning_rate(lab: Any) -> None:
+    trainer = lab.trainer(epochs=1)
+    trainer.model.backbone.fpn.layer_blocks[0][0].weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError) as caught:
+        list(trainer.fit(lab.dataset, lab.buckets, lab.plans))
+    assert "the gradient of backbone.fpn.layer_blocks.0.0.weight must be finite" in str(caught.value)
+    assert "lr=" in str(caught.value)
+    assert "lower lr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("losses", "grown"),
+    [
+        pytest.param([1.0, 0.9, 1.1, 1.0, float("nan")], False, id="ordinary until the last"),
+        pytest.param([1.0, 0.9, 1.5, 4.0, 20.0, float("inf")], True, id="ever larger"),
+        pytest.param([float("nan")], False, id="the first step"),
+        pytest.param([1.0, 50.0], False, id="one step is no trend"),
+        pytest.param([1.0, 1.0, 50.0], True, id="larger at once"),
+        pytest.param([9.0, 3.0, 2.0, 1.0, 1.9], False, id="falling, then an ordinary one"),
+    ],
+)
+def test_only_a_loss_that_has_grown_speaks_for_a_lower_rate(losses: list[float], grown: bool) -> None:
+    assert has_grown(losses) is grown
 
 
 def test_after_step_may_stop_the_training(lab: Any) -> None:
