@@ -16,10 +16,10 @@ import time
 
 import numpy as np
 
-from retinaflow.scoring.bootstrap import bootstrap_intervals
-from retinaflow.scoring.challenge import average_precision
-from retinaflow.scoring.matches import Dropped, Kind, Matches
-from retinaflow.scoring.resampling import half_of_images, resampled_ap
+from retinaflow.metric.challenge import average_precision
+from retinaflow.metric.matches import Dropped, Kind, Matches
+from retinaflow.statistics.bootstrap import bootstrap_intervals
+from retinaflow.statistics.resampling import half_of_images, resampled_ap
 
 
 def main() -> None:

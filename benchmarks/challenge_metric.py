@@ -9,7 +9,7 @@ verified. Every side runs in a process of its own on one core, in turn, ``--repe
 CPU seconds of each phase (with one thread the wall clock of an idle machine, and hardly touched by others on a busy
 one; files come from the page cache), the wall clock of the whole, and the peak resident memory of the process.
 
-- ours: CSV or Parquet files -> AP per class, hierarchy expanded, by :func:`retinaflow.evaluation.evaluate_detections`;
+- ours: CSV or Parquet files -> AP per class, hierarchy expanded, by :func:`retinaflow.metric.evaluation.evaluate_detections`;
   "read" is everything up to arrays, "score" matching and AP.
 - peers: pycocotools and faster-coco-eval at IoU 0.5 on the same boxes. They know neither expansion nor verified
   classes, so they are handed the expanded truth and the detections that are judged, as arrays, and their time has no
@@ -97,7 +97,7 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
 
 
 def ours(folder: Path, kind: str) -> dict[str, Any]:
-    from retinaflow.evaluation import evaluate_detections, read_detections, read_truth
+    from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_truth
 
     start = time.process_time()
     truth = read_truth(
@@ -243,8 +243,8 @@ def write(path: Path, image: NDArray[np.str_], label: NDArray[np.str_], box: Any
 
 def write_peer_case(folder: Path, image_ids: NDArray[np.str_]) -> None:
     """Expanded truth and judged detections as arrays, made by our own reading."""
-    from retinaflow.evaluation import evaluate_detections, read_detections, read_truth
-    from retinaflow.scoring.truth import expand_boxes
+    from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_truth
+    from retinaflow.metric.ground_truth import expand_boxes
 
     truth = read_truth(
         folder / "boxes.parquet",

@@ -2,7 +2,7 @@
 
     python benchmarks/interval_coverage.py --samples 300 --copies 1
 
-Samples are drawn from the population of ``tests/scoring/simulated_population.py``, whose AP is known. Prints, in
+Samples are drawn from the population of ``tests/simulated_population.py``, whose AP is known. Prints, in
 percent, how often it is covered: for classes by how many images of a sample hold them (mean of the four qualities), for
 bins (means of the classes of one size) and for the mean of all classes; then the same for paired differences. Below
 each row stands the mean width.
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "scoring"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from simulated_population import IMAGES, IMAGES_WITH_CLASS, QUALITIES, draw_runs, true_ap
 
-from retinaflow.scoring.bootstrap import bootstrap_intervals, paired_differences
-from retinaflow.scoring.resampling import resampled_ap
+from retinaflow.statistics.bootstrap import bootstrap_intervals, paired_differences
+from retinaflow.statistics.resampling import resampled_ap
 
 Ends = dict[str, tuple[np.ndarray, np.ndarray]]
 

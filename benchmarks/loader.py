@@ -34,10 +34,10 @@ from torchvision.transforms import v2
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets, plan_batches
-from retinaflow.data.image_files import attach_files
-from retinaflow.data.images import BatchLoader, DetectionDataset
+from retinaflow.data.dataset import BatchLoader, DetectionDataset
+from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex, row_starts
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy
 
 HEIGHT, WIDTH, BATCH, BOXES, IMAGE_SIZE = 768, 1024, 8, 8, 512
 

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import row_starts
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy
 
 COUNTS = "challenge-train-box-counts-500.csv"
 CLASSES = "challenge-2018-class-descriptions-500.csv"

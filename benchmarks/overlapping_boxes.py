@@ -5,7 +5,7 @@
     python benchmarks/overlapping_boxes.py --from_run outputs/RUN/checkpoints/best.pt
 
 The demo set's people overlap little, so a crowded variant of it is drawn (``crowd`` of
-:func:`retinaflow.data.demo.write_demo`). A detector (``--from_run``, or one trained here, on the crowded variant or on
+:func:`retinaflow.demo.dataset.write_demo`). A detector (``--from_run``, or one trained here, on the crowded variant or on
 the demo set, for ``--epochs``) is run over its validation images once; every way is then asked about the same raw
 boxes. Half of the images (tune) is there to choose the settings by, the other half (report) to say what they are worth.
 
@@ -32,25 +32,25 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from retinaflow.boxes import iou
-from retinaflow.commands.inputs import read_split
-from retinaflow.config import TrainConfig
-from retinaflow.data.demo import demo_is_current, write_demo
-from retinaflow.data.groups import select_classes
-from retinaflow.data.image_files import decode
-from retinaflow.data.images import BatchLoader, DetectionDataset
+from retinaflow.data.class_groups import select_classes
+from retinaflow.data.dataset import BatchLoader, DetectionDataset
+from retinaflow.data.images import decode
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.training_data import read_split
+from retinaflow.demo.dataset import demo_is_current, write_demo
 from retinaflow.detections import Detections
 from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, candidates, suppressed
-from retinaflow.resolving import PROFILES, resolve
-from retinaflow.scoring.bootstrap import paired_differences
-from retinaflow.scoring.challenge import Evaluator, average_precision
-from retinaflow.scoring.claims import TruthByPair
-from retinaflow.scoring.contact_sheet import Panel, contact_sheet
-from retinaflow.scoring.matches import Kind, Matches
-from retinaflow.scoring.slices import subsets
-from retinaflow.training.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.training.inference import _batches
-from retinaflow.training.thinning import postprocess_config
+from retinaflow.inference.batches import _batches
+from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.inference.postprocess_settings import postprocess_config
+from retinaflow.metric.candidate_matches import TruthByPair
+from retinaflow.metric.challenge import Evaluator, average_precision
+from retinaflow.metric.matches import Kind, Matches
+from retinaflow.metric.slices import subsets
+from retinaflow.reports.contact_sheet import Panel, contact_sheet
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.resolve import PROFILES, resolve
+from retinaflow.statistics.bootstrap import paired_differences
 
 FALSE_POSITIVES = 0.1
 """Per image and class: where recall and doubles are read off."""

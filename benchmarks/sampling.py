@@ -36,10 +36,10 @@ from retinaflow.data.exposure import (
     exposure_table,
     imbalance,
 )
+from retinaflow.data.image_class_pairs import Presence, class_presence
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_sizes
-from retinaflow.data.presence import Presence, class_presence
 from retinaflow.data.sampling import STRATEGIES, SamplingSettings, Strategy, epoch_plan, expected_draws, image_weights
 from retinaflow.data.tables import Faults
 

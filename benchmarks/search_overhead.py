@@ -15,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import retinaflow.commands.search.objective as objective
-from retinaflow import tracking
+import retinaflow.search.objective as objective
 from retinaflow.commands import search
-from retinaflow.config import SearchConfig
-from retinaflow.resolving import resolve
+from retinaflow.runs import tracking
+from retinaflow.settings.commands import SearchConfig
+from retinaflow.settings.resolve import resolve
 
 TINY = {"image_size": 64, "num_buckets": 1, "epochs": 2, "epoch_length": 8, "batch_size": 4, "class_group": "bin:7"}
 

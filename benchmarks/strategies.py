@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from retinaflow.resolving import PROFILES
+from retinaflow.settings.resolve import PROFILES
 
 ARMS: Mapping[str, Mapping[str, str]] = {
     "uniform, no augmentation": {"sampling": "uniform", "augment": "0", "rare_augment": "0"},

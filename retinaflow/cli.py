@@ -14,12 +14,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from retinaflow.config import COMMANDS
-from retinaflow.outbox import first_line
-from retinaflow.resolving import FOLDER_FILE, of_folder, resolve
-from retinaflow.setting_groups import TrackingSettings
-from retinaflow.training.stopping import Stopped
-from retinaflow.written import as_text
+from retinaflow.interrupts import Stopped
+from retinaflow.runs.outbox import first_line
+from retinaflow.settings.commands import COMMANDS
+from retinaflow.settings.fields import as_text
+from retinaflow.settings.groups import TrackingSettings
+from retinaflow.settings.resolve import FOLDER_FILE, of_folder, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

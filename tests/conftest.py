@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -139,3 +142,74 @@ def _box_in_column(
     x1, y1 = int(rng.integers(left, (left + right) // 2)), int(rng.integers(0, height // 3))
     x2, y2 = int(rng.integers(x1 + 10, right + 1)), int(rng.integers(y1 + 16, height + 1))
     return x1, x2, y1, y2
+
+
+# A real MLflow store and trainings that several tests look at. What is heavy is imported where it is used, so that tests
+# of a single room load no more than they need.
+
+
+@pytest.fixture(scope="session")
+def _workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    import mlflow
+    from workshop import Workshop
+
+    workshop = Workshop(tmp_path_factory.mktemp("commands"))
+    folder, before = workshop.folder, mlflow.get_tracking_uri()
+    with warnings.catch_warnings():
+        # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(workshop.uri)
+        mlflow.search_experiments()
+    mlflow.set_tracking_uri(before)
+    yield workshop
+    # Checkpoints of 45 MB and more must not outlive the tests.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def workshop(_workshop: Any, tiny_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The workshop as current folder, its store as MLflow's."""
+    import mlflow
+
+    if not _workshop.data.exists():
+        shutil.move(tiny_dataset(), _workshop.data)
+    monkeypatch.chdir(_workshop.folder)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(_workshop.uri)
+    yield _workshop
+    # Choosing an experiment is remembered in the environment.
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def trained(workshop: Any) -> Any:
+    """A tracked training of two epochs, registered as tiny-detector."""
+    from retinaflow.commands import train
+
+    return workshop.once("trained", lambda: train.run(workshop.settings(register_as="tiny-detector")))
+
+
+@pytest.fixture
+def judged(trained: Any, workshop: Any) -> Path:
+    """The output folder of ``evaluate`` of the training."""
+    from retinaflow.commands import evaluate
+    from retinaflow.settings.commands import EvaluateConfig
+    from retinaflow.settings.resolve import resolve
+
+    def make() -> Path:
+        output = workshop.folder / "judged"
+        evaluate.run(resolve(EvaluateConfig, {"from_run": trained.run_id, "output": str(output), "bootstrap": 0}))
+        return output
+
+    result: Path = workshop.once("judged", make)
+    return result
+
+
+@pytest.fixture
+def lab(tiny_dataset: Callable[..., Path]) -> Any:
+    """A small detector and the tiny data set, ready to train."""
+    from lab import Lab
+
+    return Lab.on(tiny_dataset())

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.comparison.match_file import KeptMatches, TrainingCounts, truth_digest
 from retinaflow.detections import Detections
-from retinaflow.scoring.challenge import Scores, average_precision, evaluate
-from retinaflow.scoring.match_file import KeptMatches, TrainingCounts, truth_digest
-from retinaflow.scoring.report import per_class_table
+from retinaflow.metric.challenge import Scores, average_precision, evaluate
+from retinaflow.metric.per_class import per_class_table
+from retinaflow.taxonomy import Taxonomy
 
 GRID = 6
 WORDS = ("Amber", "Birch", "Clover", "Dahlia", "Elm", "Fern", "Ginkgo", "Hazel", "Iris", "Jasmine", "Kale", "Lilac")
@@ -24,7 +24,7 @@ WORDS = ("Amber", "Birch", "Clover", "Dahlia", "Elm", "Fern", "Ginkgo", "Hazel",
 
 @dataclass(frozen=True)
 class Annotated:
-    """The least that satisfies ``retinaflow.scoring.truth.Annotations``."""
+    """The least that satisfies ``retinaflow.metric.ground_truth.Annotations``."""
 
     image_ids: NDArray[np.str_]
     box_start: NDArray[np.int64]

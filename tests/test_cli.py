@@ -15,7 +15,7 @@ import cv2
 import pytest
 
 from retinaflow.cli import main
-from retinaflow.config import COMMANDS
+from retinaflow.settings.commands import COMMANDS
 
 
 class TinyDataset(Protocol):

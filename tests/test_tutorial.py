@@ -22,8 +22,8 @@ import pytest
 import requests
 
 from retinaflow.cli import build_parser, main
-from retinaflow.config import COMMANDS
-from retinaflow.resolving import resolve
+from retinaflow.settings.commands import COMMANDS
+from retinaflow.settings.resolve import resolve
 
 
 class TinyDataset(Protocol):

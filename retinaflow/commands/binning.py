@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retinaflow.commands.inputs import TrainingData, epoch_length, load_training_data, sampling_settings, say
-from retinaflow.config import BinningConfig
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
-from retinaflow.run_files import Run
-from retinaflow.scoring.figures import class_frequency, exposure_curves
-from retinaflow.setting_groups import SamplingFields
-from retinaflow.tracking import start_run
+from retinaflow.data.training_data import TrainingData, epoch_length, load_training_data, sampling_settings
+from retinaflow.progress import report
+from retinaflow.reports.figures import class_frequency, exposure_curves
+from retinaflow.runs.run import Run
+from retinaflow.runs.tracking import start_run
+from retinaflow.settings.commands import BinningConfig
+from retinaflow.settings.groups import SamplingFields
 
 
 def run(config: BinningConfig) -> None:
@@ -36,7 +37,7 @@ def log_bins(run: Run, data: TrainingData) -> None:
         run.log_json({**vars(data.seen), "background_ratio": data.seen.background_ratio}, "group_images.json")
     if len(data.dropped):
         run.log_csv(data.dropped, "dropped.csv")
-        say(f"{len(data.dropped):,} rows or images were left out; dropped.csv lists them")
+        report(f"{len(data.dropped):,} rows or images were left out; dropped.csv lists them")
 
 
 def log_exposure(run: Run, config: SamplingFields, data: TrainingData) -> None:
@@ -58,4 +59,4 @@ def log_exposure(run: Run, config: SamplingFields, data: TrainingData) -> None:
         ),
         "exposure.png",
     )
-    say(summary.to_string(index=False, float_format="%.3g"))
+    report(summary.to_string(index=False, float_format="%.3g"))

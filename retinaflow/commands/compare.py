@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaflow import tracking
-from retinaflow.commands.chosen_runs import ChosenRun, as_sides, chosen_runs, differing_settings, run_notes
-from retinaflow.commands.inputs import say
-from retinaflow.commands.kept import judged_images
-from retinaflow.comparison_settings import CompareConfig
-from retinaflow.data.image_files import decode
+from retinaflow.comparison.comparison import Comparison, Resampling, Side
+from retinaflow.comparison.comparison import compare as compare_sides
+from retinaflow.comparison.figures import difference_vs_frequency
+from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_picture
+from retinaflow.comparison.page import PageNotes, SamplePicture, comparison_page
+from retinaflow.comparison.runs import ChosenRun, as_sides, chosen_runs, differing_settings, run_notes
+from retinaflow.comparison.stored_matches import judged_images
+from retinaflow.comparison.wording import extremes, verdict
+from retinaflow.data.images import decode
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.run_files import FolderRun, Run
-from retinaflow.scoring.comparison import Comparison, Resampling, Side
-from retinaflow.scoring.comparison import compare as compare_sides
-from retinaflow.scoring.comparison_figures import difference_vs_frequency
-from retinaflow.scoring.comparison_page import PageNotes, SamplePicture, comparison_page
-from retinaflow.scoring.comparison_words import extremes, verdict
-from retinaflow.scoring.found_and_missed import Sample, found_and_missed, sample_picture
+from retinaflow.progress import report
+from retinaflow.runs import tracking
+from retinaflow.runs.run import FolderRun, Run
+from retinaflow.settings.comparison_commands import CompareConfig
 
 LOOKED_AT = 30
 """Classes that differ most, among which sample objects are looked for."""
@@ -44,8 +44,8 @@ def run(config: CompareConfig) -> Comparison:
         for target in [run, FolderRun(config.output)] if config.track else [run]:
             _write(target, comparison, notes, page)
         for side in sides[1:]:
-            say(f"{side.letter} ({side.name}) against A ({sides[0].name}):\n{_lines(comparison, side)}")
-        say(f"the report: {config.output / 'comparison.html'}" + (f", run {run.run_id}" if config.track else ""))
+            report(f"{side.letter} ({side.name}) against A ({sides[0].name}):\n{_lines(comparison, side)}")
+        report(f"the report: {config.output / 'comparison.html'}" + (f", run {run.run_id}" if config.track else ""))
     return comparison
 
 

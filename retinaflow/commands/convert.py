@@ -9,25 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaflow.commands.data_run import data_run
-from retinaflow.commands.inputs import data_folder, read_split, say
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.formats import coco, published, voc, yolo
-from retinaflow.data.formats.checking import check
-from retinaflow.data.formats.detecting import Layout, layout_of
+from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.placing import place_images, whole_folder
+from retinaflow.data.formats.image_placement import place_images, whole_folder
+from retinaflow.data.formats.layout import Layout, layout_of
+from retinaflow.data.formats.orientation import orientations_of
 from retinaflow.data.formats.source import ClassNames, SourceSet, split_of
-from retinaflow.data.formats.splitting import one_sided, validation_images
-from retinaflow.data.formats.turning import orientations_of
+from retinaflow.data.formats.splits import one_sided, validation_images
 from retinaflow.data.openimages import CLASS_FILES, HIERARCHY_FILES
 from retinaflow.data.tables import Fault, Faults
-from retinaflow.data_settings import ConvertConfig
-from retinaflow.resolving import resolve
-from retinaflow.run_files import Run
-from retinaflow.setting_groups import DataSettings
-from retinaflow.tracking import launched_by_mlflow
-from retinaflow.training.stopping import StopRequest
+from retinaflow.data.training_data import data_folder, read_split
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
+from retinaflow.runs.data_run import data_run
+from retinaflow.runs.run import Run
+from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.settings.data_commands import ConvertConfig
+from retinaflow.settings.groups import DataSettings
+from retinaflow.settings.resolve import resolve
 
 
 def run(config: ConvertConfig) -> Path:
@@ -53,9 +54,9 @@ def run(config: ConvertConfig) -> Path:
         _write(found, target, folder, config)
         _copy_hierarchy(place if place.is_dir() else place.parent, folder)
         _tell(found, faults, run, folder, config)
-    say(f"written: {config.output}")
+    report(f"written: {config.output}")
     if target == "openimages":
-        say(f"next: python -m retinaflow explore --data {config.output}")
+        report(f"next: python -m retinaflow explore --data {config.output}")
     return config.output
 
 
@@ -65,14 +66,14 @@ def _read_foreign(config: ConvertConfig, place: Path, layout: Layout, faults: Fa
         faults.settle()
         raise ValueError(f"data={place}: at least one image is needed, but {layout} files list none")
     exhaustive = not source.federated if config.exhaustive == "auto" else config.exhaustive
-    say(f"{layout}: {len(source.images):,} images, {len(source.boxes):,} boxes")
+    report(f"{layout}: {len(source.images):,} images, {len(source.boxes):,} boxes")
     return check(
         source,
         faults,
         exhaustive=exhaustive,
         on_bad_image=config.on_bad_image,
         orientation=config.orientation,
-        say=say,
+        report=report,
         quiet=quiet,
     )
 
@@ -87,7 +88,7 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
         if place.is_file() and folder.name.startswith("annotation"):
             # COCO's own layout: the images are beside the folder of the annotation files.
             folder = folder.parent
-        return coco.read_coco(files, faults, folder=folder, classes=classes, images=config.images, say=say)
+        return coco.read_coco(files, faults, folder=folder, classes=classes, images=config.images, report=report)
     if layout == "voc":
         return voc.read_voc(
             place,
@@ -96,10 +97,10 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
             images=config.images,
             first_pixel=config.voc_first_pixel,
             difficult=config.voc_difficult,
-            say=say,
+            report=report,
         )
     where = place if place.is_file() else yolo.find_yolo(place) or place
-    return yolo.read_yolo(where, faults, classes=classes, images=config.images, say=say)
+    return yolo.read_yolo(where, faults, classes=classes, images=config.images, report=report)
 
 
 def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: Faults) -> DetectionSet:
@@ -131,11 +132,11 @@ def _with_validation(found: DetectionSet, config: ConvertConfig) -> DetectionSet
     is_own = np.isin(image, own)
     place, classes = np.searchsorted(own, image[is_own]), classes[is_own]
     chosen = validation_images(place, classes, len(own), share=config.validation_share, seed=config.seed)
-    say(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_share=0: none)")
+    report(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_share=0: none)")
     left = one_sided(place, classes, chosen)
     if left:
         names = ", ".join(found.taxonomy.labels[index] for index in left[:5])
-        say(f"{len(left)} classes of several images could not be put on both sides: {names}")
+        report(f"{len(left)} classes of several images could not be put on both sides: {names}")
     splits = found.images["split"].to_numpy(dtype=object)
     splits[own[chosen]] = "validation"
     return replace(found, images=found.images.assign(split=splits))
@@ -145,7 +146,9 @@ def _listed_only(found: DetectionSet) -> DetectionSet:
     """Without images of which nothing is known, as the published layout lists an image by its rows only."""
     unlisted = published.unlisted(found)
     if unlisted.any():
-        say(f"{int(unlisted.sum()):,} images without any box or label are left out (exhaustive=true: they are empty)")
+        report(
+            f"{int(unlisted.sum()):,} images without any box or label are left out (exhaustive=true: they are empty)"
+        )
     return found.take(~unlisted)
 
 
@@ -171,7 +174,7 @@ def _write(found: DetectionSet, target: Layout, folder: Path, config: ConvertCon
     }
     for what, count in lost.items():
         if count:
-            say(f"{target} has no place for {what}: {count:,} are lost")
+            report(f"{target} has no place for {what}: {count:,} are lost")
     if target == "openimages":
         published.write_published(found, folder)
     elif target == "coco":
@@ -201,7 +204,7 @@ def _copy_hierarchy(place: Path, folder: Path) -> None:
 def _tell(found: DetectionSet, faults: Faults, run: Run, folder: Path, config: ConvertConfig) -> None:
     """What was written, and what was left out on the way."""
     summary = found.summary()
-    say(summary.to_string(index=False))
+    report(summary.to_string(index=False))
     counts = ("images", "boxes")
     metrics = {f"convert/{row.split}_{name}": getattr(row, name) for row in summary.itertuples() for name in counts}
     run.log_metrics(metrics, step=0)
@@ -209,4 +212,4 @@ def _tell(found: DetectionSet, faults: Faults, run: Run, folder: Path, config: C
     if faults.found:
         faults.frame().to_csv(folder / "dropped.csv", index=False)
         run.log_csv(faults.frame(), "dropped.csv")
-        say(f"{len(faults.found):,} boxes or images were left out; dropped.csv in {config.output} lists them")
+        report(f"{len(faults.found):,} boxes or images were left out; dropped.csv in {config.output} lists them")

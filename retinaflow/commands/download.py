@@ -17,21 +17,21 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from retinaflow.commands.data_run import data_run
-from retinaflow.commands.inputs import say
-from retinaflow.data.bucket import addresses, tables
-from retinaflow.data.bucket.choosing import choose_images
-from retinaflow.data.bucket.fetching import Fetcher, UnreachableError
-from retinaflow.data.bucket.pictures import Fetched, Picture, fetch_pictures
 from retinaflow.data.class_files import read_taxonomy
-from retinaflow.data.groups import keys_of_file, select_classes
+from retinaflow.data.class_groups import keys_of_file, select_classes
+from retinaflow.data.download import tables, urls
+from retinaflow.data.download.http import Fetcher, UnreachableError
+from retinaflow.data.download.images import Fetched, Picture, fetch_pictures
+from retinaflow.data.download.selection import choose_images
 from retinaflow.data.openimages import is_plain_id, read_image_ids
-from retinaflow.data.taxonomy import Taxonomy
-from retinaflow.data.whole_files import written_whole
-from retinaflow.data_settings import DownloadConfig
-from retinaflow.run_files import Run
-from retinaflow.tracking import launched_by_mlflow
-from retinaflow.training.stopping import StopRequest
+from retinaflow.files import written_whole
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
+from retinaflow.runs.data_run import data_run
+from retinaflow.runs.run import Run
+from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.settings.data_commands import DownloadConfig
+from retinaflow.taxonomy import Taxonomy
 
 WORK = ".download"
 """Folder for what is fetched before the images, removed when all is done."""
@@ -72,7 +72,7 @@ def run(config: DownloadConfig) -> Path:
     ids = None if config.image_ids is None else _given_ids(config.image_ids)
     fetcher = Fetcher(retries=config.retries, timeout=config.timeout)
     if _is_complete(config, ids):
-        say(f"{config.output} is complete: it was fetched by this same command")
+        report(f"{config.output} is complete: it was fetched by this same command")
         return config.output
     with data_run("download", config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
         request = _Request(config, fetcher, config.output, ids, stop.check)
@@ -102,7 +102,7 @@ def run(config: DownloadConfig) -> Path:
             there = frozenset(picture.image_id for picture in pictures if picture.is_there)
             _write_tables(request, split, wanted, frozenset(chosen[split]), there)
         _finish(request, taxonomy, wanted, run, fetched)
-    say(f"written: {config.output}\nnext: python -m retinaflow explore --data {config.output}")
+    report(f"written: {config.output}\nnext: python -m retinaflow explore --data {config.output}")
     return config.output
 
 
@@ -162,7 +162,7 @@ def _write_note(path: Path, note: Mapping[str, Any]) -> None:
 def _classes(request: _Request) -> tuple[Taxonomy, tuple[str, ...]]:
     """All boxable classes, and the ids of those to fetch with everything below them; () for all of given images."""
     paths = []
-    for place in (addresses.CLASSES, addresses.HIERARCHY):
+    for place in (urls.CLASSES, urls.HIERARCHY):
         path = request.work / Path(place).name
         if not path.is_file():
             part = path.with_suffix(".part")
@@ -181,7 +181,7 @@ def _boxes(request: _Request, split: str, wanted: Sequence[str]) -> Path:
     """The kept rows of a split's box table, those of earlier attempts as they are."""
     kept = request.work / f"{split}-boxes.csv"
     if not kept.is_file():
-        _filter(request, addresses.BOXES[split], kept, wanted, request.ids)
+        _filter(request, urls.BOXES[split], kept, wanted, request.ids)
     return kept
 
 
@@ -191,7 +191,7 @@ def _filter(request: _Request, place: str, path: Path, classes: Sequence[str], i
     wanted |= {} if images is None else {tables.IMAGE: images}
     url = request.table(place)
     size = request.fetcher.size(url)
-    say(f"reading {url}{f' ({size / 2**20:,.0f} MiB)' if size else ''}")
+    report(f"reading {url}{f' ({size / 2**20:,.0f} MiB)' if size else ''}")
     with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
 
         def seen(count: int) -> None:
@@ -228,14 +228,14 @@ def _pictures(request: _Request, split: str, ids: Sequence[str]) -> list[Picture
     """Where the images of a split come from and go to."""
     unsafe = [image_id for image_id in ids if not is_plain_id(image_id)]
     if unsafe:
-        raise ValueError(f"{addresses.BOXES[split]}: an id must be a plain file name, but got {unsafe[0]!r:.80}")
+        raise ValueError(f"{urls.BOXES[split]}: an id must be a plain file name, but got {unsafe[0]!r:.80}")
     base, folder = request.config.images_url.rstrip("/"), request.folder / "images"
     if not request.config.originals:
-        places = {image_id: addresses.IMAGE.format(split=split, image_id=image_id) for image_id in ids}
+        places = {image_id: urls.IMAGE.format(split=split, image_id=image_id) for image_id in ids}
         return [Picture(image_id, f"{base}/{place}", folder / f"{image_id}.jpg") for image_id, place in places.items()]
     kept = request.work / f"{split}-originals.csv"
     if not kept.is_file():
-        _filter(request, addresses.ORIGINALS[split], kept, (), frozenset(ids))
+        _filter(request, urls.ORIGINALS[split], kept, (), frozenset(ids))
     found = tables.originals_of(kept)
     return [Picture(name, url, folder / f"{name}.jpg", size, md5) for name, (url, size, md5) in found.items()]
 
@@ -244,12 +244,12 @@ def _unlisted(request: _Request, pictures: Sequence[Picture], chosen: Mapping[An
     """Image id -> reason of what is wanted and has no address."""
     reasons = dict.fromkeys(request.ids or (), "in no box table of these splits")
     for split, ids in chosen.items():
-        reasons |= dict.fromkeys(ids, f"not in {addresses.ORIGINALS[split]}")
+        reasons |= dict.fromkeys(ids, f"not in {urls.ORIGINALS[split]}")
     for picture in pictures:
         reasons.pop(picture.image_id, None)
     for reason, count in Counter(reasons.values()).items():
         example = min(image_id for image_id in reasons if reasons[image_id] == reason)
-        say(f"{count:,} images are {reason}, {example} for example")
+        report(f"{count:,} images are {reason}, {example} for example")
     return reasons
 
 
@@ -268,7 +268,9 @@ def _say_amount(request: _Request, pictures: Sequence[Picture], chosen: Mapping[
     counts = ", ".join(f"{len(ids):,} of {split}" for split, ids in chosen.items())
     there = f", {len(pictures) - len(wanted):,} are there already" if len(wanted) < len(pictures) else ""
     amount = f"about {known / 2**20:,.1f} MiB {how}" if known else "of unknown size"
-    say(f"{len(wanted):,} images to fetch ({counts}{there}), {amount}, {request.config.connections} at the same time")
+    report(
+        f"{len(wanted):,} images to fetch ({counts}{there}), {amount}, {request.config.connections} at the same time"
+    )
     free = shutil.disk_usage(request.folder).free
     if known > free:
         raise OSError(f"output={request.folder}: {known / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free")
@@ -286,12 +288,12 @@ def _settle(request: _Request, pictures: Sequence[Picture], fetched: Fetched, ru
     Raises UnreachableError when no picture is there, and where another attempt may get the rest.
     """
     lost = pd.DataFrame([*fetched.missing, *fetched.failed], columns=["image_id", "reason"])
-    say(f"{fetched.count:,} images fetched, {fetched.bytes / 2**20:,.1f} MiB")
+    report(f"{fetched.count:,} images fetched, {fetched.bytes / 2**20:,.1f} MiB")
     (request.folder / "missing.csv").unlink(missing_ok=True)
     if len(lost):
         lost.to_csv(request.folder / "missing.csv", index=False)
         run.log_csv(lost, "missing.csv")
-        say(f"{len(lost):,} images could not be had; missing.csv lists them")
+        report(f"{len(lost):,} images could not be had; missing.csv lists them")
     if not any(picture.is_there for picture in pictures):
         raise UnreachableError(
             f"the {len(pictures):,} images all failed; is the address right? missing.csv has the reasons, for example: "
@@ -312,7 +314,7 @@ def _write_tables(
     labels = request.work / f"{split}-labels.csv"
     if not labels.is_file():
         # Of all chosen images: a later attempt may have more of them.
-        _filter(request, addresses.LABELS[split], labels, wanted, chosen)
+        _filter(request, urls.LABELS[split], labels, wanted, chosen)
     for kept, name in ((request.work / f"{split}-boxes.csv", "bbox"), (labels, "human-imagelabels")):
         with kept.open("rb") as file:
             lines = (line.rstrip(b"\n") for line in file)
@@ -322,10 +324,10 @@ def _write_tables(
 
 def _finish(request: _Request, taxonomy: Taxonomy, wanted: Sequence[str], run: Run, fetched: Fetched) -> None:
     """The class list, the hierarchy, and the note that all is there."""
-    classes = (request.work / Path(addresses.CLASSES).name).read_bytes()
+    classes = (request.work / Path(urls.CLASSES).name).read_bytes()
     text = tables.class_rows(classes, wanted or taxonomy.ids)
     (request.folder / "class-descriptions.csv").write_text(text, encoding="utf-8")
-    hierarchy = Path(addresses.HIERARCHY).name
+    hierarchy = Path(urls.HIERARCHY).name
     shutil.copyfile(request.work / hierarchy, request.folder / hierarchy)
     path = request.folder / REQUEST
     _write_note(path, {**_read_note(path), "complete": True})

@@ -12,8 +12,22 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import pandas as pd
 
-from retinaflow.commands.inputs import TrainingData, load_training_data, read_split, say
-from retinaflow.commands.judging import (
+from retinaflow.comparison.stored_matches import keep_matches
+from retinaflow.data.bins import ClassBins
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import predictions_frame, read_image_ids
+from retinaflow.data.predictions import read_predictions
+from retinaflow.data.skipped_images import SkippedImages
+from retinaflow.data.tables import Faults
+from retinaflow.data.training_data import TrainingData, load_training_data, read_split
+from retinaflow.detections import Detections
+from retinaflow.interrupts import StopRequest
+from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
+from retinaflow.metric.details import detail_tables, iou_column
+from retinaflow.metric.evaluation import expand_to_ancestors
+from retinaflow.metric.per_class import class_groups
+from retinaflow.progress import report
+from retinaflow.reports.evaluation import (
     Judgement,
     judgement_of,
     log_analysis,
@@ -23,28 +37,15 @@ from retinaflow.commands.judging import (
     postprocessing,
     say_judgement,
 )
-from retinaflow.commands.kept import keep_matches
-from retinaflow.commands.skipped import SkippedImages
-from retinaflow.config import EvaluateConfig, TrainConfig
-from retinaflow.data.bins import ClassBins
-from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import predictions_frame, read_image_ids
-from retinaflow.data.predictions import read_predictions
-from retinaflow.data.tables import Faults
-from retinaflow.detections import Detections
-from retinaflow.evaluation import expand_to_ancestors
-from retinaflow.resolving import resolve
-from retinaflow.run_files import FolderRun, Run
-from retinaflow.scoring.bootstrap import bootstrap_intervals
-from retinaflow.scoring.challenge import COCO_THRESHOLDS, Evaluator, score
-from retinaflow.scoring.details import detail_tables, iou_column
-from retinaflow.scoring.report import class_groups
-from retinaflow.setting_groups import DetectionFields, PostprocessFields
-from retinaflow.training.stopping import StopRequest
-from retinaflow.written import as_text
+from retinaflow.runs.run import FolderRun, Run
+from retinaflow.settings.commands import EvaluateConfig, TrainConfig
+from retinaflow.settings.fields import as_text
+from retinaflow.settings.groups import DetectionFields, PostprocessFields
+from retinaflow.settings.resolve import resolve
+from retinaflow.statistics.bootstrap import bootstrap_intervals
 
 if TYPE_CHECKING:
-    from retinaflow.training.checkpoint import Checkpoint
+    from retinaflow.inference.checkpoint import Checkpoint
 
 Given = TypeVar("Given", bound=PostprocessFields)
 
@@ -89,7 +90,7 @@ def _started(config: EvaluateConfig) -> Iterator[tuple[StopRequest, Run]]:
         with StopRequest() as stop:
             yield stop, FolderRun(config.output)
         return
-    from retinaflow import tracking
+    from retinaflow.runs import tracking
 
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
@@ -105,7 +106,9 @@ def _more(config: EvaluateConfig, source: _Model | _Predictions, judgement: Judg
         reasons.append("exhaustive=true takes classes without a label as verified absent")
     repeated = judgement.scores.matches.repeated_truths
     if repeated:
-        say(f"{repeated:,} truths repeat a box of their class on the same image (a box given under child and parent?)")
+        report(
+            f"{repeated:,} truths repeat a box of their class on the same image (a box given under child and parent?)"
+        )
     counts = Counter(zip(source.dropped["file"], source.dropped["rule"], strict=True))
     return {
         "not_a_challenge_score": reasons,
@@ -194,12 +197,12 @@ class _Model:
 
     @staticmethod
     def open(config: EvaluateConfig) -> _Model:
-        from retinaflow import tracking
-        from retinaflow.training.checkpoint import load_checkpoint
+        from retinaflow.inference.checkpoint import load_checkpoint
+        from retinaflow.runs import tracking
 
         name = config.from_run or tracking.last_run("train")
         path = find_checkpoint(name)
-        say(f"judging {path}")
+        report(f"judging {path}")
         checkpoint = load_checkpoint(path)
         config = as_trained(config, checkpoint)
         judged, dropped = _judged_images(config, checkpoint)
@@ -210,8 +213,8 @@ class _Model:
         import torch
 
         from retinaflow.data.batching import AspectBuckets
-        from retinaflow.training.inference import detect
-        from retinaflow.training.precision import fast_precision
+        from retinaflow.detector.precision import fast_precision
+        from retinaflow.inference.batches import detect
 
         config, checkpoint = self.config, self.checkpoint
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -244,7 +247,7 @@ def detect_as_trained(
 
     ``name``: what :func:`find_checkpoint` takes. Raises ValueError when the images have other classes than the model.
     """
-    from retinaflow.training.checkpoint import load_checkpoint
+    from retinaflow.inference.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(find_checkpoint(str(name)))
     if checkpoint.taxonomy.ids != judged.taxonomy.ids:
@@ -255,7 +258,7 @@ def detect_as_trained(
 
 def find_checkpoint(name: str) -> Path:
     """The checkpoint file that a run id, a model URI or a path stands for."""
-    from retinaflow import tracking
+    from retinaflow.runs import tracking
 
     if name.startswith("models:/"):
         return tracking.fetch_model(name)

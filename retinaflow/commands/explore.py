@@ -11,23 +11,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from retinaflow.commands.anchor_fit import BoxSample, advice, class_reach, reach_of_settings
-from retinaflow.commands.inputs import read_split, say
-from retinaflow.commands.page import Page, Report
-from retinaflow.config import ExploreConfig
 from retinaflow.data import exploration
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins, make_bins
-from retinaflow.data.groups import limit_background, select_classes
-from retinaflow.data.image_files import UnreadableImageError, decode
+from retinaflow.data.class_groups import limit_background, select_classes
+from retinaflow.data.image_class_pairs import Presence, class_presence
+from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.presence import Presence, class_presence
 from retinaflow.data.suspicious import suspicions, suspicious_table
-from retinaflow.run_files import FolderRun
-from retinaflow.scoring import data_figures
-from retinaflow.scoring.contact_sheet import Panel, contact_sheet
-from retinaflow.scoring.figures import class_frequency
-from retinaflow.tracking import start_run
+from retinaflow.data.training_data import read_split
+from retinaflow.progress import report
+from retinaflow.reports import data_figures
+from retinaflow.reports.contact_sheet import Panel, contact_sheet
+from retinaflow.reports.figures import class_frequency
+from retinaflow.reports.page import Page, Report
+from retinaflow.runs.run import FolderRun
+from retinaflow.runs.tracking import start_run
+from retinaflow.settings.commands import ExploreConfig
+from retinaflow.training.anchor_fit import BoxSample, advice, class_reach, reach_of_settings
 
 PAGE = "explore.html"
 HEAT_MAP_CLASSES = 20
@@ -66,15 +67,15 @@ def run(config: ExploreConfig) -> Path:
         folder = FolderRun(config.output)
         splits = ", ".join(config.train_splits)
         page = Page("What is in the data", f"{config.data}: {splits}; classes: {config.class_group}")
-        report = Report(page, [run, folder] if config.track else [run])
-        suspicious = _write(report, data, config)
+        written = Report(page, [run, folder] if config.track else [run])
+        suspicious = _write(written, data, config)
         run.log_metrics(_metrics(data, suspicious), step=0)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / PAGE
             path.write_text(page.html(), encoding="utf-8")
-            for target in report.targets:
+            for target in written.targets:
                 target.log_file(path)
-    say(f"report: {config.output / PAGE}")
+    report(f"report: {config.output / PAGE}")
     return config.output / PAGE
 
 
@@ -98,29 +99,29 @@ def _load(config: ExploreConfig) -> Explored:
     return Explored(index, given, bins, table, loaded.dropped)
 
 
-def _write(report: Report, data: Explored, config: ExploreConfig) -> pd.DataFrame:
+def _write(written: Report, data: Explored, config: ExploreConfig) -> pd.DataFrame:
     """All sections in order, a line each, as some take a minute on millions of images. Returns the suspicious rows per
     rule."""
-    _overview(report, data)
-    say("classes and bins")
-    _classes(report, data)
-    say("boxes, sizes and shapes")
-    _boxes(report, data, config)
-    say("classes together")
-    _together(report, data)
-    say("image-level labels")
-    _labels(report, data)
-    say("suspicious rows")
-    suspicious = _suspicious(report, data)
+    _overview(written, data)
+    report("classes and bins")
+    _classes(written, data)
+    report("boxes, sizes and shapes")
+    _boxes(written, data, config)
+    report("classes together")
+    _together(written, data)
+    report("image-level labels")
+    _labels(written, data)
+    report("suspicious rows")
+    suspicious = _suspicious(written, data)
     if config.samples > 0:
-        say("images of the rarest classes")
-        _samples(report, data, config.samples)
+        report("images of the rarest classes")
+        _samples(written, data, config.samples)
     return suspicious
 
 
-def _overview(report: Report, data: Explored) -> None:
+def _overview(written: Report, data: Explored) -> None:
     index, empty = data.index, len(data.bins.empty_classes)
-    report.page.figures(
+    written.page.figures(
         [
             (f"{len(index):,}", "images"),
             (f"{len(index.boxes):,}", "boxes"),
@@ -132,14 +133,14 @@ def _overview(report: Report, data: Explored) -> None:
         ]
     )
     if len(data.dropped):
-        report.page.text(f"{len(data.dropped):,} rows or images were left out on reading; dropped.csv lists them.")
-        report.csv(data.dropped, "dropped.csv")
+        written.page.text(f"{len(data.dropped):,} rows or images were left out on reading; dropped.csv lists them.")
+        written.csv(data.dropped, "dropped.csv")
 
 
-def _classes(report: Report, data: Explored) -> None:
-    bins, page = data.bins, report.page
+def _classes(written: Report, data: Explored) -> None:
+    bins, page = data.bins, written.page
     page.section("Classes and bins", "Images count for a class and for its ancestors, as bins and sampling see them.")
-    report.picture(
+    written.picture(
         class_frequency(
             bins.images_per_class, edges=bins.edges, bin_of_class=bins.bin_of_class, names=data.index.taxonomy.labels
         ),
@@ -159,21 +160,21 @@ def _classes(report: Report, data: Explored) -> None:
         )
     )
     page.section("The tail", "Boxes as given, without what the hierarchy implies.")
-    report.picture(data_figures.tail(exploration.tail_shares(data.given.boxes_per_class)), "tail.png")
+    written.picture(data_figures.tail(exploration.tail_shares(data.given.boxes_per_class)), "tail.png")
     page.section("Every class", "Rarest first; a click on a heading sorts. class_statistics.csv is the same table.")
     page.table(data.table.round(4), tall=len(data.table) > 25)
-    report.csv(data.table, "class_statistics.csv")
+    written.csv(data.table, "class_statistics.csv")
 
 
-def _boxes(report: Report, data: Explored, config: ExploreConfig) -> None:
-    index, page = data.index, report.page
+def _boxes(written: Report, data: Explored, config: ExploreConfig) -> None:
+    index, page = data.index, written.page
     page.section("Boxes per image")
-    report.picture(data_figures.boxes_per_image(np.diff(index.box_start)), "boxes_per_image.png")
+    written.picture(data_figures.boxes_per_image(np.diff(index.box_start)), "boxes_per_image.png")
     image_size, num_buckets = int(config.image_size), int(config.num_buckets)
     page.section("Box sizes", f"After images are resized to image_size={image_size}. COCO calls a box below 32 small.")
     pixels = exploration.box_sides(index) * image_size
     bins_of_boxes = data.bins.bin_of_class[np.asarray(index.labels)]
-    report.picture(data_figures.box_sizes(pixels, bins_of_boxes, image_size=image_size), "box_sizes.png")
+    written.picture(data_figures.box_sizes(pixels, bins_of_boxes, image_size=image_size), "box_sizes.png")
     page.section("Shapes and buckets")
     if not data.has_sizes:
         page.text("Left out: samples=0 opens no image file, so image sizes are not known.")
@@ -185,15 +186,15 @@ def _boxes(report: Report, data: Explored, config: ExploreConfig) -> None:
         f"percentile and {shapes.squeeze.max():.2f} at most."
     )
     aspects = np.asarray(index.sizes)[:, 0] / np.asarray(index.sizes)[:, 1]
-    report.picture(
+    written.picture(
         data_figures.shapes(aspects, shapes.buckets.shapes, shapes.images, exploration.box_aspects(index)), "shapes.png"
     )
     if len(index.boxes):
-        _anchors(report, data, config, shapes.buckets)
+        _anchors(written, data, config, shapes.buckets)
 
 
-def _anchors(report: Report, data: Explored, config: ExploreConfig, buckets: AspectBuckets) -> None:
-    page, scale = report.page, float(config.anchor_scale)
+def _anchors(written: Report, data: Explored, config: ExploreConfig, buckets: AspectBuckets) -> None:
+    page, scale = written.page, float(config.anchor_scale)
     page.section(
         "Anchors",
         "A box is learnt from the anchors that it shares an IoU of 0.5 with; one that meets none is hardly learnt. "
@@ -204,46 +205,46 @@ def _anchors(report: Report, data: Explored, config: ExploreConfig, buckets: Asp
     reach = class_reach(sample, buckets, scale)
     table = reach.rename(columns={"label": "class"})
     page.table(table.round({"median_side": 1, "reached": 3}), tall=len(table) > 25)
-    report.csv(table, "anchors.csv")
+    written.csv(table, "anchors.csv")
     line = advice(reach, sample, buckets, scale)
     if line:
         page.text(f"{line[0].upper()}{line[1:]}.")
-        say(line)
+        report(line)
     page.text("Share of boxes that meet an anchor, in the mean over classes, with other settings:")
     sizes, count = np.asarray(data.index.sizes), int(config.num_buckets)
     others = reach_of_settings(sample, sizes, image_size=int(config.image_size), num_buckets=count)
     page.table(others.round(3).rename_axis("image_size").reset_index())
 
 
-def _together(report: Report, data: Explored) -> None:
-    report.page.section(
+def _together(written: Report, data: Explored) -> None:
+    written.page.section(
         "Classes that occur together",
         "Of the images with the row's class, the per cent that hold the column's class too (boxes as given).",
     )
     order = np.argsort(-data.given.images_per_class, kind="stable")
     order = order[data.given.images_per_class[order] > 0]
     if len(order) == 0:
-        report.page.text("There are no boxes.")
+        written.page.text("There are no boxes.")
         return
     frequent, rarest = order[:HEAT_MAP_CLASSES], order[::-1][:HEAT_MAP_CLASSES]
     title = "The most frequent classes" if len(order) > len(frequent) else "All classes"
     found = exploration.cooccurrence(data.given, frequent, frequent)
-    report.picture(_heat_map(data, found, title), "cooccurrence_frequent.png")
+    written.picture(_heat_map(data, found, title), "cooccurrence_frequent.png")
     if len(order) > len(frequent):
         found = exploration.cooccurrence(data.given, rarest, most=HEAT_MAP_CLASSES)
         if len(found.columns):
             title = "The rarest classes, and the others that are most often on their images"
-            report.picture(_heat_map(data, found, title), "cooccurrence_rarest.png")
+            written.picture(_heat_map(data, found, title), "cooccurrence_rarest.png")
         else:
-            report.page.text("The rarest classes share their images with no other class.")
+            written.page.text("The rarest classes share their images with no other class.")
 
 
 def _heat_map(data: Explored, found: exploration.Cooccurrence, title: str) -> Figure:
     return data_figures.cooccurrence(found.share, data.names(found.rows), data.names(found.columns), title=title)
 
 
-def _labels(report: Report, data: Explored) -> None:
-    index, page, table = data.index, report.page, data.table
+def _labels(written: Report, data: Explored) -> None:
+    index, page, table = data.index, written.page, data.table
     boxed = "exhaustive=true: all objects are boxed, so a class that is not boxed on an image is absent there."
     unknown = "A class that is neither verified nor boxed on an image is unknown there."
     page.section("Verified labels", boxed if data.index.all_known else unknown)
@@ -255,7 +256,7 @@ def _labels(report: Report, data: Explored) -> None:
             f"them present. On an average image {data.table['known'].mean():.1%} of the classes are known; "
             f"{int((absent == 0).sum())} of {len(table)} classes are nowhere verified absent."
         )
-        report.picture(data_figures.label_coverage(present, absent, bins, list(table["class"])), "label_coverage.png")
+        written.picture(data_figures.label_coverage(present, absent, bins, list(table["class"])), "label_coverage.png")
     elif not data.index.all_known:
         page.text("There are no image-level labels: on each image only boxed classes are known.")
     page.section("Group-of and other flags")
@@ -263,34 +264,36 @@ def _labels(report: Report, data: Explored) -> None:
     page.table(pd.DataFrame({"flag": shares.keys(), "share of the boxes": shares.values()}))
     if index.is_group_of.any():
         share, boxes = table["group_of"].to_numpy(dtype=np.float64), table["boxes"].to_numpy()
-        report.picture(data_figures.group_of(share, boxes, list(table["class"])), "group_of.png")
+        written.picture(data_figures.group_of(share, boxes, list(table["class"])), "group_of.png")
 
 
-def _suspicious(report: Report, data: Explored) -> pd.DataFrame:
+def _suspicious(written: Report, data: Explored) -> pd.DataFrame:
     found = list(suspicions(data.index))
     counts = pd.DataFrame(
         {"rule": [s.rule for s in found], "rows": [len(s.rows) for s in found], "meaning": [s.meaning for s in found]}
     )
-    report.page.section(
+    written.page.section(
         "Suspicious rows",
         "Rows that keep every rule and still look wrong. Nothing was left out for it; have a look.",
     )
-    report.page.table(counts)
+    written.page.table(counts)
     parts = [suspicious_table(data.index, s, most=LISTED_ROWS) for s in found if len(s.rows)]
     if parts:
-        report.page.text(f"suspicious.csv lists the first {LISTED_ROWS:,} of each rule; here are {SHOWN_ROWS} of each.")
-        report.csv(pd.concat(parts, ignore_index=True), "suspicious.csv")
-        report.page.table(pd.concat([part[:SHOWN_ROWS] for part in parts]).fillna("").round(4), tall=True)
+        written.page.text(
+            f"suspicious.csv lists the first {LISTED_ROWS:,} of each rule; here are {SHOWN_ROWS} of each."
+        )
+        written.csv(pd.concat(parts, ignore_index=True), "suspicious.csv")
+        written.page.table(pd.concat([part[:SHOWN_ROWS] for part in parts]).fillna("").round(4), tall=True)
     return counts
 
 
-def _samples(report: Report, data: Explored, most: int) -> None:
-    report.page.section("The rarest classes, one image each", "Only the boxes of the class in question are drawn.")
+def _samples(written: Report, data: Explored, most: int) -> None:
+    written.page.section("The rarest classes, one image each", "Only the boxes of the class in question are drawn.")
     panels: list[Panel] = []
     for row in data.table.itertuples():
         if len(panels) < most and (panel := _panel(data, data.index.taxonomy.index_of[str(row.class_id)])):
             panels.append(panel)
-    report.picture(contact_sheet(panels), "rarest_classes.png", photographs=True)
+    written.picture(contact_sheet(panels), "rarest_classes.png", photographs=True)
 
 
 def _panel(data: Explored, class_index: int) -> Panel | None:
@@ -308,7 +311,7 @@ def _panel(data: Explored, class_index: int) -> Panel | None:
             index.file_of(image), (height, width), (max(round(height * scale), 1), max(round(width * scale), 1))
         )
     except UnreadableImageError as error:
-        say(f"not on the sheet: {error}")
+        report(f"not on the sheet: {error}")
         return None
     own = rows[index.box_image[rows] == image]
     images = int(data.given.images_per_class[class_index])

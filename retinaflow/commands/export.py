@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from retinaflow import tracking
-from retinaflow.commands.chosen_model import ChosenModel
-from retinaflow.commands.inputs import say
-from retinaflow.commands.judging import postprocessing
-from retinaflow.data.whole_files import written_whole
-from retinaflow.detector.onnx_graph import onnx_detector
-from retinaflow.prediction_settings import ExportConfig
+from retinaflow.detector.onnx import onnx_detector
+from retinaflow.files import written_whole
+from retinaflow.inference.model import ChosenModel
+from retinaflow.progress import report
+from retinaflow.reports.evaluation import postprocessing
+from retinaflow.runs import tracking
+from retinaflow.settings.model_commands import ExportConfig
 
 
 def run(config: ExportConfig) -> Path:
@@ -42,6 +42,6 @@ def run(config: ExportConfig) -> Path:
             partial.write_bytes(graph.SerializeToString())
     shapes = ", ".join(f"{height}x{width}" for height, width in checkpoint.buckets.shapes)
     if checkpoint.parents == "expand":
-        say("parents=expand is not in the graph: detections of a class are not copied to its ancestors")
-    say(f"{config.output}: {config.output.stat().st_size / 1e6:.1f} MB; give it images of {shapes} (height x width)")
+        report("parents=expand is not in the graph: detections of a class are not copied to its ancestors")
+    report(f"{config.output}: {config.output.stat().st_size / 1e6:.1f} MB; give it images of {shapes} (height x width)")
     return config.output

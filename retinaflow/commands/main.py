@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import pandas as pd
 
-from retinaflow import tracking
 from retinaflow.commands import train
 from retinaflow.commands.binning import log_bins, log_exposure
-from retinaflow.commands.inputs import TrainingData, load_training_data, say
-from retinaflow.config import MainConfig
-from retinaflow.scoring.bootstrap import paired_differences
-from retinaflow.scoring.report import class_groups
+from retinaflow.data.training_data import TrainingData, load_training_data
+from retinaflow.metric.per_class import class_groups
+from retinaflow.progress import report
+from retinaflow.runs import tracking
+from retinaflow.settings.commands import MainConfig
+from retinaflow.statistics.bootstrap import paired_differences
 
 RESAMPLES = 1000
 
@@ -34,16 +35,18 @@ def run(config: MainConfig) -> None:
         parent.set_tags({"retinaflow.data_digest": data.digest})
         log_bins(parent, data)
         log_exposure(parent, config, data)
-        say("\n1 of 2: uniform sampling")
+        report("\n1 of 2: uniform sampling")
         uniform = train.run(baseline, data=data, name="uniform")
-        say(f"\n2 of 2: {config.sampling} sampling")
+        report(f"\n2 of 2: {config.sampling} sampling")
         balanced = train.run(config, data=data, name=config.sampling)
         table = compare(uniform, balanced, data, names=("uniform", config.sampling), seed=config.seed)
         parent.log_csv(table, "comparison.csv")
         parent.log_metrics({f"val/{row.group}": row[3] for row in table.itertuples(index=False)}, step=0)
-    say(f"\nAP by frequency bin (bin 1 is the rarest), difference with its 95% interval over images:\n{_shown(table)}")
+    report(
+        f"\nAP by frequency bin (bin 1 is the rarest), difference with its 95% interval over images:\n{_shown(table)}"
+    )
     if config.track:
-        say(f'\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (pick "Training runs")')
+        report(f'\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (pick "Training runs")')
 
 
 def compare(

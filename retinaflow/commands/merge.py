@@ -13,10 +13,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow import tracking
-from retinaflow.commands.inputs import say
-from retinaflow.commands.joining import best_of_each_image, expand_to_parents
-from retinaflow.commands.judging import (
+from retinaflow.comparison.stored_matches import read_kept, write_matches
+from retinaflow.data.openimages import predictions_frame
+from retinaflow.detections import Detections
+from retinaflow.ensemble.fusion import fuse
+from retinaflow.ensemble.members import PREDICTIONS, Part, Parts, joined_bins, load_parts
+from retinaflow.ensemble.parents import best_of_each_image, expand_to_parents
+from retinaflow.interrupts import StopRequest
+from retinaflow.metric.matches import Kind
+from retinaflow.progress import report
+from retinaflow.reports.calibration_figure import reliability
+from retinaflow.reports.evaluation import (
     Judgement,
     judge,
     log_analysis,
@@ -25,24 +32,17 @@ from retinaflow.commands.judging import (
     metrics_document,
     say_judgement,
 )
-from retinaflow.commands.kept import read_kept, write_matches
-from retinaflow.commands.parts import PREDICTIONS, Part, Parts, joined_bins, load_parts
-from retinaflow.config import MergeConfig
-from retinaflow.data.openimages import predictions_frame
-from retinaflow.detections import Detections
-from retinaflow.run_files import FolderRun, Run
-from retinaflow.scoring.calibration import Calibrator
-from retinaflow.scoring.calibration_figure import reliability
-from retinaflow.scoring.cross_fitting import (
+from retinaflow.runs import tracking
+from retinaflow.runs.run import FolderRun, Run
+from retinaflow.settings.commands import MergeConfig
+from retinaflow.statistics.calibration import Calibrator
+from retinaflow.statistics.cross_fitting import (
     CalibratedClass,
     apply_calibrators,
     cross_fitted,
     draw_folds,
     judged_with,
 )
-from retinaflow.scoring.fusion import fuse
-from retinaflow.scoring.matches import Kind
-from retinaflow.training.stopping import StopRequest
 
 CALIBRATORS = "calibrators.json"
 
@@ -98,9 +98,11 @@ def run(config: MergeConfig, *, parts: Parts | None = None, name: str | None = N
             settings={**config.model_dump(mode="json"), "runs": [part.name for part in loaded.parts]},
             judged_from=loaded.parts[0].run.kept.judged_from,
         )
-        say(_summary(calibrated, loaded))
+        report(_summary(calibrated, loaded))
         say_judgement(judgement)
-        say(f"the merged predictions: {config.output / PREDICTIONS}" + (f", run {run.run_id}" if config.track else ""))
+        report(
+            f"the merged predictions: {config.output / PREDICTIONS}" + (f", run {run.run_id}" if config.track else "")
+        )
         return MergeResult(run.run_id, detections, judgement)
 
 

@@ -8,22 +8,22 @@ from typing import Any
 
 import pandas as pd
 
-from retinaflow import tracking
-from retinaflow.commands.chosen_model import ChosenModel
-from retinaflow.commands.image_progress import ImageProgress
-from retinaflow.commands.inputs import say
-from retinaflow.commands.machine import device_of
-from retinaflow.commands.predicting import Work, buckets_for, predict_shards
-from retinaflow.commands.prediction_folder import MANIFEST, PredictionFolder
-from retinaflow.commands.skipped import SkippedImages
-from retinaflow.commands.wanted_images import WantedImages, wanted_images
-from retinaflow.data.image_files import BadImage, file_states
-from retinaflow.data.prediction_shards import write_predictions, write_submission
-from retinaflow.prediction_settings import PredictConfig
-from retinaflow.run_files import FolderRun, Run
-from retinaflow.setting_groups import PostprocessFields
-from retinaflow.training.precision import fast_precision
-from retinaflow.training.stopping import StopRequest
+from retinaflow.data.images import BadImage, file_states
+from retinaflow.data.skipped_images import SkippedImages
+from retinaflow.detector.device import device_of
+from retinaflow.detector.precision import fast_precision
+from retinaflow.inference.image_selection import WantedImages, wanted_images
+from retinaflow.inference.model import ChosenModel
+from retinaflow.inference.prediction_folder import MANIFEST, PredictionFolder
+from retinaflow.inference.prediction_shards import write_predictions, write_submission
+from retinaflow.inference.progress import ImageProgress
+from retinaflow.inference.shards import Work, buckets_for, predict_shards
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
+from retinaflow.runs import tracking
+from retinaflow.runs.run import FolderRun, Run
+from retinaflow.settings.groups import PostprocessFields
+from retinaflow.settings.model_commands import PredictConfig
 
 MOST_LOGGED_BYTES = 50 << 20
 """A larger file of predictions is not logged with the run, which names it."""
@@ -87,9 +87,9 @@ def _predict(
     left = [shard for shard in folder.shards if shard.notes() is None]
     done = len(wanted.index) - sum(shard.last - shard.first for shard in left)
     if done:
-        say(f"{done:,} of {len(wanted.index):,} images are done already")
+        report(f"{done:,} of {len(wanted.index):,} images are done already")
     if outdated := sum(shard.path.is_file() for shard in left):
-        say(f"{outdated} of {len(folder.shards)} shards are done again: damaged, or image files have changed since")
+        report(f"{outdated} of {len(folder.shards)} shards are done again: damaged, or image files have changed since")
     work = Work(
         model.path,
         wanted.index,
@@ -101,7 +101,7 @@ def _predict(
         for finished in predict_shards(work, left, nproc=config.nproc, stop=stop, after_batch=progress.add):
             for image_id, reason in finished.notes["skipped"]:
                 progress.add(1)
-                say(f"skipped {image_id}: {reason}")
+                report(f"skipped {image_id}: {reason}")
         return {"predict/images_per_second": progress.images_per_second} if left else {}
 
 
@@ -147,8 +147,8 @@ def _log(
     if config.submission is not None and config.track and config.submission.stat().st_size <= MOST_LOGGED_BYTES:
         run.log_file(config.submission, "submission")
     speed = f", {figures['predict/images_per_second']:.1f} images/s" if figures else ""
-    say(f"{counts['predict/detections']:,.0f} detections on {len(wanted):,} images{speed}: {path}")
+    report(f"{counts['predict/detections']:,.0f} detections on {len(wanted):,} images{speed}: {path}")
     if len(left_out):
-        say(f"{len(left_out):,} images could not be read and have no detections; dropped.csv lists them")
+        report(f"{len(left_out):,} images could not be read and have no detections; dropped.csv lists them")
     if config.submission is not None:
-        say(f"submission: {config.submission}")
+        report(f"submission: {config.submission}")

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaflow import tracking
-from retinaflow.commands.chosen_runs import ChosenRun, candidates
-from retinaflow.commands.inputs import say
-from retinaflow.commands.kept import read_kept
-from retinaflow.comparison_settings import PromoteConfig
-from retinaflow.scoring.challenge import average_precision, mean_of_classes
-from retinaflow.scoring.comparison import Resampling, Side, compare
-from retinaflow.scoring.match_file import KeptMatches
+from retinaflow.comparison.comparison import Resampling, Side, compare
+from retinaflow.comparison.match_file import KeptMatches
+from retinaflow.comparison.runs import ChosenRun, candidates
+from retinaflow.comparison.stored_matches import read_kept
+from retinaflow.metric.challenge import average_precision, mean_of_classes
+from retinaflow.progress import report
+from retinaflow.runs import tracking
+from retinaflow.settings.comparison_commands import PromoteConfig
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def run(config: PromoteConfig) -> Decision:
                 run_id, config.register_as, alias=config.alias, reason=decision.reason, tags=decision.tags
             )
             run.set_tags({"retinaflow.version": version})
-            say(f"models:/{config.register_as}@{config.alias} is now version {version}")
-        say(decision.reason)
+            report(f"models:/{config.register_as}@{config.alias} is now version {version}")
+        report(decision.reason)
     return decision
 
 

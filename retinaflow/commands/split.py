@@ -10,22 +10,23 @@ from collections.abc import Sequence
 import pandas as pd
 
 import retinaflow
-from retinaflow import tracking
 from retinaflow.commands import merge, train
-from retinaflow.commands.chosen_runs import chosen_run
-from retinaflow.commands.inputs import load_training_data, say
-from retinaflow.commands.kept import read_kept
-from retinaflow.commands.parts import load_parts
-from retinaflow.commands.resuming import WITHOUT_EFFECT, find_resumed
-from retinaflow.config import MergeConfig, SplitConfig, TrainConfig
+from retinaflow.comparison.comparison import Comparison, Resampling, Side
+from retinaflow.comparison.comparison import compare as compare_sides
+from retinaflow.comparison.match_file import KeptMatches, truth_digest
+from retinaflow.comparison.runs import chosen_run
+from retinaflow.comparison.stored_matches import read_kept
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.resolving import resolve
-from retinaflow.scoring.comparison import Comparison, Resampling, Side
-from retinaflow.scoring.comparison import compare as compare_sides
-from retinaflow.scoring.match_file import KeptMatches, truth_digest
-from retinaflow.setting_groups import MergeFields
-from retinaflow.tracking import launched_by_mlflow
-from retinaflow.training.stopping import StopRequest
+from retinaflow.data.training_data import load_training_data
+from retinaflow.ensemble.members import load_parts
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
+from retinaflow.runs import tracking
+from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
+from retinaflow.settings.groups import MergeFields
+from retinaflow.settings.resolve import resolve
+from retinaflow.training.resume import WITHOUT_EFFECT, find_resumed
 
 ONE_MODEL, PLAIN, CALIBRATED = "one_model", "merged", "calibrated"
 """Columns of the comparison: one model for all classes, and the merged models without and with calibration."""
@@ -57,7 +58,7 @@ def run(config: SplitConfig) -> Comparison:
         parent.log_metrics(
             {f"val/{row['group']}": row[comparison.sides[-1].name] for row in table.to_dict("records")}, step=0
         )
-        say(f"\nAP by frequency bin (bin 1 is the rarest); {_explained(comparison)}:\n{_shown(table)}")
+        report(f"\nAP by frequency bin (bin 1 is the rarest); {_explained(comparison)}:\n{_shown(table)}")
         return comparison
 
 
@@ -80,7 +81,7 @@ def compare(config: SplitConfig, parts: Sequence[str], one_model: str | None) ->
     ways = {PLAIN: "none"} if config.calibration == "none" else {PLAIN: "none", CALIBRATED: config.calibration}
     shared = {name: getattr(config, name) for name in (*MergeFields.model_fields, *_SHARED)}
     for name, calibration in ways.items():
-        say(f"\n{name}: calibration={calibration}")
+        report(f"\n{name}: calibration={calibration}")
         settings = {**shared, "runs": tuple(parts), "output": config.output / name, "calibration": calibration}
         result = merge.run(MergeConfig(**settings), parts=loaded, name=name)
         sides.append((name, result.run_id if config.track else str(config.output / name)))
@@ -126,7 +127,7 @@ def _trained(config: SplitConfig, group: str, base: KeptMatches | None, *, place
     """The run (track=false: the folder) of the model of a group: an earlier one, or trained now."""
     settings = {name: getattr(config, name) for name in TrainConfig.model_fields}
     own = resolve(TrainConfig, {**settings, "class_group": group, "config": None})
-    say(f"\n{place}: {group}")
+    report(f"\n{place}: {group}")
     data = load_training_data(own)
     if base is not None:
         _refuse_other_base(config, base, data.judged)
@@ -135,11 +136,11 @@ def _trained(config: SplitConfig, group: str, base: KeptMatches | None, *, place
         earlier = tracking.find_runs(f"tags.`{_TRAINING}` = '{key}'")
         finished = next((run.run_id for run in earlier if run.status == "FINISHED"), None)
         if finished is not None:
-            say(f"run {finished} of an earlier split has these settings and data; reuse=false trains it again")
+            report(f"run {finished} of an earlier split has these settings and data; reuse=false trains it again")
             return finished
         stopped = _stopped(earlier, own)
         if stopped is not None:
-            say(f"run {stopped} of an earlier split was stopped and goes on; reuse=false trains anew")
+            report(f"run {stopped} of an earlier split was stopped and goes on; reuse=false trains anew")
             own = own.model_copy(update={"resume": stopped})
     run_id = train.run(own, data=data, name=name, tags={_TRAINING: key}).run_id
     return run_id if config.track else str(config.output / name)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from retinaflow import tracking
 from retinaflow.commands.binning import log_bins, log_exposure
-from retinaflow.commands.inputs import TrainingData, load_training_data, say
-from retinaflow.commands.judging import (
+from retinaflow.comparison.stored_matches import keep_matches
+from retinaflow.data.training_data import TrainingData, load_training_data
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
+from retinaflow.reports.evaluation import (
     Judgement,
     log_analysis,
     log_pictures,
@@ -21,14 +23,13 @@ from retinaflow.commands.judging import (
     metrics_document,
     say_judgement,
 )
-from retinaflow.commands.kept import keep_matches
-from retinaflow.commands.processes import is_first_process, processes
-from retinaflow.commands.resuming import Resumed, continued, find_resumed
-from retinaflow.commands.session import Session
-from retinaflow.config import TrainConfig
-from retinaflow.run_files import NullRun, Run
-from retinaflow.training.stopping import StopRequest
-from retinaflow.training.world import World
+from retinaflow.runs import tracking
+from retinaflow.runs.run import NullRun, Run
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.training.distributed import World
+from retinaflow.training.launch import is_first_process, processes
+from retinaflow.training.resume import Resumed, continued, find_resumed
+from retinaflow.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _run(
         return contextlib.nullcontext(NullRun())
     resume = resumed.run_id if resumed else None
     if resume is not None and config.track and not tracking.is_run(resume):
-        say(f"the checkpoint's run {resume} is not in {tracking.store_uri()}: a new run goes on with it")
+        report(f"the checkpoint's run {resume} is not in {tracking.store_uri()}: a new run goes on with it")
         resume = None
     return tracking.start_run(
         "train",
@@ -139,5 +140,5 @@ def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> Tra
     keep_matches([run], judgement, detections, data.judged, data.bins, config)
     tracking.log_model(run, best, register_as=config.register_as)
     say_judgement(judgement)
-    say(f"run {run.run_id}, best checkpoint {best}")
+    report(f"run {run.run_id}, best checkpoint {best}")
     return TrainResult(run.run_id, best, judgement)

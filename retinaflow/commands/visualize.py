@@ -8,27 +8,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow import tracking
 from retinaflow.boxes import iou
-from retinaflow.commands.chosen_model import ChosenModel
-from retinaflow.commands.inputs import data_folder, load_training_data, read_split, say
-from retinaflow.commands.predicting import Detector, buckets_for
-from retinaflow.commands.skipped import SkippedImages
-from retinaflow.commands.wanted_images import WantedImages, is_judged, wanted_images
-from retinaflow.config import TrainConfig
 from retinaflow.data.class_files import read_taxonomy
-from retinaflow.data.image_files import BadImage, UnreadableImageError, decode
+from retinaflow.data.images import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files
 from retinaflow.data.predictions import read_predictions
+from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import Faults
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.data.training_data import data_folder, load_training_data, read_split
 from retinaflow.detections import Detections
-from retinaflow.prediction_settings import VisualizeConfig
-from retinaflow.resolving import resolve
-from retinaflow.scoring.box_pictures import DrawnBox, Pixels, drawn, save_picture, side_by_side
-from retinaflow.setting_groups import DataSettings
-from retinaflow.training.stopping import StopRequest
+from retinaflow.inference.image_selection import WantedImages, is_judged, wanted_images
+from retinaflow.inference.model import ChosenModel
+from retinaflow.inference.shards import Detector, buckets_for
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
+from retinaflow.reports.box_images import DrawnBox, Pixels, drawn, save_picture, side_by_side
+from retinaflow.runs import tracking
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.groups import DataSettings
+from retinaflow.settings.model_commands import VisualizeConfig
+from retinaflow.settings.resolve import resolve
+from retinaflow.taxonomy import Taxonomy
 
 SAME_PLACE = 0.6
 """IoU from which a parent's box is taken for a second name of its child's box, and left out."""
@@ -69,7 +70,7 @@ def run(config: VisualizeConfig) -> list[Path]:
         skipped.log(run, wanted.unreadable_table)
     folder = config.output / "pictures"
     others = len(set(folder.glob("*.jpg")) - set(paths))
-    say(f"{len(paths)} pictures in {folder}{f', beside {others} of earlier calls' if others else ''}")
+    report(f"{len(paths)} pictures in {folder}{f', beside {others} of earlier calls' if others else ''}")
     return paths
 
 
@@ -134,7 +135,7 @@ def _truth(config: VisualizeConfig, trained: dict[str, Any], taxonomy: Taxonomy)
             settings, only, boxes=(), image_labels=None, with_images=False, allow_repeats=True, fill_in=False
         ).index
     except FileNotFoundError as error:
-        say(f"detections alone are drawn: {error}")
+        report(f"detections alone are drawn: {error}")
         return None
     known = [index.taxonomy.index_of[mid] for mid in taxonomy.ids if mid in index.taxonomy.index_of]
     return index.with_classes(np.array(known)) if len(known) < len(index.taxonomy) else index

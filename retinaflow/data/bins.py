@@ -28,7 +28,7 @@ BinStrategy = Literal["log", "quantile", "jenks"]
 
 
 class ClassCounts(Protocol):
-    """What bins are made of, of K classes in the training set: :class:`retinaflow.data.presence.Presence` has it."""
+    """What bins are made of, of K classes in the training set: :class:`retinaflow.data.image_class_pairs.Presence` has it."""
 
     @property
     def images_per_class(self) -> NDArray[np.int64]: ...

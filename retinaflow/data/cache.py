@@ -27,8 +27,8 @@ import pandas as pd
 import psutil
 
 from retinaflow.data.column_store import DOCUMENT, FORMAT, remove_partial
-from retinaflow.data.image_files import OnBadImage, attach_files
 from retinaflow.data.image_sizes import SizeTable
+from retinaflow.data.images import OnBadImage, attach_files
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import SourceFiles, read_annotations, read_image_sizes
 from retinaflow.data.tables import Fault, Faults, OnBadRow
@@ -64,7 +64,7 @@ def load_index(
     on_bad_row: OnBadRow = "stop",
     on_bad_image: OnBadImage = "stop",
     allow_repeats: bool = False,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> LoadedIndex:
     """The index of some published files, from the cache where it is there and whole, else built and cached.
 
@@ -76,10 +76,10 @@ def load_index(
     options.append(allow_repeats)
     key = _key(inputs, [*options, image_sizes is not None])
     place = cache_folder() / "index" / key
-    found = _open(place, say)
+    found = _open(place, report)
     if found is not None:
         return found
-    with _one_at_a_time(key, say) as is_alone:
+    with _one_at_a_time(key, report) as is_alone:
         # Another process may have built it meanwhile.
         found = _open(place, lambda text: None)
         if found is not None:
@@ -87,7 +87,7 @@ def load_index(
         if is_alone:
             remove_partial(place)
         faults = Faults(on_bad_row)
-        index = read_annotations(files, faults, allow_repeats=allow_repeats, progress=say)
+        index = read_annotations(files, faults, allow_repeats=allow_repeats, progress=report)
         if images:
             table = SizeTable(*read_image_sizes(image_sizes, faults)) if image_sizes else None
             journal = size_journal(images)
@@ -96,10 +96,10 @@ def load_index(
             faults.found += [Fault(image.image_id, 0, rule, image.reason) for image in bad]
         if _key(inputs, [*options, image_sizes is not None]) != key:
             raise ValueError(f"{place.name}: the files must not change while they are read, but did; start again")
-        return _save(index, faults.frame(), place, say)
+        return _save(index, faults.frame(), place, report)
 
 
-def _open(place: Path, say: Callable[[str], None]) -> LoadedIndex | None:
+def _open(place: Path, report: Callable[[str], None]) -> LoadedIndex | None:
     """What is cached there, or None when nothing is, or nothing whole, which is said."""
     if not (place / DOCUMENT).exists():
         return None
@@ -107,16 +107,16 @@ def _open(place: Path, say: Callable[[str], None]) -> LoadedIndex | None:
         index = AnnotationIndex.open(place)
         return LoadedIndex(index, pd.DataFrame(index.notes["dropped"], columns=list(Fault._fields)))
     except (ValueError, KeyError) as error:
-        say(f"the cached index is rebuilt: {error}")
+        report(f"the cached index is rebuilt: {error}")
         return None
 
 
-def _save(index: AnnotationIndex, dropped: pd.DataFrame, place: Path, say: Callable[[str], None]) -> LoadedIndex:
+def _save(index: AnnotationIndex, dropped: pd.DataFrame, place: Path, report: Callable[[str], None]) -> LoadedIndex:
     try:
         index.save(place, notes={"dropped": dropped.to_numpy().tolist()})
         return LoadedIndex(AnnotationIndex.open(place, verify=False), dropped)
     except (OSError, ValueError) as error:
-        say(f"the index is not cached: {error}; is there room on the disk of {place.parent}?")
+        report(f"the index is not cached: {error}; is there room on the disk of {place.parent}?")
         return LoadedIndex(index, dropped)
 
 
@@ -147,7 +147,7 @@ def _remove_left_behind(parent: Path) -> None:
 
 
 @contextmanager
-def _one_at_a_time(key: str, say: Callable[[str], None]) -> Iterator[bool]:
+def _one_at_a_time(key: str, report: Callable[[str], None]) -> Iterator[bool]:
     """Wait until no other process builds this index; False where that cannot be known (no locks, no place for one)."""
     if fcntl is None:
         yield False
@@ -163,7 +163,7 @@ def _one_at_a_time(key: str, say: Callable[[str], None]) -> Iterator[bool]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another process is building this index; waiting for it")
+            report("another process is building this index; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             yield False

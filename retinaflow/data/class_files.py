@@ -1,4 +1,4 @@
-"""The published class list and hierarchy -> :class:`~retinaflow.data.taxonomy.Taxonomy`.
+"""The published class list and hierarchy -> :class:`~retinaflow.taxonomy.Taxonomy`.
 
 The class list is a CSV of id and name (``/m/01g317,Person``), with or without a header line ``LabelName,DisplayName``;
 the hierarchy is the nested JSON of Open Images. A fault is a ValueError that names file, line and rule.
@@ -11,7 +11,7 @@ import io
 import json
 from pathlib import Path
 
-from retinaflow.data.taxonomy import Hierarchy, Taxonomy
+from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 
 def read_taxonomy(classes: Path, hierarchy: Path | None) -> Taxonomy:

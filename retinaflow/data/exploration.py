@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
+from retinaflow.data.image_class_pairs import Presence
 from retinaflow.data.index import FLAGS, AnnotationIndex
-from retinaflow.data.presence import Presence
 
 FloatArray = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.data.bins import ClassBins
-from retinaflow.data.presence import Presence
+from retinaflow.data.image_class_pairs import Presence
 from retinaflow.data.sampling import (
     STRATEGIES,
     FloatArray,
@@ -25,7 +25,7 @@ from retinaflow.data.sampling import (
     expected_draws,
     image_weights,
 )
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)

@@ -1,281 +1,237 @@
-"""Planned batches -> tensors: the Dataset that decodes, resizes and augments, the collate, and the loader.
+"""Image files of an index: where they are, how large they are, and their pixels.
 
-A dataset item is asked for with everything that decides it (image, shape, seed), so workers hold no state, can live as
-long as the training, and give the same pixels whichever of them does the work. Images stay uint8 until they are on the
-device.
-
-An image that cannot be decoded comes back from the worker as a :class:`BadImage`, not as an exception: the loader
-decides what it means, ends its workers at once, and its error names the file and shows no worker's traceback.
+Sizes come from a given table or from the file headers (no pixel is decoded), see :mod:`retinaflow.data.image_sizes`;
+what a table lacks is read from the headers. JPEGs are decoded by libjpeg-turbo with its fast transforms (simplejpeg),
+at reduced size and all else by OpenCV. EXIF rotation is ignored in both, as the published boxes of Open Images refer to
+the stored pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
-import torch
+import simplejpeg
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image, UnidentifiedImageError
 
-from retinaflow.boxes import pixels_from_normalised
-from retinaflow.data.augmentation import Augmentation
-from retinaflow.data.batching import PlannedBatch
-from retinaflow.data.image_files import BadImage, UnreadableImageError, decode
+from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
 
-
-@dataclass(frozen=True)
-class Batch:
-    """B images of one shape with what is known about them; boxes in pixels of the resized image, xyxy."""
-
-    images: Tensor
-    """``[B, 3, H, W]`` uint8, RGB, channels-last in memory."""
-    boxes: Tensor
-    """``[P, 4]`` float32, ordinary boxes."""
-    labels: Tensor
-    """``[P]`` int64 class of each box."""
-    owner: Tensor
-    """``[P]`` int64 image of each box within the batch, ascending."""
-    ignore_boxes: Tensor
-    """``[G, 4]`` float32, group-of boxes: no negative loss inside for their class, its ancestors and descendants."""
-    ignore_labels: Tensor
-    """``[G]`` int64."""
-    ignore_owner: Tensor
-    """``[G]`` int64, ascending."""
-    negatives: Tensor
-    """``[B, K]`` bool: classes known on the image, which alone may give negative loss."""
-    image_index: Tensor
-    """``[B]`` int64 image in the index."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from pinned memory without waiting."""
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
-
-    def pin_memory(self) -> Batch:
-        """Called by the loader when it pins memory."""
-        return replace(self, **{name: value.pin_memory() for name, value in vars(self).items()})
-
-
-PREFETCH = 2
-"""Batches that each worker has ready: enough to bridge a slow one, and few in memory."""
-STAND_INS = 8
-"""Images tried in place of an unreadable one while training with on_bad_image=skip."""
-
-
-class Request(NamedTuple):
-    """One dataset item: which image, at which (height, width), augmented by which seed (None: not at all), rare classes
-    more strongly or all alike."""
-
-    image: int
-    shape: tuple[int, int]
-    seed: int | None
-    by_class: bool = True
-
-
-class Sample(NamedTuple):
-    """One image ready for a batch; boxes in pixels of the resized image."""
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.floating]
-    labels: NDArray[np.int32]
-    is_group_of: NDArray[np.bool_]
-    negatives: NDArray[np.bool_]
-    number: int
-    """Of the image, in the index."""
-    instead_of: tuple[BadImage, ...] = ()
-    """Images that could not be read and whose place this one takes."""
-
-
-class NoSample(NamedTuple):
-    """What a request gives when its image cannot be read and none stands in for it."""
-
-    bad: tuple[BadImage, ...]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+OnBadImage = Literal["stop", "skip"]
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_SCAN = 0xDA
+_TAIL = 4096
+"""Bytes at the end of a JPEG among which its end marker is looked for first; cameras append thumbnails and padding."""
+_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
+"""How OpenCV decodes at 1 / factor of the size."""
 
 
 @dataclass(frozen=True)
-class DetectionDataset(Dataset[Sample | NoSample]):
-    """Samples of an index by :class:`Request`.
+class BadImage:
+    """An image that cannot be used, and why."""
 
-    ``stand_ins``: how many images, next in the index, are tried in place of one that cannot be read; 0: none. Training
-    wants them, so that every process takes the same number of steps; judging does not.
+    image_id: str
+    reason: str
+
+
+def attach_files(
+    index: AnnotationIndex,
+    folders: Sequence[Path],
+    *,
+    on_bad_image: OnBadImage = "stop",
+    given: SizeTable | None = None,
+    journal: Path | None = None,
+    quiet: bool = False,
+) -> tuple[AnnotationIndex, list[BadImage]]:
+    """The index with the file and size of every image; files are looked up by id in ``folders``, the first hit counts.
+
+    Sizes in the table ``given`` are believed, and those files not opened; ``journal`` keeps what is read from headers.
+    ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises
+    FileNotFoundError (no file) or ValueError (unreadable), naming how many and the first. So it does when none is left.
     """
+    root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
+    found = files_by_stem(folders, root)
+    files = np.array([found.get(str(image_id), "") for image_id in index.image_ids], dtype=np.str_)
+    located = replace(index, files=files, images_folder=str(root), path=None)
+    shown = " or ".join(str(folder) for folder in folders)
+    return attach_sizes(located, shown, on_bad_image=on_bad_image, given=given, journal=journal, quiet=quiet)
 
-    index: AnnotationIndex
-    augmentation: Augmentation | None = None
-    stand_ins: int = 0
-    keep_rate: NDArray[np.float64] | None = None
-    """``[K]`` chance of a box to be learnt when its image is drawn, from :func:`keep_rates`; else it is a region to
-    ignore, like a group-of box. None: every box is learnt."""
 
-    def __getitem__(self, request: Request) -> Sample | NoSample:
-        bad: tuple[BadImage, ...] = ()
-        for step in range(min(self.stand_ins + 1, len(self.index))):
-            image = (request.image + step) % len(self.index)
-            try:
-                return self.sample(request._replace(image=image))._replace(instead_of=bad)
-            except UnreadableImageError as error:
-                bad += (BadImage(str(self.index.image_ids[image]), str(error)),)
-        return NoSample(bad)
-
-    def sample(self, request: Request) -> Sample:
-        """The sample of exactly this image. Raises UnreadableImageError naming its file."""
-        index, image = self.index, request.image
-        height, width = (int(side) for side in index.sizes[image])
-        pixels = decode(index.file_of(image), (height, width), request.shape)
-        rows = np.arange(index.box_start[image], index.box_start[image + 1])
-        boxes = np.asarray(index.boxes[rows])
-        ignored = self._ignored(rows, request.seed)
-        if self.augmentation is not None and request.seed is not None:
-            labels = np.asarray(index.labels[rows])
-            pixels, boxes, kept = self.augmentation.apply(
-                pixels, boxes, labels=labels, seed=request.seed, by_class=request.by_class
-            )
-            rows, ignored = rows[kept], ignored[kept]
-        return Sample(
-            pixels,
-            pixels_from_normalised(boxes, request.shape),
-            index.labels[rows],
-            index.is_group_of[rows] | ignored,
-            index.verified(image),
-            image,
+def attach_sizes(
+    index: AnnotationIndex,
+    place: str,
+    *,
+    on_bad_image: OnBadImage = "stop",
+    given: SizeTable | None = None,
+    journal: Path | None = None,
+    quiet: bool = False,
+) -> tuple[AnnotationIndex, list[BadImage]]:
+    """As :func:`attach_files`, for an index that knows its files (empty: none was found in ``place``)."""
+    files, root = index.files, Path(index.images_folder)
+    bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
+    if bad and (on_bad_image == "stop" or len(bad) == len(index)):
+        raise FileNotFoundError(
+            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {place}; missing is "
+            f"{bad[0].image_id}, for example. Is images= right? Give on_bad_image=skip to go on without them."
         )
+    sizes = np.zeros((len(index), 2), dtype=np.int32) if given is None else given.look_up(index.image_ids)
+    sizes[files == ""] = 0
+    unreadable = _read_missing_sizes(sizes, files, root, journal=journal, quiet=quiet)
+    bad += [BadImage(str(index.image_ids[image]), reason) for image, reason in unreadable]
+    if unreadable and (on_bad_image == "stop" or len(bad) == len(index)):
+        image, reason = unreadable[0]
+        raise ValueError(
+            f"{len(unreadable):,} of {len(index):,} image files cannot be read; {root / files[image]}: {reason}. "
+            "Replace the file, or give on_bad_image=skip to go on without them."
+        )
+    complete = replace(index, sizes=sizes, path=None)
+    return (complete.take(np.flatnonzero(sizes[:, 0] > 0)) if bad else complete), bad
 
-    def _ignored(self, rows: NDArray[np.int64], seed: int | None) -> NDArray[np.bool_]:
-        if self.keep_rate is None or seed is None:
-            return np.zeros(len(rows), dtype=bool)
-        # A second number, so that what is ignored and how the image is changed are drawn apart.
-        chance = np.random.default_rng([seed, 1]).random(len(rows))
-        return np.asarray(chance >= self.keep_rate[self.index.labels[rows]])
+
+def files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
+    """Name without suffix -> path under ``root`` of the image files in some folders; the first folder's counts."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"images={folder}: no such folder")
+        prefix = os.path.relpath(folder.resolve(), root)
+        # Sorted, so that the first hit is always the same.
+        for name in sorted(entry.name for entry in os.scandir(folder)):
+            stem, dot, suffix = name.rpartition(".")
+            if f"{dot}{suffix.lower()}" in SUFFIXES:
+                found.setdefault(stem, name if prefix == "." else f"{prefix}/{name}")
+    return found
 
 
-def keep_rates(index: AnnotationIndex, *, most: int) -> NDArray[np.float64] | None:
-    """``[K]`` share of each class's boxes that leaves ``most`` of them on average, 1 for classes with fewer.
+def _read_missing_sizes(
+    sizes: NDArray[np.int32], files: NDArray[np.str_], root: Path, *, journal: Path | None, quiet: bool
+) -> list[tuple[int, str]]:
+    """Fill in the sizes that are 0 of the images with a file; those that cannot be read, and why."""
+    wanted = np.flatnonzero((files != "") & (sizes[:, 0] == 0)).tolist()
+    found = read_sizes(root, files[wanted].tolist(), header_size, journal=journal, quiet=quiet)
+    unreadable = []
+    for image, result in zip(wanted, found, strict=True):
+        if isinstance(result, str):
+            unreadable.append((image, result))
+        else:
+            sizes[image] = result
+    return unreadable
 
-    None for ``most=0``: every box is learnt.
+
+def file_states(index: AnnotationIndex) -> NDArray[np.int64]:
+    """Bytes and time of change in ns ``[I, 2]`` of the image files: a file that was replaced has others. 0: no file."""
+
+    def state(image: int) -> tuple[int, int]:
+        try:
+            status = index.file_of(image).stat()
+        except OSError:
+            return 0, 0
+        return status.st_size, status.st_mtime_ns
+
+    # By threads: on a network's file system each answer takes its time.
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = list(threads.map(state, range(len(index))))
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def header_size(path: Path) -> tuple[int, int] | str:
+    """(height, width) of the stored pixels from the head of an image file, or what is wrong with it."""
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            is_jpeg = image.format in ("JPEG", "MPO")
+        # OpenCV fills the missing rows of a cut JPEG with grey and says nothing.
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - _TAIL, 0))
+            is_cut = is_jpeg and _JPEG_END not in file.read() and _is_cut(np.fromfile(path, dtype=np.uint8))
+        return "the JPEG is cut short" if is_cut else size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+        return "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+class UnreadableImageError(ValueError):
+    """An image file is missing, damaged, or no image; the message begins with its path."""
+
+
+def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArray[np.uint8]:
+    """RGB pixels ``[H, W, 3]`` of exactly ``target`` (height, width), from a file of ``size``.
+
+    Raises UnreadableImageError, a ValueError that names the file. Of an animated file the first picture counts.
     """
-    if most == 0:
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: the image cannot be read: {error.strerror}") from None
+    return decode_bytes(data, size, target, name=str(path))
+
+
+def decode_bytes(
+    data: NDArray[np.uint8], size: tuple[int, int], target: tuple[int, int], *, name: str
+) -> NDArray[np.uint8]:
+    """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
+    shrink = min(size[0] / target[0], size[1] / target[1])
+    # Of other formats OpenCV decodes all, and then skips pixels.
+    reduced = _REDUCED if _is_jpeg(data) else ()
+    flag = next((flag for factor, flag in reduced if shrink >= factor), cv2.IMREAD_COLOR)
+    pixels = _whole_jpeg(data) if flag == cv2.IMREAD_COLOR else None
+    if pixels is None:
+        pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    height, width = pixels.shape[:2]
+    if (height, width) != target:
+        # Reduced decoding leaves a factor below 2 of a JPEG, where two taps skip no pixel; averaging costs eight times
+        # as much.
+        far = height >= 2 * target[0] or width >= 2 * target[1]
+        taps = cv2.INTER_AREA if far else cv2.INTER_LINEAR
+        pixels = np.asarray(cv2.resize(pixels, target[::-1], interpolation=taps), dtype=np.uint8)
+    return pixels
+
+
+def _whole_jpeg(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """RGB pixels of a sound, ordinary JPEG in full size, faster than OpenCV decodes it; None for all else."""
+    if not _is_jpeg(data) or _is_cut(data):
         return None
-    boxes = np.bincount(index.labels, minlength=index.num_classes)
-    return np.asarray(most / np.maximum(boxes, most))
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
+    except ValueError:
+        # CMYK, 12 bits, or a file that libjpeg warns of: OpenCV reads what can be read, or says what is wrong.
+        return None
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one shape -> Batch; group-of boxes become ignore regions."""
-    ordinary = [np.flatnonzero(~sample.is_group_of) for sample in samples]
-    group_of = [np.flatnonzero(sample.is_group_of) for sample in samples]
-    boxes, labels, owner = _gather(samples, ordinary)
-    ignore_boxes, ignore_labels, ignore_owner = _gather(samples, group_of)
-    # [B, H, W, 3] seen as [B, 3, H, W]: channels-last, the memory order in which convolutions are fastest.
-    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
-    negatives = torch.from_numpy(np.stack([sample.negatives for sample in samples]))
-    image_index = torch.tensor([sample.number for sample in samples])
-    return Batch(images, boxes, labels, owner, ignore_boxes, ignore_labels, ignore_owner, negatives, image_index)
+def _is_jpeg(data: NDArray[np.uint8]) -> bool:
+    return data[:2].tobytes() == _JPEG_START
 
 
-def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
-    boxes = np.concatenate([sample.boxes[kept] for sample, kept in zip(samples, rows, strict=True)])
-    labels = np.concatenate([sample.labels[kept] for sample, kept in zip(samples, rows, strict=True)])
-    owner = np.repeat(np.arange(len(samples)), [len(kept) for kept in rows])
-    return (
-        torch.from_numpy(boxes.astype(np.float32)),
-        torch.from_numpy(labels.astype(np.int64)),
-        torch.from_numpy(owner.astype(np.int64)),
-    )
+def _is_cut(data: NDArray[np.uint8]) -> bool:
+    """Whether a JPEG's end marker is missing: neither among its last bytes nor, as phones append whole films, after the
+    start of its pixels (before it, a thumbnail has an end of its own)."""
+    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[_start_of_scan(data) :].tobytes()
 
 
-def _collate_readable(items: Sequence[Sample | NoSample]) -> tuple[Batch | None, tuple[BadImage, ...]]:
-    """The batch of what could be read (None: nothing could), and what could not."""
-    samples = [item for item in items if isinstance(item, Sample)]
-    bad = tuple(image for item in items for image in (item.instead_of if isinstance(item, Sample) else item.bad))
-    return collate(samples) if samples else None, bad
+def _start_of_scan(data: NDArray[np.uint8]) -> int:
+    """Where the pixels of a JPEG begin: its segments, each of a marker and a length, are passed over."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _SCAN:
+        is_fill = data[place + 1] == 0xFF
+        place += 1 if is_fill else 2 + int(data[place + 2]) * 256 + int(data[place + 3])
+    return place
 
 
-@dataclass
-class _EpochRequests:
-    """A batch sampler whose batches are set anew for each epoch, so that the workers live on.
-
-    Requests are made when a batch is due: those of a whole epoch of millions would take long and much memory.
-    """
-
-    batches: Sequence[PlannedBatch] = ()
-    seed: Sequence[int] | None = None
-    by_class: bool = True
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        return (list(_requests(batch, self.seed, self.by_class)) for batch in self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class BatchLoader:
-    """Loads planned batches with ``workers`` processes that stay alive from epoch to epoch (0: in this process).
-
-    Each worker keeps ``PREFETCH`` batches ahead. ``pin_memory`` for a GPU: copies to it need not wait.
-    """
-
-    def __init__(self, dataset: DetectionDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
-        self._requests = _EpochRequests()
-        self._stand_ins = dataset.stand_ins
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=self._requests,
-            collate_fn=_collate_readable,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            prefetch_factor=PREFETCH if workers else None,
-            pin_memory=pin_memory,
-            worker_init_fn=_one_thread,
-            # Its own generator: the loader draws a number per epoch, by default from the global one.
-            generator=torch.Generator(),
-        )
-
-    def load(
-        self,
-        batches: Sequence[PlannedBatch],
-        *,
-        seed: Sequence[int] | None = None,
-        by_class: bool = True,
-        on_bad_image: Callable[[BadImage], None] | None = None,
-    ) -> Iterator[Batch]:
-        """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on, ``by_class`` the
-        strength by class.
-
-        An image that cannot be read raises ValueError naming its file. With ``on_bad_image`` it is told there instead,
-        and its batch is that much smaller unless the data set has stand-ins; a batch of which nothing is left is left
-        out, or, with stand-ins, raises ValueError: so many unreadable images in a row are no accident.
-        """
-        self._requests.batches, self._requests.seed, self._requests.by_class = batches, seed, by_class
-        for batch, bad in self._loader:
-            for image in bad:
-                if on_bad_image is None:
-                    raise ValueError(f"{image.reason}; replace the file, or give on_bad_image=skip")
-                on_bad_image(image)
-            if batch is not None:
-                yield batch
-            elif self._stand_ins:
-                raise ValueError(
-                    f"an image must be readable among {len(bad):,} of a batch and those that stand in for them, but "
-                    f"none is; the first: {bad[0].reason}. Is the disk still there?"
-                )
-
-
-def _requests(batch: PlannedBatch, seed: Sequence[int] | None, by_class: bool) -> Iterator[Request]:
-    for image, draw in zip(batch.images, batch.draws, strict=True):
-        # The seed goes by the place in the plan, not by worker or rank: a repeated image is changed anew each time.
-        own = None if seed is None else int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0])
-        yield Request(int(image), batch.shape, own, by_class)
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism; threads inside each would only fight over the cores."""
-    del worker
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+def _pixels(path: str, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:
+    """RGB pixels of the bytes of an image file."""
+    if _is_jpeg(data) and _is_cut(data):
+        raise UnreadableImageError(f"{path}: the JPEG is cut short")
+    try:
+        pixels = cv2.imdecode(data, flags) if len(data) else None
+    except cv2.error as error:
+        raise UnreadableImageError(f"{path}: not a readable image: {error.err or error}") from None
+    if pixels is None:
+        raise UnreadableImageError(f"{path}: not a readable image")
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), dtype=np.uint8)

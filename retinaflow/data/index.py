@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.column_store import open_columns, save_columns
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy
 
 FLAGS = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside")
 """Published flags of a box, in the order of their bits in ``flags``."""

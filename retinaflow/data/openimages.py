@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
 from retinaflow.data.tables import Faults, Source, Table, Words, read_table
-from retinaflow.data.taxonomy import Taxonomy
 from retinaflow.detections import Detections
+from retinaflow.taxonomy import Taxonomy
 
 BOX_FILES = (
     "{split}-annotations-bbox.csv",
@@ -106,7 +106,7 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
             return data / name
     hint = " or image_labels=none if there are none" if setting == "image_labels" else ""
     if setting == "boxes" and (there := sorted(path.name for path in data.glob("*-annotations-bbox.csv"))):
-        hint += f"; there are {', '.join(there[:5])}: train_splits= and eval_split= say which to read"
+        hint += f"; there are {', '.join(there[:5])}: train_splits= and eval_split= report which to read"
     raise FileNotFoundError(
         f"{data} holds none of {', '.join(names)}; add the file, or give its path as {setting}={hint}"
     )

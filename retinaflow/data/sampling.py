@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.bins import ClassBins
-from retinaflow.data.presence import Presence
+from retinaflow.data.image_class_pairs import Presence
 
 BinRates = Literal["step", "smooth"]
 Strategy = Literal["uniform", "repeat-factor", "instance-repeat-factor", "class-aware", "binned"]

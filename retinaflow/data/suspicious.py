@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from retinaflow.data.image_class_pairs import class_presence
 from retinaflow.data.index import FLAGS, AnnotationIndex
-from retinaflow.data.presence import class_presence
 
 TINY_PIXELS = 4
 """A box with a side shorter than this, in pixels of the stored image, is tiny."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from retinaflow.detector.anchors import decode, encode
+from retinaflow.detector.class_settings import check_ancestors, check_per_class
 from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
-from retinaflow.detector.hierarchy import check_ancestors, check_per_class
 from retinaflow.detector.network import RawOutput
 from retinaflow.detector.targets import BETWEEN, FOREGROUND, Targets, ignore_masks, match_anchors
 

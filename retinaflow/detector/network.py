@@ -26,7 +26,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 
 from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
-from retinaflow.detector.convolution import Conv3x3, use_conv3x3
+from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 IMAGE_MEAN = (0.485, 0.456, 0.406)

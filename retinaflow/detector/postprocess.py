@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from retinaflow.detector.anchors import AnchorGrid, decode
-from retinaflow.detector.hierarchy import check_ancestors, check_per_class
+from retinaflow.detector.class_settings import check_ancestors, check_per_class
 from retinaflow.detector.network import RawOutput
-from retinaflow.detector.suppression import hard_nms, soft_nms, support_nms
-from retinaflow.suppression_rules import Suppression
+from retinaflow.detector.nms import hard_nms, soft_nms, support_nms
+from retinaflow.settings.suppression import Suppression
 
 TopKScope = Literal["level", "class"]
 

@@ -25,17 +25,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
-from retinaflow.data.image_files import BadImage
-from retinaflow.data.images import Batch, BatchLoader, DetectionDataset
+from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset
+from retinaflow.data.images import BadImage
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.precision import Precision
 from retinaflow.training.averaging import WeightAverage
+from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.optimizer import OptimizerName, make_optimizer
-from retinaflow.training.precision import Precision
 from retinaflow.training.schedule import Schedule, learning_rate
 from retinaflow.training.step import NotFinite, Stepper
 from retinaflow.training.synced_norm import sync_batch_norms
-from retinaflow.training.world import ALONE, World
 
 RECENT_LOSSES = 50
 """Steps whose losses are remembered, to see whether the loss had grown when a step fails."""

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from retinaflow.data.images import Batch
+from retinaflow.data.dataset import Batch
 from retinaflow.detector.loss import LossConfig, Losses, detection_loss
 from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.precision import Precision, autocast
 from retinaflow.detector.targets import Targets
-from retinaflow.training.precision import Precision, autocast
-from retinaflow.training.world import World
+from retinaflow.training.distributed import World
 
 
 class NotFinite(FloatingPointError):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retinaflow.training.world import World
+from retinaflow.training.distributed import World
 
 _OVER = (0, 2, 3)
 

@@ -15,14 +15,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 from simulated_runs import World, run, world
 
-from retinaflow import tracking
 from retinaflow.commands import evaluate, promote
-from retinaflow.commands.kept import judged_images, read_kept
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import EvaluateConfig, PromoteConfig
-from retinaflow.resolving import resolve
-from retinaflow.scoring.challenge import average_precision
-from retinaflow.scoring.match_file import save_matches
+from retinaflow.comparison.match_file import save_matches
+from retinaflow.comparison.stored_matches import judged_images, read_kept
+from retinaflow.metric.challenge import average_precision
+from retinaflow.runs import tracking
+from retinaflow.settings.commands import EvaluateConfig, PromoteConfig
+from retinaflow.settings.resolve import resolve
 
 QUICK = {"bootstrap": 100}
 

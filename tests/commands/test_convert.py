@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from retinaflow.cli import main
-from retinaflow.commands.inputs import load_training_data
-from retinaflow.config import BinningConfig
 from retinaflow.data.index import FLAGS, AnnotationIndex
-from retinaflow.resolving import resolve
+from retinaflow.data.training_data import load_training_data
+from retinaflow.settings.commands import BinningConfig
+from retinaflow.settings.resolve import resolve
 
 
 def convert(data: Path, output: Path, **given: Any) -> int:
@@ -130,7 +130,7 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tiny_dataset: An
     (tmp_path / "coco" / "annotations" / "instances_train.json").unlink()
     assert convert(tmp_path / "coco", tmp_path / "mine") == 0
     with pytest.raises(
-        FileNotFoundError, match=r"there are validation-annotations-bbox\.csv: train_splits= and eval_split= say"
+        FileNotFoundError, match=r"there are validation-annotations-bbox\.csv: train_splits= and eval_split= report"
     ):
         indexes(tmp_path / "mine")
 
@@ -155,7 +155,7 @@ def test_the_hierarchy_goes_along(
 STOPPED = """
 import os, signal, sys
 from retinaflow.cli import main
-from retinaflow.data.formats import placing
+from retinaflow.data.formats import image_placement as placing
 copy = placing.shutil.copyfile
 
 def copy_and_signal(source, target):

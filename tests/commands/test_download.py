@@ -14,24 +14,24 @@ import pytest
 from bucket_server import Bucket, serving
 
 from retinaflow.cli import main
-from retinaflow.commands.inputs import load_training_data
-from retinaflow.config import BinningConfig
-from retinaflow.data.bucket import addresses, fetching
-from retinaflow.resolving import resolve
+from retinaflow.data.download import http, urls
+from retinaflow.data.training_data import load_training_data
+from retinaflow.settings.commands import BinningConfig
+from retinaflow.settings.resolve import resolve
 
 
 @pytest.fixture
 def bucket(tiny_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """The tiny set as the buckets publish it: 12 training and 6 validation images."""
-    monkeypatch.setattr(fetching, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
     data = tiny_dataset()
     with serving() as bucket:
-        bucket.files[addresses.CLASSES] = (data / "class-descriptions.csv").read_bytes()
-        bucket.files[addresses.HIERARCHY] = (data / "bbox_labels_hierarchy.json").read_bytes()
+        bucket.files[urls.CLASSES] = (data / "class-descriptions.csv").read_bytes()
+        bucket.files[urls.HIERARCHY] = (data / "bbox_labels_hierarchy.json").read_bytes()
         for split in ("train", "validation"):
-            bucket.files[addresses.BOXES[split]] = (data / f"{split}-annotations-bbox.csv").read_bytes()
+            bucket.files[urls.BOXES[split]] = (data / f"{split}-annotations-bbox.csv").read_bytes()
             labels = (data / f"{split}-annotations-human-imagelabels.csv").read_bytes()
-            bucket.files[addresses.LABELS[split]] = labels
+            bucket.files[urls.LABELS[split]] = labels
             for path in (data / "images").glob(f"{split}*.jpg"):
                 bucket.files[f"{split}/{path.name}"] = path.read_bytes()
         yield bucket
@@ -61,7 +61,7 @@ def test_classes_come_with_what_is_below_them_and_can_be_trained_on(
         "/m/0car", "/m/0vehicle", "/m/0bus",
     }  # fmt: skip
     header = (tmp_path / "oi" / "train-annotations-bbox.csv").read_bytes().splitlines()[0]
-    assert header == bucket.files[addresses.BOXES["train"]].splitlines()[0]
+    assert header == bucket.files[urls.BOXES["train"]].splitlines()[0]
     assert not (tmp_path / "oi" / ".download").exists()
 
 
@@ -74,7 +74,7 @@ def test_a_dry_run_says_how_much_and_fetches_no_image(
     before = bucket.asked.copy()
     assert download(bucket, tmp_path / "oi", class_group="all") == 0
     # The tables of the dry run are not read again.
-    assert bucket.asked[addresses.BOXES["train"]] == before[addresses.BOXES["train"]] == 1
+    assert bucket.asked[urls.BOXES["train"]] == before[urls.BOXES["train"]] == 1
 
 
 def test_faults_are_waited_out_and_what_is_not_there_is_left_out_and_listed(
@@ -84,7 +84,7 @@ def test_faults_are_waited_out_and_what_is_not_there_is_left_out_and_listed(
         "train/train001.jpg": ["truncate", 503],
         "train/train002.jpg": ["stall"],
         "train/train003.jpg": ["wrong md5", "reset"],
-        addresses.BOXES["train"]: ["truncate", "reset"],
+        urls.BOXES["train"]: ["truncate", "reset"],
     }
     del bucket.files["train/train005.jpg"]
     assert download(bucket, tmp_path / "oi", class_group="all", per_class=100, connections=3) == 0
@@ -111,7 +111,7 @@ def test_the_same_command_goes_on_with_what_is_missing(
     before = bucket.asked.copy()
     assert download(bucket, tmp_path / "oi", class_group="Car,Tree") == 0
     again = {path for path in bucket.asked if bucket.asked[path] > before[path]}
-    assert again == {"train/train001.jpg", addresses.LABELS["train"], addresses.LABELS["validation"]}
+    assert again == {"train/train001.jpg", urls.LABELS["train"], urls.LABELS["validation"]}
     before = bucket.asked.copy()
     assert download(bucket, tmp_path / "oi", class_group="Car,Tree") == 0
     assert bucket.asked == before
@@ -124,7 +124,7 @@ def test_an_attempt_that_misses_only_images_the_server_does_not_have_ends_well(
 ) -> None:
     for name in ("train001", "train005"):
         del bucket.files[f"train/{name}.jpg"]
-    bucket.faults[addresses.LABELS["validation"]] = [500] * 3
+    bucket.faults[urls.LABELS["validation"]] = [500] * 3
     given = {"class_group": "all", "on_bad_image": on_bad_image}
     assert download(bucket, tmp_path / "oi", **given) == 2
     assert download(bucket, tmp_path / "oi", **given) == 0
@@ -135,7 +135,7 @@ def test_an_attempt_that_misses_only_images_the_server_does_not_have_ends_well(
 def test_images_that_a_later_attempt_fetches_have_their_labels(bucket: Bucket, tmp_path: Path) -> None:
     given = {"class_group": "all", "on_bad_image": "skip"}
     bucket.faults = {f"train/{name}.jpg": [500] * 3 for name in ("train001", "train005")}
-    bucket.faults[addresses.LABELS["validation"]] = [500] * 3
+    bucket.faults[urls.LABELS["validation"]] = [500] * 3
     assert download(bucket, tmp_path / "oi", **given) == 2
     assert len(list((tmp_path / "oi" / "images").iterdir())) == 13
     assert download(bucket, tmp_path / "oi", **given) == 0
@@ -144,10 +144,10 @@ def test_images_that_a_later_attempt_fetches_have_their_labels(bucket: Bucket, t
     for split in ("train", "validation"):
         labels = rows(tmp_path / "oi" / f"{split}-annotations-human-imagelabels.csv")
         there = {path.stem for path in (tmp_path / "oi" / "images").iterdir()}
-        published = csv.DictReader(bucket.files[addresses.LABELS[split]].decode().splitlines())
+        published = csv.DictReader(bucket.files[urls.LABELS[split]].decode().splitlines())
         assert labels == [row for row in published if row["ImageID"] in there]
     # What was read before is not read again.
-    assert bucket.asked[addresses.LABELS["train"]] == 1
+    assert bucket.asked[urls.LABELS["train"]] == 1
 
 
 def test_images_can_be_given_by_id(bucket: Bucket, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_originals_are_checked_by_the_size_and_md5_of_their_table(bucket: Bucket
                 name = path.split("/")[1].removesuffix(".jpg")
                 size = len(data) + (name == "train001")
                 text += f'{name},{split},{bucket.url}/{path},"A title, with a comma",{size},{digest}\n'
-        bucket.files[addresses.ORIGINALS[split]] = text.encode()
+        bucket.files[urls.ORIGINALS[split]] = text.encode()
     given = {"class_group": "Car,Tree", "originals": "true"}
     assert download(bucket, tmp_path / "oi", **given) == 2
     assert download(bucket, tmp_path / "oi", **given, on_bad_image="skip") == 0
@@ -187,16 +187,16 @@ def test_an_image_that_the_table_of_originals_lacks_is_listed(
     for path in bucket.files:
         if path.startswith("train/") and path != "train/train001.jpg":
             text += f"{path[6:-4]},train,{bucket.url}/{path},,\n"
-    bucket.files[addresses.ORIGINALS["train"]] = text.encode()
+    bucket.files[urls.ORIGINALS["train"]] = text.encode()
     (tmp_path / "ids.txt").write_text("train001\ntrain002\nnowhere\n")
     assert download(bucket, tmp_path / "oi", image_ids=tmp_path / "ids.txt", splits="train", originals="true") == 0
     out = capsys.readouterr().out
-    assert f"1 images are not in {addresses.ORIGINALS['train']}, train001 for example" in out
+    assert f"1 images are not in {urls.ORIGINALS['train']}, train001 for example" in out
     assert "1 images are in no box table of these splits, nowhere for example" in out
     assert "1 images to fetch (1 of train)" in out
     assert rows(tmp_path / "oi" / "missing.csv") == [
         {"image_id": "nowhere", "reason": "in no box table of these splits"},
-        {"image_id": "train001", "reason": f"not in {addresses.ORIGINALS['train']}"},
+        {"image_id": "train001", "reason": f"not in {urls.ORIGINALS['train']}"},
     ]
 
 
@@ -267,7 +267,7 @@ def test_the_note_of_what_was_asked_for_is_there_whole_or_not_at_all(
 
     note = (tmp_path / "oi" / "download.json").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr("retinaflow.data.whole_files.os.fsync", full_disk)
+        patch.setattr("retinaflow.files.os.fsync", full_disk)
         assert download(bucket, tmp_path / "oi", class_group="Car") == 2
     assert (tmp_path / "oi" / "download.json").read_text() == note
     assert download(bucket, tmp_path / "oi", class_group="Car") == 0

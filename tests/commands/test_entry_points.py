@@ -22,12 +22,12 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import binning, main, train
-from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import BinningConfig, MainConfig, TrainConfig
-from retinaflow.resolving import resolve
-from retinaflow.training.checkpoint import load_checkpoint
-from retinaflow.training.stopping import Stopped
+from retinaflow.data.training_data import load_training_data
+from retinaflow.inference.checkpoint import load_checkpoint
+from retinaflow.interrupts import Stopped
+from retinaflow.settings.commands import BinningConfig, MainConfig, TrainConfig
+from retinaflow.settings.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_FLAGS = {"image_size": 64, "num_buckets": 1, "batch_size": 4, "fpn_channels": 64, "head_depth": 1, "epochs": 1}

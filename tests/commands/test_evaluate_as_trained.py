@@ -9,9 +9,9 @@ import pytest
 
 from retinaflow.commands import train
 from retinaflow.commands.evaluate import _Model
-from retinaflow.config import EvaluateConfig, TrainConfig
-from retinaflow.resolving import resolve, with_absolute_paths
-from retinaflow.training.checkpoint import load_checkpoint, save_checkpoint
+from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
+from retinaflow.settings.commands import EvaluateConfig, TrainConfig
+from retinaflow.settings.resolve import resolve, with_absolute_paths
 
 
 def _changed(checkpoint: Path, place: Path, **settings: Any) -> Path:

@@ -13,9 +13,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import explore
-from retinaflow.commands.page import Page
-from retinaflow.config import ExploreConfig
-from retinaflow.resolving import resolve
+from retinaflow.reports.page import Page
+from retinaflow.settings.commands import ExploreConfig
+from retinaflow.settings.resolve import resolve
 
 PICTURES = {
     "class_frequency.png", "tail.png", "boxes_per_image.png", "box_sizes.png", "shapes.png",

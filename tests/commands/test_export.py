@@ -13,8 +13,8 @@ from PIL import Image
 
 from retinaflow.commands import export
 from retinaflow.commands.train import TrainResult
-from retinaflow.prediction_settings import ExportConfig
-from retinaflow.resolving import resolve
+from retinaflow.settings.model_commands import ExportConfig
+from retinaflow.settings.resolve import resolve
 
 pytest.importorskip("onnxruntime")
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from retinaflow.training.checkpoint import load_checkpoint
+from retinaflow.inference.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +116,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_bits_of_one_left_alon
 
 @pytest.mark.parametrize("cut", ['{"step": 4, "train/lo', ""], ids=["in mid-line", "between lines"])
 def test_points_logged_before_a_kill_are_not_logged_again(tmp_path: Path, cut: str) -> None:
-    from retinaflow.run_files import FolderRun
+    from retinaflow.runs.run import FolderRun
 
     first = FolderRun(tmp_path)
     first.log_metrics({"train/loss": 3.0, "val/mAP": 0.5}, step=2)

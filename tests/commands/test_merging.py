@@ -19,11 +19,11 @@ from mlflow.tracking import MlflowClient
 
 from retinaflow.cli import main
 from retinaflow.commands import evaluate, merge, split
-from retinaflow.commands.kept import read_kept
 from retinaflow.commands.train import TrainResult
-from retinaflow.config import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
-from retinaflow.resolving import resolve
-from retinaflow.scoring.challenge import average_precision
+from retinaflow.comparison.stored_matches import read_kept
+from retinaflow.metric.challenge import average_precision
+from retinaflow.settings.commands import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
+from retinaflow.settings.resolve import resolve
 
 GROUPS = "Car,Bus,Vehicle+Tree,Plant"
 SMALL = {

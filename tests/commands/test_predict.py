@@ -16,14 +16,14 @@ import pandas as pd
 import pytest
 
 from retinaflow.commands import predict
-from retinaflow.commands.inputs import load_training_data
-from retinaflow.commands.prediction_folder import PredictionFolder
 from retinaflow.commands.train import TrainResult
-from retinaflow.commands.wanted_images import wanted_images
-from retinaflow.data.taxonomy import Taxonomy
-from retinaflow.evaluation import read_detections
-from retinaflow.prediction_settings import PredictConfig
-from retinaflow.resolving import resolve
+from retinaflow.data.training_data import load_training_data
+from retinaflow.inference.image_selection import wanted_images
+from retinaflow.inference.prediction_folder import PredictionFolder
+from retinaflow.metric.evaluation import read_detections
+from retinaflow.settings.model_commands import PredictConfig
+from retinaflow.settings.resolve import resolve
+from retinaflow.taxonomy import Taxonomy
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = ["Score", "XMin", "YMin", "XMax", "YMax"]
@@ -172,7 +172,7 @@ def test_a_file_name_that_is_not_utf_8_is_shown_byte_by_byte(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from retinaflow.cli import main
-from retinaflow.data import prediction_shards
+from retinaflow.inference import prediction_shards
 
 write, written = prediction_shards.pa_parquet.write_table, []
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from retinaflow.commands import train
-from retinaflow.commands.inputs import load_training_data
-from retinaflow.commands.progress import Progress
-from retinaflow.commands.recipe import build_network
-from retinaflow.commands.resuming import STEERING, WITHOUT_EFFECT, continued
-from retinaflow.commands.session import Session
-from retinaflow.config import TrainConfig
-from retinaflow.resolving import resolve
-from retinaflow.training.checkpoint import load_checkpoint
+from retinaflow.data.training_data import load_training_data
+from retinaflow.inference.checkpoint import load_checkpoint
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.resolve import resolve
 from retinaflow.training.loop import StepResult
+from retinaflow.training.progress import Progress
+from retinaflow.training.recipe import build_network
+from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, continued
+from retinaflow.training.session import Session
 
 
 def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(workshop: Any) -> None:
@@ -40,7 +40,7 @@ def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(wor
 def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
     workshop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retinaflow.commands.progress.SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr("retinaflow.training.progress.SECONDS_PER_LINE", 0.0)
     train.run(workshop.settings(epochs=1, track="false", output=str(workshop.folder / "lines")))
     lines = capsys.readouterr().out.splitlines()
     within = [line for line in lines if line.endswith(" left")]

@@ -9,11 +9,11 @@ import pytest
 
 from retinaflow.commands import train
 from retinaflow.commands.evaluate import _Model
-from retinaflow.config import EvaluateConfig
 from retinaflow.detections import Detections
-from retinaflow.resolving import resolve
-from retinaflow.training.checkpoint import load_checkpoint, save_checkpoint
-from retinaflow.training.stopping import StopRequest
+from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
+from retinaflow.interrupts import StopRequest
+from retinaflow.settings.commands import EvaluateConfig
+from retinaflow.settings.resolve import resolve
 
 
 def _found(checkpoint: Path, **given: str) -> Detections:

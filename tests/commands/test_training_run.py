@@ -16,10 +16,10 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import train
-from retinaflow.commands.inputs import load_training_data
 from retinaflow.commands.train import TrainResult
-from retinaflow.tracking import last_run
-from retinaflow.training.checkpoint import load_checkpoint
+from retinaflow.data.training_data import load_training_data
+from retinaflow.inference.checkpoint import load_checkpoint
+from retinaflow.runs.tracking import last_run
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_THE_ROOT = {

@@ -11,9 +11,9 @@ import pytest
 
 from retinaflow.commands import visualize
 from retinaflow.commands.train import TrainResult
-from retinaflow.prediction_settings import VisualizeConfig
-from retinaflow.resolving import resolve
-from retinaflow.scoring.box_pictures import class_color
+from retinaflow.reports.box_images import class_color
+from retinaflow.settings.model_commands import VisualizeConfig
+from retinaflow.settings.resolve import resolve
 
 
 def _draw(output: Path, **given: Any) -> list[Path]:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from retinaflow.data.image_class_pairs import Presence
 from retinaflow.data.index import AnnotationIndex, row_starts
-from retinaflow.data.presence import Presence
-from retinaflow.data.taxonomy import Hierarchy, Taxonomy
+from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 Link = tuple[int, int]

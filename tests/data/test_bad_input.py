@@ -17,7 +17,7 @@ from made_index import TinyDataset
 from PIL import Image
 
 from retinaflow.data.cache import LoadedIndex, load_index
-from retinaflow.data.image_files import OnBadImage, decode
+from retinaflow.data.images import OnBadImage, decode
 from retinaflow.data.openimages import find_files, read_annotations
 from retinaflow.data.tables import Faults, OnBadRow
 
@@ -29,7 +29,7 @@ Change = Callable[[Path], None]
 def load(folder: Path, *, on_bad_row: OnBadRow = "stop", on_bad_image: OnBadImage = "stop") -> LoadedIndex:
     files = find_files(folder, ["train"])
     return load_index(
-        files, [folder / "images"], on_bad_row=on_bad_row, on_bad_image=on_bad_image, say=lambda text: None
+        files, [folder / "images"], on_bad_row=on_bad_row, on_bad_image=on_bad_image, report=lambda text: None
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_index import presence_of
 
 from retinaflow.data.bins import BinStrategy, ClassBins, make_bins
-from retinaflow.data.presence import Presence
+from retinaflow.data.image_class_pairs import Presence
 
 STRATEGIES: tuple[BinStrategy, ...] = ("log", "quantile", "jenks")
 

@@ -10,7 +10,7 @@ import pytest
 from made_index import TinyDataset, boxes_of, labels_of
 
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index
-from retinaflow.data.image_files import OnBadImage
+from retinaflow.data.images import OnBadImage
 from retinaflow.data.openimages import find_files
 from retinaflow.data.tables import OnBadRow
 
@@ -30,7 +30,7 @@ def load(
         [folder / "images"] if with_images else [],
         on_bad_row=on_bad_row,
         on_bad_image=on_bad_image,
-        say=said.append,
+        report=said.append,
     )
     return loaded, said
 

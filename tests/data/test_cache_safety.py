@@ -27,7 +27,7 @@ folder, place = Path(sys.argv[1]), Path(os.environ["RETINAFLOW_CACHE"])
 files = find_files(folder, ["train"])
 
 def load(said):
-    return cache.load_index(files, [folder / "images"], say=said.append).index
+    return cache.load_index(files, [folder / "images"], report=said.append).index
 
 def in_child(work):
     "What a forked child answers (text), or the signal that ended it."
@@ -174,5 +174,5 @@ def test_a_file_that_changes_while_it_is_read_is_refused_and_nothing_is_cached(
             file.write("\n")
 
     with pytest.raises(ValueError, match="the files must not change while they are read"):
-        load_index(files, [folder / "images"], say=download_goes_on)
+        load_index(files, [folder / "images"], report=download_goes_on)
     assert not (tmp_path / "cache" / "index").exists()

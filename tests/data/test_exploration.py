@@ -10,7 +10,7 @@ from made_index import make_index
 
 from retinaflow.data import exploration
 from retinaflow.data.bins import make_bins
-from retinaflow.data.presence import class_presence
+from retinaflow.data.image_class_pairs import class_presence
 
 
 def test_the_table_of_classes_by_hand() -> None:

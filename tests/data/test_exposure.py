@@ -9,7 +9,7 @@ from made_index import make_index, random_index
 
 from retinaflow.data.bins import make_bins
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table, measure_exposure
-from retinaflow.data.presence import class_presence
+from retinaflow.data.image_class_pairs import class_presence
 from retinaflow.data.sampling import STRATEGIES, SamplingSettings
 
 # Class 0 on images 0, 1 and 2, class 1 on image 2, class 2 nowhere; image 3 is empty.

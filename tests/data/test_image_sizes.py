@@ -12,8 +12,8 @@ from made_index import TinyDataset, make_index
 from PIL import Image
 
 from retinaflow.data.cache import load_index
-from retinaflow.data.image_files import attach_files
 from retinaflow.data.image_sizes import SizeTable, read_sizes
+from retinaflow.data.images import attach_files
 from retinaflow.data.openimages import find_files, read_image_sizes
 from retinaflow.data.tables import Faults
 
@@ -118,9 +118,9 @@ def test_the_table_gives_width_before_height_and_the_index_height_before_width(
     table = tmp_path / "sizes.csv"
     table.write_text("ImageID,Width,Height\ntrain001,640,480\n", encoding="utf-8")
     files = find_files(folder, ["train"])
-    given = load_index(files, [folder / "images"], image_sizes=table, say=lambda text: None).index
+    given = load_index(files, [folder / "images"], image_sizes=table, report=lambda text: None).index
     assert given.sizes[:3].tolist() == [[64, 96], [480, 640], [80, 80]]
-    read_ones = load_index(files, [folder / "images"], say=lambda text: None).index
+    read_ones = load_index(files, [folder / "images"], report=lambda text: None).index
     assert read_ones.sizes[:3].tolist() == [[64, 96], [96, 64], [80, 80]], "another index than the one with the table"
 
 

@@ -13,7 +13,7 @@ from made_index import boxes_of, labels_of, make_index, make_taxonomy, parents_o
 
 from retinaflow.data.column_store import FORMAT
 from retinaflow.data.index import AnnotationIndex, row_starts
-from retinaflow.data.taxonomy import Hierarchy, Taxonomy
+from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 COLUMNS = ("image_ids", "files", "sizes", "box_start", "boxes", "labels", "flags", "label_start")
 VERIFIED = ("verified_class", "verified_present")

@@ -12,7 +12,7 @@ import pytest
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import read_predictions, source_of
 from retinaflow.data.tables import Faults
-from retinaflow.evaluation import read_truth
+from retinaflow.metric.evaluation import read_truth
 
 CORNERS = "XMin,XMax,YMin,YMax"
 KAGGLE = "ImageId,PredictionString\n"

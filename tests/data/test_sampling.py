@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_index import make_index, random_index
 
 from retinaflow.data.bins import make_bins
-from retinaflow.data.presence import class_presence
+from retinaflow.data.image_class_pairs import class_presence
 from retinaflow.data.sampling import (
     STRATEGIES,
     SamplingSettings,

@@ -13,8 +13,8 @@ from torchvision.ops import batched_nms, box_iou
 
 from retinaflow.detector.anchors import anchor_grid, encode
 from retinaflow.detector.network import NetworkConfig, RawOutput, RetinaNet
+from retinaflow.detector.nms import soft_nms
 from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, detect
-from retinaflow.detector.suppression import soft_nms
 from retinaflow.detector.weights import load_weights
 
 SIZE = (96, 160)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retinaflow.detector import winograd
+from retinaflow.detector.winograd import transform
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 SIZES = {
@@ -46,7 +46,7 @@ def _inputs(
 @pytest.mark.parametrize("sizes", SIZES)
 def test_values_and_gradients_are_those_of_conv2d(sizes: str, memory: str) -> None:
     maps, weight, bias = _inputs(SIZES[sizes], memory=FORMATS[memory])
-    values, expected = winograd.convolve(maps, weight, bias), _by_conv2d(maps, weight, bias)
+    values, expected = transform.convolve(maps, weight, bias), _by_conv2d(maps, weight, bias)
     gradients = [torch.randn_like(value) for value in expected]
     found = torch.autograd.grad(values, [*maps, weight, bias], gradients)
     wanted = torch.autograd.grad(expected, [*maps, weight, bias], gradients)
@@ -56,10 +56,10 @@ def test_values_and_gradients_are_those_of_conv2d(sizes: str, memory: str) -> No
 
 def test_outputs_in_several_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, weight, bias = _inputs(SIZES["a pyramid"], outputs=150)
-    whole = winograd.convolve(maps, weight, bias)
+    whole = transform.convolve(maps, weight, bias)
     found = torch.autograd.grad(whole, [*maps, weight], [value.sin() for value in whole])
-    monkeypatch.setattr(winograd, "_BLOCK", 1)
-    parts = winograd.convolve(maps, weight, bias)
+    monkeypatch.setattr(transform, "_BLOCK", 1)
+    parts = transform.convolve(maps, weight, bias)
     again = torch.autograd.grad(parts, [*maps, weight], [value.sin() for value in parts])
     for one, other in zip([*whole, *found], [*parts, *again], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
@@ -67,7 +67,7 @@ def test_outputs_in_several_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_layer_without_bias() -> None:
     maps, weight, _ = _inputs([(5, 6)])
-    torch.testing.assert_close(winograd.convolve(maps, weight, None), _by_conv2d(maps, weight, None))
+    torch.testing.assert_close(transform.convolve(maps, weight, None), _by_conv2d(maps, weight, None))
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1)], ids=["maps", "weight", "bias", "maps and weight"])
@@ -76,7 +76,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(frozen: tuple[int
     leaves = [maps, weight, bias]
     for number in frozen:
         leaves[number].requires_grad_(False)
-    for way in (winograd.convolve, _by_conv2d):
+    for way in (transform.convolve, _by_conv2d):
         way([maps], weight, bias)[0].square().sum().backward()
     for number, leaf in enumerate(leaves):
         if number in frozen:
@@ -91,7 +91,7 @@ def test_single_precision_rounds_to_about_five_digits() -> None:
     torch.manual_seed(0)
     maps = torch.randn(2, 128, 16, 16, requires_grad=True)
     weight = (0.05 * torch.randn(192, 128, 3, 3)).requires_grad_()
-    (value,), (expected,) = winograd.convolve([maps], weight, None), _by_conv2d([maps], weight, None)
+    (value,), (expected,) = transform.convolve([maps], weight, None), _by_conv2d([maps], weight, None)
     gradient = torch.randn_like(expected)
     found = torch.autograd.grad(value, [maps, weight], gradient)
     wanted = torch.autograd.grad(expected, [maps, weight], gradient)
@@ -102,7 +102,7 @@ def test_single_precision_rounds_to_about_five_digits() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (5, 6)], ids=str)
 def test_what_follows_may_work_in_place(size: tuple[int, int]) -> None:
     maps, weight, bias = _inputs([size, size])
-    values = winograd.convolve(maps, weight, bias)
+    values = transform.convolve(maps, weight, bias)
     assert all(value.is_contiguous(memory_format=torch.channels_last) for value in values)
     torch.relu_(values[0]).sum().backward()
     (expected,) = torch.autograd.grad(torch.relu(_by_conv2d(maps, weight, bias)[0]).sum(), weight)
@@ -110,10 +110,10 @@ def test_what_follows_may_work_in_place(size: tuple[int, int]) -> None:
 
 
 def test_the_cost_counts_multiplications() -> None:
-    plain, fast = winograd.cost([(4, 256, 40, 40)], 256, 4500)
+    plain, fast = transform.cost([(4, 256, 40, 40)], 256, 4500)
     assert plain == 9 * 4 * 1600 * 256 * 4500
     # 36 products per tile of 16 outputs in place of 144, and the transforms.
     assert 0.25 * plain < fast < 0.4 * plain
     # A map of one pixel takes a whole tile.
-    small, whole = winograd.cost([(1, 8, 1, 1)], 8, 8)
+    small, whole = transform.cost([(1, 8, 1, 1)], 8, 8)
     assert small < whole

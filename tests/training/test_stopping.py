@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from retinaflow.training.stopping import Stopped, StopRequest
+from retinaflow.interrupts import Stopped, StopRequest
 
 
 def _handlers() -> list[object]:
@@ -78,7 +78,7 @@ def test_in_another_thread_it_listens_to_nothing_and_breaks_nothing() -> None:
 
 WATCHER = """
 import time
-from retinaflow.training.stopping import StopRequest
+from retinaflow.interrupts import StopRequest
 with StopRequest(watch_parent=True) as stop:
     print(stop.reason, flush=True)
     for _ in range(600):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from retinaflow.training.distributed import World
 from retinaflow.training.loop import StepResult, Trainer, has_grown
 from retinaflow.training.schedule import learning_rate
-from retinaflow.training.world import World
 
 HAND_WORKED = [
     # Ten steps, two of them rising: 1/2, 1, then half a cosine over the other eight.

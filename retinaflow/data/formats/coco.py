@@ -75,7 +75,7 @@ def read_coco(
     folder: Path,
     classes: ClassNames,
     images: Sequence[Path] = (),
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> SourceSet:
     """The annotation files of each split, in ``folder``; ``images``: folders to look in before the usual ones.
 
@@ -91,13 +91,13 @@ def read_coco(
         for number, annotation in enumerate(document["annotations"], 1):
             _annotation(source, annotation, f"{path.name} annotation {number}", places, categories, faults)
         roots += own
-    _find_by_bare_names(source, roots, say)
+    _find_by_bare_names(source, roots, report)
     if classes.given is None:
-        _settle_equal_names(source, say)
+        _settle_equal_names(source, report)
     return source
 
 
-def _find_by_bare_names(source: SourceSet, roots: Sequence[Path], say: Callable[[str], None]) -> None:
+def _find_by_bare_names(source: SourceSet, roots: Sequence[Path], report: Callable[[str], None]) -> None:
     """Files of images that are not where their names say: by the name without folders, where that can be but one."""
     bare = Counter(PurePosixPath(image.name).name for image in source.images)
     taken = {image.file for image in source.images}
@@ -110,10 +110,10 @@ def _find_by_bare_names(source: SourceSet, roots: Sequence[Path], say: Callable[
                 source.images[place] = replace(image, file=files.pop())
                 found += 1
     if found:
-        say(f"{found:,} images were found by their bare names, not in the folders that file_name gives")
+        report(f"{found:,} images were found by their bare names, not in the folders that file_name gives")
 
 
-def _settle_equal_names(source: SourceSet, say: Callable[[str], None]) -> None:
+def _settle_equal_names(source: SourceSet, report: Callable[[str], None]) -> None:
     """Classes of one name: those without a box go, as exports put a group's name before its classes; others stay."""
     boxed = {index for _, index, *_ in source.boxes}
     unwanted: set[int] = set()
@@ -123,7 +123,7 @@ def _settle_equal_names(source: SourceSet, say: Callable[[str], None]) -> None:
             kept = [place for place in own if place in boxed] or own[:1]
             unwanted |= set(own) - set(kept)
             if len(kept) > 1:
-                say(f"{len(kept)} categories are called {name}; they stay {len(kept)} classes with ids of their own")
+                report(f"{len(kept)} categories are called {name}; they stay {len(kept)} classes with ids of their own")
     if unwanted:
         source.leave_out_classes(unwanted)
 

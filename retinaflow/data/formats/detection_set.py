@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy
 
 CORNERS = ("x1", "y1", "x2", "y2")
 FLAGS = ("occluded", "truncated", "group_of", "depiction", "inside")

@@ -19,7 +19,7 @@ from retinaflow.data.formats import detection_set
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.index import FLAGS, AnnotationIndex
 from retinaflow.data.openimages import BOX_FILES, LABEL_FILES
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy
 
 IMAGES_FILE = "images.csv"
 """Id, size and origin of each converted image; a table for ``image_sizes`` too."""

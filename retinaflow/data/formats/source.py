@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from retinaflow.data.formats.naming import class_ids
+from retinaflow.data.formats.names import class_ids
 from retinaflow.data.tables import Faults
-from retinaflow.data.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "trainval": "train",

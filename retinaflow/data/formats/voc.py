@@ -23,7 +23,7 @@ import numpy as np
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, existing, find_image, note
 from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, tell_left_out
-from retinaflow.data.image_files import SUFFIXES
+from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import Faults
 
 FirstPixel = Literal["auto", "0", "1"]
@@ -47,11 +47,11 @@ def read_voc(
     images: Sequence[Path] = (),
     first_pixel: FirstPixel = "auto",
     difficult: Difficult = "group-of",
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> SourceSet:
     """All annotated images of a folder; those of several splits are in the first one that lists them, trainval last.
 
-    Raises ValueError for a list that cannot be read; what breaks a rule goes to ``faults``. ``say`` is told what is
+    Raises ValueError for a list that cannot be read; what breaks a rule goes to ``faults``. ``report`` is told what is
     left out.
     """
     source = SourceSet("pixel", classes)
@@ -83,7 +83,7 @@ def read_voc(
             _object(source, found, where, place, faults, one_based=one_based, keep_difficult=difficult == "keep")
     if not classes.given:
         _in_order_of_names(source)
-    tell_left_out(folder, used, unlisted, say)
+    tell_left_out(folder, used, unlisted, report)
     return source
 
 

@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from retinaflow.data.formats.folders import files_under, hidden
 from retinaflow.data.formats.source import SPLIT_NAMES, note, safe_name, split_of
-from retinaflow.data.formats.walking import files_under, hidden
-from retinaflow.data.image_files import SUFFIXES
+from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import Faults
 
 _PRESENCE = re.compile(r"\s+(-1|0|1)$")
@@ -87,10 +87,10 @@ def _parsed(data: bytes) -> ElementTree.Element:
         return ElementTree.fromstring(data.decode(declared[1].decode()))
 
 
-def tell_left_out(folder: Path, used: set[Path], unlisted: Sequence[Path], say: Callable[[str], None]) -> None:
+def tell_left_out(folder: Path, used: set[Path], unlisted: Sequence[Path], report: Callable[[str], None]) -> None:
     """Say which annotation files no list names, and which image files are not among those ``used``."""
     if unlisted:
-        say(
+        report(
             f"{len(unlisted):,} annotation files are in none of the lists in ImageSets/Main and are left out, "
             f"{unlisted[0].name} for example"
         )
@@ -99,7 +99,7 @@ def tell_left_out(folder: Path, used: set[Path], unlisted: Sequence[Path], say: 
     ]
     left = [path for path in files if path not in used]
     if left:
-        say(
+        report(
             f"{len(left):,} image files have no annotation file and are left out, {left[0].name} for example (an image "
             "without objects needs an XML file without them)"
         )

@@ -19,8 +19,8 @@ import numpy as np
 import yaml
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.orientation import to_turned
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
-from retinaflow.data.formats.turning import to_turned
 from retinaflow.data.formats.yolo_files import (
     NAME_FILES,
     SplitFiles,
@@ -62,12 +62,12 @@ def read_yolo(
     *,
     classes: ClassNames,
     images: Sequence[Path] = (),
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> SourceSet:
     """A ``data.yaml`` or a folder without one; ``images``: folders of images instead of those it names (all train).
 
     Raises ValueError or FileNotFoundError for a source that cannot be read; rows that break a rule go to ``faults``.
-    ``say`` is told what is left out.
+    ``report`` is told what is left out.
     """
     root = place.parent if place.is_file() else place
     document = _document(place) if place.is_file() else {}
@@ -75,7 +75,7 @@ def read_yolo(
     if images:
         files = in_folders(images)
     elif document:
-        files = by_document(document, place, say)
+        files = by_document(document, place, report)
     else:
         files = by_folder(root)
     of_class = [classes.find(name) for name in names]
@@ -83,7 +83,7 @@ def read_yolo(
     source = SourceSet("share", classes)
     labelled = 0
     seen: set[Path] = set()
-    _tell_repeated(files, say)
+    _tell_repeated(files, report)
     for split, paths in files.images.items():
         for path in (path for path in paths if path not in seen):
             seen.add(path)
@@ -91,7 +91,7 @@ def read_yolo(
             source.images.append(SourceImage(split, name, path if path.is_file() else None))
             rows = _Rows(label_file(path), len(source.images) - 1, names, of_class, keypoints)
             labelled += rows.read(source, faults)
-    tell_left_out(files, seen, say)
+    tell_left_out(files, seen, report)
     if source.images and not labelled:
         first = next(iter(seen))
         raise FileNotFoundError(
@@ -100,14 +100,16 @@ def read_yolo(
     return source
 
 
-def _tell_repeated(files: SplitFiles, say: Callable[[str], None]) -> None:
+def _tell_repeated(files: SplitFiles, report: Callable[[str], None]) -> None:
     """Say which images stand in several splits: judging on images of the training would flatter."""
     first: dict[Path, str] = {}
     repeated = [
         path for split, paths in files.images.items() for path in paths if first.setdefault(path, split) != split
     ]
     if repeated:
-        say(f"{len(repeated):,} images stand in more than one split and count for the first, for example {repeated[0]}")
+        report(
+            f"{len(repeated):,} images stand in more than one split and count for the first, for example {repeated[0]}"
+        )
 
 
 def _document(place: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 ``data.yaml`` names the images of each split (a folder, a list of folders, or a text file of paths); without one,
 ``images/{split}`` or ``{split}/images`` are read, or else every image as train. Folders are read at any depth and
-through links (:func:`~retinaflow.data.formats.walking.files_under`).
+through links (:func:`~retinaflow.data.formats.folders.files_under`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retinaflow.data.formats.folders import files_under
 from retinaflow.data.formats.source import SPLIT_NAMES, split_of
-from retinaflow.data.formats.walking import files_under
-from retinaflow.data.image_files import SUFFIXES
+from retinaflow.data.images import SUFFIXES
 
 NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
 _NOT_READ = (".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".dng", ".mpo", ".pfm")
@@ -54,7 +54,7 @@ def in_folders(folders: Sequence[Path]) -> SplitFiles:
     return files
 
 
-def by_document(document: dict[str, Any], place: Path, say: Callable[[str], None]) -> SplitFiles:
+def by_document(document: dict[str, Any], place: Path, report: Callable[[str], None]) -> SplitFiles:
     """Image files of each split that data.yaml names. Raises FileNotFoundError for a split of training that is absent.
 
     A test split that is absent is said: exports often name one that they do not hold.
@@ -69,7 +69,7 @@ def by_document(document: dict[str, Any], place: Path, say: Callable[[str], None
         for part in map(str, given if isinstance(given, list) else [given] if given else []):
             target = _target(base, place.parent, part)
             if target is None and split == "test" and not files.images.keys().isdisjoint(("train", "validation")):
-                say(f"{place.name}: {key}: {part} is no folder or file under {base}, and is left out")
+                report(f"{place.name}: {key}: {part} is no folder or file under {base}, and is left out")
             elif target is None:
                 raise FileNotFoundError(f"{place}: {key}: {part} is no folder or file under {base}")
             elif target.is_dir():
@@ -123,7 +123,7 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def tell_left_out(files: SplitFiles, used: Iterable[Path], say: Callable[[str], None]) -> None:
+def tell_left_out(files: SplitFiles, used: Iterable[Path], report: Callable[[str], None]) -> None:
     """Say which images beside those ``used`` are not read, and which label files have no image."""
     known = _once(used)
     around = _once(path for folder in dict.fromkeys(files.folders) for path in files_under(folder))
@@ -132,15 +132,15 @@ def tell_left_out(files: SplitFiles, used: Iterable[Path], say: Callable[[str], 
     loose = [path for path in others if path.suffix.lower() in SUFFIXES]
     if unread:
         kinds = ", ".join(SUFFIXES)
-        say(f"{len(unread):,} image files are left out, as only {kinds} are read, {unread[0]} for example")
+        report(f"{len(unread):,} image files are left out, as only {kinds} are read, {unread[0]} for example")
     if loose:
-        say(f"{len(loose):,} image files are in no split and are left out, {loose[0]} for example")
+        report(f"{len(loose):,} image files are in no split and are left out, {loose[0]} for example")
     labels = dict.fromkeys([*files.folders, *(label_file(folder / "image").parent for folder in files.folders)])
     texts = _once(path for folder in labels for path in files_under(folder) if path.suffix == ".txt")
     of_images = _once([*map(label_file, [*known.values(), *unread, *loose]), *files.lists])
     alone = [path for place, path in texts.items() if place not in of_images and _holds_labels(path)]
     if alone:
-        say(f"{len(alone):,} label files have no image file and are left out, {alone[0]} for example")
+        report(f"{len(alone):,} label files have no image file and are left out, {alone[0]} for example")
 
 
 def _once(paths: Iterable[Path]) -> dict[Path, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from retinaflow.data.formats.checking import check
+from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.source import SourceSet
 from retinaflow.data.tables import Faults

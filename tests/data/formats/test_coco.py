@@ -123,7 +123,7 @@ def test_a_file_elsewhere_is_taken_only_where_its_bare_name_can_mean_but_one(tmp
     said: list[str] = []
     # 1.png is listed itself, and 3.png lies in the folder of another split; 7.png lies outside of the set.
     images = of_names("b/1.png", "1.png", "cam/2.png", "3.png", "7.png")
-    source = read(write(folder, [], images=images), say=said.append)
+    source = read(write(folder, [], images=images), report=said.append)
     files = [image.file and image.file.relative_to(folder).as_posix() for image in source.images]
     assert files == [None, "1.png", "images/2.png", None, None]
     assert said == ["1 images were found by their bare names, not in the folders that file_name gives"]
@@ -137,7 +137,7 @@ def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(tmp_path: 
     categories = [{"id": n, "name": name} for n, name in enumerate(("mouse", "cells", "mouse", "cells"))]
     boxes = [annotation([n, n, 5, 5], category=n) for n in (0, 2, 3)]
     said: list[str] = []
-    source = read(write(tmp_path, boxes, categories=categories), say=said.append)
+    source = read(write(tmp_path, boxes, categories=categories), report=said.append)
     assert source.classes.taxonomy().names == ("mouse", "mouse", "cells")
     assert source.classes.taxonomy().ids == ("/c/mouse", "/c/mouse_2", "/c/cells")
     assert [box[1] for box in source.boxes] == [0, 1, 2]

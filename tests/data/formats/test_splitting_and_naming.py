@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from retinaflow.data.formats.naming import class_ids, image_ids
-from retinaflow.data.formats.splitting import one_sided, validation_images
-from retinaflow.data.formats.turning import to_stored, to_turned
+from retinaflow.data.formats.names import class_ids, image_ids
+from retinaflow.data.formats.orientation import to_stored, to_turned
+from retinaflow.data.formats.splits import one_sided, validation_images
 
 
 def long_tailed(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,7 @@ def test_an_image_is_found_beside_its_file_by_stem_or_by_the_name_said(
     write(tmp_path / "train/b.xml", filename="C:\\Users\\me\\b_jpg.rf.png", size="0 0")
     write(tmp_path / "valid/c.xml")
     said: list[str] = []
-    found, _, _ = checked(read(tmp_path, say=said.append))
+    found, _, _ = checked(read(tmp_path, report=said.append))
     assert found.images["split"].tolist() == ["train", "train", "validation"]
     assert found.images["width"].tolist() == [40, 40, 40]
     assert len(said) == 1
@@ -131,7 +131,7 @@ def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, picture: Any
     lists(tmp_path / "VOC2007", trainval="a2007,b2007", test="c2007")
     lists(tmp_path / "VOC2012", trainval="a2012,b2012,c2012", val="b2012", test="d2012")
     said: list[str] = []
-    assert splits(read(tmp_path, say=said.append)) == {
+    assert splits(read(tmp_path, report=said.append)) == {
         "a2007.jpg": "train", "b2007.jpg": "train", "c2007.jpg": "test",
         "a2012.jpg": "train", "b2012.jpg": "validation", "c2012.jpg": "train", "d2012.jpg": "test",
     }  # fmt: skip
@@ -158,7 +158,7 @@ def test_what_macos_hides_beside_files_is_ignored(tmp_path: Path, picture: Any) 
         (tmp_path / "x").mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2")
     said: list[str] = []
-    assert splits(read(tmp_path, say=said.append)) == {"a.png": "train"}
+    assert splits(read(tmp_path, report=said.append)) == {"a.png": "train"}
     assert said == []
 
 
@@ -189,10 +189,10 @@ def test_a_file_that_is_no_annotation_is_named_or_left_out(
     faults = Faults()
     said: list[str] = []
     with pytest.raises(ValueError) as stopped:
-        checked(read(tmp_path, faults, say=said.append), faults)
+        checked(read(tmp_path, faults, report=said.append), faults)
     assert case[1] in str(stopped.value)
     faults = Faults("drop")
-    found, _, _ = checked(read(tmp_path, faults, say=said.append), faults)
+    found, _, _ = checked(read(tmp_path, faults, report=said.append), faults)
     assert found.images["image_id"].tolist() == ["b"]
     assert [fault.file for fault in faults.found] == ["a.xml"]
     assert said == []

@@ -150,7 +150,7 @@ def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, picture: An
     write(tmp_path / "data.yaml", "train: images/train\nnames: [cat]\n")
     for place in (tmp_path / "data.yaml", tmp_path):
         said: list[str] = []
-        found = read_yolo(place, Faults(), classes=ClassNames(), say=said.append)
+        found = read_yolo(place, Faults(), classes=ClassNames(), report=said.append)
         assert [image.name for image in found.images] == ["images/train/a.png"]
         images = tmp_path / "images/train"
         assert said == [
@@ -165,7 +165,7 @@ def test_images_beside_the_folders_of_splits_are_counted(tmp_path: Path, picture
     write(tmp_path / "labels/train/a.txt", LABELS), write(tmp_path / "labels/b.txt", LABELS)
     write(tmp_path / "classes.txt", "cat\n")
     said: list[str] = []
-    assert len(read(tmp_path, say=said.append).images) == 1
+    assert len(read(tmp_path, report=said.append).images) == 1
     assert said == [f"2 image files are in no split and are left out, {tmp_path / 'c.png'} for example"]
 
 
@@ -176,7 +176,7 @@ def test_images_that_no_list_names_are_counted_however_the_others_are_written(tm
     write(tmp_path / "train.txt", f"./images/a.png\n{tmp_path}/labels/../images/b.png\n")
     write(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
     said: list[str] = []
-    assert len(read(tmp_path, say=said.append).images) == 2
+    assert len(read(tmp_path, report=said.append).images) == 2
     assert said == [f"1 image files are in no split and are left out, {tmp_path / 'images/c.png'} for example"]
 
 
@@ -192,7 +192,7 @@ def test_linked_folders_are_read_and_never_twice(tmp_path: Path, picture: Any) -
         write(tmp_path / f"set/labels/train/{name}.txt", LABELS)
     write(tmp_path / "set/data.yaml", "train: images/train\nnames: [cat]\n")
     said: list[str] = []
-    found = read(tmp_path / "set", say=said.append)
+    found = read(tmp_path / "set", report=said.append)
     assert [image.name.removeprefix("images/train/") for image in found.images] == [
         "linked/b.png", "linked/more/c.png", "own/a.png",
     ]  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_test_split_that_is_absent_is_said_and_others_stop(tmp_path: Path, pic
     write(tmp_path / "train/labels/a.txt", LABELS)
     write(tmp_path / "data.yaml", "train: ../train/images\ntest: ../test/images\nnames: [cat]\n")
     said: list[str] = []
-    assert [image.split for image in read(tmp_path, say=said.append).images] == ["train"]
+    assert [image.split for image in read(tmp_path, report=said.append).images] == ["train"]
     assert said == [f"data.yaml: test: ../test/images is no folder or file under {tmp_path}, and is left out"]
     write(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnames: [cat]\n")
     with pytest.raises(FileNotFoundError, match=r"data.yaml: val: ../valid/images is no folder or file under"):
@@ -268,5 +268,5 @@ def test_images_of_several_splits_are_counted(tmp_path: Path, picture: Any) -> N
     write(tmp_path / "labels/a.txt", "0 0.5 0.5 1 1\n")
     write(tmp_path / "val.txt", "images/b.png\n")
     said: list[str] = []
-    assert {image.split for image in read(tmp_path, say=said.append).images} == {"train"}
+    assert {image.split for image in read(tmp_path, report=said.append).images} == {"train"}
     assert [line for line in said if "1 images stand in more than one split" in line]

@@ -1,0 +1,304 @@
+"""Settings compared with the first of them, over all classes, groups of classes and class by class.
+
+A :class:`Side` is one setting: a run, or several that differ in their seed and are averaged. :func:`compare` puts all
+sides on the classes that they share, with the same images in every resample of the bootstrap, and yields two tables.
+Columns carry the letter of their side: A is the first side, the one that the others are compared with.
+
+Several seeds are averaged class by class: the runs of a side are laid side by side as if each class existed once per
+run, so that the bootstrap of :mod:`~retinaflow.statistics.bootstrap` draws the same images for all of them. What the
+spread over seeds adds, and when a class counts as changed, says :mod:`~retinaflow.statistics.significance`.
+
+Cost: that of the bootstrap, resamples x entries of all runs, twice (intervals and differences).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.comparison.match_file import KeptMatches, TrainingCounts
+from retinaflow.metric.challenge import average_precision
+from retinaflow.metric.matches import Matches
+from retinaflow.metric.per_class import class_groups
+from retinaflow.statistics.bootstrap import Interval, bootstrap_intervals, paired_differences
+from retinaflow.statistics.significance import benjamini_hochberg, p_values, seed_spread, widen
+
+LETTERS = "ABCDEFGH"
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One setting: its letter, what it is called, and its runs."""
+
+    letter: str
+    name: str
+    runs: tuple[KeptMatches, ...]
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How the bootstrap is done: number of resamples, confidence of the intervals, seed of the draws."""
+
+    resamples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tables; ``left_out``: classes (names) that not all sides have; and how it was computed."""
+
+    sides: tuple[Side, ...]
+    groups: pd.DataFrame
+    """One row per group of classes, bins first, ``mAP`` last: group, classes, then per side X ``X, X_low, X_high``, and
+    per later side ``X_difference, X_difference_low, X_difference_high, X_share_above_zero``."""
+    classes: pd.DataFrame
+    """One row per shared class, rarest first: class, class_id, bin, train_images, train_boxes, num_truths,
+    eval_images (images with truth), then as above, and per later side ``X_p, X_p_adjusted, X_sure``."""
+    left_out: tuple[str, ...]
+    num_images: int
+    truth_digest: str
+    resampling: Resampling
+
+    def group(self, name: str) -> dict[str, float]:
+        """The figures of a group of classes, by column; empty when none of its classes has truth."""
+        rows = self.groups[self.groups["group"] == name].drop(columns="group").to_dict("records")
+        return {str(column): float(value) for column, value in rows[0].items()} if rows else {}
+
+
+def compare(sides: Sequence[Side], resampling: Resampling | None = None) -> Comparison:
+    """Compare every side with the first.
+
+    Raises ValueError for fewer than two sides, sides without a shared class, and runs judged on different data.
+    """
+    if not 2 <= len(sides) <= len(LETTERS):
+        raise ValueError(f"2 to {len(LETTERS)} settings can be compared, but got {len(sides)}")
+    resampling = resampling or Resampling()
+    runs = [run for side in sides for run in side.runs]
+    ids = shared_classes(runs)
+    digest = refuse_other_data(sides, ids)
+    matches = {side.letter: [_only(run, ids) for run in side.runs] for side in sides}
+    counts = training_counts(runs, ids)
+    groups = class_groups(counts.images, counts.bin_of_class, class_ids=ids)
+    groups = {"mAP": np.ones(len(ids), dtype=bool), **groups}
+    rows = groups | {f"class {k}": np.arange(len(ids)) == k for k in range(len(ids))}
+    first = matches[sides[0].letter]
+    columns: dict[str, NDArray[np.generic]] = {}
+    for side in sides:
+        columns |= _score_columns(side.letter, matches[side.letter], rows, resampling)
+    images_with_truth = _images_with_truth(first[0], rows)
+    for side in sides[1:]:
+        columns |= _difference_columns(side.letter, first, matches[side.letter], rows, images_with_truth, resampling)
+    table = pd.DataFrame(columns, index=list(rows))
+    everything = {mid: name for run in runs for mid, name in zip(run.class_ids, run.class_names, strict=True)}
+    return Comparison(
+        tuple(sides),
+        _group_table(table, groups, sides, first[0]),
+        _marked(
+            _class_table(table, ids, everything, counts, first[0], images_with_truth[len(groups) :]),
+            [side.letter for side in sides[1:]],
+            confidence=resampling.confidence,
+        ),
+        left_out=tuple(name for mid, name in everything.items() if mid not in set(ids)),
+        num_images=len(first[0].image_ids),
+        truth_digest=digest,
+        resampling=resampling,
+    )
+
+
+def shared_classes(runs: Sequence[KeptMatches]) -> list[str]:
+    """Ids of the classes that every run judged, in the order of the first run. Raises ValueError for none."""
+    judged = [{mid for mid, yes in zip(run.class_ids, run.matches.judged, strict=True) if yes} for run in runs]
+    shared = [mid for mid in runs[0].class_ids if all(mid in ids for ids in judged)]
+    if not shared:
+        raise ValueError("the runs must share at least one class, but their class lists have none in common")
+    return shared
+
+
+def refuse_other_data(sides: Sequence[Side], ids: Sequence[str]) -> str:
+    """The digest of what all runs were judged on, over the classes ``ids``.
+
+    Raises ValueError, with the digests, unless the images, the truth and the rules are the same for all.
+    """
+    found: dict[str, str] = {}
+    rules: dict[str, str] = {}
+    for side in sides:
+        for number, run in enumerate(side.runs, start=1):
+            name = side.letter if len(side.runs) == 1 else f"{side.letter}{number}"
+            place = {mid: k for k, mid in enumerate(run.class_ids)}
+            digest = replace(run.truth, classes=tuple(run.truth.classes[place[mid]] for mid in ids)).of_all
+            found[name] = f"{len(run.matches.image_ids):,} images {run.truth.images}, truth {digest}"
+            rules[name] = f"group_of_weight={run.matches.group_of_weight:g}, IoU {run.matches.iou_threshold:g}"
+    for values, what, next_step in (
+        (found, "on the same data", "judge them on the same data with evaluate"),
+        (rules, "by the same rules", "judge them with the same settings with evaluate"),
+    ):
+        if len(set(values.values())) > 1:
+            shown = "; ".join(f"{name}: {value}" for name, value in values.items())
+            raise ValueError(f"only runs judged {what} can be compared, but got {shown}; {next_step}")
+    return digest
+
+
+def training_counts(runs: Sequence[KeptMatches], ids: Sequence[str]) -> TrainingCounts:
+    """Counts and bins of some classes in the first run that has any (a judged file of predictions has none)."""
+    run = next((run for run in runs if run.training.images.any()), runs[0])
+    place = {mid: k for k, mid in enumerate(run.class_ids)}
+    rows = np.array([place[mid] for mid in ids], dtype=np.int64)
+    return TrainingCounts(*(column[rows] for column in vars(run.training).values()))
+
+
+def stacked(runs: Sequence[Matches]) -> Matches:
+    """Matches in which class k of run i is class i * K + k; all runs have the same images."""
+    offsets = np.arange(len(runs)) * len(runs[0].judged)
+    names = ("image_index", "score", "kind", "weight", "detection_row", "truth_image", "truth_count", "judged")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(run, name) for run in runs]) for name in names}
+    for name in ("class_index", "truth_class"):
+        columns[name] = np.concatenate([getattr(run, name) + o for run, o in zip(runs, offsets, strict=True)])
+    return replace(runs[0], **columns)
+
+
+def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
+    """Some classes only; class ``classes[k]`` becomes class k."""
+    place = np.full(len(matches.judged), -1, dtype=np.int64)
+    place[classes] = np.arange(len(classes))
+    columns: dict[str, Any] = {"judged": matches.judged[classes]}
+    for owner, names in (
+        ("class_index", ("image_index", "class_index", "score", "kind", "weight", "detection_row")),
+        ("truth_class", ("truth_image", "truth_class", "truth_count")),
+    ):
+        new = place[getattr(matches, owner)]
+        rows = np.flatnonzero(new >= 0)
+        rows = rows[np.argsort(new[rows], kind="stable")]
+        columns |= {name: getattr(matches, name)[rows] for name in names} | {owner: new[rows]}
+    return replace(matches, **columns)
+
+
+def _only(run: KeptMatches, ids: Sequence[str]) -> Matches:
+    place = {mid: k for k, mid in enumerate(run.class_ids)}
+    return with_classes(run.matches, np.array([place[mid] for mid in ids], dtype=np.int64))
+
+
+Rows = Mapping[str, NDArray[np.bool_]]
+
+
+def _means(runs: Sequence[Matches], rows: Rows) -> FloatArray:
+    """``[runs, N]`` mean AP of each run over the classes of each row that have truth; NaN where none has."""
+    members = np.stack(list(rows.values())).astype(np.float64)
+    ap = np.stack([average_precision(run) for run in runs])
+    known = ~np.isnan(ap)
+    count = known.astype(np.float64) @ members.T
+    result = np.full(count.shape, np.nan)
+    np.divide(np.where(known, ap, 0.0) @ members.T, count, out=result, where=count > 0)
+    return result
+
+
+def _tiled(rows: Rows, times: int) -> dict[str, NDArray[np.bool_]]:
+    return {name: np.tile(members, times) for name, members in rows.items()}
+
+
+def _ends(found: Mapping[str, Interval], rows: Rows) -> tuple[FloatArray, FloatArray, FloatArray]:
+    values = np.array([[found[name].estimate, found[name].low, found[name].high] for name in rows])
+    return values[:, 0], values[:, 1], values[:, 2]
+
+
+def _score_columns(
+    letter: str, runs: Sequence[Matches], rows: Rows, resampling: Resampling
+) -> dict[str, NDArray[np.generic]]:
+    found = bootstrap_intervals(stacked(runs), groups=_tiled(rows, len(runs)), **vars(resampling)).groups
+    estimate, low, high = _ends(found, rows)
+    low, high = widen(estimate, low, high, seed_spread(_means(runs, rows)), confidence=resampling.confidence)
+    return {letter: estimate, f"{letter}_low": np.maximum(low, 0), f"{letter}_high": np.minimum(high, 1)}
+
+
+def _difference_columns(
+    letter: str,
+    first: Sequence[Matches],
+    second: Sequence[Matches],
+    rows: Rows,
+    num_images: NDArray[np.int64],
+    resampling: Resampling,
+) -> dict[str, NDArray[np.generic]]:
+    """Second minus first. Sides with different numbers of seeds are repeated to their least common multiple."""
+    times = lcm(len(first), len(second))
+    found = paired_differences(
+        stacked([*first] * (times // len(first))),
+        stacked([*second] * (times // len(second))),
+        groups=_tiled(rows, times),
+        **vars(resampling),
+    ).groups
+    estimate, low, high = _ends(found, rows)
+    seeds, confidence = seed_spread(_means(first, rows), _means(second, rows)), resampling.confidence
+    p = p_values(estimate, low, high, seeds, num_images=num_images, confidence=confidence)
+    low, high = widen(estimate, low, high, seeds, confidence=confidence)
+    return {
+        f"{letter}_difference": estimate,
+        f"{letter}_difference_low": np.maximum(low, -1),
+        f"{letter}_difference_high": np.minimum(high, 1),
+        f"{letter}_share_above_zero": np.array([found[name].share_above_zero for name in rows]),
+        f"{letter}_p": p,
+    }
+
+
+def _images_with_truth(matches: Matches, rows: Rows) -> NDArray[np.int64]:
+    """``[N]`` images that hold truth of a class of each row."""
+    result = [len(np.unique(matches.truth_image[members[matches.truth_class]])) for members in rows.values()]
+    return np.array(result, dtype=np.int64)
+
+
+def _group_table(table: pd.DataFrame, groups: Rows, sides: Sequence[Side], matches: Matches) -> pd.DataFrame:
+    has_truth = matches.num_truths > 0
+    names = sorted((name for name in groups if (groups[name] & has_truth).any()), key=_bins_first)
+    result = table.loc[names].reset_index(names="group")
+    result.insert(1, "classes", [int((groups[name] & has_truth).sum()) for name in names])
+    return result.drop(columns=[f"{side.letter}_p" for side in sides[1:]])
+
+
+def _bins_first(name: str) -> tuple[int, int, str]:
+    number = name.removeprefix("mAP_bin_")
+    return (0, int(number), "") if number != name else (2 if name == "mAP" else 1, 0, _THIRDS.get(name, name))
+
+
+_THIRDS = {"mAP_rare": "1", "mAP_common": "2", "mAP_frequent": "3"}
+
+
+def _class_table(
+    table: pd.DataFrame,
+    ids: Sequence[str],
+    names: Mapping[str, str],
+    counts: TrainingCounts,
+    matches: Matches,
+    num_images: NDArray[np.int64],
+) -> pd.DataFrame:
+    bins = pd.Series(counts.bin_of_class.astype(np.int64) + 1, dtype="Int64")
+    known = pd.DataFrame(
+        {
+            "class": [names[mid] for mid in ids],
+            "class_id": list(ids),
+            "bin": bins.mask(bins == 0),
+            "train_images": counts.images,
+            "train_boxes": counts.boxes,
+            "num_truths": matches.num_truths,
+            "eval_images": num_images,
+        }
+    )
+    scores = table.loc[[f"class {k}" for k in range(len(ids))]].reset_index(drop=True)
+    result = pd.concat([known, scores], axis=1)
+    return result.sort_values(["train_images", "class_id"], kind="stable", ignore_index=True)
+
+
+def _marked(table: pd.DataFrame, letters: Sequence[str], *, confidence: float) -> pd.DataFrame:
+    """The table with adjusted p-values and the mark ``X_sure``; the classes of all comparisons are one family."""
+    p = np.concatenate([table[f"{letter}_p"].to_numpy(dtype=np.float64) for letter in letters])
+    for letter, adjusted in zip(letters, np.split(benjamini_hochberg(p), len(letters)), strict=True):
+        low, high = table[f"{letter}_difference_low"], table[f"{letter}_difference_high"]
+        # An interval that holds 0 and a mark beside it would contradict each other.
+        sure = (adjusted <= 1 - confidence) & ((low > 0) | (high < 0))
+        table = table.assign(**{f"{letter}_p_adjusted": adjusted, f"{letter}_sure": sure})
+    return table

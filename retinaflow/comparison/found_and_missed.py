@@ -1,0 +1,168 @@
+"""Objects that one run finds and the other misses, and small pictures of them.
+
+Found means: a true positive with a score at or above the run's working point for that class, the score at which F1 =
+2 TP / (detections + truths) is largest. Each run gets its own working point, since scores of two trainings are not on
+one scale. Group-of boxes and classes that only the hierarchy implies are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.boxes import iou
+from retinaflow.comparison.match_file import KeptMatches
+from retinaflow.metric.ground_truth import Annotations
+from retinaflow.metric.matches import Kind
+
+PICTURE_PIXELS = 300
+JPEG_QUALITY = 78
+SAME_PLACE = 0.5
+"""IoU from which a detection counts as lying at the object's place."""
+_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An object that one run finds and the other misses; boxes are normalised xyxy."""
+
+    class_id: str
+    image: int
+    truth_box: NDArray[np.float64]
+    found_box: NDArray[np.float64]
+    score: float
+    """Of the run that finds it."""
+    instead: str = ""
+    """What the other run has at that place: class and score, or empty."""
+
+
+def working_points(run: KeptMatches) -> NDArray[np.float64]:
+    """``[K]`` the score of the largest F1 of each class; inf for a class in which nothing is right."""
+    matches = run.matches
+    result = np.full(len(matches.judged), np.inf)
+    start = np.searchsorted(matches.class_index, np.arange(len(result) + 1))
+    truths = matches.num_truths
+    for k in np.flatnonzero(np.diff(start)):
+        rows = slice(start[k], start[k + 1])
+        right = np.cumsum(np.where(matches.kind[rows] == Kind.FALSE_POSITIVE, 0.0, matches.weight[rows]))
+        quality = 2 * right / (np.arange(1, len(right) + 1) + max(truths[k], 1e-9))
+        if right[-1] > 0:
+            result[k] = matches.score[rows][np.argmax(quality)]
+    return result
+
+
+def found_and_missed(
+    finder: KeptMatches, other: KeptMatches, truth: Annotations, *, class_ids: Sequence[str], limit: int
+) -> list[Sample]:
+    """Up to ``limit`` objects that ``finder`` finds and ``other`` misses, one per class and round.
+
+    ``class_ids``: the classes to look at, most interesting first. The surest find of a class comes first; no image is
+    shown twice. ``truth`` holds the images that both runs were judged on.
+    """
+    points = working_points(finder), working_points(other)
+    candidates = [
+        found
+        for mid in class_ids
+        if mid in truth.taxonomy.index_of and (found := _of_class(mid, finder, other, truth, points))
+    ]
+    chosen: list[Sample] = []
+    while len(chosen) < limit and any(candidates):
+        for found in candidates:
+            while found:
+                sample = found.pop(0)
+                if len(chosen) < limit and all(sample.image != one.image for one in chosen):
+                    chosen.append(replace(sample, instead=_instead(other, sample, truth)))
+                    break
+    return chosen
+
+
+def sample_picture(pixels: NDArray[np.uint8], sample: Sample) -> bytes:
+    """JPEG of the object and its surroundings: truth in blue, the detection in orange. ``pixels [H, W, 3]`` RGB."""
+    height, width = pixels.shape[:2]
+    scale = np.array([width, height, width, height])
+    truth, found = sample.truth_box * scale, sample.found_box * scale
+    x1, y1, x2, y2 = _window(truth, width, height)
+    zoom = PICTURE_PIXELS / max(x2 - x1, y2 - y1)
+    size = max(round((x2 - x1) * zoom), 1), max(round((y2 - y1) * zoom), 1)
+    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    shown = cv2.resize(np.ascontiguousarray(pixels[y1:y2, x1:x2]), size, interpolation=method)
+    for box, color, thick in ((truth, _TRUTH, 3), (found, _FOUND, 2)):
+        corners = np.rint((box - [x1, y1, x1, y1]) * zoom).astype(int).tolist()
+        for line, paint in ((thick + 2, (0, 0, 0)), (thick, color)):
+            cv2.rectangle(shown, tuple(corners[:2]), tuple(corners[2:]), paint, line, cv2.LINE_AA)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(shown, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    assert done
+    return bytes(data)
+
+
+Points = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _of_class(mid: str, finder: KeptMatches, other: KeptMatches, truth: Annotations, points: Points) -> list[Sample]:
+    """Of one class, the surest first."""
+    by_finder, by_other = (_found(run, mid, at) for run, at in zip((finder, other), points, strict=True))
+    samples = []
+    for image, rows in by_finder.items():
+        boxes = _truth_boxes(truth, image, mid)
+        if len(boxes) == 0:
+            continue
+        claimed = set(_nearest(other.boxes[by_other.get(image, [])], boxes))
+        for row, place in zip(rows, _nearest(finder.boxes[rows], boxes), strict=True):
+            if place not in claimed:
+                found = finder.boxes[row].astype(np.float64)
+                samples.append(Sample(mid, image, boxes[place], found, float(finder.matches.score[row])))
+    return sorted(samples, key=lambda sample: -sample.score)
+
+
+def _found(run: KeptMatches, mid: str, points: NDArray[np.float64]) -> dict[int, list[int]]:
+    """Image -> rows of true positives of the class at or above its working point."""
+    k, matches = run.class_ids.index(mid), run.matches
+    rows = np.arange(*np.searchsorted(matches.class_index, [k, k + 1]))
+    rows = rows[(matches.kind[rows] == Kind.TRUE_POSITIVE) & (matches.score[rows] >= points[k])]
+    result: dict[int, list[int]] = {}
+    for row in rows:
+        result.setdefault(int(matches.image_index[row]), []).append(int(row))
+    return result
+
+
+def _truth_boxes(truth: Annotations, image: int, mid: str) -> NDArray[np.float64]:
+    rows = slice(truth.box_start[image], truth.box_start[image + 1])
+    own = (np.asarray(truth.labels[rows]) == truth.taxonomy.index_of[mid]) & ~np.asarray(truth.is_group_of[rows])
+    boxes: NDArray[np.float64] = np.asarray(truth.boxes[rows], dtype=np.float64)[own]
+    return boxes
+
+
+def _nearest(boxes: NDArray[np.floating], truths: NDArray[np.float64]) -> list[int]:
+    """Row of the truth that each box overlaps most."""
+    if len(boxes) == 0:
+        return []
+    return [int(row) for row in iou(np.asarray(boxes, dtype=np.float64), truths).argmax(axis=1)]
+
+
+def _instead(run: KeptMatches, sample: Sample, truth: Annotations) -> str:
+    """The surest detection at the object's place, of a class that has boxes of its own and is no parent of it."""
+    rows = np.flatnonzero(run.matches.image_index == sample.image)
+    rows = rows[iou(run.boxes[rows].astype(np.float64), sample.truth_box[None])[:, 0] >= SAME_PLACE]
+    taxonomy = truth.taxonomy
+    parents = taxonomy.ancestors(taxonomy.index_of[sample.class_id])
+    plain = set(np.setdiff1d(truth.labels, parents).tolist())
+    classes = [taxonomy.index_of.get(run.class_ids[k], -1) in plain for k in run.matches.class_index[rows]]
+    rows = rows[np.array(classes, dtype=bool)]
+    if len(rows) == 0:
+        return ""
+    best = rows[np.argmax(run.matches.score[rows])]
+    return f"{run.class_names[run.matches.class_index[best]]} {run.matches.score[best]:.2f}"
+
+
+def _window(box: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int]:
+    """A square around the box, large enough to see where it is, moved and cut to lie in the image."""
+    side = min(max(2.2 * max(box[2] - box[0], box[3] - box[1]), 0.45 * max(width, height)), max(width, height))
+    ends = []
+    for low, high, length in ((box[0], box[2], width), (box[1], box[3], height)):
+        start = min(max((low + high - side) / 2, 0), max(length - side, 0))
+        ends.append((int(start), max(int(min(start + side, length)), int(start) + 1)))
+    return ends[0][0], ends[1][0], ends[0][1], ends[1][1]

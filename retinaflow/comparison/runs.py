@@ -1,0 +1,185 @@
+"""Settings -> the runs to compare, with their matches, gathered into sides: runs that differ in their seed only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from retinaflow.comparison.comparison import LETTERS, Side
+from retinaflow.comparison.match_file import FILE_NAME, KeptMatches
+from retinaflow.comparison.page import RunNote
+from retinaflow.comparison.stored_matches import read_kept
+from retinaflow.runs import tracking
+from retinaflow.runs.tracking import RunRecord
+from retinaflow.settings.comparison_commands import ComparedRuns
+from retinaflow.settings.fields import as_text
+
+NOT_A_SETTING = frozenset(
+    ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")
+)
+"""What may differ between runs of one setting: where things go, and the seed."""
+NAME_SETTINGS = 3
+
+
+@dataclass(frozen=True)
+class ChosenRun:
+    """A run of the store, or a folder (``record.experiment_id`` is empty), and its matches."""
+
+    record: RunRecord
+    kept: KeptMatches
+
+    @property
+    def seed(self) -> str:
+        """Seed of its training."""
+        return str(self.kept.settings.get("seed", "–"))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What decides its score, as written on the command line."""
+        return {name: _text(value) for name, value in self.kept.settings.items() if name not in NOT_A_SETTING}
+
+    @property
+    def about(self) -> str:
+        """When it was made, from which code."""
+        tags = self.record.tags
+        commit = tags.get("retinaflow.commit", "")[:7]
+        changed = " with changes" if tags.get("retinaflow.dirty") == "true" else ""
+        made = f"{datetime.fromtimestamp(self.record.started / 1000):%Y-%m-%d %H:%M}" if self.record.started else ""
+        return ", ".join(part for part in (made, f"commit {commit}{changed}" if commit else "") if part)
+
+
+def chosen_runs(config: ComparedRuns) -> list[list[ChosenRun]]:
+    """The runs of each setting, in the order given or, when found by a filter, oldest first.
+
+    Raises ValueError for runs that do not exist, have no matches, are named twice, or are joined but differ in more
+    than their seed.
+    """
+    if config.runs:
+        sides = _named(config)
+        for side in sides:
+            _refuse_mixed(side)
+        return sides
+    return _pooled(_found(config, fewest=2))
+
+
+def candidates(config: ComparedRuns) -> list[ChosenRun]:
+    """The runs one by one, of whatever settings. Raises ValueError as :func:`chosen_runs`; a single one will do."""
+    return [run for side in _named(config) for run in side] if config.runs else _found(config, fewest=1)
+
+
+def _named(config: ComparedRuns) -> list[list[ChosenRun]]:
+    if config.filter is not None:
+        raise ValueError(f"runs or filter can be given, not both, but got filter={config.filter}")
+    sides = [[chosen_run(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
+    ids = [run.record.run_id for side in sides for run in side]
+    twice = sorted({run_id for run_id in ids if ids.count(run_id) > 1})
+    if twice:
+        raise ValueError(f"each run can be given once, but got twice: {', '.join(twice)}")
+    if not all(sides):
+        raise ValueError("runs must name at least one run between commas, but got an empty place")
+    return sides
+
+
+def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
+    """The sides, named by the settings in which they differ, or by their runs where none does."""
+    if len(chosen) > len(LETTERS):
+        raise ValueError(f"up to {len(LETTERS)} settings can be compared, but got {len(chosen)}; narrow runs or filter")
+    table = differing_settings(chosen).set_index("setting")
+    shown = [name for name in table.index if not name.startswith("(")][:NAME_SETTINGS]
+    sides = []
+    for letter, runs in zip(LETTERS, chosen, strict=False):
+        by_settings = ", ".join(f"{setting}={table[letter][setting]}" for setting in shown)
+        name = by_settings or " + ".join(run.record.name for run in runs)
+        sides.append(Side(letter, name, tuple(run.kept for run in runs)))
+    return sides
+
+
+def differing_settings(chosen: Sequence[Sequence[ChosenRun]]) -> pd.DataFrame:
+    """``setting``, then a column per letter: the settings, the training data and the device where they differ."""
+    columns = [runs[0].settings | _circumstances(runs) for runs in chosen]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[column.get(name, "–") for column in columns] for name in names]
+    kept = [[name, *row] for name, row in zip(names, rows, strict=True) if len(set(row)) > 1]
+    return pd.DataFrame(kept, columns=["setting", *LETTERS[: len(chosen)]])
+
+
+def run_notes(chosen: Sequence[Sequence[ChosenRun]]) -> list[RunNote]:
+    """What the report says of each run."""
+    return [
+        RunNote(letter, run.record.name, run.record.run_id, run.seed, run.record.page, run.about)
+        for letter, runs in zip(LETTERS, chosen, strict=False)
+        for run in runs
+    ]
+
+
+def _circumstances(runs: Sequence[ChosenRun]) -> dict[str, str]:
+    """What is not set but can decide the score; the training's digest is the first half of the tag."""
+    tags = runs[0].record.tags
+    digest = tags.get("retinaflow.data_digest", "")
+    found = {"(device)": tags.get("retinaflow.device"), "(arithmetic)": tags.get("retinaflow.precision")}
+    found["(code)"] = tags.get("retinaflow.commit", "")[:7] or None
+    found["(training data)"] = digest.split("-")[0] if "-" in digest else None
+    return {name: value for name, value in found.items() if value}
+
+
+def chosen_run(name: str) -> ChosenRun:
+    """A run by id or name, or a folder written with track=false. Raises ValueError when there is none with matches."""
+    folder = Path(name)
+    if (folder / FILE_NAME).is_file():
+        return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_kept(name))
+    record = tracking.find_run(name)
+    return ChosenRun(record, read_kept(record.run_id))
+
+
+def _tags(folder: Path) -> Mapping[str, str]:
+    path = folder / "tags.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
+    """Runs by filter, oldest first; without a filter the two last trainings."""
+    parts = ["attributes.status = 'FINISHED'", *([config.filter] if config.filter else [])]
+    if "retinaflow.command" not in (config.filter or ""):
+        parts.append("tags.`retinaflow.command` = 'train'")
+    found = tracking.find_runs(
+        " and ".join(parts), experiment=config.from_experiment, most=1000 if config.filter else 2
+    )
+    if len(found) < fewest:
+        what = f"filter={config.filter} finds" if config.filter else f"{tracking.store_uri()} has"
+        needed = "two finished trainings are" if fewest > 1 else "a finished training is"
+        raise ValueError(f"{needed} needed, but {what} {len(found)}; name runs as runs={','.join(['ID'] * fewest)}")
+    return [ChosenRun(record, read_kept(record.run_id)) for record in reversed(found)]
+
+
+def _pooled(runs: Sequence[ChosenRun]) -> list[list[ChosenRun]]:
+    sides: dict[str, list[ChosenRun]] = {}
+    for run in runs:
+        sides.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+    if len(sides) == 1 and len(runs) == 2:
+        return [[run] for run in runs]
+    if len(sides) == 1:
+        raise ValueError(f"two settings are needed, but the {len(runs)} runs found differ in their seed only")
+    return list(sides.values())
+
+
+def _refuse_mixed(side: Sequence[ChosenRun]) -> None:
+    first = side[0]
+    for run in side[1:]:
+        names = {*first.settings, *run.settings}
+        different = sorted(n for n in names if first.settings.get(n) != run.settings.get(n))
+        if different:
+            name = different[0]
+            values = f"{first.settings.get(name)} in {first.record.name}, {run.settings.get(name)} in {run.record.name}"
+            raise ValueError(f"runs joined by + must differ in their seed only, but got {name}={values}")
+        if run.seed == first.seed:
+            raise ValueError(f"runs joined by + must differ in their seed, but got seed={run.seed} twice")
+
+
+def _text(value: Any) -> str:
+    return as_text(tuple(value) if isinstance(value, list) else value)

@@ -1,0 +1,151 @@
+"""Class groups: named or listed sets of classes to train and judge (the subproblems of a split label space).
+
+A group is written as one string:
+
+- ``all``: every class;
+- ``people-clothing``: Person with everything below it by Subcategory and Part links, and Clothing with everything
+  below it by Subcategory links; 65 of the 500 Open Images Challenge 2018 classes;
+- ``rest``: all but ``people-clothing``;
+- ``bin:K``: the classes of frequency bin K, 1 = rarest;
+- a comma list of ids or display names; or the path of a file with one id or name per line.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.taxonomy import Taxonomy
+
+PERSON = "/m/01g317"
+CLOTHING = "/m/09j2d"
+
+
+class BinOfClass(Protocol):
+    """What ``bin:K`` needs to know: :class:`retinaflow.data.bins.ClassBins` has it."""
+
+    @property
+    def bin_of_class(self) -> NDArray[np.int32]: ...
+
+    @property
+    def num_bins(self) -> int: ...
+
+
+def select_classes(
+    group: str,
+    taxonomy: Taxonomy,
+    bins: BinOfClass | None = None,
+    *,
+    setting: str = "class_group",
+    may_be_empty: bool = False,
+) -> NDArray[np.int64]:
+    """Class indices of a group, ascending. ``bins`` is needed for ``bin:K`` only; ``setting`` is named in errors.
+
+    Raises ValueError when the group names an unknown or ambiguous class, a bin that does not exist, or, unless
+    ``may_be_empty``, no class at all.
+    """
+    chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins, setting))), dtype=np.int64)
+    if len(chosen) == 0 and not may_be_empty:
+        raise ValueError(f"{setting}={group}: the group must hold at least one of the {len(taxonomy)} classes")
+    return chosen
+
+
+def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None, setting: str) -> list[int]:
+    if group == "all":
+        return list(range(len(taxonomy)))
+    if group in ("people-clothing", "rest"):
+        people = _people_and_clothing(taxonomy)
+        return [index for index in range(len(taxonomy)) if (index in people) == (group == "people-clothing")]
+    if group.startswith("bin:"):
+        return _bin_members(group, bins, setting)
+    listed = keys_of_file(group)
+    if listed is not None:
+        return [_find(key, taxonomy, where=f"{group} line {n}") for n, key in listed.items()]
+    return [_find(key.strip(), taxonomy, where=f"{setting}={group}") for key in group.split(",") if key.strip()]
+
+
+def keys_of_file(group: str) -> dict[int, str] | None:
+    """Line number -> id or name, of the lines that are not empty, where a group is the path of a file; else None."""
+    group = group.strip()
+    # os.path, as Path.is_file fails on a comma list that is longer than a file name may be.
+    if group in ("all", "people-clothing", "rest") or group.startswith("bin:") or not os.path.isfile(group):  # noqa: PTH113
+        return None
+    lines = enumerate(Path(group).read_text(encoding="utf-8-sig").splitlines(), 1)
+    return {number: line.strip() for number, line in lines if line.strip()}
+
+
+def _people_and_clothing(taxonomy: Taxonomy) -> set[int]:
+    members = taxonomy.hierarchy.reachable(PERSON, parts=True) | taxonomy.hierarchy.reachable(CLOTHING)
+    return {taxonomy.index_of[mid] for mid in members if mid in taxonomy.index_of}
+
+
+def _bin_members(group: str, bins: BinOfClass | None, setting: str) -> list[int]:
+    number = group.removeprefix("bin:")
+    if bins is None or not number.isdigit() or not 1 <= int(number) <= bins.num_bins:
+        known = f"1..{bins.num_bins}" if bins is not None else "none here"
+        raise ValueError(f"{setting}={group}: bin:K needs a bin number, 1 = rarest; the bins are {known}")
+    return [int(index) for index in np.flatnonzero(bins.bin_of_class == int(number) - 1)]
+
+
+def _find(key: str, taxonomy: Taxonomy, *, where: str) -> int:
+    try:
+        return taxonomy.find(key)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """The images that a sub-model trains on, and how many there are to choose from."""
+
+    boxed: int
+    """Images with a box of the group: all are seen."""
+    verified_absent: int
+    """Images without such a box on which a class of the group is verified absent, seen."""
+    verified_absent_in_all: int
+    """... and how many there are."""
+    others: int
+    """Images that say nothing of the group, or only that a class is present somewhere, seen."""
+    others_in_all: int
+    """... and how many there are."""
+
+    @property
+    def background_ratio(self) -> float:
+        """Images seen without a box of the group per image with one; 0 when there is none."""
+        return (self.verified_absent + self.others) / self.boxed if self.boxed else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.boxed:,} images with boxes of the group; background {self.verified_absent:,} of "
+            f"{self.verified_absent_in_all:,} verified absent and {self.others:,} of {self.others_in_all:,} others, "
+            f"{self.background_ratio:.2f} per image with boxes"
+        )
+
+
+def limit_background(
+    index: AnnotationIndex, *, ratio: float, seed: int
+) -> tuple[AnnotationIndex, NDArray[np.int64], SeenImages]:
+    """The images that a sub-model trains on: all with boxes, and up to ``ratio`` times as many without.
+
+    Images on which a class of the group is verified absent come first: only they teach where the classes are not.
+    Returns the smaller index, its image numbers in ``index``, ascending, and how many of which kind there are. The
+    draw among the others is by ``seed``.
+    """
+    boxed = np.diff(index.box_start) > 0
+    labelled = np.bincount(index.label_image[~index.verified_present], minlength=len(index)) > 0
+    absent = labelled | index.all_known
+    background = np.flatnonzero(~boxed)
+    order = np.random.default_rng(seed).permutation(len(background))
+    order = order[np.argsort(~absent[background[order]], kind="stable")]
+    wanted = min(len(background), round(ratio * int(boxed.sum())))
+    chosen = background[order[:wanted]]
+    images = np.sort(np.concatenate([np.flatnonzero(boxed), chosen]))
+    negatives, in_all = int(absent[chosen].sum()), int(absent[background].sum())
+    seen = SeenImages(int(boxed.sum()), negatives, in_all, wanted - negatives, len(background) - in_all)
+    return index.take(images), images, seen

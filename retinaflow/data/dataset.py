@@ -1,0 +1,281 @@
+"""Planned batches -> tensors: the Dataset that decodes, resizes and augments, the collate, and the loader.
+
+A dataset item is asked for with everything that decides it (image, shape, seed), so workers hold no state, can live as
+long as the training, and give the same pixels whichever of them does the work. Images stay uint8 until they are on the
+device.
+
+An image that cannot be decoded comes back from the worker as a :class:`BadImage`, not as an exception: the loader
+decides what it means, ends its workers at once, and its error names the file and shows no worker's traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from retinaflow.boxes import pixels_from_normalised
+from retinaflow.data.augmentation import Augmentation
+from retinaflow.data.batching import PlannedBatch
+from retinaflow.data.images import BadImage, UnreadableImageError, decode
+from retinaflow.data.index import AnnotationIndex
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images of one shape with what is known about them; boxes in pixels of the resized image, xyxy."""
+
+    images: Tensor
+    """``[B, 3, H, W]`` uint8, RGB, channels-last in memory."""
+    boxes: Tensor
+    """``[P, 4]`` float32, ordinary boxes."""
+    labels: Tensor
+    """``[P]`` int64 class of each box."""
+    owner: Tensor
+    """``[P]`` int64 image of each box within the batch, ascending."""
+    ignore_boxes: Tensor
+    """``[G, 4]`` float32, group-of boxes: no negative loss inside for their class, its ancestors and descendants."""
+    ignore_labels: Tensor
+    """``[G]`` int64."""
+    ignore_owner: Tensor
+    """``[G]`` int64, ascending."""
+    negatives: Tensor
+    """``[B, K]`` bool: classes known on the image, which alone may give negative loss."""
+    image_index: Tensor
+    """``[B]`` int64 image in the index."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; from pinned memory without waiting."""
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader when it pins memory."""
+        return replace(self, **{name: value.pin_memory() for name, value in vars(self).items()})
+
+
+PREFETCH = 2
+"""Batches that each worker has ready: enough to bridge a slow one, and few in memory."""
+STAND_INS = 8
+"""Images tried in place of an unreadable one while training with on_bad_image=skip."""
+
+
+class Request(NamedTuple):
+    """One dataset item: which image, at which (height, width), augmented by which seed (None: not at all), rare classes
+    more strongly or all alike."""
+
+    image: int
+    shape: tuple[int, int]
+    seed: int | None
+    by_class: bool = True
+
+
+class Sample(NamedTuple):
+    """One image ready for a batch; boxes in pixels of the resized image."""
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.floating]
+    labels: NDArray[np.int32]
+    is_group_of: NDArray[np.bool_]
+    negatives: NDArray[np.bool_]
+    number: int
+    """Of the image, in the index."""
+    instead_of: tuple[BadImage, ...] = ()
+    """Images that could not be read and whose place this one takes."""
+
+
+class NoSample(NamedTuple):
+    """What a request gives when its image cannot be read and none stands in for it."""
+
+    bad: tuple[BadImage, ...]
+
+
+@dataclass(frozen=True)
+class DetectionDataset(Dataset[Sample | NoSample]):
+    """Samples of an index by :class:`Request`.
+
+    ``stand_ins``: how many images, next in the index, are tried in place of one that cannot be read; 0: none. Training
+    wants them, so that every process takes the same number of steps; judging does not.
+    """
+
+    index: AnnotationIndex
+    augmentation: Augmentation | None = None
+    stand_ins: int = 0
+    keep_rate: NDArray[np.float64] | None = None
+    """``[K]`` chance of a box to be learnt when its image is drawn, from :func:`keep_rates`; else it is a region to
+    ignore, like a group-of box. None: every box is learnt."""
+
+    def __getitem__(self, request: Request) -> Sample | NoSample:
+        bad: tuple[BadImage, ...] = ()
+        for step in range(min(self.stand_ins + 1, len(self.index))):
+            image = (request.image + step) % len(self.index)
+            try:
+                return self.sample(request._replace(image=image))._replace(instead_of=bad)
+            except UnreadableImageError as error:
+                bad += (BadImage(str(self.index.image_ids[image]), str(error)),)
+        return NoSample(bad)
+
+    def sample(self, request: Request) -> Sample:
+        """The sample of exactly this image. Raises UnreadableImageError naming its file."""
+        index, image = self.index, request.image
+        height, width = (int(side) for side in index.sizes[image])
+        pixels = decode(index.file_of(image), (height, width), request.shape)
+        rows = np.arange(index.box_start[image], index.box_start[image + 1])
+        boxes = np.asarray(index.boxes[rows])
+        ignored = self._ignored(rows, request.seed)
+        if self.augmentation is not None and request.seed is not None:
+            labels = np.asarray(index.labels[rows])
+            pixels, boxes, kept = self.augmentation.apply(
+                pixels, boxes, labels=labels, seed=request.seed, by_class=request.by_class
+            )
+            rows, ignored = rows[kept], ignored[kept]
+        return Sample(
+            pixels,
+            pixels_from_normalised(boxes, request.shape),
+            index.labels[rows],
+            index.is_group_of[rows] | ignored,
+            index.verified(image),
+            image,
+        )
+
+    def _ignored(self, rows: NDArray[np.int64], seed: int | None) -> NDArray[np.bool_]:
+        if self.keep_rate is None or seed is None:
+            return np.zeros(len(rows), dtype=bool)
+        # A second number, so that what is ignored and how the image is changed are drawn apart.
+        chance = np.random.default_rng([seed, 1]).random(len(rows))
+        return np.asarray(chance >= self.keep_rate[self.index.labels[rows]])
+
+
+def keep_rates(index: AnnotationIndex, *, most: int) -> NDArray[np.float64] | None:
+    """``[K]`` share of each class's boxes that leaves ``most`` of them on average, 1 for classes with fewer.
+
+    None for ``most=0``: every box is learnt.
+    """
+    if most == 0:
+        return None
+    boxes = np.bincount(index.labels, minlength=index.num_classes)
+    return np.asarray(most / np.maximum(boxes, most))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one shape -> Batch; group-of boxes become ignore regions."""
+    ordinary = [np.flatnonzero(~sample.is_group_of) for sample in samples]
+    group_of = [np.flatnonzero(sample.is_group_of) for sample in samples]
+    boxes, labels, owner = _gather(samples, ordinary)
+    ignore_boxes, ignore_labels, ignore_owner = _gather(samples, group_of)
+    # [B, H, W, 3] seen as [B, 3, H, W]: channels-last, the memory order in which convolutions are fastest.
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+    negatives = torch.from_numpy(np.stack([sample.negatives for sample in samples]))
+    image_index = torch.tensor([sample.number for sample in samples])
+    return Batch(images, boxes, labels, owner, ignore_boxes, ignore_labels, ignore_owner, negatives, image_index)
+
+
+def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
+    boxes = np.concatenate([sample.boxes[kept] for sample, kept in zip(samples, rows, strict=True)])
+    labels = np.concatenate([sample.labels[kept] for sample, kept in zip(samples, rows, strict=True)])
+    owner = np.repeat(np.arange(len(samples)), [len(kept) for kept in rows])
+    return (
+        torch.from_numpy(boxes.astype(np.float32)),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(owner.astype(np.int64)),
+    )
+
+
+def _collate_readable(items: Sequence[Sample | NoSample]) -> tuple[Batch | None, tuple[BadImage, ...]]:
+    """The batch of what could be read (None: nothing could), and what could not."""
+    samples = [item for item in items if isinstance(item, Sample)]
+    bad = tuple(image for item in items for image in (item.instead_of if isinstance(item, Sample) else item.bad))
+    return collate(samples) if samples else None, bad
+
+
+@dataclass
+class _EpochRequests:
+    """A batch sampler whose batches are set anew for each epoch, so that the workers live on.
+
+    Requests are made when a batch is due: those of a whole epoch of millions would take long and much memory.
+    """
+
+    batches: Sequence[PlannedBatch] = ()
+    seed: Sequence[int] | None = None
+    by_class: bool = True
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return (list(_requests(batch, self.seed, self.by_class)) for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class BatchLoader:
+    """Loads planned batches with ``workers`` processes that stay alive from epoch to epoch (0: in this process).
+
+    Each worker keeps ``PREFETCH`` batches ahead. ``pin_memory`` for a GPU: copies to it need not wait.
+    """
+
+    def __init__(self, dataset: DetectionDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
+        self._requests = _EpochRequests()
+        self._stand_ins = dataset.stand_ins
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=self._requests,
+            collate_fn=_collate_readable,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=PREFETCH if workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
+            # Its own generator: the loader draws a number per epoch, by default from the global one.
+            generator=torch.Generator(),
+        )
+
+    def load(
+        self,
+        batches: Sequence[PlannedBatch],
+        *,
+        seed: Sequence[int] | None = None,
+        by_class: bool = True,
+        on_bad_image: Callable[[BadImage], None] | None = None,
+    ) -> Iterator[Batch]:
+        """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on, ``by_class`` the
+        strength by class.
+
+        An image that cannot be read raises ValueError naming its file. With ``on_bad_image`` it is told there instead,
+        and its batch is that much smaller unless the data set has stand-ins; a batch of which nothing is left is left
+        out, or, with stand-ins, raises ValueError: so many unreadable images in a row are no accident.
+        """
+        self._requests.batches, self._requests.seed, self._requests.by_class = batches, seed, by_class
+        for batch, bad in self._loader:
+            for image in bad:
+                if on_bad_image is None:
+                    raise ValueError(f"{image.reason}; replace the file, or give on_bad_image=skip")
+                on_bad_image(image)
+            if batch is not None:
+                yield batch
+            elif self._stand_ins:
+                raise ValueError(
+                    f"an image must be readable among {len(bad):,} of a batch and those that stand in for them, but "
+                    f"none is; the first: {bad[0].reason}. Is the disk still there?"
+                )
+
+
+def _requests(batch: PlannedBatch, seed: Sequence[int] | None, by_class: bool) -> Iterator[Request]:
+    for image, draw in zip(batch.images, batch.draws, strict=True):
+        # The seed goes by the place in the plan, not by worker or rank: a repeated image is changed anew each time.
+        own = None if seed is None else int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0])
+        yield Request(int(image), batch.shape, own, by_class)
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are the parallelism; threads inside each would only fight over the cores."""
+    del worker
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

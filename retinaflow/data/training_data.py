@@ -1,0 +1,242 @@
+"""Settings -> data: the indexes to train and judge on, their bins, and the plan of each epoch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.data.bins import ClassBins, make_bins
+from retinaflow.data.cache import LoadedIndex, cache_folder, load_index, share_index
+from retinaflow.data.class_groups import SeenImages, limit_background, select_classes
+from retinaflow.data.image_class_pairs import Presence, class_presence
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import find_files, read_image_ids
+from retinaflow.data.sampling import (
+    SamplingSettings,
+    epoch_plan,
+    expected_draws,
+    first_balanced_epoch,
+    image_weights,
+)
+from retinaflow.demo.dataset import demo_is_current, write_demo
+from retinaflow.progress import report
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.groups import DataSettings, SamplingFields, SplitSettings
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training needs from disk; ``train`` and ``judged`` have the same classes."""
+
+    train: AnnotationIndex
+    judged: AnnotationIndex
+    presence: Presence
+    bins: ClassBins
+    dropped: pd.DataFrame
+    seen: SeenImages | None = None
+    """Which images a class group is trained on; None for all classes."""
+    scored_bins: ClassBins | None = None
+    """Bins that AP is averaged over, when they are not those that images are drawn by."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of both indexes, 16 hex digits each."""
+        return f"{self.train.digest[:16]}-{self.judged.digest[:16]}"
+
+
+def demo_folder(seed: int = 0) -> Path:
+    """The generated demo set, written on first use."""
+    folder = cache_folder() / f"demo-{seed}"
+    if not demo_is_current(folder, seed=seed):
+        report(f"writing the demo set to {folder}")
+        write_demo(folder, seed=seed, progress=sys.stderr.isatty())
+    return folder
+
+
+def data_folder(settings: DataSettings) -> Path:
+    """The folder that file names are looked up in."""
+    return demo_folder() if settings.data == "demo" else Path(settings.data)
+
+
+def read_split(
+    settings: DataSettings,
+    splits: Sequence[str],
+    *,
+    boxes: Sequence[Path],
+    image_labels: Sequence[Path] | None,
+    with_images: bool = True,
+    allow_repeats: bool = False,
+    fill_in: bool = True,
+) -> LoadedIndex:
+    """The index of some splits with all classes of the class list.
+
+    ``allow_repeats``: boxes given twice are kept. ``fill_in``: the absences of an exhaustive set are entered as labels,
+    one for every class on every image, for judging; else the index says that all is known.
+    """
+    folder = data_folder(settings)
+    hierarchy = settings.hierarchy
+    files = find_files(
+        folder,
+        splits,
+        boxes=boxes,
+        image_labels=image_labels,
+        classes=settings.classes,
+        hierarchy=Path(hierarchy) if hierarchy not in (None, "auto") else None,
+        use_hierarchy=hierarchy is not None,
+    )
+    images = image_folders(settings, folder, splits) if with_images else []
+    loaded = load_index(
+        files,
+        images,
+        image_sizes=settings.image_sizes if images else None,
+        on_bad_row=settings.on_bad_row,
+        on_bad_image=settings.on_bad_image,
+        allow_repeats=allow_repeats,
+        report=report,
+    )
+    if len(loaded.index) == 0 and with_images:
+        raise ValueError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
+    if settings.exhaustive:
+        index = loaded.index.filled_in() if fill_in else loaded.index.exhaustive()
+        return replace(loaded, index=index)
+    if not files.image_labels:
+        report(
+            "no image-level labels: on each image only boxed classes count as known (exhaustive=true if all is boxed)"
+        )
+    return loaded
+
+
+def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -> list[Path]:
+    """The folders that images of some splits are looked up in. Raises FileNotFoundError when there is none."""
+    if settings.images:
+        return list(settings.images)
+    candidates = _image_candidates(folder, splits)
+    found = [path for path in candidates if path.is_dir()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no folder {' or '.join(p.name for p in candidates)}; give it as images="
+        )
+    return found
+
+
+def _image_candidates(folder: Path, splits: Sequence[str]) -> list[Path]:
+    return [folder / "images", *(base / split for split in splits for base in (folder / "images", folder))]
+
+
+def has_images(settings: DataSettings, splits: Sequence[str]) -> bool:
+    """Whether a folder of images is given or found."""
+    return bool(settings.images) or any(path.is_dir() for path in _image_candidates(data_folder(settings), splits))
+
+
+def load_training_data(settings: SamplingFields, *, need_images: bool = True) -> TrainingData:
+    """Read, split and select: everything between the published files and the sampler.
+
+    With ``need_images=False`` annotations alone will do where no folder of images is found.
+    """
+    labels = None if settings.image_labels == "none" else settings.image_labels
+    with_images = need_images or has_images(settings, [*settings.train_splits, settings.eval_split])
+    if not with_images:
+        report("no folder of images: counted is what the annotations say")
+    loaded = read_split(
+        settings,
+        settings.train_splits,
+        boxes=settings.boxes,
+        image_labels=labels,
+        with_images=with_images,
+        fill_in=False,
+    )
+    train, judged, dropped = _split(settings, loaded, labels, with_images=with_images)
+    expand = settings.parents != "ignore"
+    seen = None
+    if settings.class_group != "all":
+        all_bins = _bins(settings, class_presence(train, expand=expand))
+        classes = select_classes(settings.class_group, train.taxonomy, all_bins)
+        train, judged = train.with_classes(classes), judged.with_classes(classes)
+        train, _, seen = limit_background(train, ratio=settings.background_ratio, seed=settings.seed)
+        report(f"class_group={settings.class_group}: {len(classes)} classes; {seen}")
+    presence = class_presence(train, expand=expand)
+    bins = _bins(settings, presence)
+    report(
+        f"{len(train):,} training images, {len(train.boxes):,} boxes; {len(judged):,} images to judge on; "
+        f"{train.num_classes} classes in {bins.num_bins} bins"
+        + (f"; {len(bins.empty_classes)} classes without a training image" if len(bins.empty_classes) else "")
+    )
+    return TrainingData(share_index(train), share_index(judged), presence, bins, dropped, seen)
+
+
+def _split(
+    settings: SplitSettings, loaded: LoadedIndex, labels: Sequence[Path] | None, *, with_images: bool
+) -> tuple[AnnotationIndex, AnnotationIndex, pd.DataFrame]:
+    whole = loaded.index
+    if settings.eval_ids is not None:
+        chosen = np.isin(whole.image_ids, read_image_ids(settings.eval_ids))
+        if not chosen.any() or chosen.all():
+            raise ValueError(
+                f"eval_ids={settings.eval_ids}: some but not all training images must be listed, but {chosen.sum():,} "
+                f"of {len(whole):,} are"
+            )
+        held_out = whole.take(np.flatnonzero(chosen))
+        if held_out.all_known:
+            held_out = held_out.filled_in()
+        return whole.take(np.flatnonzero(~chosen)), held_out, loaded.dropped
+    eval_labels = settings.eval_image_labels if settings.eval_image_labels else (None if labels is None else ())
+    judged = read_split(
+        settings,
+        [settings.eval_split],
+        boxes=settings.eval_boxes,
+        image_labels=eval_labels,
+        with_images=with_images,
+    )
+    shared = np.intersect1d(whole.image_ids, judged.index.image_ids)
+    if len(shared):
+        raise ValueError(
+            f"images must not be trained on and judged on, but {len(shared):,} are in both "
+            f"{','.join(settings.train_splits)} and {settings.eval_split}, {shared[0]} for example"
+        )
+    return whole, judged.index, pd.concat([loaded.dropped, judged.dropped], ignore_index=True)
+
+
+def _bins(settings: SamplingFields, presence: Presence) -> ClassBins:
+    return make_bins(presence, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
+
+
+def sampling_settings(settings: SamplingFields) -> SamplingSettings:
+    """The dials of the sampler among the settings."""
+    if settings.bin_rates == "auto":
+        raise ValueError("auto settings must be resolved before use, but got bin_rates=auto")
+    return SamplingSettings(
+        balance=float(settings.balance),
+        bin_rates=settings.bin_rates,
+        class_power=settings.class_power,
+        background_rate=settings.background_rate,
+        correction_steps=settings.correction_steps,
+        repeat_threshold=settings.repeat_threshold,
+        max_repeats=settings.max_repeats,
+    )
+
+
+def epoch_length(settings: SamplingFields, data: TrainingData) -> int:
+    """Images per epoch; 0 in the settings means as many as there are."""
+    return settings.epoch_length or len(data.train)
+
+
+def plans(settings: TrainConfig, data: TrainingData) -> Callable[[int], NDArray[np.int64]]:
+    """The plan of each epoch: uniform up to ``balance_start``, then by the sampling strategy."""
+    length = epoch_length(settings, data)
+    dials = sampling_settings(settings)
+    uniform = expected_draws(np.ones(len(data.train)), length, max_repeats=max(settings.max_repeats, length))
+    weights = image_weights(settings.sampling, data.presence, data.bins, dials)
+    balanced = expected_draws(weights, length, max_repeats=settings.max_repeats)
+    assert isinstance(settings.epochs, int)
+    balanced_from = first_balanced_epoch(settings.epochs, balance_start=float(settings.balance_start))
+
+    def plan(epoch: int) -> NDArray[np.int64]:
+        return epoch_plan(uniform if epoch < balanced_from else balanced, seed=settings.seed, epoch=epoch)
+
+    return plan

@@ -1,0 +1,120 @@
+"""Checkpoints: one file that holds a detector, what it was trained on and, while training, everything needed to go on.
+
+Written beside the old one, flushed to disk and renamed, so a file of that name is always whole, whatever ends the
+process or fills the disk in between. Every entry of the file has a checksum (CRC-32), which is verified when it is
+read. Read with ``weights_only=True``: a checkpoint holds tensors and plain values and cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.bins import ClassBins
+from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.files import written_whole
+from retinaflow.taxonomy import Taxonomy
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A detector with its classes, bins and input shapes.
+
+    ``settings``: the resolved configuration of the run. ``epoch``: epochs done. ``progress``: optimizer and best
+    value, None in a checkpoint that is only for use.
+    """
+
+    network: NetworkConfig
+    state: dict[str, Tensor]
+    taxonomy: Taxonomy
+    bins: ClassBins
+    buckets: AspectBuckets
+    parents: str
+    settings: dict[str, Any]
+    data_digest: str
+    epoch: int
+    progress: dict[str, Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what decides detections: network, weights, classes and input shapes. Equal means equal models."""
+        plain = [asdict(self.network), self.taxonomy.to_document(), self.buckets.shapes, self.parents]
+        hasher = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+        for name, value in sorted(self.state.items()):
+            hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            hasher.update(value.contiguous().numpy().tobytes())
+        return hasher.hexdigest()
+
+    def build(self, device: torch.device) -> RetinaNet:
+        """The detector on a device, ready for inference."""
+        model = RetinaNet(self.network, seed=0)
+        model.load_state_dict(self.state)
+        return on_device(model, device).eval()
+
+
+def on_device(model: RetinaNet, device: torch.device) -> RetinaNet:
+    """The model on a device in the channels-last memory order, the loader's own (``benchmarks/memory_format.py``)."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint atomically."""
+    document = {
+        "format": FORMAT,
+        "network": asdict(checkpoint.network),
+        "state": checkpoint.state,
+        "taxonomy": checkpoint.taxonomy.to_document(),
+        "bins": checkpoint.bins.to_document(checkpoint.taxonomy.ids),
+        "buckets": [list(shape) for shape in checkpoint.buckets.shapes],
+        **{name: getattr(checkpoint, name) for name in _PLAIN},
+    }
+    try:
+        with written_whole(path) as partial, partial.open("wb") as file:
+            torch.save(document, file)
+    except RuntimeError as error:
+        # What torch makes of a failed write names neither the file nor the reason.
+        raise OSError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); is the disk full?") from None
+
+
+_PLAIN = ("parents", "settings", "data_digest", "epoch", "progress")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU. Raises FileNotFoundError, or ValueError for a file that is not a whole
+    checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        # torch reads over a damaged tensor without a word; the archive knows better.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint: {_first_line(error)}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT or "network" not in document:
+        raise ValueError(f"{path}: not a retinaflow checkpoint of format {FORMAT}")
+    return Checkpoint(
+        network=NetworkConfig(**document["network"]),
+        state=document["state"],
+        taxonomy=Taxonomy.from_document(document["taxonomy"]),
+        bins=ClassBins.from_document(document["bins"]),
+        buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
+        **{name: document[name] for name in _PLAIN},
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

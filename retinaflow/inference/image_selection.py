@@ -1,0 +1,222 @@
+"""Settings -> the images that a model is to look at: a folder, a list of ids or paths, or a split of a data set.
+
+No class list and no box is read. Images are in the order of their ids, which are the file names without suffix, as
+everywhere; two files of one id are refused. What has no readable file stays on the list (``on_bad_image=skip``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.data.cache import size_journal
+from retinaflow.data.image_sizes import SizeTable
+from retinaflow.data.images import SUFFIXES, BadImage, attach_sizes, files_by_stem
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import is_plain_id, read_image_ids, read_image_sizes, split_image_ids
+from retinaflow.data.tables import Fault, Faults
+from retinaflow.data.training_data import data_folder, image_folders
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.groups import DataSettings, ImagesFields
+from retinaflow.settings.resolve import resolve
+from retinaflow.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True)
+class WantedImages:
+    """``index``: the readable images, with the model's classes and no annotation. ``unreadable``: the others."""
+
+    index: AnnotationIndex
+    unreadable: list[BadImage]
+
+    def __len__(self) -> int:
+        return len(self.index) + len(self.unreadable)
+
+    @property
+    def unreadable_table(self) -> pd.DataFrame:
+        """Columns file, line, rule, value, as of all that is left out."""
+        rule = "an image must have a readable file"
+        rows = [Fault(image.image_id, 0, rule, image.reason) for image in self.unreadable]
+        return pd.DataFrame(rows, columns=list(Fault._fields))
+
+
+def wanted_images(
+    config: ImagesFields,
+    taxonomy: Taxonomy,
+    trained: Mapping[str, Any],
+    *,
+    choose: Callable[[NDArray[np.str_]], NDArray[np.str_]] = lambda ids: ids,
+) -> WantedImages:
+    """The images of the settings. ``trained``: settings of the model's training, for ``data=trained``.
+
+    ``choose`` some of the ids before any file is opened.
+
+    Raises ValueError and FileNotFoundError naming the setting, the list's line or the file.
+    """
+    found, place = _found(config, trained)
+    if not found:
+        raise ValueError(f"at least one image is needed, but there is none in {place}")
+    ids = choose(np.array(sorted(found), dtype=np.str_))
+    files = [found[image_id] for image_id in ids.tolist()]
+    root = Path(os.path.commonpath([path.parent for path in files if path is not None] or [Path.cwd()]))
+    index = replace(
+        _bare(ids, taxonomy),
+        files=np.array(["" if path is None else os.path.relpath(path, root) for path in files], dtype=np.str_),
+        images_folder=str(root),
+    )
+    sizes = config.image_sizes or (trained.get("image_sizes") if _is_trained(config) else None)
+    given = SizeTable(*read_image_sizes(Path(sizes), Faults("stop"))) if sizes else None
+    index, bad = attach_sizes(index, place, on_bad_image=config.on_bad_image, given=given, journal=size_journal([root]))
+    return WantedImages(index, bad)
+
+
+def _found(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
+    """Image id -> its file, absolute (None: there is none), and where it was looked for."""
+    if config.image_list is not None:
+        return _listed(config.image_list, config, trained)
+    if config.images:
+        place = " or ".join(map(str, config.images))
+        return _unique((path.stem, path) for folder in config.images for path in _files_under(folder)), place
+    settings, splits = _data(config, trained)
+    folders = image_folders(settings, data_folder(settings), splits)
+    place = " or ".join(map(str, folders))
+    ids = _ids_of_splits(settings, splits, trained if is_judged(config, trained) else {})
+    if len(ids) == 0:
+        own = [folder for folder in folders if folder.name in splits]
+        if not own:
+            raise FileNotFoundError(
+                f"split={splits[0]}: {data_folder(settings)} has neither annotations of it nor a folder of its images; "
+                "give a folder as images=, or a file of ids or paths as image_list="
+            )
+        return _unique((path.stem, path) for folder in own for path in _files_under(folder)), place
+    return _looked_up(ids.tolist(), folders), place
+
+
+def _ids_of_splits(settings: DataSettings, splits: Sequence[str], trained: Mapping[str, Any]) -> NDArray[np.str_]:
+    """The ids that annotations name; ``trained``: settings of the training whose judged images are wanted."""
+    labels = None if settings.image_labels == "none" else settings.image_labels
+    boxes = settings.boxes
+    if trained and trained.get("eval_ids") is None:
+        boxes, eval_labels = (tuple(map(Path, trained[name])) for name in ("eval_boxes", "eval_image_labels"))
+        labels = eval_labels or (None if labels is None else ())
+    ids = split_image_ids(data_folder(settings), splits, boxes=boxes, image_labels=labels)
+    eval_ids = trained.get("eval_ids")
+    return ids if eval_ids is None else np.intersect1d(ids, read_image_ids(Path(eval_ids)))
+
+
+def _data(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[DataSettings, tuple[str, ...]]:
+    """The settings of the data that is split, and the names of the splits."""
+    if not _is_trained(config):
+        return DataSettings(data=config.data), (config.split,)
+    # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
+    own = resolve(TrainConfig, {**trained, "config": None})
+    settings = DataSettings(**{name: getattr(own, name) for name in DataSettings.model_fields})
+    if not is_judged(config, trained):
+        return settings.model_copy(update={"boxes": ()}), (config.split,)
+    return settings, (own.eval_split,) if own.eval_ids is None else own.train_splits
+
+
+def _is_trained(config: ImagesFields) -> bool:
+    return config.data == "trained" and not config.images
+
+
+def is_judged(config: ImagesFields, trained: Mapping[str, Any]) -> bool:
+    """Whether the images are those that the model was judged on in training."""
+    return _is_trained(config) and config.split in (type(config)().split, trained.get("eval_split"))
+
+
+def _listed(path: Path, config: ImagesFields, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
+    """A list of paths, relative to its own folder, and ids, looked up in ``images`` or the folders of the split."""
+    if not path.is_file():
+        raise FileNotFoundError(f"image_list={path}: no such file")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    is_table = bool(lines) and lines[0].split(",")[0].strip('"').lower() == "imageid"
+    paths: list[tuple[str, Path | None]] = []
+    ids: list[str] = []
+    for number, line in enumerate(lines[1:] if is_table else lines, start=2 if is_table else 1):
+        entry = line.split(",")[0].strip().strip('"') if is_table else line
+        if not entry:
+            continue
+        if Path(entry).suffix.lower() in SUFFIXES:
+            paths.append((Path(entry).stem, (path.parent / entry).absolute()))
+        elif is_plain_id(entry):
+            ids.append(entry)
+        else:
+            raise ValueError(
+                f"{path.name} line {number}: an image id must be a plain file name, and a path must end in "
+                f"{', '.join(SUFFIXES)}, but got {entry}"
+            )
+    found = _unique(iter(paths))
+    if not ids:
+        return found, str(path)
+    if config.images:
+        folders = list(config.images)
+        wanted = set(ids)
+        there = _unique((file.stem, file) for folder in folders for file in _files_under(folder) if file.stem in wanted)
+        by_id = {image_id: there.get(image_id) for image_id in ids}
+    else:
+        settings, splits = _data(config, trained)
+        folders = image_folders(settings, data_folder(settings), splits)
+        by_id = _looked_up(ids, folders)
+    return _unique(iter([*found.items(), *by_id.items()])), " or ".join(map(str, folders))
+
+
+def _looked_up(ids: Sequence[str], folders: Sequence[Path]) -> dict[str, Path | None]:
+    root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    found = files_by_stem(folders, root)
+    return {image_id: root / found[image_id] if image_id in found else None for image_id in ids}
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """The image files of a folder and its subfolders, hidden ones left out, absolute and sorted."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"images={folder}: no such folder")
+    for place, folders, names in os.walk(folder.absolute()):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                path = Path(place) / name
+                if _not_unicode(str(path)):
+                    raise ValueError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
+                yield path
+
+
+def _unique(pairs: Iterator[tuple[str, Path | None]]) -> dict[str, Path | None]:
+    found: dict[str, Path | None] = {}
+    for image_id, path in pairs:
+        if found.setdefault(image_id, path) != path:
+            raise ValueError(
+                f"an image id (file name without suffix) must stand for one file, but {image_id} is {found[image_id]} "
+                f"and {path}; rename one, or take the folders one by one, each with an output= of its own"
+            )
+    return found
+
+
+def _not_unicode(name: str) -> bool:
+    """Whether bytes of a file name could not be read as text (Python keeps them as lone surrogates)."""
+    return any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _bare(ids: NDArray[np.str_], taxonomy: Taxonomy) -> AnnotationIndex:
+    """Images of which nothing is known but their ids."""
+    starts = np.zeros(len(ids) + 1, dtype=np.int64)
+    return AnnotationIndex(
+        taxonomy=taxonomy,
+        image_ids=ids,
+        files=np.zeros(len(ids), dtype="<U1"),
+        sizes=np.zeros((len(ids), 2), dtype=np.int32),
+        box_start=starts,
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, dtype=np.int32),
+        flags=np.zeros(0, dtype=np.uint8),
+        label_start=starts,
+        verified_class=np.zeros(0, dtype=np.int32),
+        verified_present=np.zeros(0, dtype=bool),
+    )

@@ -1,0 +1,322 @@
+"""What costs a detector its AP: every error gets a kind, and each kind its price, the AP gained if it were put right.
+
+The idea of TIDE, under the rules of the Open Images Challenge metric. The kinds of a wrong detection, the first that
+fits (its *own* boxes are those of its class or of a class below it in the hierarchy; IoU with the best box of each):
+
+- duplicate: own IoU >= t, but something of a higher score found the box. Put right by removing it.
+- localisation: ``NEAR`` <= own IoU < t. Put right by moving it onto the box.
+- confusion: IoU >= t with a box of another class. Put right by giving it that class.
+- group-of: ``NEAR`` <= share inside an own group-of box < t. Put right by removing it.
+- both (confusion and localisation): ``NEAR`` <= IoU < t with a box of another class. Put right by removing it.
+- background: none of these. Put right by removing it.
+
+(t is the IoU threshold of the matches.) A detection that is put right counts as found only if nothing of a higher score
+finds the same box; it takes the place of what finds it with a lower score. Of truths:
+
+- missed: an ordinary box that nothing found and no localisation or confusion error points to; put right by not asking
+  for it. A class of which everything was missed then has nothing to find, and AP 1.
+- group-of: a group-of box that absorbed nothing (it counts as a miss when ``group_of_weight`` > 0), likewise.
+
+Prices do not add up to 1 - AP: each is the gain of putting one kind right and leaving all others, and precision ties
+them together. ``false_positives`` and ``false_negatives`` are the gains of having none at all.
+
+``unverified`` is of another sort: what AP *would lose* if detections of classes that nobody verified on their image,
+which the metric does not judge, all counted as wrong. A high value says that AP rests on which labels were verified.
+
+Cost: about 4 s and 150 MB for a million detections.
+
+Source: Bolya, Foley, Hays and Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020).
+What differs: duplicates come first (in a hierarchy one object has boxes of several classes, and a second detection of
+a found one is no confusion), group-of and unverified labels are new, and each class has a price of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from retinaflow.boxes import are_valid
+from retinaflow.detections import Detections
+from retinaflow.metric.challenge import average_precision, mean_of_classes
+from retinaflow.metric.ground_truth import Annotations, expand_boxes, verified_pairs
+from retinaflow.metric.matches import Kind, Matches
+from retinaflow.metric.nearest_ground_truth import Nearest, nearest_truths
+
+NEAR = 0.1
+"""Overlap from which a wrong detection has to do with a box; below it is background (TIDE's value)."""
+
+ALL_CLASSES = "all classes"
+CONFUSED_WITH = 3
+"""So many classes that a class is taken for are listed."""
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Error(IntEnum):
+    """What is wrong with a detection; ``NONE`` for true positives and group-of entries."""
+
+    NONE = 0
+    DUPLICATE = 1
+    LOCALISATION = 2
+    CONFUSION = 3
+    GROUP_OF = 4
+    BOTH = 5
+    BACKGROUND = 6
+
+
+PRICES = ("localisation", "confusion", "both", "duplicate", "background", "missed", "group_of")
+"""Columns with the AP that each kind of error costs; they exclude each other."""
+
+
+@dataclass(frozen=True)
+class ErrorAnalysis:
+    """Kinds and prices of the errors, from :func:`analyse_errors`."""
+
+    error: NDArray[np.int8]
+    """``[E]`` an :class:`Error` for each entry of the matches."""
+    table: pd.DataFrame
+    """First the row ``all classes`` (means of prices, sums of counts), then one row per class with truth.
+
+    In class order: ``class, ap``, the :data:`PRICES`, ``false_positives, false_negatives, unverified`` (all in AP),
+    ``confused_with`` (the class whose boxes cost it most), ``num_truths``, a count ``num_*`` of each, ``class_id``.
+    """
+    confusions: pd.DataFrame
+    """The ``CONFUSED_WITH`` classes on whose boxes each class is found most often, dearest first.
+
+    ``class, confused_with, detections, ap, class_id, confused_with_id``; ``ap`` is gained by the class if those
+    detections were gone.
+    """
+
+
+def analyse_errors(matches: Matches, detections: Detections, truth: Annotations) -> ErrorAnalysis:
+    """Kinds and prices of the errors of ``matches``, which were made of ``detections`` and ``truth``.
+
+    Raises ValueError when they were not made of each other.
+    """
+    _check(matches, detections, truth)
+    near = nearest_truths(matches, detections, truth)
+    error = _errors(matches, near)
+    prices, counts = _prices(matches, near, error, truth)
+    lost, unverified = _unverified(matches, detections, truth)
+    prices |= {"unverified": lost}
+    counts |= {"unverified": unverified}
+    confusions = _confusions(matches, near, error, truth)
+    return ErrorAnalysis(error, _table(matches, prices, counts, confusions, truth), confusions)
+
+
+def _errors(matches: Matches, near: Nearest) -> NDArray[np.int8]:
+    """The kind of each entry, the first that fits."""
+    t = matches.iou_threshold
+    kinds = (
+        (near.own >= t, Error.DUPLICATE),
+        (near.own >= NEAR, Error.LOCALISATION),
+        (near.other >= t, Error.CONFUSION),
+        (near.own_group_of >= NEAR, Error.GROUP_OF),
+        (near.other >= NEAR, Error.BOTH),
+    )
+    error = np.select([fits for fits, _ in kinds], [int(kind) for _, kind in kinds], int(Error.BACKGROUND))
+    return np.where(matches.kind == Kind.FALSE_POSITIVE, error, int(Error.NONE)).astype(np.int8)
+
+
+def _prices(
+    matches: Matches, near: Nearest, error: NDArray[np.int8], truth: Annotations
+) -> tuple[dict[str, FloatArray], dict[str, IntArray]]:
+    """The AP ``[K]`` that each kind costs each class, and how often it happened."""
+    num_classes = len(matches.judged)
+    here = average_precision(matches)
+    is_wrong = matches.kind == Kind.FALSE_POSITIVE
+    moved = error == Error.LOCALISATION
+    renamed = error == Error.CONFUSION
+    found = matches.kind == Kind.TRUE_POSITIVE
+    # Row -1 is no box, also where there are no boxes at all.
+    class_of_other = np.append(np.asarray(truth.labels, dtype=np.int64), -1)[near.other_row]
+    # A box and a class it is wanted under, as one number: the same box is a truth of all its ancestors too.
+    own_copy = near.own_row * num_classes + matches.class_index
+    other_copy = near.other_row * num_classes + class_of_other
+    pointed_at = np.unique(np.concatenate([own_copy[found | moved], other_copy[renamed]]))
+
+    truths = expand_boxes(truth)
+    truth_class = truths.pair % num_classes
+    ordinary = np.bincount(truth_class[~truths.is_group_of], minlength=num_classes)
+    group_of = np.bincount(truth_class[truths.is_group_of], minlength=num_classes)
+    hit = np.bincount(matches.class_index[matches.kind == Kind.GROUP_OF], minlength=num_classes)
+    missed = np.where(matches.judged, ordinary - np.bincount(pointed_at % num_classes, minlength=num_classes), 0)
+    unhit = np.where(matches.judged & (matches.group_of_weight > 0), group_of - hit, 0)
+
+    def without(kind: Error) -> Matches:
+        return _entries(matches, error != kind)
+
+    fixed = {
+        "localisation": average_precision(_put_right(matches, moved, own_copy, matches.class_index, own_copy)),
+        "confusion": average_precision(_put_right(matches, renamed, other_copy, class_of_other, own_copy)),
+        "both": average_precision(without(Error.BOTH)),
+        "duplicate": average_precision(without(Error.DUPLICATE)),
+        "background": average_precision(without(Error.BACKGROUND)),
+        "missed": _asking_less(matches, missed),
+        "group_of": _asking_less(without(Error.GROUP_OF), unhit * matches.group_of_weight),
+        "false_positives": average_precision(_entries(matches, ~is_wrong)),
+        "false_negatives": _asking_less(matches, matches.num_truths - _hits(matches)),
+    }
+    counts = _counts(matches, error)
+    counts |= {"missed": missed, "group_of": unhit + counts["group_of"]}
+    return {name: ap - here for name, ap in fixed.items()}, counts
+
+
+def _counts(matches: Matches, error: NDArray[np.int8]) -> dict[str, IntArray]:
+    """``[K]`` wrong detections of each kind."""
+    kinds = (Error.LOCALISATION, Error.CONFUSION, Error.BOTH, Error.DUPLICATE, Error.BACKGROUND, Error.GROUP_OF)
+    found = {kind: matches.class_index[error == kind] for kind in kinds}
+    return {
+        kind.name.lower(): np.bincount(rows, minlength=len(matches.judged)).astype(np.int64)
+        for kind, rows in found.items()
+    }
+
+
+def _hits(matches: Matches) -> FloatArray:
+    """``[K]`` weight of the right entries of each class."""
+    right = matches.kind != Kind.FALSE_POSITIVE
+    hits = np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.judged))
+    return hits.astype(np.float64)
+
+
+def _entries(matches: Matches, keep: BoolArray) -> Matches:
+    """The matches with some entries only."""
+    columns = ("image_index", "class_index", "score", "kind", "weight", "detection_row")
+    return replace(matches, **{name: getattr(matches, name)[keep] for name in columns})
+
+
+def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: IntArray, own_copy: IntArray) -> Matches:
+    """The matches in which each ``chosen`` wrong entry finds the truth ``copy`` of the class ``new_class``.
+
+    ``own_copy``: the truth that each true positive found. Of several that find one truth the highest score stays.
+    """
+    finds = chosen | (matches.kind == Kind.TRUE_POSITIVE)
+    target = np.where(chosen, copy, own_copy)
+    class_index = np.where(chosen, new_class, matches.class_index)
+    # Entries run from high to low score inside a class only, and a renamed one comes from another class.
+    order = np.lexsort((np.arange(len(finds)), -matches.score, class_index))
+    candidates = order[finds[order]]
+    _, first = np.unique(target[candidates], return_index=True)
+    keep = ~finds
+    keep[candidates[first]] = True
+    keep &= matches.judged[class_index]
+    kind = np.where(chosen, np.int8(Kind.TRUE_POSITIVE), matches.kind).astype(np.int8)
+    changed = replace(matches, class_index=class_index, kind=kind)
+    order = order[keep[order]]
+    columns = ("image_index", "class_index", "score", "kind", "weight", "detection_row")
+    return replace(changed, **{name: getattr(changed, name)[order] for name in columns})
+
+
+def _asking_less(matches: Matches, fewer: FloatArray | IntArray) -> FloatArray:
+    """AP ``[K]`` when each class has ``fewer [K]`` truths to find; 1 where none are left (NaN where none were)."""
+    before = matches.num_truths
+    ap = average_precision(matches)
+    left = before - fewer
+    result = np.where(before > 0, 1.0, np.nan)
+    # AP is an area divided by the number of truths.
+    np.divide(ap * before, left, out=result, where=(before > 0) & (left > 1e-9))
+    return result
+
+
+def _unverified(matches: Matches, detections: Detections, truth: Annotations) -> tuple[FloatArray, IntArray]:
+    """What AP ``[K]`` would lose if the detections of classes nobody verified were wrong, and how many they are."""
+    num_classes = len(matches.judged)
+    image, class_index = detections.image_index.astype(np.int64), detections.class_index.astype(np.int64)
+    verified = verified_pairs(truth, expand_boxes(truth))
+    pair = image * num_classes + class_index
+    row = np.flatnonzero(
+        (image >= 0) & matches.judged[class_index] & are_valid(detections.boxes) & ~np.isin(pair, verified)
+    )
+    columns: dict[str, NDArray[Any]] = {
+        "image_index": image[row],
+        "class_index": class_index[row],
+        "score": detections.score[row].astype(np.float64),
+        "kind": np.full(len(row), Kind.FALSE_POSITIVE, dtype=np.int8),
+        "weight": np.ones(len(row)),
+        "detection_row": row,
+    }
+    joined = {name: np.concatenate([getattr(matches, name), added]) for name, added in columns.items()}
+    order = np.lexsort((-joined["score"], joined["class_index"]))
+    changes: dict[str, Any] = {name: column[order] for name, column in joined.items()}
+    stricter = replace(matches, **changes)
+    lost = average_precision(matches) - average_precision(stricter)
+    return lost, np.bincount(class_index[row], minlength=num_classes).astype(np.int64)
+
+
+def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], truth: Annotations) -> pd.DataFrame:
+    """The classes that each class is taken for, those that cost it most."""
+    num_classes = len(matches.judged)
+    renamed = np.flatnonzero(error == Error.CONFUSION)
+    other = np.asarray(truth.labels, dtype=np.int64)[near.other_row[renamed]]
+    pair, pair_of, count = np.unique(
+        matches.class_index[renamed] * num_classes + other, return_inverse=True, return_counts=True
+    )
+    here = average_precision(matches)
+    class_index, other_class = np.divmod(pair, num_classes)
+    place = pd.DataFrame({"class_index": class_index, "other": other_class, "detections": count})
+    place["place"] = place.groupby("class_index")["detections"].rank(method="first", ascending=False)
+    place["ap"] = np.nan
+    for rank in range(1, CONFUSED_WITH + 1):
+        chosen = (place["place"] == rank).to_numpy()
+        keep = np.ones(len(error), dtype=bool)
+        keep[renamed[chosen[pair_of]]] = False
+        gained = average_precision(_entries(matches, keep)) - here
+        place.loc[chosen, "ap"] = gained[class_index[chosen]]
+    listed = place[place["ap"].notna()].sort_values(
+        ["class_index", "ap", "detections", "other"], ascending=[True, False, False, True]
+    )
+    names, ids = np.array(truth.taxonomy.labels, dtype=object), np.array(truth.taxonomy.ids, dtype=object)
+    return pd.DataFrame(
+        {
+            "class": names[listed["class_index"].to_numpy(dtype=np.int64)],
+            "confused_with": names[listed["other"].to_numpy(dtype=np.int64)],
+            "detections": listed["detections"].to_numpy(),
+            "ap": listed["ap"].to_numpy(),
+            "class_id": ids[listed["class_index"].to_numpy(dtype=np.int64)],
+            "confused_with_id": ids[listed["other"].to_numpy(dtype=np.int64)],
+        }
+    )
+
+
+def _table(
+    matches: Matches,
+    prices: dict[str, FloatArray],
+    counts: dict[str, IntArray],
+    confusions: pd.DataFrame,
+    truth: Annotations,
+) -> pd.DataFrame:
+    """The row of all classes, then the classes with truth."""
+    ap, num_truths = average_precision(matches), matches.num_truths
+    ids = np.array(truth.taxonomy.ids, dtype=object)
+    dearest = confusions.drop_duplicates("class_id").set_index("class_id")["confused_with"]
+    columns: dict[str, object] = {"class": list(truth.taxonomy.labels), "ap": ap}
+    columns |= {name: prices[name] for name in (*PRICES, "false_positives", "false_negatives", "unverified")}
+    columns |= {"confused_with": pd.Series(ids).map(dearest), "num_truths": num_truths}
+    columns |= {f"num_{name}": np.asarray(count).astype(np.int64) for name, count in counts.items()}
+    table = pd.DataFrame({**columns, "class_id": ids})[~np.isnan(ap)]
+    total: dict[str, object] = {"class": ALL_CLASSES, "confused_with": None, "class_id": None}
+    for name in table.columns.difference(list(total), sort=False):
+        values = table[name].to_numpy(dtype=np.float64)
+        total[name] = values.sum() if name.startswith("num_") else mean_of_classes(values)
+    # Built by hand, so that columns keep their types where there is no class with truth.
+    first = pd.DataFrame({name: pd.Series([total[name]]).astype(table[name].dtype) for name in table.columns})
+    return pd.concat([first, table], ignore_index=True) if len(table) else first
+
+
+def _check(matches: Matches, detections: Detections, truth: Annotations) -> None:
+    if not np.array_equal(matches.image_ids, np.asarray(truth.image_ids)):
+        raise ValueError(
+            f"the matches must be of the images of the truth, but they are of {len(matches.image_ids)} images and the "
+            f"truth of {len(truth.image_ids)} that are not the same"
+        )
+    rows = matches.detection_row
+    fits = len(rows) == 0 or int(rows.max()) < len(detections)
+    if not (fits and np.array_equal(detections.image_index[rows], matches.image_index)):
+        raise ValueError("the matches must be made of the detections, but their rows are of other images")

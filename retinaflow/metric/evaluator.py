@@ -1,0 +1,234 @@
+"""Detections, batch by batch and process by process -> :class:`Matches`: rules 3 to 5 and 8 put together.
+
+    evaluator = Evaluator(truth)
+    for batch in detector:
+        evaluator.add(batch)                        # boxes are not kept, only what they claim
+    evaluator.merge(other_process_evaluator.part()) # a part can be pickled
+    matches = evaluator.matches()
+
+The result is the same number, bit for bit, in whatever order batches and parts were added: equal scores are ordered by
+ImageID and, inside an image, by row. So the detections of one image must come in one batch, in their order, or each
+with the row that it has in the predictions file (``rows``); anything else is refused. Cost: as
+:func:`~retinaflow.metric.candidate_matches.make_claims` for adding; one sort for the first :meth:`Evaluator.matches`, none for
+further thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.detections import Detections
+from retinaflow.metric.candidate_matches import Claims, Refused, TruthByPair, make_claims
+from retinaflow.metric.ground_truth import Annotations, Truths, count_repeated
+from retinaflow.metric.matches import Dropped, Kind, Matches
+from retinaflow.metric.matching import ranked, settle
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one evaluator has been given so far: plain columns, about 45 bytes per judged detection."""
+
+    claims: Claims
+    refused: Refused
+    num_detections: int
+    seen: NDArray[np.bool_]
+    """``[I]`` images that had detections."""
+    with_rows: bool | None
+    """Whether rows were given; None before anything was added."""
+    fingerprint: int
+    """Of the truth that the claims point into."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of the ordinary truths, and what belongs to it; group-of boxes play no role.
+
+    A detection that claims a truth belongs where that truth does, any other where ``claims`` says.
+    """
+
+    truths: NDArray[np.bool_]
+    """``[T]`` ordinary truths."""
+    claims: NDArray[np.bool_]
+    """``[D]`` ranked claims."""
+
+
+class Evaluator:
+    """Collects detections to be judged by one truth.
+
+    ``classes [K]`` bool: judge only these (default: all). Raises ValueError for truth that is not in order, see
+    :func:`~retinaflow.metric.ground_truth.expand_boxes`.
+    """
+
+    def __init__(self, truth: Annotations, *, classes: NDArray[np.bool_] | None = None) -> None:
+        num_classes = len(truth.taxonomy)
+        judged = np.ones(num_classes, dtype=bool) if classes is None else np.asarray(classes)
+        if judged.shape != (num_classes,) or judged.dtype != np.bool_:
+            raise ValueError(f"classes must be bool [{num_classes}], but got {judged.dtype} {list(judged.shape)}")
+        self.truth = TruthByPair(truth, judged)
+        self._image_ids = np.asarray(truth.image_ids)
+        self._verified_labels = len(truth.verified_class)
+        self._repeated = count_repeated(self.truth.truths)
+        self._parts: list[Claims] = []
+        self._refused = Refused()
+        self._num_detections = 0
+        self._seen = np.zeros(len(self._image_ids), dtype=bool)
+        self._with_rows: bool | None = None
+        self._ranked: tuple[Claims, int] | None = None
+
+    def add(self, detections: Detections, *, rows: NDArray[np.integer] | None = None) -> None:
+        """Take in a batch: all detections of some images, or detections whose ``rows [D]`` in their file are given.
+
+        ``detections.image_index`` counts images of the truth; -1 is an image without any annotation. Detections are not
+        expanded to parent classes here. Raises ValueError for classes or images outside the truth, scores that are NaN,
+        and an image that had detections in an earlier batch when rows are not given.
+        """
+        self._check(detections)
+        if rows is not None and np.shape(rows) != (len(detections),):
+            raise ValueError(f"rows must have one value per detection, but got {np.shape(rows)}, {len(detections)}")
+        if len(detections) == 0:
+            return
+        seen = np.zeros(len(self._seen), dtype=bool)
+        seen[detections.image_index[detections.image_index >= 0]] = True
+        self._join(seen, with_rows=rows is not None)
+        following = np.arange(len(detections), dtype=np.int64) + self._num_detections
+        claims, refused = make_claims(detections, following if rows is None else rows.astype(np.int64), self.truth)
+        self._parts.append(claims)
+        self._refused += refused
+        self._num_detections += len(detections)
+
+    def part(self) -> Part:
+        """All that was added so far, to be merged into another evaluator of the same truth and classes."""
+        self._parts = [Claims.concatenate(self._parts)]
+        return Part(
+            self._parts[0],
+            self._refused,
+            self._num_detections,
+            self._seen.copy(),
+            self._with_rows,
+            self.truth.fingerprint(),
+        )
+
+    def merge(self, part: Part) -> None:
+        """Take in what another evaluator was given. Without rows, its detections count on from those here.
+
+        Raises ValueError when it was made with another truth or other classes, and for images that both were given.
+        """
+        if part.fingerprint != self.truth.fingerprint():
+            raise ValueError("parts must be made with the same truth and classes, but got different ones")
+        if part.num_detections == 0:
+            return
+        self._join(part.seen, with_rows=bool(part.with_rows))
+        offset = 0 if part.with_rows else self._num_detections
+        self._parts.append(replace(part.claims, row=part.claims.row + offset))
+        self._refused += part.refused
+        self._num_detections += part.num_detections
+
+    def _join(self, seen: NDArray[np.bool_], *, with_rows: bool) -> None:
+        """Note which images have detections; refuse what would leave the order of equal scores open."""
+        again = np.flatnonzero(self._seen & seen)
+        if len(again) and not (with_rows and self._with_rows):
+            raise ValueError(
+                f"the detections of an image must come in one batch, or with their rows, but image "
+                f"{self._image_ids[again[0]]} came in two; add it whole, or give rows="
+            )
+        self._seen |= seen
+        self._with_rows = with_rows if self._with_rows is None else self._with_rows and with_rows
+        self._ranked = None
+
+    def ranked_claims(self) -> Claims:
+        """All claims by class, then as rule 8 asks (kept until more is added)."""
+        return self._rank()[0]
+
+    def _rank(self) -> tuple[Claims, int]:
+        if self._ranked is None:
+            self._parts = [Claims.concatenate(self._parts)]
+            rank = np.empty(len(self._image_ids), dtype=np.int64)
+            rank[np.argsort(self._image_ids, kind="stable")] = np.arange(len(rank))
+            self._ranked = ranked(self._parts[0], self.truth, rank)
+        return self._ranked
+
+    def matches(
+        self, *, iou_threshold: float = 0.5, group_of_weight: float = 1.0, subset: Subset | None = None
+    ) -> Matches:
+        """Which of the detections so far are right, wrong, absorbed or dropped.
+
+        ``group_of_weight`` in [0, 1]: 1 is the Challenge, 0 the older Open Images V2 rule. ``subset``: only a part of
+        the truths, and what belongs to it. Raises ValueError for settings out of range.
+        """
+        if not 0 < iou_threshold <= 1:
+            raise ValueError(f"`0 < iou_threshold <= 1` must hold, but got {iou_threshold}")
+        if not 0 <= group_of_weight <= 1:
+            raise ValueError(f"`0 <= group_of_weight <= 1` must hold, but got {group_of_weight}")
+        claims, over_limit = self._rank()
+        with_group_of = group_of_weight > 0 and subset is None
+        outcome = settle(claims, self.truth, iou_threshold=iou_threshold, with_group_of=with_group_of)
+        entry, kind, truths = outcome.claim, outcome.kind, self.truth.truths
+        if subset is not None:
+            inside = _belongs(claims.take(entry), subset.truths, subset.claims[entry], iou_threshold=iou_threshold)
+            entry, kind, truths = entry[inside], kind[inside], self.truth.ordinary.take(subset.truths)
+        num_classes = len(self.truth.judged)
+        image_of_pair, class_of_pair = np.divmod(self.truth.pairs, max(num_classes, 1))
+        slot = claims.slot[entry]
+        truth_image, truth_class, truth_count = _count_truths(truths, num_classes, group_of_weight)
+        return Matches(
+            image_index=image_of_pair[slot],
+            class_index=class_of_pair[slot],
+            score=claims.score[entry],
+            kind=kind,
+            weight=np.where(kind == Kind.GROUP_OF, group_of_weight, 1.0),
+            detection_row=claims.row[entry],
+            truth_image=truth_image,
+            truth_class=truth_class,
+            truth_count=truth_count,
+            image_ids=self._image_ids,
+            judged=self.truth.judged,
+            dropped=Dropped(**vars(self._refused), over_limit=over_limit),
+            absorbed=outcome.absorbed,
+            verified_labels=self._verified_labels,
+            repeated_truths=self._repeated,
+            iou_threshold=iou_threshold,
+            group_of_weight=group_of_weight,
+        )
+
+    def _check(self, detections: Detections) -> None:
+        bounds = (
+            ("image", detections.image_index, -1, len(self._image_ids)),
+            ("class", detections.class_index, 0, len(self.truth.judged)),
+        )
+        for what, column, low, high in bounds:
+            if len(column) and (column.min() < low or column.max() >= high):
+                row = np.flatnonzero((column < low) | (column >= high))[0]
+                raise ValueError(
+                    f"`{low} <= {what} index < {high}` must hold for every detection, "
+                    f"but row {row} has {int(column[row])}"
+                )
+        wrong = np.isnan(detections.score)
+        if wrong.any():
+            raise ValueError(f"scores must be numbers, but row {np.flatnonzero(wrong)[0]} has NaN")
+
+
+def _belongs(
+    claims: Claims, truths: NDArray[np.bool_], others: NDArray[np.bool_], *, iou_threshold: float
+) -> NDArray[np.bool_]:
+    """Whether each claim is about one of the chosen truths or, where it is about none at all, is among ``others``."""
+    claiming = claims.iou >= iou_threshold
+    belongs = others.copy()
+    belongs[claiming] = truths[claims.nearest[claiming]]
+    return belongs
+
+
+def _count_truths(
+    truths: Truths, num_classes: int, group_of_weight: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Rule 5 per image and class: (image, class ascending, count)."""
+    new = np.ones(len(truths), dtype=bool)
+    new[1:] = truths.pair[1:] != truths.pair[:-1]
+    first = np.flatnonzero(new)
+    weight = np.where(truths.is_group_of, group_of_weight, 1.0)
+    count = np.bincount(np.cumsum(new) - 1, weight, minlength=len(first)).astype(np.float64)
+    image, class_index = np.divmod(truths.pair[first], max(num_classes, 1))
+    order = np.argsort(class_index, kind="stable")
+    return image[order], class_index[order], count[order]

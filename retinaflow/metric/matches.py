@@ -1,0 +1,88 @@
+"""What matching detections with truth yields, as columns: the entries of the precision-recall curves, and truth counts.
+
+Made by :class:`retinaflow.metric.evaluator.Evaluator`; small enough to keep (about 50 bytes per detection), and all
+that average precision, bootstrap and error pictures need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(IntEnum):
+    """What an entry of the precision-recall curve is."""
+
+    FALSE_POSITIVE = 0
+    TRUE_POSITIVE = 1
+    GROUP_OF = 2
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Detections that are neither right nor wrong, each counted once, for the first reason that applies."""
+
+    unknown_image: int
+    """The image has no annotation at all (image index -1)."""
+    class_not_judged: int
+    """The class is outside the ``classes`` asked for."""
+    not_verified: int
+    """The class is neither verified present nor absent on the image."""
+    invalid_box: int
+    """x1 < x2 and y1 < y2 does not hold."""
+    over_limit: int
+    """Beyond the first 10,000 of an image and class."""
+
+    @property
+    def total(self) -> int:
+        return self.unknown_image + self.class_not_judged + self.not_verified + self.invalid_box + self.over_limit
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Entries of the precision-recall curves and truth counts, as columns.
+
+    The E entries are ordered by class, then as rule 8 asks: descending score, ImageID as a string, row of the
+    detection, group-of entries after the detections of their image. The P truth counts are ordered by class, image.
+    """
+
+    image_index: NDArray[np.int64]
+    """``[E]`` image of the entry."""
+    class_index: NDArray[np.int64]
+    """``[E]`` class of the entry, ascending."""
+    score: NDArray[np.float64]
+    """``[E]`` score; for a group-of entry the highest score the group-of box absorbed."""
+    kind: NDArray[np.int8]
+    """``[E]`` a :class:`Kind`."""
+    weight: NDArray[np.float64]
+    """``[E]`` 1, and ``group_of_weight`` for group-of entries."""
+    detection_row: NDArray[np.int64]
+    """``[E]`` row of the detection that made the entry."""
+    truth_image: NDArray[np.int64]
+    """``[P]`` image of a truth count."""
+    truth_class: NDArray[np.int64]
+    """``[P]`` class of a truth count, ascending."""
+    truth_count: NDArray[np.float64]
+    """``[P]`` ordinary boxes + ``group_of_weight`` x group-of boxes of that image and class."""
+    image_ids: NDArray[np.str_]
+    """``[I]`` the judged images."""
+    judged: NDArray[np.bool_]
+    """``[K]`` classes that are judged."""
+    dropped: Dropped
+    absorbed: int
+    """Detections absorbed by group-of boxes, not counted as wrong."""
+    verified_labels: int
+    """Image-level labels used, as published (before expansion)."""
+    repeated_truths: int
+    """Truths that repeat a box of the same class and image; more than 0 is a fault of the data."""
+    iou_threshold: float
+    group_of_weight: float
+
+    @property
+    def num_truths(self) -> NDArray[np.float64]:
+        """``[K]`` truth count of each class (rule 5)."""
+        counts = np.bincount(self.truth_class, self.truth_count, minlength=len(self.judged))
+        return counts.astype(np.float64)

@@ -1,0 +1,83 @@
+"""The box that each detection comes nearest to: of its own class, of a group of it, and of any other class.
+
+Looks at all pairs of a detection and a box of its image, ``PAIRS_AT_ONCE`` at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.boxes import areas
+from retinaflow.detections import Detections
+from retinaflow.metric.ground_truth import Annotations
+from retinaflow.metric.matches import Kind, Matches
+
+PAIRS_AT_ONCE = 1_000_000
+"""Pairs of detection and box that are looked at in one piece (about 200 bytes each)."""
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Of each entry ``[E]``: overlap with the best box of each sort and its row in the truth (-1: none)."""
+
+    own: FloatArray
+    own_row: IntArray
+    own_group_of: FloatArray
+    """Share of the detection inside the group-of box."""
+    other: FloatArray
+    other_row: IntArray
+
+
+def nearest_truths(matches: Matches, detections: Detections, truth: Annotations) -> Nearest:
+    """One pass over all pairs of an entry and a box of its image."""
+    num_entries = len(matches.score)
+    found = {name: np.full(num_entries, -1.0) for name in ("own", "own_group_of", "other")}
+    rows = {name: np.full(num_entries, -1, dtype=np.int64) for name in found}
+    boxes = np.asarray(detections.boxes, dtype=np.float64)
+    truth_boxes = np.asarray(truth.boxes, dtype=np.float64)
+    labels, group_of = np.asarray(truth.labels), np.asarray(truth.is_group_of, dtype=bool)
+    is_own = truth.taxonomy.is_ancestor | np.eye(len(truth.taxonomy), dtype=bool)
+    asked = np.flatnonzero(matches.kind != Kind.GROUP_OF)
+    for entry, row in _pairs(asked, matches.image_index, np.asarray(truth.box_start)):
+        ours, theirs = boxes[matches.detection_row[entry]], truth_boxes[row]
+        sides = np.minimum(ours[:, 2:], theirs[:, 2:]) - np.maximum(ours[:, :2], theirs[:, :2])
+        np.clip(sides, 0, None, out=sides)
+        shared = sides[:, 0] * sides[:, 1]
+        own = is_own[labels[row], matches.class_index[entry]]
+        sorts = {"own": own & ~group_of[row], "own_group_of": own & group_of[row], "other": ~own & ~group_of[row]}
+        for name, chosen in sorts.items():
+            whole = areas(ours) if name == "own_group_of" else areas(ours) + areas(theirs) - shared
+            overlap = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+            best_entry, best_row, best = _best(entry[chosen], row[chosen], overlap[chosen])
+            found[name][best_entry], rows[name][best_entry] = best, best_row
+    return Nearest(found["own"], rows["own"], found["own_group_of"], found["other"], rows["other"])
+
+
+def _pairs(entries: IntArray, image_of: IntArray, box_start: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """(entry, row of a box of its image) of all pairs, in pieces that keep the pairs of an entry together."""
+    counts = box_start[image_of[entries] + 1] - box_start[image_of[entries]]
+    piece = np.cumsum(counts) // PAIRS_AT_ONCE
+    for some in np.split(np.arange(len(entries)), np.flatnonzero(np.diff(piece)) + 1):
+        start = np.cumsum(counts[some]) - counts[some]
+        within = np.arange(int(counts[some].sum())) - np.repeat(start, counts[some])
+        entry = np.repeat(entries[some], counts[some])
+        yield entry, box_start[image_of[entry]] + within
+
+
+def _best(entry: IntArray, row: IntArray, overlap: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
+    """For each entry (they come in runs) its largest overlap and the first row that has it."""
+    if len(entry) == 0:
+        return entry, row, overlap
+    start = np.flatnonzero(np.r_[True, entry[1:] != entry[:-1]])
+    best = np.maximum.reduceat(overlap, start)
+    run = np.repeat(np.arange(len(start)), np.diff(np.r_[start, len(entry)]))
+    at_best = np.flatnonzero(overlap == best[run])
+    first = at_best[np.searchsorted(run[at_best], np.arange(len(start)))]
+    return entry[start], row[first], best

@@ -1,0 +1,95 @@
+"""AP on a part of the truth: crowded objects, and small, medium and large ones.
+
+A slice is a set of ordinary truths (group-of boxes play no role). A detection that claims a truth (IoU at least the
+threshold with its nearest one) is about that truth and counts where the truth does: right when it is the first, else
+wrong. A detection that claims none is wrong
+
+- in the size slice of its own area, as COCO has it;
+- in the crowded slice when its image has a crowded truth of its class; elsewhere there is no crowd to get wrong.
+
+Sizes are shares of the image's area, since truth knows no pixels: small is below 1/300, large from 3/100, which are
+COCO's 32 x 32 and 96 x 96 pixels on an image of 640 x 480. Crowded is a truth that overlaps another ordinary truth of
+its class by IoU > 0.3. All of this is after expansion: two men in a crowd are crowded persons too.
+
+Cost: one pass over pairs of truths in one image and class, and per slice one over the claims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.boxes import areas
+from retinaflow.metric.candidate_matches import TruthByPair, overlaps
+from retinaflow.metric.challenge import average_precision
+from retinaflow.metric.evaluator import Evaluator, Subset
+from retinaflow.metric.matches import Kind
+
+SMALL_BELOW = 1 / 300
+LARGE_FROM = 3 / 100
+CROWDED_ABOVE = 0.3
+SLICES = ("small", "medium", "large", "crowded")
+
+
+@dataclass(frozen=True)
+class SliceScores:
+    """Scores on one slice; arrays ``[K]``, NaN for a class without a truth in it."""
+
+    name: str
+    ap: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    """Share of the slice's truths that were found at any score."""
+    num_truths: NDArray[np.float64]
+
+
+def slice_scores(evaluator: Evaluator, *, iou_threshold: float = 0.5) -> list[SliceScores]:
+    """The scores on each of :data:`SLICES`."""
+    return [
+        _scores(name, evaluator, subset, iou_threshold=iou_threshold) for name, subset in subsets(evaluator).items()
+    ]
+
+
+def subsets(evaluator: Evaluator) -> dict[str, Subset]:
+    """The slices by name, as sets of ordinary truths and of claims."""
+    truth, claims = evaluator.truth, evaluator.ranked_claims()
+    truth_size, claim_size = _size(areas(truth.ordinary.boxes)), _size(claims.area)
+    found = {name: Subset(truth_size == number, claim_size == number) for number, name in enumerate(SLICES[:3])}
+    crowded = are_crowded(truth)
+    slots_with = np.zeros(len(truth.pairs), dtype=bool)
+    slots_with[np.searchsorted(truth.pairs, truth.ordinary.pair[crowded])] = True
+    return {**found, SLICES[3]: Subset(crowded, slots_with[claims.slot])}
+
+
+def are_crowded(truth: TruthByPair) -> NDArray[np.bool_]:
+    """``[T]`` ordinary truths that overlap another one of their image and class by IoU > 0.3."""
+    boxes = truth.ordinary.boxes
+    area = areas(boxes).astype(np.float64, copy=False)
+    slot = np.searchsorted(truth.pairs, truth.ordinary.pair)
+    begin = truth.ordinary_start[slot]
+    counts = truth.ordinary_start[slot + 1] - begin
+    crowded = np.zeros(len(boxes), dtype=bool)
+    # The k-th turn compares every truth with the k-th of its image and class.
+    active, turn = np.flatnonzero(counts > 1), 0
+    while len(active):
+        other = begin[active] + turn
+        near = overlaps(boxes[active], area[active], boxes[other], union=True) > CROWDED_ABOVE
+        crowded[active[near & (other != active)]] = True
+        turn += 1
+        active = active[counts[active] > turn]
+    return crowded
+
+
+def _scores(name: str, evaluator: Evaluator, subset: Subset, *, iou_threshold: float) -> SliceScores:
+    matches = evaluator.matches(iou_threshold=iou_threshold, group_of_weight=0.0, subset=subset)
+    num_truths = matches.num_truths
+    found = np.bincount(matches.class_index[matches.kind == Kind.TRUE_POSITIVE], minlength=len(num_truths))
+    recall = np.divide(found, num_truths, out=np.full(len(num_truths), np.nan), where=num_truths > 0)
+    return SliceScores(name, average_precision(matches), recall, num_truths)
+
+
+def _size(area: NDArray[np.floating]) -> NDArray[np.int64]:
+    """0 small, 1 medium, 2 large."""
+    number: NDArray[np.int64] = np.digitize(area, [SMALL_BELOW, LARGE_FROM])
+    return number

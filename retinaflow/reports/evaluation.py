@@ -1,0 +1,206 @@
+"""Detections -> scores, the table per class, the pictures: the same for every command that judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from retinaflow.boxes import iou
+from retinaflow.data.bins import ClassBins
+from retinaflow.data.images import UnreadableImageError, decode
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.detections import Detections
+from retinaflow.metric.challenge import Scores, evaluate
+from retinaflow.metric.error_analysis import analyse_errors
+from retinaflow.metric.per_class import per_class_table, summary
+from retinaflow.progress import report
+from retinaflow.reports.contact_sheet import Panel, contact_sheet
+from retinaflow.reports.figures import ap_vs_frequency
+from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
+from retinaflow.runs.run import Run
+from retinaflow.settings.groups import PostprocessFields
+from retinaflow.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from retinaflow.detector.postprocess import PostprocessConfig
+
+SHEET_IMAGES = 12
+SHEET_SCORE = 0.3
+"""Detections below this score are left off the contact sheet, which would be covered by them."""
+SHEET_BOXES = 25
+SHEET_OVERLAP = 0.6
+_SHEET_PIXELS = 360
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores of one model on one set of images, with the table and the aggregates made from them."""
+
+    scores: Scores
+    table: pd.DataFrame
+    metrics: dict[str, float]
+
+
+def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBins) -> PostprocessConfig:
+    """The detection settings in the form the detector takes, for a model with these classes."""
+    # Here, as a file of predictions is judged without a detector: torch takes seconds to load.
+    from retinaflow.inference.postprocess_settings import postprocess_config
+
+    return postprocess_config(
+        nms=config.nms,
+        nms_iou=config.nms_iou,
+        score_threshold=config.score_threshold,
+        max_detections=config.max_detections,
+        taxonomy=taxonomy,
+        bins=bins,
+    )
+
+
+def judge(
+    detections: Detections, index: AnnotationIndex, bins: ClassBins, *, group_of_weight: float, prefix: str = "val/"
+) -> Judgement:
+    """The Challenge metric over all images of an index."""
+    return judgement_of(evaluate(detections, index, group_of_weight=group_of_weight), index, bins, prefix=prefix)
+
+
+def judgement_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, prefix: str = "val/") -> Judgement:
+    """Scores with the table per class and the aggregates."""
+    table = per_class_table(
+        scores,
+        taxonomy=index.taxonomy,
+        bin_of_class=bins.bin_of_class,
+        images_per_class=bins.images_per_class,
+        boxes_per_class=bins.boxes_per_class,
+    )
+    return Judgement(scores, table, summary(table, prefix=prefix))
+
+
+def log_tables(run: Run, judgement: Judgement, document: dict[str, object]) -> None:
+    """``per_class_ap.csv``, the same for the table view of ``mlflow ui``, and ``metrics.json``."""
+    first = ["class", "ap", "num_truths"]
+    table = judgement.table[
+        [*first, *(name for name in judgement.table if name not in (*first, "class_id")), "class_id"]
+    ]
+    run.log_csv(table, "per_class_ap.csv")
+    # Four digits can be compared by eye; the CSV keeps them all.
+    run.log_table(table.round(4), "per_class_ap.json")
+    run.log_json(document, "metrics.json")
+
+
+def log_pictures(run: Run, judgement: Judgement, detections: Detections, index: AnnotationIndex) -> None:
+    """``ap_vs_frequency.png`` and ``detections.png``."""
+    run.log_figure(ap_vs_frequency(judgement.table), "ap_vs_frequency.png")
+    run.log_figure(detections_sheet(detections, index, judgement.table), "detections.png")
+
+
+def log_analysis(
+    runs: Sequence[Run], judgement: Judgement, detections: Detections, index: AnnotationIndex, *, errors: bool = True
+) -> None:
+    """``precision_recall.png``, ``rarest_classes.png`` and, with ``errors``, what each kind of error costs.
+
+    The latter are ``error_analysis.csv``, ``error_analysis.png`` and ``confusions.csv``. Made once for all runs.
+    """
+    table, matches = judgement.table, judgement.scores.matches
+    index_of, chosen = index.taxonomy.index_of, spread_classes(judgement.table)
+    figures = {
+        "precision_recall.png": precision_recall(matches, table, class_ids=chosen, index_of=index_of),
+        "rarest_classes.png": rarest_classes(table),
+    }
+    tables = {}
+    if errors:
+        analysis = analyse_errors(matches, detections, index)
+        figures["error_analysis.png"] = error_costs(analysis, table)
+        tables = {"error_analysis.csv": analysis.table, "confusions.csv": analysis.confusions}
+    for run in runs:
+        for name, figure in figures.items():
+            run.log_figure(figure, name)
+        for name, rows in tables.items():
+            run.log_csv(rows, name)
+
+
+def metrics_document(judgement: Judgement, index: AnnotationIndex) -> dict[str, object]:
+    """What was measured, on how much, and what was left out of it."""
+    scores = judgement.scores
+    return {
+        "mAP": scores.mean_ap if np.isfinite(scores.mean_ap) else None,
+        "num_classes_in_mean": scores.num_classes_in_mean,
+        "num_images": len(index),
+        "num_verified_labels": len(index.verified_class),
+        "dropped_detections": vars(scores.dropped) | {"total": scores.dropped.total},
+        "absorbed_detections": scores.matches.absorbed,
+        "repeated_truths": scores.matches.repeated_truths,
+        "not_a_challenge_score": list(scores.not_a_challenge_score),
+        "metrics": judgement.metrics,
+    }
+
+
+def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
+    """Images for the contact sheet: one of each class in turn, rarest class first, so that the tail is seen."""
+    chosen: dict[int, None] = {}
+    for _ in range(SHEET_IMAGES):
+        for mid in table["class_id"]:
+            if len(chosen) == SHEET_IMAGES:
+                return list(chosen)
+            holders = index.box_image[np.asarray(index.labels) == index.taxonomy.index_of[mid]]
+            fresh = [int(image) for image in np.unique(holders) if int(image) not in chosen]
+            if fresh:
+                chosen[fresh[len(fresh) // 2]] = None
+    return list(chosen)
+
+
+def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.DataFrame) -> Figure:
+    """Detections against truth on a dozen images; classes that only the hierarchy implies are left off.
+
+    A parent scores higher than its children at the same place, and would hide which of them was found.
+    """
+    detections = detections.take(np.isin(detections.class_index, index.labels))
+    panels = [_panel(image, detections, index) for image in _sheet_images(index, table)]
+    return contact_sheet(
+        [panel for panel in panels if panel], title=f"Detections (score > {SHEET_SCORE:g}) against truth"
+    )
+
+
+def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel | None:
+    """None when the image cannot be read: whether that stops the run was settled when it was judged."""
+    height, width = (int(side) for side in index.sizes[image])
+    scale = min(1.0, _SHEET_PIXELS / max(height, width))
+    target = max(round(height * scale), 1), max(round(width * scale), 1)
+    rows = slice(index.box_start[image], index.box_start[image + 1])
+    found = _clearest(detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE)))
+    names = index.taxonomy.labels
+    try:
+        pixels = decode(index.file_of(image), (height, width), target)
+    except UnreadableImageError:
+        return None
+    return Panel(
+        image=pixels,
+        title=str(index.image_ids[image]),
+        truth_boxes=np.asarray(index.boxes[rows]),
+        truth_labels=[names[label] for label in index.labels[rows]],
+        truth_group_of=index.is_group_of[rows],
+        detection_boxes=found.boxes,
+        detection_labels=[names[label] for label in found.class_index],
+        detection_scores=found.score,
+    )
+
+
+def _clearest(found: Detections) -> Detections:
+    """What a person can read: at one place the best class only, and at most ``SHEET_BOXES`` boxes."""
+    kept: list[int] = []
+    for row in np.argsort(-found.score, kind="stable"):
+        if len(kept) < SHEET_BOXES and (iou(found.boxes[[row]], found.boxes[kept]) < SHEET_OVERLAP).all():
+            kept.append(int(row))
+    return found.take(np.array(kept, dtype=np.int64))
+
+
+def say_judgement(judgement: Judgement) -> None:
+    """The aggregates on one line each, and why they are not a Challenge score if they are not."""
+    for name, value in judgement.metrics.items():
+        report(f"{name:<20} {value:.4f}")
+    for reason in judgement.scores.not_a_challenge_score:
+        report(f"not an Open Images Challenge score: {reason}")

@@ -1,0 +1,83 @@
+"""What the pictures of classes share: size, margins, colours, axes.
+
+All are 9 x 5 inches. Colours are readable for colour-blind people: bins go through viridis from dark (rarest) to light,
+strategies and other kinds through the palette of Okabe and Ito (2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from retinaflow.reports import fonts
+
+fonts.use_in_figures()
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+NO_BIN = "#7F7F7F"
+MAX_NAMES = 30
+"""Up to so many classes are named in the pictures."""
+
+Color = tuple[float, float, float, float]
+
+
+def class_figure(title: str, *, right: float, bottom: float = 0.12) -> tuple[Figure, Axes]:
+    """A figure of fixed size (9 x 5 inches) and margins, with one pair of axes."""
+    figure = Figure(figsize=(9, 5), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.09, bottom, right - 0.09, 0.91 - bottom))
+    axes.set_title(title, fontsize=11)
+    axes.grid(color="#DDDDDD", linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def legend(axes: Axes, handles: Sequence[object], title: str) -> None:
+    """A legend to the right of the axes, in smaller letters when it is long."""
+    small = 7 if len(handles) > 16 else 8
+    axes.legend(
+        handles=handles,
+        title=title,
+        title_fontsize=8,
+        fontsize=small,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        borderaxespad=0,
+    )
+
+
+def bin_colors(count: int) -> list[Color]:
+    """From dark (rarest) to light; the palest end of the map is left out, it would vanish on white."""
+    return [tuple(color) for color in mpl.colormaps["viridis"](np.linspace(0.0, 0.87, max(count, 1)))[:count]]
+
+
+def bin_color(colors: Sequence[Color], number: int) -> Color | str:
+    """The colour of a bin counted from 0; grey for -1, no bin."""
+    return colors[number] if number >= 0 else NO_BIN
+
+
+def decades(values: NDArray[np.floating]) -> tuple[float, float]:
+    """The whole powers of ten (at least one decade) around what is above 0."""
+    positive = values[values > 0]
+    if len(positive) == 0:
+        return 1.0, 10.0
+    low = np.floor(np.log10(positive.min()))
+    high = max(np.ceil(np.log10(positive.max() * 1.05)), low + 1)
+    return float(10.0**low), float(10.0**high)
+
+
+def shortened(name: str, length: int = 24) -> str:
+    """The name as text of a picture, cut with an ellipsis where it is longer than ``length``.
+
+    Its dollar signs are no formula: matplotlib would set ``US$ or CA$`` in italics, or refuse it.
+    """
+    text = name if len(name) <= length else f"{name[: length - 1]}…"
+    return text.replace("$", r"\$")

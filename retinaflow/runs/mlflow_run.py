@@ -1,0 +1,261 @@
+"""A run in the MLflow store, written to from a thread of its own.
+
+Logging only puts results into an :class:`retinaflow.runs.outbox.Outbox`, whose thread sends them, so a server that is slow,
+away for a while or dead does not hold up the work. Nothing arrives twice: a database store keeps one of several equal
+points (name, step, value, time; they are its primary key), a point that may have arrived is looked for before it is
+sent again, and everything else replaces what was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent, first_line
+from retinaflow.runs.run import FileRun
+from retinaflow.settings.fields import as_text
+
+# MLflow reports usage to its makers unless told not to; a training run needs no network.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+# Each request to a server ends within seconds: MLflow's own 120 s and 7 repetitions would hide for a quarter of an hour
+# that it is back. The outbox repeats.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# A bar for every fetched file would stand between the lines of a command.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv-python-headless", "pillow")
+"""What a logged model needs besides its own copy of this package."""
+_LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
+"""The tag by which ``mlflow ui`` finds the tables of a run."""
+
+
+class MlflowRun(FileRun):
+    """A run in the MLflow store. Every method hands over to the outbox and returns at once."""
+
+    def __init__(self, run_id: str, folder: Path, *, resumed: bool = False) -> None:
+        """folder: for what has not arrived yet. resumed: points that the run has already are not logged again."""
+        self.run_id = run_id
+        self._client = mlflow.MlflowClient()
+        self._resumed = resumed
+        self._known: dict[str, set[tuple[int, float]]] = {}
+        self._outbox = Outbox(
+            folder, self._deliver, answers=self._answers, report=report, store=f"MLflow at {store_uri()}"
+        )
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling.
+
+        What it logged is not always what was used (a file of settings wins over its declared defaults); MLflow lets no
+        parameter be changed, so such a value is logged as ``used/NAME``.
+        """
+        self._outbox.put("params", {"params": {name: as_text(value) for name, value in params.items()}})
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        self._outbox.put("metrics", {"time": int(time.time() * 1000), "step": step, "metrics": values})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._outbox.put("tags", {"tags": dict(tags)})
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        self._outbox.put("file", {"folder": folder}, path)
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """A table for the evaluation view of ``mlflow ui`` (class x run); replaces one of that name."""
+        values = table.astype(object).where(table.notna(), None)
+        # MLflow's own log_table appends to a table that is there, and a run that is gone on with is judged again.
+        self.log_json({"columns": list(values), "data": values.to_numpy().tolist()}, name)
+        self._outbox.put("table", {"name": name})
+
+    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
+        """A checkpoint as an MLflow model, registered if a name is given."""
+        self._outbox.put("model", {"register_as": register_as}, checkpoint)
+
+    def end(self, status: str, *, patience: float) -> None:
+        """Wait until all has arrived, or the store has failed for ``patience`` seconds."""
+        self._outbox.put("end", {"status": status, "time": int(time.time() * 1000)})
+        self._outbox.wait(patience=patience)
+
+    def close(self) -> Unsent | None:
+        """Stop sending, and say what never arrived."""
+        return self._outbox.close()
+
+    def _deliver(self, item: Item) -> None:
+        try:
+            getattr(self, f"_deliver_{item.kind}")(item)
+        except Exception as error:
+            # What has arrived by now must be asked anew.
+            self._known.clear()
+            if refuses(error):
+                raise Refused(first_line(error)) from error
+            raise
+
+    def _answers(self) -> bool:
+        try:
+            self._client.get_run(self.run_id)
+        except Exception:
+            return False
+        return True
+
+    def _deliver_params(self, item: Item) -> None:
+        known = self._client.get_run(self.run_id).data.params
+        given: dict[str, str] = item.content["params"]
+        new = {name: value for name, value in given.items() if name not in known}
+        # A run that is gone on with has what it was begun with.
+        for name in () if self._resumed else given.keys() & known.keys():
+            if f"used/{name}" not in known and not _same_value(known[name], given[name]):
+                new[f"used/{name}"] = given[name]
+        mlflow.log_params(new, synchronous=True, run_id=self.run_id)
+
+    def _deliver_metrics(self, item: Item) -> None:
+        content = item.content
+        points = {name: value for name, value in content["metrics"].items() if not self._has(name, value, item)}
+        metrics = [Metric(name, value, content["time"], content["step"]) for name, value in points.items()]
+        if metrics:
+            self._client.log_batch(self.run_id, metrics, synchronous=True)
+        for name in points.keys() & self._known.keys():
+            self._known[name].add((content["step"], _stored(points[name])))
+
+    def _has(self, name: str, value: float, item: Item) -> bool:
+        """Whether the store has the point. Asked only where it may: a lost answer, or a run that is gone on with."""
+        if (item.again or self._resumed) and name not in self._known:
+            history = self._client.get_metric_history(self.run_id, name)
+            self._known[name] = {(point.step, _stored(point.value)) for point in history}
+        step, known = item.content["step"], self._known.get(name, set())
+        # A training that is gone on with repeats the steps since its last checkpoint; their times differ, no more.
+        return (step, _stored(value)) in known or (self._resumed and any(step == other for other, _ in known))
+
+    def _deliver_tags(self, item: Item) -> None:
+        for name, value in item.content["tags"].items():
+            self._client.set_tag(self.run_id, name, value)
+
+    def _deliver_file(self, item: Item) -> None:
+        self._client.log_artifact(self.run_id, str(item.file), item.content["folder"])
+
+    def _deliver_table(self, item: Item) -> None:
+        known = json.loads(self._client.get_run(self.run_id).data.tags.get(_LOGGED_ARTIFACTS, "[]"))
+        entry = {"path": item.content["name"], "type": "table"}
+        if entry not in known:
+            self._client.set_tag(self.run_id, _LOGGED_ARTIFACTS, json.dumps([*known, entry]))
+
+    def _deliver_model(self, item: Item) -> None:
+        name = item.content["register_as"]
+        if item.again and name and self._client.search_model_versions(f"run_id = '{self.run_id}' and name = '{name}'"):
+            return
+        assert item.file is not None
+        _log_model(self.run_id, item.file, register_as=name)
+
+    def _deliver_end(self, item: Item) -> None:
+        # One that an earlier process could not send is void: the run has been gone on with.
+        if not item.earlier:
+            self._client.set_terminated(self.run_id, item.content["status"], item.content["time"])
+
+
+def _log_model(run_id: str, checkpoint: Path, *, register_as: str | None) -> None:
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    from retinaflow.runs.served_images import EXAMPLE, Limits
+
+    outputs = [
+        ColSpec(DataType.long, "image"),
+        *(ColSpec(DataType.double, name) for name in ("x1", "y1", "x2", "y2", "score")),
+    ]
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema([*outputs, ColSpec(DataType.string, "label"), ColSpec(DataType.string, "class")]),
+        params=ParamSchema([ParamSpec("score_threshold", DataType.double, 0.0)]),
+    )
+    with quiet():
+        # pyfunc.log_model, but with the run named: the run that is active is so in another thread.
+        Model.log(
+            artifact_path=None,
+            name="model",
+            run_id=run_id,
+            flavor=_Unvalidated,
+            validate_serving_input=False,
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"checkpoint": str(checkpoint)},
+            code_paths=[str(Path(__file__).parent)],
+            signature=signature,
+            input_example=(pd.DataFrame({"image": [EXAMPLE]}), {"score_threshold": 0.3}),
+            model_config={"images": "base64", **Limits().as_settings()},
+            registered_model_name=register_as,
+            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
+            flavor_name="pyfunc.ModelFromCode",
+        )
+
+
+class _Unvalidated:
+    """MLflow's pyfunc flavor, which takes no word for not loading a model again, and trying it, while it is logged."""
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **settings: Any) -> None:
+        """What ``Model.log`` calls with all that it was given."""
+        del validate_serving_input
+        mlflow.pyfunc.save_model(**settings)
+
+
+def store_uri() -> str:
+    """Where runs are logged."""
+    return str(mlflow.get_tracking_uri())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """MLflow's chatter about models and type hints, logged or warned, is not for the user of a training."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether this is the answer of a store that will never do it, rather than one that is out of reach or busy."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    return 400 <= status < 500 and status not in (408, 429)
+
+
+def _same_value(quoted: str, value: str) -> bool:
+    """Whether a parameter as ``mlflow run`` logs it, quoted for a shell, is this value."""
+    logged = " ".join(shlex.split(quoted)) if quoted[:1] in ("'", '"') else quoted
+    try:
+        return float(logged) == float(value)
+    except ValueError:
+        return logged == value
+
+
+def _stored(value: float) -> float:
+    """A value as a store gives it back; NaN as infinity, which no store keeps, so that it equals itself."""
+    return math.inf if math.isnan(value) else max(min(value, sys.float_info.max), -sys.float_info.max)
+
+
+def report(text: str) -> None:
+    """A line on standard error, at once."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,259 @@
+"""Results on their way to a store that may be out of reach: a queue on disk, and a thread that delivers it in order.
+
+``put`` writes an item to ``FOLDER/unsent.jsonl`` (its file beside it) and returns; the thread hands the items to
+``deliver`` one after the other. An item that fails is tried again until it arrives, so a store that is away for a
+while gets everything in order and nothing twice, if ``deliver`` heeds ``again``. What the store answers for but will
+not take is set aside, so that it does not hold up the rest. After ``close`` the folder holds exactly what never
+arrived, and is gone when all did; an :class:`Outbox` on a folder that an earlier process left delivers that first.
+
+``put`` costs one line appended to a file, and a copy of a small file or a link to a large one. The journal survives
+``kill -9``, if not a power cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds between attempts; the last one is repeated. They bound how late it is noticed that the store is back."""
+ATTEMPTS = 5
+"""Attempts at one item after which, if the store answers otherwise, the item is set aside."""
+LINKED_FROM = 1 << 20
+"""Bytes from which a file is linked, not copied: checkpoints, which are replaced and never written into."""
+JOURNAL = "unsent.jsonl"
+
+
+class Refused(Exception):
+    """The store answered and will not take the item, now or later; the message says why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One result. ``content``: plain values. ``file``: where its file lies, or None. ``again``: an earlier attempt
+    may have arrived. ``earlier``: it is of an earlier process."""
+
+    kind: str
+    content: Mapping[str, Any]
+    file: Path | None
+    again: bool = False
+    earlier: bool = False
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """What never arrived, and the first line of what the store said to it, or to the last attempt."""
+
+    items: tuple[Item, ...]
+    reason: str
+    journal: Path
+
+
+@dataclass
+class _Entry:
+    number: int
+    item: Item
+    refused: str | None = None
+
+    def as_line(self, folder: Path) -> str:
+        item = self.item
+        path = {} if item.file is None else {"file": item.file.relative_to(folder).as_posix()}
+        refused = {} if self.refused is None else {"refused": self.refused}
+        return json.dumps({"kind": item.kind, **item.content, **path, **refused}) + "\n"
+
+
+class Outbox:
+    """The queue of one run. One thread puts and closes, another one delivers."""
+
+    def __init__(
+        self,
+        folder: Path,
+        deliver: Callable[[Item], None],
+        *,
+        answers: Callable[[], bool],
+        report: Callable[[str], None],
+        store: str,
+    ) -> None:
+        """deliver: raises Refused for an item that will never be taken, anything else for one to try again.
+        answers: whether the store answers at all. report: told when the store goes and comes back. store: its name there.
+        """
+        self._folder, self._deliver, self._answers, self._report, self._store = folder, deliver, answers, report, store
+        self._change = threading.Condition()
+        self._waiting: deque[_Entry] = deque()
+        self._refused: list[_Entry] = []
+        self._closed = self._abandoned = False
+        self._failing_since: float | None = None
+        self._reason = ""
+        self._count = 0
+        self._made_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        for kind, content, file in _left_by_an_earlier_process(folder):
+            self._count += 1
+            self._waiting.append(_Entry(self._count, Item(kind, content, file, again=True, earlier=True)))
+        if self._waiting:
+            # Whole lines again: the earlier process may have ended in the middle of one.
+            self._rewrite(list(self._waiting))
+        # New files get folders behind those that lie there.
+        self._count = max([self._count, *(int(path.name) for path in (folder / "files").glob("[0-9]*"))])
+        # A daemon: a thread that waits for an answer must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, kind: str, content: Mapping[str, Any], file: Path | None = None) -> None:
+        """Take an item and return at once. ``file`` is kept as it is now; the original may go or be replaced."""
+        with self._change:
+            self._count += 1
+            kept = None if file is None else _keep(file, self._free_place(file.name))
+            entry = _Entry(self._count, Item(kind, content, kept))
+            self._waiting.append(entry)
+            # A full disk must not end what only wants to report: the item is in memory too.
+            with contextlib.suppress(OSError):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with (self._folder / JOURNAL).open("a", encoding="utf-8") as journal:
+                    journal.write(entry.as_line(self._folder))
+            self._change.notify_all()
+
+    def wait(self, *, patience: float) -> None:
+        """Until all has been delivered, or the store has failed for ``patience`` seconds. Nothing may be put after."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        started = time.monotonic()
+        while self._thread.is_alive():
+            since = self._failing_since
+            left = patience if since is None else patience - (time.monotonic() - max(started, since))
+            if left <= 0 and since is not None:
+                return
+            self._thread.join(min(max(left, 0.01), 0.2))
+
+    def close(self) -> Unsent | None:
+        """Stop delivering, and say what never arrived; None when all did."""
+        with self._change:
+            self._abandoned = True
+            self._change.notify_all()
+            entries = sorted([*self._refused, *self._waiting], key=lambda entry: entry.number)
+            if not entries:
+                self._remove_folders()
+                return None
+            self._rewrite(entries)
+            reason = next((entry.refused for entry in entries if entry.refused is not None), self._reason)
+            return Unsent(tuple(entry.item for entry in entries), reason, self._folder / JOURNAL)
+
+    def _work(self) -> None:
+        while (entry := self._next()) is not None:
+            refused = self._attempt(entry)
+            with self._change:
+                if self._abandoned:
+                    return
+                self._waiting.popleft()
+                if refused is not None:
+                    self._report(f"{self._store} does not take {entry.item.kind}: {refused}")
+                    entry.refused = refused
+                    self._refused.append(entry)
+                elif entry.item.file is not None:
+                    shutil.rmtree(entry.item.file.parent, ignore_errors=True)
+                if not self._waiting:
+                    self._rewrite(self._refused)
+
+    def _next(self) -> _Entry | None:
+        with self._change:
+            self._change.wait_for(lambda: self._waiting or self._closed or self._abandoned)
+            return self._waiting[0] if self._waiting and not self._abandoned else None
+
+    def _attempt(self, entry: _Entry) -> str | None:
+        """Try until the item has arrived or was refused: then the reason. Ends without either when abandoned."""
+        failures = 0
+        while True:
+            try:
+                self._deliver(entry.item)
+            except Refused as error:
+                return str(error)
+            except Exception as error:
+                failures += 1
+                reason = first_line(error)
+                entry.item = replace(entry.item, again=True)
+                self._note_failure(reason)
+                if failures >= ATTEMPTS and self._answers():
+                    self._failing_since = None
+                    return reason
+                if self._pause(PAUSES[min(failures, len(PAUSES)) - 1]):
+                    return None
+            else:
+                self._note_success()
+                return None
+
+    def _note_failure(self, reason: str) -> None:
+        self._reason = reason
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            self._report(f"{self._store} is out of reach; the work goes on, results wait in {self._folder} ({reason})")
+
+    def _note_success(self) -> None:
+        if self._failing_since is not None:
+            away = time.monotonic() - self._failing_since
+            self._failing_since = None
+            self._report(f"{self._store} answers again after {away:.0f} s; what waited is being sent")
+
+    def _pause(self, seconds: float) -> bool:
+        """Whether to give up after the pause."""
+        with self._change:
+            return self._change.wait_for(lambda: self._abandoned, timeout=seconds)
+
+    def _free_place(self, name: str) -> Path:
+        return self._folder / "files" / f"{self._count:06d}" / name
+
+    def _rewrite(self, entries: list[_Entry]) -> None:
+        with contextlib.suppress(OSError):
+            if entries:
+                whole = self._folder / f"{JOURNAL}.new"
+                self._folder.mkdir(parents=True, exist_ok=True)
+                whole.write_text("".join(entry.as_line(self._folder) for entry in entries), encoding="utf-8")
+                whole.replace(self._folder / JOURNAL)
+            else:
+                (self._folder / JOURNAL).unlink(missing_ok=True)
+
+    def _remove_folders(self) -> None:
+        """The folder, and those above it that were made for it and hold nothing else."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for path in self._made_folders[1:]:
+                path.rmdir()
+
+
+def _keep(file: Path, place: Path) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if file.stat().st_size >= LINKED_FROM:
+        with contextlib.suppress(OSError):
+            os.link(file, place)
+            return place
+    shutil.copyfile(file, place)
+    return place
+
+
+def _left_by_an_earlier_process(folder: Path) -> list[tuple[str, dict[str, Any], Path | None]]:
+    """Items of the journal; a last line that was cut off by the end of the process is left out."""
+    if not (folder / JOURNAL).is_file():
+        return []
+    found = []
+    for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            content = json.loads(line)
+            kind, file = content.pop("kind"), content.pop("file", None)
+            content.pop("refused", None)
+            path = None if file is None else folder / file
+            if path is None or path.is_file():
+                found.append((kind, content, path))
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its kind if it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,158 @@
+"""Where a command's results go: a run that takes parameters, metrics, tags, tables and pictures.
+
+:class:`FolderRun` (``track=false``) writes them to a folder; :class:`retinaflow.runs.tracking.MlflowRun` writes the same
+files to MLflow. A command takes a :class:`Run` and never asks which of the two it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from retinaflow.settings.fields import as_text
+
+PICTURE_DPI = 110
+
+
+class Run(Protocol):
+    """Where a command's results go."""
+
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    def log_file(self, path: Path, folder: str | None = None) -> None: ...
+    def log_json(self, document: Any, name: str) -> None: ...
+    def log_text(self, text: str, name: str) -> None: ...
+    def log_csv(self, table: pd.DataFrame, name: str) -> None: ...
+    def log_table(self, table: pd.DataFrame, name: str) -> None: ...
+    def log_figure(self, figure: Figure, name: str) -> None: ...
+
+
+class FileRun(ABC):
+    """Turns results into files; what happens to the files is up to ``log_file``."""
+
+    @abstractmethod
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file with the run, in a folder of its artifacts or at their root."""
+
+    def log_json(self, document: Any, name: str) -> None:
+        with _named(name) as path:
+            path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+            self.log_file(path)
+
+    def log_text(self, text: str, name: str) -> None:
+        with _named(name) as path:
+            path.write_text(text, encoding="utf-8")
+            self.log_file(path)
+
+    def log_csv(self, table: pd.DataFrame, name: str) -> None:
+        with _named(name) as path:
+            table.to_csv(path, index=False)
+            self.log_file(path)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        with _named(name) as path:
+            figure.savefig(path, dpi=PICTURE_DPI)
+            self.log_file(path)
+
+
+class NullRun(FileRun):
+    """Keeps nothing: the run of a process that works along while another one logs."""
+
+    run_id = "none"
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Nothing."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Nothing."""
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class LoggedPoints:
+    """The last step of each metric that a run had when it was gone on with.
+
+    A training that was killed repeats the steps since its last checkpoint, and their points are there already.
+    """
+
+    last_step: Mapping[str, int]
+
+    def beyond(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        """The metrics that have no point at this step yet."""
+        return {name: float(value) for name, value in metrics.items() if step > self.last_step.get(name, -1)}
+
+
+class FolderRun(FileRun):
+    """The same files in a folder, and the metrics in ``metrics.jsonl``: begun anew, or gone on with (``resumed``)."""
+
+    def __init__(self, folder: Path, *, resumed: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run_id = folder.name
+        self.folder = folder
+        self._metrics = folder / "metrics.jsonl"
+        if not resumed:
+            self._metrics.unlink(missing_ok=True)
+        self._logged = LoggedPoints(self._points_kept())
+
+    def _points_kept(self) -> dict[str, int]:
+        """The last step of each metric in the file, from which a line cut by a kill is taken away."""
+        if not self._metrics.is_file():
+            return {}
+        text = self._metrics.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._metrics.write_text(whole, encoding="utf-8")
+        last: dict[str, int] = {}
+        for point in map(json.loads, whole.splitlines()):
+            step = point.pop("step")
+            last |= {name: max(step, last.get(name, -1)) for name in point}
+        return last
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self.log_json({name: as_text(value) for name, value in params.items()}, "params.json")
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        new = self._logged.beyond(metrics, step)
+        if new:
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **new}) + "\n")
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        path = self.folder / "tags.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.log_json({**known, **tags}, "tags.json")
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        target = self.folder / (folder or "") / path.name
+        if path.resolve() != target.resolve():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """Nothing: ``log_csv`` has written the table, and a folder has no evaluation view."""
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / name

@@ -1,0 +1,168 @@
+"""The detector as an MLflow model (models from code): MLflow runs this file and takes what ``set_model`` names.
+
+Input: a frame with a column ``image``, each value a base64-encoded image file (JPEG, PNG, WebP, BMP). Output: one row
+per detection: ``image`` (row of the input), ``x1, y1, x2, y2`` (pixels of that image), ``score``, ``label`` (class id),
+``class`` (name), best score first within an image; an image without detections has no row. The parameter
+``score_threshold`` leaves out detections that do not exceed it (those below the model's own are never made).
+
+What is allowed is set when the model is loaded, never by a request: ``model_config=`` of ``mlflow.pyfunc.load_model``,
+or, for ``mlflow models serve``, the environment variable ``SERVING_MODEL_CONFIG`` with a JSON object.
+:class:`~retinaflow.runs.served_images.Limits` has the limits and their defaults. ``images="paths"`` takes values as paths of
+files on this machine, for batches from Python; MLflow's server refuses to load a model so.
+
+Whatever is wrong with a request is an MlflowException that the server answers with 400. Images are decoded and detected
+one at a time over all threads of a process, so its memory does not grow with the number of requests.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
+
+from retinaflow.data.images import decode_bytes
+from retinaflow.detector.postprocess import detect
+from retinaflow.detector.precision import autocast, fast_precision
+from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.inference.postprocess_settings import postprocess_config
+from retinaflow.runs.served_images import ImageFile, Limits, image_at, sent_image
+
+COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label", "class")
+_SERVERS = ("__pyfunc_model_path__", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
+"""Environment variables that MLflow's scoring server has."""
+
+
+class BadRequest(MlflowException, ValueError):
+    """What the caller can mend: a ValueError in Python, 400 from a server."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+class DetectorModel(PythonModel):
+    """Loads the checkpoint that was logged with it."""
+
+    checkpoint: Checkpoint
+
+    def load_context(self, context: Any) -> None:
+        """Called once by MLflow. Raises ValueError for settings that do not hold."""
+        settings = context.model_config or {}
+        self.limits = Limits.of(settings)
+        self.takes_paths = _takes_paths(settings.get("images", "base64"))
+        if _is_server():
+            limit_request_bodies(self.limits.max_request_bytes)
+        self.checkpoint = load_checkpoint(Path(context.artifacts["checkpoint"]))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = self.checkpoint.build(self.device)
+        expand = self.checkpoint.parents == "expand"
+        ancestors = torch.from_numpy(self.checkpoint.taxonomy.is_ancestor).to(self.device)
+        self.ancestors = ancestors if expand else None
+        self.one_at_a_time = threading.Lock()
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Detections of every image of the frame. Raises BadRequest naming the row for what is no image."""
+        del context
+        threshold = _threshold((params or {}).get("score_threshold", 0.0))
+        if "image" not in model_input:
+            raise BadRequest(f"a column image is needed, but there are only {', '.join(map(str, model_input))}")
+        if len(model_input) > self.limits.max_images and not self.takes_paths:
+            raise BadRequest(
+                f"a request may have {self.limits.max_images} images (max_images), but has {len(model_input)}"
+            )
+        rows = []
+        for number, value in enumerate(model_input["image"]):
+            try:
+                with self.one_at_a_time:
+                    rows += [(number, *row) for row in self._detect(value) if row[4] > threshold]
+            except ValueError as error:
+                raise BadRequest(f"row {number}: {error}") from None
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"image": "int64"})
+
+    def _detect(self, value: Any) -> list[tuple[Any, ...]]:
+        """Rows without the image's number."""
+        file = image_at(value, self.limits) if self.takes_paths else sent_image(value, self.limits)
+        boxes, scores, labels = self._found(file)
+        taxonomy, (height, width) = self.checkpoint.taxonomy, file.size
+        return [
+            (*box, score, taxonomy.ids[label], taxonomy.labels[label])
+            for box, score, label in zip(
+                (boxes.astype(float) * [width, height, width, height]).tolist(), scores, labels, strict=True
+            )
+        ]
+
+    def _found(self, file: ImageFile) -> tuple[Any, list[float], list[int]]:
+        """Normalised boxes ``[D, 4]``, scores and class indices, by the loader's own way of reducing an image, so that
+        serving gives the numbers of ``predict``."""
+        buckets, settings = self.checkpoint.buckets, self.checkpoint.settings
+        shape = buckets.shapes[int(buckets.assign(np.array([file.size]))[0])]
+        resized = decode_bytes(file.data, file.size, shape, name="image")
+        given = settings.get("precision", "float32")
+        precision = fast_precision(self.device) if given == "auto" else given
+        images = torch.from_numpy(resized).permute(2, 0, 1)[None].to(self.device)
+        with torch.inference_mode(), autocast(self.device, precision):
+            output = self.model(images)
+            names = ("nms", "nms_iou", "score_threshold", "max_detections")
+            config = postprocess_config(
+                **{name: settings[name] for name in names},
+                taxonomy=self.checkpoint.taxonomy,
+                bins=self.checkpoint.bins,
+            )
+            found = detect(output, self.model.anchors(shape), config=config, ancestors=self.ancestors)
+        return found.boxes.cpu().numpy(), found.score.tolist(), found.label.tolist()
+
+
+def _is_server() -> bool:
+    return any(os.environ.get(name) for name in _SERVERS)
+
+
+def _takes_paths(images: Any) -> bool:
+    if images not in ("base64", "paths"):
+        raise ValueError(f"images must be base64 or paths, but got images={images!r}")
+    if images == "paths" and _is_server():
+        raise ValueError("a server must not read files for whoever asks, but got images=paths; it takes base64 only")
+    return bool(images == "paths")
+
+
+def _threshold(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadRequest(f"0 <= score_threshold <= 1 must hold, but got score_threshold={value!r}")
+    return float(value)
+
+
+def limit_request_bodies(most: int) -> None:
+    """Refuse larger bodies in this process with 400, before they are in memory.
+
+    MLflow's scoring server reads any body whole and offers no setting and no hook for it, so the method by which it
+    reads is replaced. A proxy in front can do the same (nginx: ``client_max_body_size``).
+    """
+    from starlette.requests import Request
+
+    message = f"a request may have {most:,} bytes (max_request_bytes)"
+
+    async def body(self: Request) -> bytes:
+        if not hasattr(self, "_body"):
+            told = self.headers.get("content-length", "")
+            if told.isdigit() and int(told) > most:
+                raise BadRequest(f"{message}, but has {int(told):,}")
+            parts, size = [], 0
+            async for part in self.stream():
+                size += len(part)
+                if size > most:
+                    raise BadRequest(f"{message}, but has more")
+                parts.append(part)
+            self._body = b"".join(parts)
+        return bytes(self._body)
+
+    Request.body = body  # type: ignore[method-assign, assignment]
+
+
+set_model(DetectorModel())

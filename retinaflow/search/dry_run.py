@@ -1,0 +1,75 @@
+"""What a search would cost: images counted, speed measured on a few batches of the defaults."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from retinaflow.data.training_data import TrainingData, epoch_length, load_training_data
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
+from retinaflow.runs.run import FolderRun
+from retinaflow.search.objective import train_once
+from retinaflow.search.space import read_space
+from retinaflow.search.study import evaluations
+from retinaflow.settings.commands import SearchConfig, TrainConfig
+
+TIMED_BATCHES = 6
+QUICKEST = 1e-4
+"""Seconds per image that are believed at least."""
+TIMED_JUDGED = 96
+"""Images judged to see how long that takes: enough to stand out from the noise of two trainings."""
+
+
+def estimate(config: SearchConfig, stop: StopRequest) -> None:
+    """Print images and time of all trials and of the comparison at the end; leaves neither a study nor a run."""
+    settings = read_space(config).base
+    data = load_training_data(settings)
+    trainings = config.trials * config.seeds + 2 * config.confirm_seeds
+    trained = epoch_length(settings, data) * int(settings.epochs)
+    judged = len(data.judged) * evaluations(settings)
+    per_trained, per_judged = measure(settings, data, stop)
+    seconds = trained * per_trained + judged * per_judged
+    report(
+        f"{config.trials} trials of {config.seeds} training(s) each, then {2 * config.confirm_seeds} to compare the "
+        f"best with the defaults\n"
+        f"a training sees {trained:,} images and judges {judged:,}; together {trainings * trained:,} and "
+        f"{trainings * judged:,}\n"
+        f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_judged:.1f} images/s judged, so {shown(seconds)} "
+        f"a training\n"
+        f"about {shown(trainings * seconds)} in all by one worker, at most: pruned trials end earlier. "
+        f"{config.search_workers} worker(s) share the cores of this machine"
+    )
+
+
+def measure(settings: TrainConfig, data: TrainingData, stop: StopRequest) -> tuple[float, float]:
+    """Seconds per image trained on and per image judged, from short trainings that differ in one count."""
+    batch = int(settings.batch_size)
+    few = min(TIMED_JUDGED, len(data.judged))
+    # The first one also loads libraries and fills caches.
+    plans = ((batch, 1), (batch, 1), (batch * TIMED_BATCHES, 1), (batch, few))
+    _, base, more_trained, more_judged = (_time(settings, data, stop, length=a, judged=b) for a, b in plans)
+    per_trained = (more_trained - base) / (batch * (TIMED_BATCHES - 1))
+    per_judged = (more_judged - base) / max(few - 1, 1)
+    return max(per_trained, QUICKEST), max(per_judged, QUICKEST)
+
+
+def shown(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _time(settings: TrainConfig, data: TrainingData, stop: StopRequest, *, length: int, judged: int) -> float:
+    short = settings.model_copy(update={"epochs": 1, "epoch_length": length, "eval_every": 1})
+    few = replace(data, judged=data.judged.take(np.arange(judged)))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        train_once(short, few, FolderRun(Path(folder) / "run"), folder=Path(folder), stop=stop)
+        return time.perf_counter() - start

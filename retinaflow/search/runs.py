@@ -1,0 +1,138 @@
+"""The runs of a search: one parent, one child per trial, in MLflow or in folders.
+
+Made and ended by id, as trials of one search run in several processes and on several machines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from retinaflow.progress import report
+from retinaflow.runs import child_runs, tracking
+from retinaflow.runs.mlflow_run import MlflowRun
+from retinaflow.runs.run import FolderRun, Run
+
+STATE, REASON, STUDY, TRIAL = (f"retinaflow.{name}" for name in ("state", "reason", "study", "trial"))
+"""Tags of a child run: how its trial ended and why, and which trial of which study it was."""
+
+
+class SearchRuns(Protocol):
+    """Where the runs of a search are."""
+
+    parent: Run
+    """The run of the search, in the process that opened it; other workers keep nothing there."""
+
+    def start(self, name: str, *, study: str, trial: int) -> Run:
+        """The run of a trial."""
+
+    def end(self, run: Run, status: str, *, state: str, reason: str) -> None:
+        """End the run of a trial as FINISHED, FAILED or KILLED."""
+
+    def end_lost(self, *, study: str, trial: int, reason: str) -> None:
+        """End the run of a trial whose process is gone, if it had come to have one."""
+
+
+class MlflowRuns:
+    """Nested MLflow runs; results that have not arrived wait in ``folder``."""
+
+    def __init__(self, parent_id: str, parent: Run, folder: Path) -> None:
+        self.parent = parent
+        self._parent_id, self._folder = parent_id, folder
+
+    def start(self, name: str, *, study: str, trial: int) -> Run:
+        # Tags are written with the run, so that a process killed right after this leaves a run that can be found.
+        tags = {"retinaflow.command": "trial", STUDY: study, TRIAL: str(trial), STATE: "running"}
+        return child_runs.start_child(self._parent_id, name=name, tags=tags, folder=self._folder)
+
+    def end(self, run: Run, status: str, *, state: str, reason: str) -> None:
+        assert isinstance(run, MlflowRun)
+        run.set_tags({STATE: state, REASON: reason[:500]})
+        tracking.end_run(run, status)
+
+    def end_lost(self, *, study: str, trial: int, reason: str) -> None:
+        try:
+            found = child_runs.children(self._parent_id, tags={STUDY: study, TRIAL: str(trial)})
+        except ValueError as error:
+            # The trial is run again all the same.
+            report(f"the run of trial {trial} stays RUNNING: {error}")
+            return
+        for run_id in found:
+            run = child_runs.open_run(run_id, self._folder, resumed=True)
+            self.end(run, "KILLED", state="lost", reason=reason)
+
+
+class FolderRuns:
+    """A folder per trial inside the folder of the search (``track=false``)."""
+
+    def __init__(self, parent: Run, folder: Path) -> None:
+        self.parent = parent
+        self._folder = folder
+
+    def start(self, name: str, *, study: str, trial: int) -> Run:
+        run = FolderRun(self._folder / name)
+        run.set_tags({STUDY: study, TRIAL: str(trial), STATE: "running"})
+        return run
+
+    def end(self, run: Run, status: str, *, state: str, reason: str) -> None:
+        run.set_tags({STATE: state, REASON: reason, "retinaflow.status": status})
+
+    def end_lost(self, *, study: str, trial: int, reason: str) -> None:
+        for path in self._folder.glob("*/tags.json"):
+            tags = json.loads(path.read_text(encoding="utf-8"))
+            if (tags.get(STUDY), tags.get(TRIAL)) == (study, str(trial)):
+                self.end(FolderRun(path.parent, resumed=True), "KILLED", state="lost", reason=reason)
+
+
+def trial_name(number: int) -> str:
+    """Name of the run of a trial."""
+    return f"trial-{number:04d}"
+
+
+class TrialRun:
+    """The run of a trial as a training sees it: keeps no checkpoints, and hands every judged epoch on.
+
+    ``curves``: whether this training's curves are those of the trial; a trial of several seeds shows the first one's.
+    ``judged`` is called with the metrics of an epoch and may raise to end the training.
+    """
+
+    def __init__(self, run: Run, *, curves: bool, judged: Callable[[Mapping[str, float]], None]) -> None:
+        self.run_id = run.run_id
+        self._run, self._curves, self._judged = run, curves, judged
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        if self._curves:
+            self._run.log_metrics(metrics, step=step)
+        if any(name.startswith("val/") for name in metrics):
+            self._judged(metrics)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        # 200 MB of weights per trial help nobody; the best settings are trained again in full.
+        if folder != "checkpoints":
+            self._run.log_file(path, folder)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        self._run.log_params(params)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._run.set_tags(tags)
+
+    def log_json(self, document: Any, name: str) -> None:
+        self._run.log_json(document, name)
+
+    def log_text(self, text: str, name: str) -> None:
+        self._run.log_text(text, name)
+
+    def log_csv(self, table: pd.DataFrame, name: str) -> None:
+        self._run.log_csv(table, name)
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        self._run.log_table(table, name)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        self._run.log_figure(figure, name)

@@ -1,0 +1,131 @@
+"""Calibrated scores of a whole model, honestly: no image is judged by a calibrator that it had a part in.
+
+The images are drawn into folds. Detections on the images of a fold get calibrators that were fitted on the images of
+the other folds; the calibrators that are kept are fitted on all images. The method, one of three, is chosen once for a
+class, by the likelihood of held-out folds: two methods in one class would not be one scale. A class of too few truths
+keeps its scores.
+
+Cross-fitted scores understate AP, as leaving out does with any ranking: an image of many right detections takes these
+out of its own calibrator, which is lower for it. A kept calibrator leaves the AP of a class as it was.
+
+Cost: 16 to 21 fits per class with five folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retinaflow.detections import Detections
+from retinaflow.metric.matches import Kind, Matches
+from retinaflow.statistics.calibration import Calibrator, FloatArray, Judged, Method, choose_method, fit, log_loss
+
+
+def draw_folds(num_images: int, folds: int, *, seed: int) -> NDArray[np.int64]:
+    """``[I]`` fold of each image, of nearly equal size, drawn by ``seed``."""
+    order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0xCA1,))).permutation(num_images)
+    result = np.empty(num_images, dtype=np.int64)
+    result[order] = np.arange(num_images) % folds
+    return result
+
+
+@dataclass(frozen=True)
+class CalibratedClass:
+    """What became of one class: the kept calibrator, and mean log loss of its judged detections, cross-fitted."""
+
+    class_index: int
+    calibrator: Calibrator
+    num_truths: float
+    num_judged: int
+    loss_before: float
+    loss_after: float
+
+
+def cross_fitted(
+    detections: Detections,
+    matches: Matches,
+    fold_of_image: NDArray[np.int64],
+    *,
+    method: Literal["auto", "none", "platt", "isotonic"] = "auto",
+    min_truths: int = 20,
+) -> tuple[Detections, list[CalibratedClass]]:
+    """One model's detections with cross-fitted scores, and the kept calibrator of each class.
+
+    ``matches``: of these detections (``detection_row`` counts their rows). ``fold_of_image [I]``: the images of a fold
+    are judged by calibrators of the others. A class of fewer truths than ``min_truths`` keeps its scores. Raises
+    ValueError for scores outside [0, 1], which only ``none`` takes.
+    """
+    if method != "none":
+        refuse_other_scores(detections)
+    score = np.asarray(detections.score, dtype=np.float64).copy()
+    fold_of_row = fold_of_image[detections.image_index]
+    choose: Callable[[Judged], Method] = choose_method if method == "auto" else lambda judged: method
+    rows_of_class = np.argsort(detections.class_index, kind="stable")
+    start = np.searchsorted(detections.class_index[rows_of_class], np.arange(len(matches.judged) + 1))
+    found = []
+    for k in range(len(matches.judged)):
+        judged = judged_of_class(matches, k, fold_of_image)
+        truths, raw = float(matches.num_truths[k]), judged.score
+        kept, after = Calibrator(), raw
+        if truths >= min_truths and len(judged):
+            rows = rows_of_class[start[k] : start[k + 1]]
+            chosen = choose(judged)
+            kept, after = fit(judged, chosen), raw.copy()
+            for fold in np.unique(fold_of_row[rows]):
+                calibrator = fit(judged.take(judged.fold != fold), chosen)
+                score[rows[fold_of_row[rows] == fold]] = calibrator(score[rows[fold_of_row[rows] == fold]])
+                after[judged.fold == fold] = calibrator(raw[judged.fold == fold])
+        found.append(CalibratedClass(k, kept, truths, len(judged), *_mean_losses(judged, after)))
+    return replace(detections, score=score), found
+
+
+def apply_calibrators(detections: Detections, calibrators: Sequence[Calibrator]) -> Detections:
+    """Detections with the scores that their classes' calibrators give. Raises ValueError for scores outside [0, 1]."""
+    refuse_other_scores(detections)
+    score = np.asarray(detections.score, dtype=np.float64).copy()
+    for k, calibrator in enumerate(calibrators):
+        rows = detections.class_index == k
+        score[rows] = calibrator(score[rows])
+    return replace(detections, score=score)
+
+
+def judged_with(calibrators: Sequence[Calibrator], matches: Matches) -> list[CalibratedClass]:
+    """What calibrators of elsewhere, one for each class, do to the log loss of judged detections."""
+    found = []
+    for k, calibrator in enumerate(calibrators):
+        judged = judged_of_class(matches, k, np.zeros(len(matches.image_ids), dtype=np.int64))
+        losses = _mean_losses(judged, calibrator(judged.score))
+        found.append(CalibratedClass(k, calibrator, float(matches.num_truths[k]), len(judged), *losses))
+    return found
+
+
+def judged_of_class(matches: Matches, class_index: int, fold_of_image: NDArray[np.int64]) -> Judged:
+    """The detections of a class that were found right or wrong."""
+    start, end = np.searchsorted(matches.class_index, [class_index, class_index + 1])
+    entries = np.arange(start, end)[matches.kind[start:end] != Kind.GROUP_OF]
+    return Judged(
+        matches.score[entries],
+        matches.kind[entries] == Kind.TRUE_POSITIVE,
+        fold_of_image[matches.image_index[entries]],
+    )
+
+
+def refuse_other_scores(detections: Detections) -> None:
+    """Raises ValueError unless all scores are in [0, 1]."""
+    wrong = np.flatnonzero(~((detections.score >= 0) & (detections.score <= 1)))
+    if len(wrong):
+        raise ValueError(
+            f"scores must be in [0, 1] to be calibrated, but row {wrong[0]} has {detections.score[wrong[0]]:g}; "
+            "scale them, or merge with calibration=none"
+        )
+
+
+def _mean_losses(judged: Judged, after: FloatArray) -> tuple[float, float]:
+    if len(judged) == 0:
+        return float("nan"), float("nan")
+    before = np.asarray(judged.score)
+    return float(log_loss(before, judged.right).mean()), float(log_loss(after, judged.right).mean())

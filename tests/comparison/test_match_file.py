@@ -1,0 +1,97 @@
+"""The file of matches: exact where it must be, small, and honest about what a run was judged on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scoring_scenes import Label, Scene, Truth
+from simulated_runs import run, world
+
+from retinaflow.comparison.match_file import load_matches, save_matches, truth_digest
+from retinaflow.metric.challenge import average_precision
+from retinaflow.metric.matches import Kind
+
+BOX, FAR = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
+
+
+def test_what_is_read_back_scores_exactly_as_what_was_written(tmp_path: Path) -> None:
+    kept = run(world(12, 60), 0.5, seed=3, settings={"lr": 0.001})
+    save_matches(kept, tmp_path / "matches.npz")
+    again = load_matches(tmp_path / "matches.npz")
+    np.testing.assert_array_equal(average_precision(again.matches), average_precision(kept.matches))
+    weights = np.random.default_rng(0).integers(0, 3, size=(4, 60))
+    np.testing.assert_array_equal(
+        average_precision(again.matches, image_weights=weights), average_precision(kept.matches, image_weights=weights)
+    )
+    for name in ("class_ids", "class_names", "truth", "settings", "judged_from"):
+        assert getattr(again, name) == getattr(kept, name), name
+    assert again.matches.dropped == kept.matches.dropped
+    np.testing.assert_allclose(again.boxes, kept.boxes, atol=1 / 65_535)
+    np.testing.assert_array_equal(again.training.images, kept.training.images)
+
+
+def test_group_of_entries_keep_their_weight(tmp_path: Path) -> None:
+    kept = run(world(3, 20), 0.5, seed=0)
+    kind = kept.matches.kind.copy()
+    kind[0] = Kind.GROUP_OF
+    weight = np.where(kind == Kind.GROUP_OF, 0.5, 1.0)
+    kept = replace(kept, matches=replace(kept.matches, kind=kind, weight=weight, group_of_weight=0.5))
+    save_matches(kept, tmp_path / "matches.npz")
+    np.testing.assert_array_equal(load_matches(tmp_path / "matches.npz").matches.weight, weight)
+
+
+def test_an_entry_takes_about_a_dozen_bytes(tmp_path: Path) -> None:
+    kept = run(world(50, 2000), 0.5, seed=0)
+    save_matches(kept, tmp_path / "matches.npz")
+    assert (tmp_path / "matches.npz").stat().st_size < 16 * len(kept.matches.score)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "no archive", "another format"])
+def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "matches.npz"
+    save_matches(run(world(3, 20), 0.5, seed=0), path)
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "no archive":
+        path.write_text("ap,class")
+    else:
+        np.savez(path, header=np.frombuffer(b'{"format": 99}', dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"matches\.npz: .*judge (the run|it) again"):
+        load_matches(path)
+
+
+def _scene(**changes: object) -> Scene:
+    truths = (Truth("a", 0, BOX), Truth("a", 0, FAR), Truth("b", 1, BOX))
+    return replace(Scene(3, truths, labels=(Label("b", 0, False),)), **changes)  # type: ignore[arg-type]
+
+
+def test_the_digest_does_not_depend_on_the_order_of_an_image_s_boxes() -> None:
+    turned = _scene(truths=(Truth("a", 0, FAR), Truth("a", 0, BOX), Truth("b", 1, BOX)))
+    assert truth_digest(turned.annotations()) == truth_digest(_scene().annotations())
+
+
+CHANGES = {
+    "a box moved": ({"truths": (Truth("a", 0, BOX), Truth("a", 0, (0.6, 0.6, 0.9, 0.8)), Truth("b", 1, BOX))}, {0}),
+    "a box more": ({"truths": (*_scene().truths, Truth("b", 2, FAR))}, {2}),
+    "a group-of flag": ({"truths": (*_scene().truths[:2], Truth("b", 1, BOX, group_of=True))}, {1}),
+    "a verified class": ({"labels": (Label("b", 0, False), Label("b", 2, False))}, {2}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_shows_in_the_digest_of_its_class_alone(change: str) -> None:
+    given, classes = CHANGES[change]
+    before, after = truth_digest(_scene().annotations()), truth_digest(_scene(**given).annotations())
+    assert before.images == after.images
+    assert {k for k in range(3) if before.classes[k] != after.classes[k]} == classes
+    assert before.of_all != after.of_all
+
+
+def test_a_box_of_a_child_shows_in_its_parent_too() -> None:
+    one, other = _scene(links=((2, 0),)), _scene(truths=_scene().truths[1:], links=((2, 0),))
+    before, after = truth_digest(one.annotations()), truth_digest(other.annotations())
+    assert before.classes[2] != after.classes[2]
+    assert before.classes[1] == after.classes[1]

@@ -1,0 +1,80 @@
+"""A small detector and the tiny data set, ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retinaflow.data.augmentation import Augmentation
+from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.bins import ClassBins, make_bins
+from retinaflow.data.cache import load_index
+from retinaflow.data.dataset import DetectionDataset
+from retinaflow.data.image_class_pairs import class_presence
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import find_files
+from retinaflow.data.sampling import epoch_plan
+from retinaflow.detector.loss import LossConfig
+from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.inference.checkpoint import on_device
+from retinaflow.training.distributed import ALONE, World
+from retinaflow.training.loop import FitSettings, Trainer
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Twelve images, their bins and buckets; trainers of one small detector."""
+
+    index: AnnotationIndex
+    bins: ClassBins
+    buckets: AspectBuckets
+
+    @property
+    def dataset(self) -> DetectionDataset:
+        """Augmented, as in training."""
+        return DetectionDataset(self.index, Augmentation.by_rarity(self.bins, base=0.3, rare=0.8, balance=0.75))
+
+    @property
+    def plans(self) -> Callable[[int], NDArray[np.int64]]:
+        """Every image once an epoch."""
+        return lambda epoch: epoch_plan(np.ones(len(self.index)), seed=0, epoch=epoch)
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The smallest detector there is."""
+        return NetworkConfig("resnet18", self.index.num_classes, head_norm="group", head_depth=1, fpn_channels=64)
+
+    def trainer(
+        self, *, epochs: int, seed: int = 0, lr: float = 1e-3, frozen: bool = False, world: World = ALONE, **more: Any
+    ) -> Trainer:
+        """A new detector that nothing was done to."""
+        settings = FitSettings(
+            epochs=epochs,
+            lr=lr,
+            weight_decay=0.01,
+            warmup=0.1,
+            precision="float32",
+            workers=0,
+            seed=seed,
+            loss=LossConfig(learn_ancestors=True, box_loss="l1"),
+            **{"batch_size": 4, "clip": 5.0, **more},
+        )
+        network = replace(self.network, norm="frozen") if frozen else self.network
+        model = on_device(RetinaNet(network, seed=seed), CPU)
+        ancestors = torch.from_numpy(self.index.taxonomy.is_ancestor)
+        return Trainer(model, settings, device=CPU, ancestors=ancestors, world=world)
+
+    @staticmethod
+    def on(data: Path) -> Lab:
+        """A data set at 64 pixels, in three buckets."""
+        index = load_index(find_files(data, ["train"]), [data / "images"], report=lambda text: None).index
+        buckets = AspectBuckets.fit(index.sizes, image_size=64, num_buckets=3)
+        return Lab(index, make_bins(class_presence(index, expand=True), num_bins=3), buckets)

@@ -1,0 +1,329 @@
+"""Runs in a real sqlite store and in a folder: what is written, how a run ends, what is fetched back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from retinaflow.interrupts import Stopped
+from retinaflow.reports.figures import exposure_curves
+from retinaflow.runs import child_runs, tracking
+from retinaflow.runs.run import FolderRun
+from retinaflow.settings.fields import as_text
+
+
+@pytest.fixture(scope="module")
+def _store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    before = mlflow.get_tracking_uri()
+    with warnings.catch_warnings():
+        # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(uri)
+        mlflow.search_experiments()
+    mlflow.set_tracking_uri(before)
+    return uri
+
+
+@pytest.fixture
+def store(_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(_store)
+    yield MlflowClient()
+    # Choosing an experiment is remembered in the environment.
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    mlflow.set_tracking_uri(before)
+
+
+def _start(command: str = "train", **more: object) -> object:
+    given = {"track": True, "experiment": "tests", "output": Path("out"), **more}
+    return tracking.start_run(command, **given)  # type: ignore[arg-type]
+
+
+def test_a_run_ends_as_finished(store: MlflowClient) -> None:
+    with _start(name="first") as run:  # type: ignore[attr-defined]
+        assert store.get_run(run.run_id).info.status == "RUNNING"
+    info = store.get_run(run.run_id).info
+    assert (info.status, info.run_name) == ("FINISHED", "first")
+    assert mlflow.active_run() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Stopped("signal SIGTERM"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (ValueError("the rule"), "FAILED"),
+        (SystemExit(1), "FAILED"),
+    ],
+    ids=["stopped", "interrupted", "an error", "an exit"],
+)
+def test_a_run_that_is_broken_off_says_how(store: MlflowClient, error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), _start() as run:  # type: ignore[attr-defined]
+        raise error
+    ended = store.get_run(run.run_id)
+    assert ended.info.status == status
+    assert ended.data.tags["retinaflow.end"] == f"{type(error).__name__}: {error}"
+    assert mlflow.active_run() is None
+
+
+def test_a_run_inside_another_is_its_child(store: MlflowClient) -> None:
+    with _start("main") as parent, _start("train", name="child") as child:  # type: ignore[attr-defined]
+        pass
+    found = store.get_run(child.run_id)
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert found.info.run_name == "child"
+    assert found.info.experiment_id == store.get_run(parent.run_id).info.experiment_id
+
+
+def test_the_run_that_mlflow_run_made_is_joined(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = store.create_experiment("by mlflow run")
+    made = store.create_run(experiment, run_name="given").info.run_id
+    mlflow.set_experiment("by mlflow run")
+    monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    with _start(name="own name") as run:  # type: ignore[attr-defined]
+        pass
+    assert run.run_id == made
+    assert store.get_run(made).info.run_name == "given"
+
+
+def test_a_run_is_gone_on_with(store: MlflowClient) -> None:
+    with pytest.raises(Stopped), _start() as first:  # type: ignore[attr-defined]
+        raise Stopped
+    with _start(resume=first.run_id) as second:  # type: ignore[attr-defined]
+        assert second.run_id == first.run_id
+    assert store.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_a_deleted_run_cannot_be_gone_on_with_and_the_message_says_so(store: MlflowClient) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        pass
+    store.delete_run(run.run_id)
+    with pytest.raises(ValueError, match=r"no run can be started in sqlite:.*deleted"), _start(resume=run.run_id):  # type: ignore[attr-defined]
+        pass
+
+
+def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(store: MlflowClient) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        for name, logged in {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'"}.items():
+            store.log_param(run.run_id, name, logged)
+        for _ in range(2):
+            run.log_params({"focal_gamma": 3.1, "lr": 0.001, "data": "my data"})
+    params = store.get_run(run.run_id).data.params
+    assert params == {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'", "used/focal_gamma": "3.1"}
+
+
+def test_a_child_is_made_and_ended_from_outside_of_its_parent(store: MlflowClient) -> None:
+    with _start("main") as parent:  # type: ignore[attr-defined]
+        pass
+    folder, tags = Path("waiting"), {"retinaflow.trial": "0"}
+    child = child_runs.start_child(parent.run_id, name="trial-0000", tags=tags, folder=folder)
+    assert mlflow.active_run() is None
+    assert child_runs.children(parent.run_id, tags=tags) == [child.run_id]
+    assert child_runs.children(parent.run_id, tags={"retinaflow.trial": "1"}) == []
+    child.log_metrics({"val/mAP": 0.5}, step=1)
+    tracking.end_run(child, "KILLED")
+    assert not folder.exists()
+    found = store.get_run(child.run_id)
+    assert found.data.metrics == {"val/mAP": 0.5}
+    assert (found.info.status, found.info.run_name) == ("KILLED", "trial-0000")
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+    with pytest.raises(ValueError, match=r"run 0+ is not in sqlite:"):
+        child_runs.start_child("0" * 32, name="orphan", tags={}, folder=folder)
+
+
+def test_a_child_whose_making_was_not_answered_is_made_once(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _start("main") as parent:  # type: ignore[attr-defined]
+        pass
+    create_run, asked = MlflowClient.create_run, []
+
+    def unanswered_once(client: MlflowClient, *words: object, **named: object) -> object:
+        asked.append(named["run_name"])
+        made = create_run(client, *words, **named)  # type: ignore[arg-type]
+        if len(asked) == 1:
+            raise MlflowException("API request failed: the connection was closed")
+        return made
+
+    monkeypatch.setattr(MlflowClient, "create_run", unanswered_once)
+    monkeypatch.setattr(child_runs, "PAUSES", (0.01,))
+    tags = {"retinaflow.trial": "0"}
+    child = child_runs.start_child(parent.run_id, name="trial-0000", tags=tags, folder=Path("waiting"))
+    tracking.end_run(child, "FINISHED")
+    assert asked == ["trial-0000"]
+    assert child_runs.children(parent.run_id, tags=tags) == [child.run_id]
+    assert store.get_run(child.run_id).info.status == "FINISHED"
+
+
+def test_what_a_killed_process_left_unsent_is_sent_with_the_end_of_its_run(store: MlflowClient) -> None:
+    with _start("main") as parent:  # type: ignore[attr-defined]
+        pass
+    folder = Path("waiting")
+    child = child_runs.start_child(parent.run_id, name="trial-0000", tags={}, folder=folder)
+    assert child.close() is None
+    point = {"kind": "metrics", "time": 1, "step": 1, "metrics": {"val/mAP": 0.5}}
+    (folder / f"unsent-{child.run_id}").mkdir(parents=True)
+    (folder / f"unsent-{child.run_id}" / "unsent.jsonl").write_text(json.dumps(point) + "\n", encoding="utf-8")
+    tracking.end_run(child_runs.open_run(child.run_id, folder, resumed=True), "KILLED")
+    found = store.get_run(child.run_id)
+    assert (found.info.status, found.data.metrics) == ("KILLED", {"val/mAP": 0.5})
+    assert not any(folder.iterdir())
+
+
+def test_parameters_are_written_as_on_the_command_line_and_never_twice(store: MlflowClient) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        store.log_param(run.run_id, "lr", "1e-3")
+        run.log_params({"lr": 0.001, "splits": ("a", "b"), "boxes": (), "eval_ids": None, "track": True})
+    params = store.get_run(run.run_id).data.params
+    assert params == {"lr": "1e-3", "splits": "a,b", "boxes": "none", "eval_ids": "none", "track": "true"}
+
+
+def test_metrics_are_points_of_curves(store: MlflowClient) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        for step in (1, 5):
+            run.log_metrics({"train/loss": np.float64(step / 2), "val/mAP": 0.25}, step=step)
+    points = store.get_metric_history(run.run_id, "train/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0.5), (5, 2.5)]
+
+
+TABLE = pd.DataFrame({"class": ["A", "B"], "ap": [1 / 3, np.nan], "bin": pd.array([1, None], dtype="Int64")})
+
+
+def _log_everything(run: tracking.Run) -> None:
+    run.log_csv(TABLE, "table.csv")
+    run.log_table(TABLE, "table.json")
+    run.log_json({"path": Path("a"), "values": [1]}, "document.json")
+    run.log_figure(exposure_curves({"uniform": np.ones(2)}, images_per_class=np.array([1, 2])), "curves.png")
+    Path("last.pt").write_bytes(b"weights")
+    run.log_file(Path("last.pt"), "checkpoints")
+
+
+def test_a_folder_gets_the_files_that_mlflow_gets(store: MlflowClient, tmp_path: Path) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        _log_everything(run)
+    with _start(track=False, output=tmp_path / "folder") as local:  # type: ignore[attr-defined]
+        _log_everything(local)
+    logged = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(tmp_path / "logged")))
+    ours, theirs = (
+        {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        for place in (tmp_path / "folder", logged)
+    )
+    shown = json.loads(theirs.pop("table.json"))
+    assert ours == theirs
+    # MLflow writes ten digits into its tables; a missing value is null, not NaN.
+    assert shown == {"columns": ["class", "ap", "bin"], "data": [["A", pytest.approx(1 / 3), 1], ["B", None, None]]}
+    assert store.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_table_that_is_logged_again_replaces_the_first(store: MlflowClient) -> None:
+    """A run that is gone on with is judged again."""
+    with _start() as run:  # type: ignore[attr-defined]
+        run.log_table(TABLE, "table.json")
+        run.log_table(TABLE.assign(ap=[0.5, 0.25]), "table.json")
+    shown = mlflow.artifacts.load_dict(f"runs:/{run.run_id}/table.json")
+    assert shown == {"columns": ["class", "ap", "bin"], "data": [["A", 0.5, 1], ["B", 0.25, None]]}
+    assert "table.json" in store.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"]
+
+
+def test_a_csv_keeps_every_digit(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).random(50) * 10.0 ** np.arange(-25, 25)
+    FolderRun(tmp_path).log_csv(pd.DataFrame({"ap": numbers}), "table.csv")
+    header, *lines = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert header == "ap"
+    assert [float(line) for line in lines] == numbers.tolist()
+
+
+def test_a_folder_keeps_parameters_tags_and_curves(tmp_path: Path) -> None:
+    run = FolderRun(tmp_path / "run")
+    run.log_params({"boxes": (), "lr": 0.001})
+    run.set_tags({"digest": "abc"})
+    run.set_tags({"device": "cpu"})
+    run.log_metrics({"val/mAP": np.float64(0.5)}, step=3)
+    run.log_metrics({"val/mAP": 0.6}, step=6)
+    assert json.loads((run.folder / "params.json").read_text()) == {"boxes": "none", "lr": "0.001"}
+    assert json.loads((run.folder / "tags.json").read_text()) == {"digest": "abc", "device": "cpu"}
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 3, "val/mAP": 0.5}, {"step": 6, "val/mAP": 0.6}]
+
+
+def test_a_file_that_lies_in_the_folder_already_stays(tmp_path: Path) -> None:
+    run = FolderRun(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").write_bytes(b"weights")
+    run.log_file(tmp_path / "checkpoints" / "last.pt", "checkpoints")
+    assert (tmp_path / "checkpoints" / "last.pt").read_bytes() == b"weights"
+
+
+def test_untracked_work_opens_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/untouched.db")
+    try:
+        with _start(track=False) as run:  # type: ignore[attr-defined]
+            _log_everything(run)
+            tracking.log_model(run, Path("last.pt"), register_as="nothing")
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert not list(tmp_path.glob("*.db"))
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_the_last_run_is_the_newest_finished_one_of_its_command(store: MlflowClient) -> None:
+    with pytest.raises(ValueError, match="there is no finished search run in sqlite:"):
+        tracking.last_run("search")
+    with _start("search") as first, _start("train"):  # type: ignore[attr-defined]
+        pass
+    with pytest.raises(RuntimeError), _start("search"):  # type: ignore[attr-defined]
+        raise RuntimeError
+    assert tracking.last_run("search") == first.run_id
+    assert store.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_what_a_run_lacks_is_named(store: MlflowClient) -> None:
+    with _start() as run:  # type: ignore[attr-defined]
+        pass
+    assert store.get_run(run.run_id).info.status == "FINISHED"
+    with pytest.raises(ValueError, match=rf"run {run.run_id} has no checkpoints/best\.pt in sqlite:"):
+        tracking.fetch(run.run_id, "checkpoints/best.pt")
+    with pytest.raises(ValueError, match=r"run nobody has no checkpoints/best\.pt in sqlite:"):
+        tracking.fetch("nobody", "checkpoints/best.pt")
+    with pytest.raises(ValueError, match="from_run=models:/nobody@champion: no such model in sqlite:"):
+        tracking.fetch_model("models:/nobody@champion")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [((), "none"), (("a", 1), "a,1"), (None, "none"), (0.001, "0.001"), (False, "false"), (Path("a/b"), "a/b")],
+    ids=["empty", "list", "None", "number", "no", "path"],
+)
+def test_a_value_is_written_as_on_the_command_line(value: object, text: str) -> None:
+    assert as_text(value) == text
+
+
+def test_copies_of_artifacts_are_gone_when_the_process_ends(store: MlflowClient) -> None:
+    del store
+    with _start() as run:  # type: ignore[attr-defined]
+        run.log_text("hello", "note.txt")
+    script = (
+        "import sys, mlflow; from retinaflow import tracking; mlflow.set_tracking_uri(sys.argv[1]); "
+        "path = tracking.fetch(sys.argv[2], 'note.txt'); print(path, path.read_text())"
+    )
+    words = [sys.executable, "-W", "ignore", "-c", script, mlflow.get_tracking_uri(), run.run_id]
+    path, text = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert text == "hello"
+    assert not Path(path).exists()

@@ -1,0 +1,326 @@
+"""Comparing runs as a person does: ``mlflow server`` and the report of ``compare``, clicked through in Chromium.
+
+Runs and tables are logged through the project's own code into a real store; nothing outside this machine is asked.
+Screenshots go to the folder RETINAFLOW_SCREENSHOTS, if it is set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from simulated_runs import run, table_of, world
+
+from retinaflow.comparison.comparison import Resampling, Side, compare
+from retinaflow.comparison.page import PageNotes, RunNote, comparison_page
+from retinaflow.metric.challenge import Scores, average_precision
+from retinaflow.metric.per_class import summary
+from retinaflow.reports.evaluation import Judgement, log_tables
+from retinaflow.reports.figures import ap_vs_frequency, class_frequency
+from retinaflow.runs import tracking
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.resolve import resolve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE = 120_000
+"""Milliseconds for a page to show something; a busy machine takes long to start a browser."""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
+]
+MADE = world(20, 150)
+SKILLS = {"uniform": 0.3, "binned": np.linspace(0, 1, 20), "class-aware": np.linspace(-0.5, 1, 20)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
+    quiet = ("background-networking", "component-update", "sync", "gpu")
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=PATIENCE)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    opened = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened.set_default_timeout(PATIENCE)
+    yield opened
+    opened.close()
+
+
+def _screenshot(page: Any, name: str) -> None:
+    folder = os.environ.get("RETINAFLOW_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", timeout=PATIENCE)
+
+
+# The pages of MLflow
+
+
+def _log(name: str, skill: Any, seed: int) -> None:
+    config = resolve(TrainConfig, {"sampling": name, "rare_augment": 0.5 if name == "uniform" else 0.8})
+    kept = run(MADE, skill, seed=seed)
+    table = table_of(kept, MADE)
+    scores = Scores(average_precision(kept.matches), kept.matches.num_truths, kept.matches)
+    counts = kept.training
+    with tracking.start_run("train", track=True, experiment="retinaflow", output=Path("out"), name=name) as logged:
+        logged.log_params(config.model_dump())
+        for step in (1, 2, 3):
+            logged.log_metrics({name: value * step / 3 for name, value in summary(table).items()}, step=step)
+        log_tables(logged, Judgement(scores, table, summary(table)), {"mAP": scores.mean_ap})
+        logged.log_figure(ap_vs_frequency(table), "ap_vs_frequency.png")
+        frequencies = class_frequency(
+            counts.images, edges=np.array([1.0, 100.0, 1e4]), bin_of_class=counts.bin_of_class, names=kept.class_names
+        )
+        logged.log_figure(frequencies, "class_frequency.png")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server whose store holds ``main`` with two children, and a run of its own."""
+    folder = tmp_path_factory.mktemp("ui")
+    uri, before, where = f"sqlite:///{folder}/mlflow.db", mlflow.get_tracking_uri(), Path.cwd()
+    os.chdir(folder)
+    try:
+        with _warnings_off():
+            mlflow.set_tracking_uri(uri)
+            mlflow.search_experiments()
+        with tracking.start_run("main", track=True, experiment="retinaflow", output=Path("out"), name="main"):
+            for seed, name in enumerate(("uniform", "binned")):
+                _log(name, SKILLS[name], seed)
+        _log("class-aware", SKILLS["class-aware"], 2)
+    finally:
+        os.chdir(where)
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+        mlflow.set_tracking_uri(before)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    started = subprocess.Popen(
+        [*command, "--port", str(port), "--workers", "1"],
+        cwd=folder,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_for(f"{address}/health", started)
+        yield address
+    finally:
+        # The server's workers are in its process group, and are ended with it.
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+def _wait_for(address: str, started: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 5 * PATIENCE / 1000
+    while time.monotonic() < deadline:
+        assert started.poll() is None, "mlflow server ended"
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{address} does not answer")
+
+
+def _warnings_off() -> Any:
+    import warnings
+
+    # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
+    return warnings.catch_warnings(action="ignore")
+
+
+def _open_runs(page: Any, server: str, *, view: str = "LIST") -> None:
+    """The runs of the experiment, without the assistant that covers half of the page at first."""
+    page.goto(f"{server}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode={view}")
+    page.get_by_role("link", name="class-aware").first.wait_for()
+    close = page.get_by_role("button", name="Close")
+    if close.count():
+        close.first.click()
+
+
+def _text(page: Any) -> str:
+    """What a person reads, line ends made spaces."""
+    return " ".join(page.locator("body").inner_text().split())
+
+
+def _until(page: Any, pattern: str) -> None:
+    """Wait until the page's text holds the pattern."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not re.search(pattern, text := _text(page)):
+        assert time.monotonic() < deadline, f"the page shows no {pattern}, but {text}"
+        page.wait_for_timeout(200)
+
+
+def _row(page: Any, name: str) -> Any:
+    return page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True)).first
+
+
+def test_a_parent_and_its_children_are_read_as_a_tree(page: Any, server: str) -> None:
+    _open_runs(page, server)
+    assert page.get_by_role("link", name="main", exact=True).count() == 1
+    child = page.get_by_role("link", name="uniform", exact=True)
+    if not child.count():
+        _row(page, "main").get_by_role("button").first.click()
+    child.wait_for()
+    assert page.get_by_role("link", name="binned", exact=True).count() == 1
+
+
+def test_two_runs_are_selected_and_compared(page: Any, server: str) -> None:
+    _open_runs(page, server)
+    if not page.get_by_role("link", name="uniform", exact=True).count():
+        _row(page, "main").get_by_role("button").first.click()
+    for name in ("uniform", "binned"):
+        _row(page, name).get_by_role("checkbox").first.check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+    page.get_by_text("Artifacts", exact=True).wait_for()
+
+    # Parameters: those that differ and nothing else.
+    assert "anchor_scale" in _text(page)
+    page.get_by_role("switch").first.click()
+    page.get_by_text("anchor_scale", exact=True).wait_for(state="detached")
+    shown = _text(page)
+    start = shown.index("Show diff only")
+    parameters = shown[start : shown.index("Metrics", start)]
+    assert "sampling" in parameters
+    assert "rare_augment" in parameters
+    assert "backbone" not in parameters
+    for number in range(1, 5):
+        assert f"val/mAP_bin_{number}" in shown
+    _screenshot(page, "compare_top")
+
+    # Files at the root of the runs: both tables, then both pictures.
+    _choose(page, "per_class_ap.csv")
+    page.get_by_text("Previewing the first").nth(1).wait_for()
+    rarest = table_of(run(MADE, 0.0, seed=0), MADE)["class"][0]
+    assert page.get_by_text(rarest, exact=True).count() == 2
+    _screenshot(page, "compare_tables")
+    for name in ("ap_vs_frequency.png", "class_frequency.png"):
+        _choose(page, name)
+        pictures = page.get_by_role("img", name=name)
+        pictures.nth(1).wait_for()
+        boxes = [pictures.nth(number).bounding_box() for number in (0, 1)]
+        assert boxes[0]["y"] == boxes[1]["y"]
+        assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"] + 1
+        _screenshot(page, f"compare_{name.removesuffix('.png')}")
+
+
+def _choose(page: Any, name: str) -> None:
+    file = page.get_by_text(name, exact=True).first
+    # The list scrolls by itself inside of a page that scrolls: a click by coordinates would miss it.
+    file.evaluate("element => element.scrollIntoView({block: 'center'})")
+    file.dispatch_event("click")
+
+
+def test_ap_of_every_bin_is_a_chart(page: Any, server: str) -> None:
+    _open_runs(page, server, view="CHART")
+    page.get_by_text("val/mAP_bin_1", exact=False).first.wait_for()
+    _until(page, r"val ?\(\d+\)")
+    names = {f"val/mAP_bin_{number}" for number in range(1, 5)}
+    titles = page.get_by_text(re.compile(r"^val/mAP_bin_\d$"))
+    assert names <= set(titles.all_inner_texts())
+    _screenshot(page, "charts")
+
+
+def test_the_table_view_opens_as_class_by_run_on_ap(page: Any, server: str) -> None:
+    _open_runs(page, server, view="ARTIFACT")
+    page.get_by_text("per_class_ap.json").first.wait_for()
+    _until(page, r"Group by: ?class Compare: ?ap")
+    expected = table_of(run(MADE, SKILLS["class-aware"], seed=2), MADE)
+    page.get_by_text(str(expected["class"][0]), exact=True).first.wait_for()
+    page.get_by_text(f"{expected['ap'][0]:.4f}".rstrip("0"), exact=True).first.wait_for()
+    _screenshot(page, "table_view")
+
+
+# The report
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of 500 classes."""
+    made = world(500, 1500, boxes_per_image=8)
+    sides = [
+        Side("A", "sampling=uniform", (run(made, 0.0, seed=1),)),
+        Side("B", "sampling=binned", (run(made, np.linspace(1.0, 4.0, 500), seed=2),)),
+    ]
+    notes = PageNotes(
+        "sampling=binned against sampling=uniform",
+        [RunNote(side.letter, side.name, side.letter * 32, "0", None, "") for side in sides],
+        pd.DataFrame([{"setting": "sampling", "A": "uniform", "B": "binned"}]),
+        samples={},
+        remarks=[],
+    )
+    path = tmp_path_factory.mktemp("report") / "comparison.html"
+    path.write_text(comparison_page(compare(sides, Resampling(resamples=100)), notes), encoding="utf-8")
+    return path
+
+
+def _open_report(page: Any, report: Path) -> list[str]:
+    """Opens the file; the list fills with errors of its script and with whatever it asks of a network."""
+    trouble: list[str] = []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else trouble.append(asked.url))
+    page.goto(report.as_uri())
+    return trouble
+
+
+def test_the_report_is_sorted_and_searched_at_500_classes(page: Any, report: Path) -> None:
+    trouble = _open_report(page, report)
+    rows = page.locator("#classes tbody tr:visible")
+    assert rows.count() == 500
+    page.get_by_role("button", name="B - A").click()
+    differences = page.locator("#classes tbody tr").evaluate_all(
+        "rows => rows.map(row => parseFloat(row.cells[6].textContent)).filter(value => !isNaN(value))"
+    )
+    assert differences == sorted(differences, reverse=True)
+    page.get_by_role("button", name="B - A").click()
+    assert page.locator("#classes tbody tr").first.locator("td").nth(6).inner_text().startswith("-")
+    page.get_by_label("search classes").fill("birch 3")
+    assert {text.split("\t")[0] for text in rows.all_inner_texts()} >= {"Birch 3", "Birch 30"}
+    assert page.locator("#count").inner_text() == f"{rows.count()} of 500"
+    page.get_by_label("search classes").fill("")
+    page.get_by_label("only where chance is ruled out").check()
+    assert 0 < rows.count() < 500
+    assert trouble == []
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_the_report_fits_every_width(page: Any, report: Path, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    assert _open_report(page, report) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    body = page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)")
+    assert body >= 15
+    if width == 390:
+        _screenshot(page, "report_phone")
+
+
+def test_the_report_prints_every_class(page: Any, report: Path) -> None:
+    _open_report(page, report)
+    page.emulate_media(media="print")
+    assert page.locator("#classes tbody tr:visible").count() == 500
+    assert not page.get_by_label("search classes").is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")

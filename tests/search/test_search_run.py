@@ -1,0 +1,348 @@
+"""A whole search of the smallest trainings: what it leaves in a real MLflow store, and what can be done with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from retinaflow.commands import search
+from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, verdict
+from retinaflow.search.goal import Goal
+from retinaflow.search.objective import Judged
+from retinaflow.search.opening import open_search
+from retinaflow.search.results import importances
+from retinaflow.search.study import METRICS, WORKER, best_trial, quiet, sampler_of
+from retinaflow.settings.commands import SearchConfig, TrainConfig
+from retinaflow.settings.resolve import resolve
+
+SMALL = {
+    "image_size": 64,
+    "num_buckets": 1,
+    "batch_size": 4,
+    "fpn_channels": 64,
+    "head_depth": 1,
+    "epochs": 1,
+    # The defaults (gamma 2) lie outside the space, so that the best trial never is the defaults.
+    "precision": "float32",
+    "objective": "val/mAP",
+    "focal_gamma": "2.5..4",
+}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that is over: its settings and its runs."""
+
+    config: SearchConfig
+    parent: Run
+    children: dict[str, Run]
+
+    def artifact(self, name: str) -> Path:
+        return Path(mlflow.artifacts.download_artifacts(run_id=self.parent.info.run_id, artifact_path=name))
+
+
+def _settings(workshop: Any, **more: Any) -> SearchConfig:
+    given = {"data": str(workshop.data), **SMALL, "trials": 2, "confirm_seeds": 1, "study": "tiny", "heartbeat": 60}
+    return resolve(SearchConfig, {**given, **more})
+
+
+def _runs(study: str) -> tuple[Run, dict[str, Run]]:
+    """The parent run of a study, and its children by name."""
+    found = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    (parent,) = [run for run in found if run.data.tags.get("retinaflow.study") == study and "trial" not in _kind(run)]
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len({run.info.run_name for run in children}) == len(children)
+    return parent, {str(run.info.run_name): run for run in children}
+
+
+def _kind(run: Run) -> str:
+    return str(run.data.tags.get("retinaflow.command"))
+
+
+@pytest.fixture
+def searched(workshop: Any) -> Searched:
+    """Two trials, and the best and the defaults once more on one fresh seed."""
+
+    def make() -> Searched:
+        config = _settings(workshop)
+        search.run(config)
+        return Searched(config, *_runs("tiny"))
+
+    result: Searched = workshop.once("searched", make)
+    return result
+
+
+def test_a_search_is_a_parent_with_a_run_for_every_training(searched: Searched) -> None:
+    assert searched.parent.info.status == "FINISHED"
+    trials = {"trial-0000", "trial-0001"}
+    confirmed = set(searched.children) - trials
+    assert trials <= set(searched.children)
+    assert sorted(name.split("-seed-")[1] for name in confirmed) == ["1000", "1000"]
+    assert "confirm-defaults-seed-1000" in confirmed
+    assert {run.info.status for run in searched.children.values()} == {"FINISHED"}
+
+
+def test_a_trial_has_its_parameters_curves_table_and_state(searched: Searched) -> None:
+    client, run = MlflowClient(), searched.children["trial-0001"]
+    assert 2.5 <= float(run.data.params["focal_gamma"]) <= 4
+    assert set(run.data.params) == set(TrainConfig.model_fields)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [3]
+    assert {"val/mAP", "best/mAP", "best/mAP_rare", "search/objective"} <= set(run.data.metrics)
+    assert (run.data.tags["retinaflow.state"], run.data.tags["retinaflow.trial"]) == ("complete", "1")
+    files = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert files == {"per_class_ap.csv", "per_class_ap.json"}, "a trial must not leave its weights"
+
+
+def test_the_parent_has_the_best_so_far_under_the_names_of_its_children(searched: Searched) -> None:
+    points = MlflowClient().get_metric_history(searched.parent.info.run_id, "best/mAP")
+    values = [searched.children[f"trial-000{n}"].data.metrics["best/mAP"] for n in (0, 1)]
+    assert [(point.step, point.value) for point in points] == [(1, values[0]), (2, max(values))]
+
+
+def test_tables_and_pictures_lie_at_the_parent(searched: Searched) -> None:
+    files = {item.path for item in MlflowClient().list_artifacts(searched.parent.info.run_id)}
+    assert files >= {"trials.csv", "best.yaml", "history.png", "slice.png", "confirmation.csv", "space.json"}
+    table = pd.read_csv(searched.artifact("trials.csv"))
+    assert table["state"].tolist() == ["complete"] * 2
+    for row in table.itertuples():
+        run = searched.children[f"trial-{row.trial:04d}"]
+        assert row.objective == run.data.metrics["search/objective"]
+        assert row.run_id == run.info.run_id
+        assert row.overhead_seconds >= 0
+
+
+def test_the_best_settings_can_be_trained_from_the_run(searched: Searched) -> None:
+    table = pd.read_csv(searched.artifact("trials.csv"))
+    best = searched.children[f"trial-{table['trial'][table['objective'].idxmax()]:04d}"]
+    config = resolve(TrainConfig, {"config": f"runs:/{searched.parent.info.run_id}/best.yaml"})
+    assert config.focal_gamma == float(best.data.params["focal_gamma"])
+    assert config.image_size == 64
+    for text in ("runs:/nothing", "runs:/nothing/best.yaml"):
+        with pytest.raises(ValueError, match=r"runs:/RUN_ID/FILE|run nothing has no best\.yaml"):
+            resolve(TrainConfig, {"config": text})
+
+
+def test_the_comparison_is_on_the_fresh_seed(searched: Searched) -> None:
+    table = pd.read_csv(searched.artifact("confirmation.csv")).set_index("group")
+    defaults = searched.children["confirm-defaults-seed-1000"]
+    assert table.loc["mAP", "defaults"] == pytest.approx(defaults.data.metrics["best/mAP"])
+    assert defaults.data.params["focal_gamma"] == "2.0"
+    assert searched.parent.data.tags["retinaflow.verdict"].startswith("not shown to be better")
+
+
+def test_optunas_own_tools_read_the_study(searched: Searched, workshop: Any) -> None:
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{workshop.folder}/optuna.db")
+    assert len(study.trials) == 2
+    assert study.best_value == pd.read_csv(searched.artifact("trials.csv"))["objective"].max()
+
+
+def test_the_same_command_again_has_nothing_left_to_do(searched: Searched) -> None:
+    search.run(searched.config)
+    parent, children = _runs("tiny")
+    assert parent.info.run_id == searched.parent.info.run_id
+    assert set(children) == set(searched.children)
+
+
+@pytest.mark.parametrize(
+    ("given", "difference"),
+    [
+        ({"focal_gamma": "2.5..5"}, "space: focal_gamma: the study has 2.5..4, now 2.5..5"),
+        ({"epochs": 3}, "settings: epochs: the study has 1, now 3"),
+        ({"seeds": 2}, "seeds: the study has 1, now 2"),
+        ({"class_group": "Car,Tree"}, "data digest: the study has"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_compared_is_refused(
+    searched: Searched, workshop: Any, given: dict[str, Any], difference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del searched
+    assert workshop.cli("search", data=workshop.data, study="tiny", **{**SMALL, **given}) == 2
+    shown = capsys.readouterr().err
+    assert "study tiny holds trials that cannot be compared with these" in shown
+    assert difference in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"nproc": 2}, "got nproc=2; search_workers= runs"), ({"register_as": "best"}, "no use for register_as")],
+    ids=["several processes", "a name in the registry"],
+)
+def test_settings_of_one_training_alone_are_refused(
+    workshop: Any, given: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert workshop.cli("search", data=workshop.data, study="refused", **{**SMALL, **given}) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_and_leaves_nothing(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = workshop.folder / "dry.db"
+    given = {"data": workshop.data, "study": "dry", "storage": storage, "trials": 10, "dry_run": "true"}
+    assert workshop.cli("search", **{**SMALL, **given}) == 0
+    assert "a training sees 12 images and judges 6; together 240 and 120" in capsys.readouterr().out
+    assert not storage.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_process_loses_and_doubles_nothing(workshop: Any) -> None:
+    config = _settings(
+        workshop, study="team", search_workers=2, confirm_seeds=0, heartbeat=3, output=workshop.folder / "team"
+    )
+    killed: list[tuple[int, int]] = []
+
+    def kill_one() -> None:
+        while not killed:
+            time.sleep(0.2)
+            for trial in _running(f"sqlite:///{workshop.folder}/optuna.db", "team"):
+                killed.append((trial.number, int(trial.user_attrs[WORKER].rpartition(":")[2])))
+                os.kill(killed[0][1], signal.SIGKILL)
+                break
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    search.run(config)
+    thread.join()
+    trials = optuna.load_study(study_name="team", storage=f"sqlite:///{workshop.folder}/optuna.db").trials
+    assert [trial.number for trial in trials if trial.state == TrialState.FAIL] == [killed[0][0]]
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 2
+    parent, children = _runs("team")
+    assert parent.info.status == "FINISHED"
+    states = sorted((run.info.status, run.data.tags["retinaflow.state"]) for run in children.values())
+    assert states[:2] == [("FINISHED", "complete")] * 2
+    assert states[2:] in ([("KILLED", "lost")], []), "the lost trial had come to have a run, or it had not"
+
+
+def _running(storage: str, study: str) -> list[FrozenTrial]:
+    """Trials in progress that have a run."""
+    if study not in optuna.get_all_study_names(storage):
+        return []
+    trials = optuna.load_study(study_name=study, storage=storage).get_trials(states=(TrialState.RUNNING,))
+    return [trial for trial in trials if "run_id" in trial.user_attrs]
+
+
+# Pruning, the floor, and the verdict, without training
+
+
+class AlwaysPrune(optuna.pruners.BasePruner):
+    """Prunes whatever it is asked about."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        del study, trial
+        return True
+
+
+GOAL = Goal(("val/mAP_rare",), (), 0.5, "val/mAP_frequent")
+
+
+def test_a_trial_is_pruned_with_its_floor_and_its_figures_but_not_after_its_last_evaluation() -> None:
+    study = optuna.create_study(direction="maximize", pruner=AlwaysPrune())
+    metrics = {"val/mAP_rare": 0.1, "val/mAP_frequent": 0.2}
+    early, late = study.ask(), study.ask()
+    with pytest.raises(optuna.TrialPruned, match=r"val/mAP_rare 0\.1000 at evaluation 1 of 2"):
+        Judged(early, GOAL, 2, prunes=True)(metrics)
+    assert early.constraints == {"floor": pytest.approx(0.3)}
+    assert early.user_attrs[METRICS] == metrics
+    Judged(late, GOAL, 1, prunes=True)(metrics)
+    assert study.trials[1].intermediate_values == {1: 0.1}
+
+
+def test_the_best_trial_keeps_the_floor_and_two_objectives_are_averaged() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value, shortfall in ((0.9, 0.1), (0.5, 0.0), (0.7, -0.2)):
+        trial = study.ask()
+        with quiet():
+            trial.set_constraint("floor", shortfall)
+        study.tell(trial, value)
+    found = best_trial(study, GOAL)
+    assert found is not None
+    assert found.number == 2
+    two = optuna.create_study(directions=["maximize"] * 2)
+    for values in ((0.5, 0.1), (0.4, 0.3), (0.1, 0.31)):
+        two.tell(two.ask(), values)
+    found = best_trial(two, Goal(("val/mAP", "val/mAP_rare"), (), None, "val/mAP_frequent"))
+    assert found is not None
+    assert found.number == 1
+
+
+def test_the_parameter_that_decides_good_values_is_the_most_important() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    assert importances(study) == {}
+    for _ in range(40):
+        trial = study.ask()
+        gamma, _, sampling = (
+            trial.suggest_float("focal_gamma", 0, 4),
+            trial.suggest_float("augment", 0, 1),
+            trial.suggest_categorical("sampling", ("uniform", "binned")),
+        )
+        # High values are rare and good: it is they that must be explained, not the many low ones.
+        study.tell(trial, (gamma > 3) * gamma + 0.01 * (sampling == "binned"))
+    found = importances(study)
+    assert next(iter(found)) == "focal_gamma"
+    assert sum(found.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("gains", "said"), [((0.05, 0.03, 0.04), "better than"), ((0.1, -0.1, 0.05), "not shown to")])
+def test_the_best_is_called_better_only_when_the_interval_says_so(
+    workshop: Any, gains: tuple[float, ...], said: str
+) -> None:
+    config = _settings(
+        workshop, study=said.replace(" ", "-"), track=False, confirm_seeds=3, output=workshop.folder / "said"
+    )
+    with open_search(config) as opened:
+        params = {**opened.space.defaults(), "focal_gamma": 3.0}
+        distributions = {name: optuna.distributions.CategoricalDistribution([value]) for name, value in params.items()}
+        opened.study.add_trial(create_trial(value=0.5, params=params, distributions=distributions))
+        confirmation = Confirmation(opened)
+        for seed, gain in zip(confirmation.seeds, gains, strict=True):
+            for arm, value in zip(confirmation.settings, (0.3, 0.3 + gain), strict=True):
+                attributes = {ARM: arm, SEED: seed, METRICS: {"val/mAP": value}}
+                confirmation.study.add_trial(create_trial(value=value, user_attrs=attributes))
+        table = compare(opened)
+        assert table["difference"][0] == pytest.approx(np.mean(gains))
+        assert verdict(table, opened).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [((0.0, 0.0), "which cannot tell them apart"), ((0.5, 0.4), "no trial was better")]
+)
+def test_a_search_that_found_nothing_says_so(
+    workshop: Any, values: tuple[float, float], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = said.replace(" ", "-")
+    config = _settings(
+        workshop, study=name, focal_gamma="1..4", track=False, confirm_seeds=0, output=workshop.folder / name
+    )
+    with open_search(config) as opened:
+        for value, gamma in zip(values, (2.0, 3.0), strict=True):
+            opened.study.enqueue_trial({**opened.space.defaults(), "focal_gamma": gamma})
+            with quiet():
+                trial = opened.study.ask()
+            opened.space.settings(trial)
+            trial.set_user_attr(METRICS, {"val/mAP": value})
+            opened.study.tell(trial, value)
+    search.run(config)
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "nsgaii"])
+def test_every_sampler_asks_for_values_that_follow_from_seed_and_trial(name: str) -> None:
+    def drawn(trial: int) -> float:
+        study = optuna.create_study(sampler=sampler_of(name, seed=1, trial=trial, trials=30), direction="maximize")
+        return study.ask().suggest_float("focal_gamma", 0.5, 4)
+
+    assert drawn(3) == drawn(3) != drawn(4)

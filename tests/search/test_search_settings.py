@@ -1,0 +1,280 @@
+"""What a search may set and what it maximises: written forms, rules, conditions, faults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from retinaflow.cli import without_defaults
+from retinaflow.search.goal import mean_metrics, read_goal
+from retinaflow.search.results import written
+from retinaflow.search.space import CONDITIONS, DIALS, Choices, Range, Space, read_space
+from retinaflow.search.storage import storage_url, without_password
+from retinaflow.search.study import differences, pruner_of
+from retinaflow.settings.commands import SearchConfig, TrainConfig
+from retinaflow.settings.resolve import resolve
+
+
+def settings(**given: Any) -> SearchConfig:
+    return resolve(SearchConfig, given)
+
+
+def space(**given: Any) -> Space:
+    return read_space(settings(**given))
+
+
+def sampled(found: Space, number: int = 60) -> list[dict[str, Any]]:
+    """Parameters of random trials."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    parameters = []
+    for _ in range(number):
+        trial = study.ask()
+        found.settings(trial)
+        parameters.append(trial.params)
+    return parameters
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+# The space
+
+
+def test_the_searchable_settings_are_those_declared_as_such() -> None:
+    declared = [name for name, field in SearchConfig.model_fields.items() if field.annotation is Any]
+    assert set(declared) == set(DIALS)
+    assert set(DIALS) <= set(TrainConfig.model_fields)
+
+
+def test_the_space_holds_what_decides_the_tail_and_nothing_that_was_not_asked_for() -> None:
+    assert set(space().domains) == set(DIALS) - {"lr", "background_rate", "nms", "nms_iou"}
+    assert "lr" in space(lr="3e-4..3e-3:log").domains
+
+
+@pytest.mark.parametrize(
+    ("given", "domain"),
+    [
+        ({"focal_gamma": "1..3"}, Range(1.0, 3.0, False)),
+        ({"lr": "1e-4..1e-2:log"}, Range(1e-4, 1e-2, True)),
+        ({"num_bins": "3..9"}, Range(3, 9, False)),
+        ({"num_bins": "3, 7,14"}, Choices((3, 7, 14))),
+        ({"bin_strategy": ["log", "jenks"]}, Choices(("log", "jenks"))),
+        ({"focal_alpha": "none,0.25"}, Choices((None, 0.25))),
+    ],
+    ids=str,
+)
+def test_ranges_and_choices_are_written_as_text(given: dict[str, Any], domain: Range | Choices) -> None:
+    (name,) = given
+    assert space(**given).domains[name] == domain
+
+
+def test_a_single_value_takes_a_setting_out_and_is_what_every_trial_has() -> None:
+    found = space(focal_gamma="1.5", augment=0.3)
+    assert not {"focal_gamma", "augment"} & set(found.domains)
+    assert (found.base.focal_gamma, found.base.augment) == (1.5, 0.3)
+
+
+def test_a_file_of_settings_can_hold_ranges_and_a_flag_overrides_it(tmp_path: Any) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("focal_gamma: 1..3\nnum_bins: [4, 8]\nsampling: binned\n", encoding="utf-8")
+    found = space(config=str(path), focal_gamma="2.5")
+    assert found.domains["num_bins"] == Choices((4, 8))
+    assert "focal_gamma" not in found.domains
+    assert found.base.sampling == "binned"
+
+
+def test_settings_without_effect_are_not_asked_for() -> None:
+    found = space()
+    for parameters in sampled(found):
+        for name, (other, wanted) in CONDITIONS.items():
+            if name in found.domains:
+                assert (name in parameters) == (parameters[other] in wanted), parameters
+
+
+def test_settings_that_can_never_have_an_effect_are_not_in_the_space() -> None:
+    assert not {"num_bins", "balance", "repeat_threshold"} & set(space(sampling="uniform").domains)
+    # It also says from when on rare classes are augmented more.
+    assert "balance_start" in space(sampling="uniform").domains
+    assert not {"num_bins", "bin_strategy"} & set(space(bin_edges="10,100").domains)
+
+
+def test_every_trial_keeps_to_its_ranges_and_whole_numbers_stay_whole() -> None:
+    found = space(lr="3e-4..3e-3:log")
+    for parameters in sampled(found):
+        assert all(value in found.domains[name] for name, value in parameters.items())
+        assert isinstance(parameters.get("num_bins", 2), int)
+
+
+def test_the_first_trial_tries_the_defaults() -> None:
+    first = space().defaults()
+    base = resolve(TrainConfig, {})
+    assert (first["focal_gamma"], first["num_bins"], first["sampling"]) == (base.focal_gamma, 7, "binned")
+    assert "repeat_threshold" not in first
+    assert "focal_gamma" not in space(focal_gamma="3..4").defaults()
+
+
+def test_the_first_trials_try_every_strategy_with_the_defaults() -> None:
+    starts = space().starts()
+    assert [start["sampling"] for start in starts] == ["binned", "uniform", "repeat-factor", "class-aware"]
+    for start in starts:
+        assert start["focal_gamma"] == resolve(TrainConfig, {}).focal_gamma
+        assert ("num_bins" in start) == (start["sampling"] == "binned")
+    # The default threshold of repeat-factor lies below the range, so that the sampler chooses one.
+    assert "repeat_threshold" not in starts[2]
+    assert len(space(sampling="binned").starts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"focal_gamma": "3..1"}, "low < high must hold, but got focal_gamma=3..1"),
+        ({"focal_gamma": "-1..1"}, "focal_gamma >= 0 must hold, but got focal_gamma=-1"),
+        ({"balance_start": "0..1"}, "balance_start < 1 must hold, but got balance_start=1"),
+        ({"num_bins": "2.5..4"}, "num_bins must be a whole number, but got num_bins=2.5"),
+        ({"augment": "0..1:log"}, "low > 0 must hold for a logarithmic range, but got augment=0..1:log"),
+        ({"augment": "0.1..1:square"}, "written low..high or low..high:log, but got augment=0.1..1:square"),
+        ({"bin_strategy": "log..jenks"}, "a range must have numbers as ends, but got bin_strategy=log..jenks"),
+        ({"sampling": "binned,fair"}, "sampling must be"),
+        ({"focal_gamma": "low..high"}, "focal_gamma must be a number"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_faulty_range_is_named(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        space(**given)
+
+
+# The goal
+
+METRICS = {"val/mAP": 0.4, "val/mAP_rare": 0.1, "val/mAP_frequent": 0.6, "val/mAP_bin_1": 0.1, "val/mAP_bin_3": 0.7}
+
+
+def test_the_weighted_mean_is_over_the_bins_that_have_truth() -> None:
+    goal = read_goal(settings(objective="bins", bin_weights="3,2,1"), num_bins=3)
+    # Bin 2 has no truth: (3 * 0.1 + 1 * 0.7) / 4.
+    assert goal.values(METRICS) == pytest.approx((0.25,))
+
+
+def test_two_objectives_give_two_values() -> None:
+    goal = read_goal(settings(objective="val/mAP,val/mAP_rare"), num_bins=3)
+    assert goal.values(METRICS) == (0.4, 0.1)
+    assert not goal.is_single
+
+
+@pytest.mark.parametrize(("floor", "kept"), [(0.6, True), (0.61, False)])
+def test_the_floor_is_kept_at_its_very_value(floor: float, kept: bool) -> None:
+    shortfall = read_goal(settings(floor=floor), num_bins=3).shortfall(METRICS)
+    assert shortfall is not None
+    assert (shortfall <= 0) == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"objective": "mAP"}, "objective must be one of val/mAP, val/mAP_rare"),
+        ({"objective": "val/mAP_bin_4"}, "but got val/mAP_bin_4"),
+        ({"objective": "val/mAP,val/mAP"}, "two objectives must differ"),
+        ({"objective": "bins"}, "objective=bins and bin_weights belong together"),
+        ({"bin_weights": "1,2"}, "objective=bins and bin_weights belong together"),
+        ({"objective": "bins", "bin_weights": "1,2,3,4"}, "at most 3 weights"),
+        ({"objective": "bins", "bin_weights": "0,0"}, "not all 0"),
+        ({"floor": 0.5, "floor_metric": "bins"}, "floor_metric must be one of"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_goal_that_cannot_be_measured_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_goal(settings(**given), num_bins=3)
+
+
+def test_a_metric_without_truth_is_named_and_so_are_those_there_are() -> None:
+    goal = read_goal(settings(objective="val/mAP_common"), num_bins=3)
+    with pytest.raises(ValueError, match=r"val/mAP_common must be measurable.*there are val/mAP, val/mAP_rare"):
+        goal.values(METRICS)
+
+
+def test_the_mean_over_seeds_leaves_out_what_one_of_them_lacks() -> None:
+    assert mean_metrics([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"epochs": 4}, optuna.pruners.MedianPruner),
+        ({"epochs": 9, "pruner": "hyperband"}, optuna.pruners.HyperbandPruner),
+        ({"epochs": 4, "pruner": "none"}, optuna.pruners.NopPruner),
+        ({"epochs": 4, "objective": "val/mAP,val/mAP_rare"}, optuna.pruners.NopPruner),
+        ({"epochs": 4, "eval_every": 4, "pruner": "hyperband"}, optuna.pruners.NopPruner),
+    ],
+    ids=str,
+)
+def test_pruners_by_name(given: dict[str, Any], kind: type) -> None:
+    config = settings(**given)
+    assert type(pruner_of(config, read_goal(config, num_bins=3))) is kind
+
+
+def test_two_objectives_cannot_be_pruned() -> None:
+    config = settings(objective="val/mAP,val/mAP_rare", pruner="median")
+    with pytest.raises(ValueError, match="two objectives cannot be pruned, but got pruner=median"):
+        pruner_of(config, read_goal(config, num_bins=3))
+
+
+# Storage and identity
+
+
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [
+        ("postgresql://ada@host/db", "postgresql+psycopg://ada@host/db"),
+        ("postgresql+psycopg://ada@host/db", "postgresql+psycopg://ada@host/db"),
+    ],
+)
+def test_postgresql_is_spoken_to_through_psycopg(storage: str, expected: str, tmp_path: Any) -> None:
+    assert storage_url(storage, beside="", output=tmp_path) == expected
+
+
+def test_the_default_lies_beside_the_mlflow_store(tmp_path: Any) -> None:
+    expected = f"sqlite:///{tmp_path / 'optuna.db'}"
+    assert storage_url("auto", beside=f"sqlite:///{tmp_path / 'mlflow.db'}", output=tmp_path / "out") == expected
+    assert storage_url("auto", beside="http://tracking:5000", output=tmp_path) == expected
+
+
+@pytest.mark.parametrize("storage", ["mysql://ada:secret@host/db", "redis://host", "sqlite://"])
+def test_other_databases_are_refused(storage: str, tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="storage must be a file, sqlite:/// or postgresql://, but got") as caught:
+        storage_url(storage, beside="", output=tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+def test_passwords_are_not_shown() -> None:
+    assert without_password("postgresql://ada:secret@host/db") == "postgresql://ada:***@host/db"
+
+
+def test_differences_name_each_entry_with_both_values() -> None:
+    old = {"space": {"focal_gamma": "0.5..4", "lr": "1e-4..1e-2"}, "data digest": "a"}
+    new = {"space": {"focal_gamma": "1..4"}, "data digest": "a"}
+    assert list(differences(old, new)) == [
+        "  space: focal_gamma: the study has 0.5..4, now 1..4",
+        "  space: lr: the study has 1e-4..1e-2, now not in it",
+    ]
+
+
+def test_defaults_that_mlflow_hands_on_do_not_override_a_file() -> None:
+    given = {"focal_alpha": "0.25", "num_bins": "9", "data": "demo", "seed": "0"}
+    assert without_defaults(TrainConfig, given) == {"num_bins": "9"}
+
+
+def test_settings_written_to_best_yaml_are_read_back_as_they_were(tmp_path: Path) -> None:
+    settings = resolve(TrainConfig, {"data": "mydata", "focal_gamma": "1,2", "bin_edges": "10,100"})
+    values = written(settings)
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    again = resolve(TrainConfig, {"config": str(tmp_path / "best.yaml")})
+    assert {name: getattr(again, name) for name in values} == {name: getattr(settings, name) for name in values}
+    assert again.image_labels == ()

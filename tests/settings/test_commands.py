@@ -1,0 +1,265 @@
+"""Settings: where a value comes from, what ``auto`` stands for, and what a bad value is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from retinaflow.cli import build_parser
+from retinaflow.settings.commands import COMMANDS, BinningConfig, EvaluateConfig, MainConfig, TrainConfig
+from retinaflow.settings.fields import as_text
+from retinaflow.settings.groups import TrackingSettings
+from retinaflow.settings.resolve import PROFILES, resolve
+
+
+def _yaml(folder: Path, text: str) -> str:
+    path = folder / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_flag_goes_over_the_yaml_file_and_that_over_the_default(tmp_path: Path) -> None:
+    config = _yaml(tmp_path, "num_bins: 5\nbalance: 0.25\n")
+    settings = resolve(TrainConfig, {"config": config, "num_bins": "3"})
+    assert (settings.num_bins, settings.balance, settings.max_repeats) == (3, 0.25, 100.0)
+    assert resolve(TrainConfig, {}).num_bins == 7
+
+
+def test_a_yaml_file_takes_lists_and_the_words_of_the_command_line(tmp_path: Path) -> None:
+    text = "train_splits: [train, extra]\nbin_edges: 10,100\nfocal_alpha: none\ntrack: false\n"
+    settings = resolve(TrainConfig, {"config": _yaml(tmp_path, text)})
+    assert settings.train_splits == ("train", "extra")
+    assert settings.bin_edges == (10.0, 100.0)
+    assert settings.focal_alpha is None
+    assert settings.track is False
+
+
+def test_no_yaml_file_is_asked_for_by_none() -> None:
+    assert resolve(TrainConfig, {"config": "none"}) == resolve(TrainConfig, {})
+
+
+@pytest.mark.parametrize(("data", "profile"), [("demo", "demo"), ("some/folder", "photos")])
+def test_auto_takes_the_value_of_the_profile_of_the_data(data: str, profile: str) -> None:
+    settings = resolve(TrainConfig, {"data": data})
+    assert {name: getattr(settings, name) for name in PROFILES[profile]} == dict(PROFILES[profile])
+
+
+def test_a_given_value_goes_over_the_profile() -> None:
+    settings = resolve(TrainConfig, {"data": "demo", "epochs": "2"})
+    assert (settings.epochs, settings.batch_size) == (2, PROFILES["demo"]["batch_size"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "norm"), [("none", "group"), ("imagenet", "group"), ("coco", "none"), ("coco_v2", "group")]
+)
+def test_heads_have_a_norm_unless_they_come_from_coco(weights: str, norm: str) -> None:
+    assert resolve(TrainConfig, {"weights": weights}).head_norm == norm
+    assert resolve(TrainConfig, {"weights": weights, "head_norm": "none"}).head_norm == "none"
+
+
+@pytest.mark.parametrize(("weights", "p6_from"), [("coco", "p5"), ("coco_v2", "c5")])
+@pytest.mark.parametrize("data", ["demo", "some/folder"])
+def test_a_published_detector_brings_its_own_parts_unless_told_otherwise(data: str, weights: str, p6_from: str) -> None:
+    settings = resolve(TrainConfig, {"data": data, "weights": weights})
+    found = (settings.p6_from, settings.fpn_channels, settings.head_depth, settings.anchor_scale)
+    assert found == (p6_from, 256, 4, 4.0)
+    assert resolve(TrainConfig, {"data": data, "weights": weights, "anchor_scale": 3}).anchor_scale == 3
+
+
+@pytest.mark.parametrize("data", ["demo", "some/folder"])
+def test_no_setting_of_the_network_is_left_auto(data: str) -> None:
+    settings = resolve(MainConfig, {"data": data}).model_dump()
+    # Where the hierarchy is and what the machine is fast at are found out later.
+    assert {name for name, value in settings.items() if value == "auto"} == {"hierarchy", "precision"}
+
+
+def test_every_auto_has_a_value_in_both_profiles() -> None:
+    automatic = {name for name, field in TrainConfig.model_fields.items() if field.default == "auto"}
+    assert set(PROFILES["demo"]) == set(PROFILES["photos"])
+    by_other_settings = {"head_norm", "p6_from", "batch_norm", "trainable_layers", "weight_decay"}
+    assert automatic - {"hierarchy", "precision"} - by_other_settings == set(PROFILES["demo"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"batch_norm": "train", "trainable_layers": 5, "weight_decay": 0.01, "lr": 1e-3}),
+        ({"weights": "imagenet"}, {"batch_norm": "frozen", "trainable_layers": 3, "weight_decay": 0.01}),
+        # 4 batches of 8 images: 0.01 * 32 / 16.
+        ({"optimizer": "sgd", "batch_size": 8, "accumulate": 4}, {"lr": 0.02, "weight_decay": 1e-4}),
+        ({"optimizer": "sgd", "data": "photos"}, {"lr": 0.005}),
+        ({"optimizer": "sgd", "lr": 0.3, "weight_decay": 0}, {"lr": 0.3, "weight_decay": 0.0}),
+    ],
+    ids=["from scratch", "loaded weights", "sgd", "sgd with the batch of the profile", "given"],
+)
+def test_a_recipe_fits_its_weights_and_its_optimizer(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    settings = resolve(TrainConfig, given).model_dump()
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_it_stays_known_which_settings_were_given(tmp_path: Path) -> None:
+    given = {"config": _yaml(tmp_path, "num_bins: 5\n"), "lr": "0.1"}
+    assert resolve(TrainConfig, given).model_fields_set == {"config", "num_bins", "lr"}
+
+
+def test_settings_cannot_be_changed_once_made() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        resolve(TrainConfig, {}).num_bins = 3  # type: ignore[misc]
+
+
+def test_resolved_settings_survive_json() -> None:
+    """What a checkpoint keeps gives the same settings again."""
+    given = {"train_splits": "a,b", "focal_alpha": "none", "image_labels": "none", "eval_ids": "ids.txt", "data": "x"}
+    settings = resolve(TrainConfig, given)
+    assert resolve(TrainConfig, settings.model_dump(mode="json")) == settings
+
+
+WORDS: list[tuple[str, str, Any]] = [
+    ("track", "false", False),
+    ("track", "true", True),
+    ("train_splits", "train,validation", ("train", "validation")),
+    ("boxes", "a.csv,b.csv", (Path("a.csv"), Path("b.csv"))),
+    ("boxes", "none", ()),
+    ("image_labels", "none", "none"),
+    ("image_labels", "a.csv", (Path("a.csv"),)),
+    ("bin_edges", "10,100,1000", (10.0, 100.0, 1000.0)),
+    ("eval_ids", "none", None),
+    ("hierarchy", "none", None),
+    ("focal_alpha", "none", None),
+    ("focal_alpha", "0.5", 0.5),
+    ("focal_alpha", "0.5,0.25", (0.5, 0.25)),
+    ("focal_gamma", "1.5", 1.5),
+    ("focal_gamma", "1,1.5,2", (1.0, 1.5, 2.0)),
+    ("image_size", "64", 64),
+    ("lr", "1e-3", 0.001),
+    ("resume", "none", None),
+]
+
+
+@pytest.mark.parametrize(("name", "word", "value"), WORDS, ids=[f"{name}={word}" for name, word, _ in WORDS])
+def test_a_word_of_the_command_line_means(name: str, word: str, value: Any) -> None:
+    assert getattr(resolve(TrainConfig, {name: word}), name) == value
+
+
+BAD: list[tuple[str, str, str]] = [
+    ("num_bins", "0", "num_bins >= 1 must hold, but got num_bins=0"),
+    ("num_bins", "x", "num_bins must be a whole number, but got num_bins=x"),
+    ("num_bins", "2.5", "num_bins must be a whole number, but got num_bins=2.5"),
+    ("focal_gamma", "-1", "focal_gamma >= 0 must hold, but got focal_gamma=-1"),
+    ("focal_alpha", "2", "focal_alpha <= 1 must hold, but got focal_alpha=2"),
+    ("focal_alpha", "x", "focal_alpha must be a number, but got focal_alpha=x"),
+    ("focal_alpha", "0.5,3", "focal_alpha <= 1 must hold, but got focal_alpha=3"),
+    ("focal_gamma", "1,x", "focal_gamma must be a number or 'auto', but got focal_gamma=x"),
+    ("focal_gamma", "none", "focal_gamma must be a number or 'auto', but got focal_gamma=none"),
+    ("max_boxes_per_class", "-1", "max_boxes_per_class >= 0 must hold, but got max_boxes_per_class=-1"),
+    ("balance", "1.5", "balance <= 1 must hold, but got balance=1.5"),
+    ("balance_start", "1", "balance_start < 1 must hold, but got balance_start=1"),
+    ("background_rate", "0", "background_rate > 0 must hold, but got background_rate=0"),
+    (
+        "backbone",
+        "vgg16",
+        "backbone must be 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', but got backbone=vgg16",
+    ),
+    ("score_threshold", "1", "score_threshold < 1 must hold, but got score_threshold=1"),
+    ("sampling", "fair", "but got sampling=fair"),
+    ("epochs", "x", "epochs must be a whole number or 'auto', but got epochs=x"),
+    ("epochs", "0", "epochs >= 1 must hold, but got epochs=0"),
+    ("image_size", "16", "image_size >= 32 must hold, but got image_size=16"),
+    ("lr", "fast", "lr must be a number or 'auto', but got lr=fast"),
+    ("lr", "inf", "lr must be a finite number or 'auto', but got lr=inf"),
+    ("focal_gamma", "nan", "but got focal_gamma=nan"),
+    ("track", "maybe", "track must be true or false, but got track=maybe"),
+    ("train_splits", "none", "train_splits must hold at least one value, but got train_splits=none"),
+    ("train_splits", "", "train_splits must hold at least one value, but got train_splits=(empty)"),
+    ("bin_edges", "10,x", "bin_edges must be a number, but got bin_edges=x"),
+    ("seed", "-1", "seed >= 0 must hold, but got seed=-1"),
+    ("focal_gama", "2", "there is no setting focal_gama, but got focal_gama=2; the command's --help lists"),
+]
+
+
+@pytest.mark.parametrize(("name", "word", "message"), BAD, ids=[f"{name}={word or 'empty'}" for name, word, _ in BAD])
+def test_a_bad_value_is_told_rule_and_value(name: str, word: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve(TrainConfig, {name: word})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_bad_values_are_told_at_once_one_a_line() -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve(TrainConfig, {"num_bins": "0", "epochs": "x"})
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["num_bins", "epochs"]
+
+
+BAD_FILES = [
+    pytest.param(b"num_bins: 0\n", "num_bins >= 1 must hold, but got num_bins=0", id="a bad value"),
+    pytest.param(b"data: 2018\n", "data must be text, but got data=2018", id="a number for a text"),
+    pytest.param(b"sampling: [a\n", "settings.yaml: not a readable YAML file", id="broken"),
+    pytest.param(b"\xff\xfe\x00", "settings.yaml: not a readable YAML file", id="not text"),
+    pytest.param(b"- a\n", "settings.yaml: the file must map setting names to values, but holds list", id="a list"),
+    pytest.param(b"nms_io: 1\n", "there is no setting nms_io", id="unknown setting"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_FILES)
+def test_a_bad_yaml_file_is_told_what_is_wrong(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "settings.yaml").write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        resolve(TrainConfig, {"config": str(tmp_path / "settings.yaml")})
+    assert message in str(caught.value)
+
+
+def test_a_missing_yaml_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"config=nowhere\.yaml: no such file"):
+        resolve(BinningConfig, {"config": "nowhere.yaml"})
+
+
+@pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
+def test_every_default_as_written_is_that_default(kind: type[TrackingSettings]) -> None:
+    """What --help and MLproject show can be given and changes nothing."""
+    words = {name: as_text(field.default) for name, field in kind.model_fields.items()}
+    # () stands for "look up" in image_labels, none for "there are none": there is no word for the former.
+    words.pop("image_labels", None)
+    assert kind.model_validate(words) == kind()
+
+
+def test_evaluate_has_only_what_the_training_had_or_judging_needs() -> None:
+    own = {
+        "from_run",
+        "predictions",
+        "expand_predictions",
+        "bootstrap",
+        "iou_thresholds",
+        "report_score",
+        "error_analysis",
+    }
+    assert set(EvaluateConfig.model_fields) - set(TrainConfig.model_fields) == own
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_setting_with_its_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args([command, "--help"])
+    assert ended.value.code == 0
+    # argparse breaks lines at the hyphens of a default too.
+    text = "".join(capsys.readouterr().out.split())
+    for name, field in COMMANDS[command].model_fields.items():
+        assert f"--{name}VALUE" in text
+        assert f"(default:{as_text(field.default)})" in text
+
+
+def test_only_flags_that_are_given_reach_the_settings() -> None:
+    given = vars(build_parser().parse_args(["train", "--num_bins", "3"]))
+    assert given == {"command": "train", "num_bins": "3"}
+
+
+def test_the_choices_of_a_setting_are_those_of_the_module_that_acts_on_it() -> None:
+    from retinaflow.data.sampling import STRATEGIES
+    from retinaflow.detector.network import BACKBONES, HeadNorm
+
+    assert get_args(TrainConfig.model_fields["backbone"].annotation) == BACKBONES
+    assert get_args(TrainConfig.model_fields["sampling"].annotation) == STRATEGIES
+    assert set(get_args(get_args(TrainConfig.model_fields["head_norm"].annotation)[0])) == set(get_args(HeadNorm))
