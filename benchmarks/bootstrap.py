@@ -2,7 +2,7 @@
 
     python benchmarks/bootstrap.py --threads 2
 
-A made case by seed: long-tailed classes, 300,000 truths, 2,000,000 entries of precision-recall curves. Prints wall
+A made case by seed: long-tailed classes, 300,000 ground-truth boxes, 2,000,000 entries of precision-recall curves. Prints wall
 clock and CPU seconds and the peak of resident memory of ``bootstrap_intervals`` (1,000 resamples), the CPU seconds of
 the loop (``average_precision`` with image weights, ``--plain`` resamples, scaled to as many), and the largest
 difference of the two for the same resamples. On a busy machine compare CPU seconds.
@@ -24,7 +24,7 @@ from retinaflow.statistics.resampling import half_of_images, resampled_ap
 
 def main() -> None:
     arguments = parse()
-    matches = made_matches(arguments.images, arguments.classes, arguments.truths, arguments.entries)
+    matches = made_matches(arguments.images, arguments.classes, arguments.ground_truths, arguments.entries)
     before = peak()
     wall, cpu = time.perf_counter(), time.process_time()
     found = bootstrap_intervals(matches, resamples=arguments.resamples, threads=arguments.threads)
@@ -50,15 +50,15 @@ def made_matches(num_images: int, num_classes: int, num_truths: int, num_entries
     rng = np.random.default_rng(0)
     share = np.arange(1, num_classes + 1) ** -1.1
     share /= share.sum()
-    truth_class, truth_image = rng.choice(num_classes, num_truths, p=share), rng.integers(num_images, size=num_truths)
+    gt_class, gt_image = rng.choice(num_classes, num_truths, p=share), rng.integers(num_images, size=num_truths)
     found = rng.random(num_truths) < 0.7
     right, wrong = int(found.sum()), num_entries - int(found.sum())
-    class_index = np.concatenate([truth_class[found], rng.choice(num_classes, wrong, p=share)])
-    image_index = np.concatenate([truth_image[found], rng.integers(num_images, size=wrong)])
+    class_index = np.concatenate([gt_class[found], rng.choice(num_classes, wrong, p=share)])
+    image_index = np.concatenate([gt_image[found], rng.integers(num_images, size=wrong)])
     score = np.concatenate([rng.beta(3, 2, right), rng.beta(1, 4, wrong)])
     kind = np.repeat([int(Kind.TRUE_POSITIVE), int(Kind.FALSE_POSITIVE)], [right, wrong]).astype(np.int8)
     order = np.lexsort((-score, class_index))
-    pair, count = np.unique(truth_class * num_images + truth_image, return_counts=True)
+    pair, count = np.unique(gt_class * num_images + gt_image, return_counts=True)
     return Matches(
         image_index=image_index[order],
         class_index=class_index[order],
@@ -66,15 +66,15 @@ def made_matches(num_images: int, num_classes: int, num_truths: int, num_entries
         kind=kind[order],
         weight=np.ones(num_entries),
         detection_row=order,
-        truth_image=pair % num_images,
-        truth_class=pair // num_images,
-        truth_count=count.astype(np.float64),
+        gt_image=pair % num_images,
+        gt_class=pair // num_images,
+        gt_count=count.astype(np.float64),
         image_ids=np.array([f"{image:08d}" for image in range(num_images)]),
-        judged=np.ones(num_classes, dtype=bool),
+        evaluated=np.ones(num_classes, dtype=bool),
         dropped=Dropped(0, 0, 0, 0, 0),
         absorbed=0,
         verified_labels=0,
-        repeated_truths=0,
+        repeated_ground_truths=0,
         iou_threshold=0.5,
         group_of_weight=1.0,
     )

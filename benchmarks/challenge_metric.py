@@ -4,7 +4,7 @@
     python benchmarks/challenge_metric.py --images 125000 --classes 500 --detections 10000000 --peers ""
 
 Makes a case by seed, as published files: images with boxes of a few classes (long-tailed, a hierarchy of three levels,
-3% group-of), image-level labels, and detections near truths and elsewhere, 12% of them of classes that are not
+3% group-of), image-level labels, and detections near ground-truth boxes and elsewhere, 12% of them of classes that are not
 verified. Every side runs in a process of its own on one core, in turn, ``--repeats`` times; printed are the least
 CPU seconds of each phase (with one thread the wall clock of an idle machine, and hardly touched by others on a busy
 one; files come from the page cache), the wall clock of the whole, and the peak resident memory of the process.
@@ -12,10 +12,10 @@ one; files come from the page cache), the wall clock of the whole, and the peak 
 - ours: CSV or Parquet files -> AP per class, hierarchy expanded, by :func:`retinaflow.metric.evaluation.evaluate_detections`;
   "read" is everything up to arrays, "score" matching and AP.
 - peers: pycocotools and faster-coco-eval at IoU 0.5 on the same boxes. They know neither expansion nor verified
-  classes, so they are handed the expanded truth and the detections that are judged, as arrays, and their time has no
+  classes, so they are handed the expanded ground truth and the detections that are evaluated, as arrays, and their time has no
   reading of files in it: "load" makes their tables from arrays, "score" is evaluate() and accumulate().
 
-COCO's rules differ (a second choice of truth, 101 recall points), so the means are near each other, not equal.
+COCO's rules differ (a second choice of ground truth, 101 recall points), so the means are near each other, not equal.
 """
 
 from __future__ import annotations
@@ -97,21 +97,21 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
 
 
 def ours(folder: Path, kind: str) -> dict[str, Any]:
-    from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_truth
+    from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_ground_truth
 
     start = time.process_time()
-    truth = read_truth(
+    ground_truth = read_ground_truth(
         folder / f"boxes.{kind}",
         image_labels=folder / f"labels.{kind}",
         classes=folder / "classes.csv",
         hierarchy=folder / "hierarchy.json",
     )
     read = time.process_time()
-    detections = read_detections(folder / f"predictions.{kind}", truth)
+    detections = read_detections(folder / f"predictions.{kind}", ground_truth)
     ready = time.process_time()
-    scores = evaluate_detections(detections, truth)
+    scores = evaluate_detections(detections, ground_truth)
     done = time.process_time()
-    phases = {"read truth": read - start, "read predictions": ready - read, "score": done - ready}
+    phases = {"read ground truth": read - start, "read predictions": ready - read, "score": done - ready}
     return {"phases": phases, "mean_ap": scores.mean_ap}
 
 
@@ -128,12 +128,12 @@ def peer(side: str, folder: Path) -> dict[str, Any]:
     document = coco_document(case["truth"], case["group_of"], images, classes)
     with contextlib.redirect_stdout(io.StringIO()):
         start = time.process_time()
-        truth = COCO()
-        truth.dataset = document
-        truth.createIndex()
-        found = truth.loadRes(case["found"])
+        ground_truth = COCO()
+        ground_truth.dataset = document
+        ground_truth.createIndex()
+        found = ground_truth.loadRes(case["found"])
         loaded = time.process_time()
-        evaluator = Evaluator(truth, found, "bbox")
+        evaluator = Evaluator(ground_truth, found, "bbox")
         evaluator.params.iouThrs = np.array([0.5])
         evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluator.params.maxDets = [10_000]
@@ -148,8 +148,10 @@ def peer(side: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def coco_document(truth: NDArray[np.float64], group_of: NDArray[np.bool_], images: int, classes: int) -> dict[str, Any]:
-    """``truth [T, 6]``: image, class, x, y, width, height in pixels -> the dictionary that the peers read."""
+def coco_document(
+    ground_truth: NDArray[np.float64], group_of: NDArray[np.bool_], images: int, classes: int
+) -> dict[str, Any]:
+    """``ground_truth [T, 6]``: image, class, x, y, width, height in pixels -> the dictionary that the peers read."""
     return {
         "info": {},
         "images": [{"id": number + 1, "width": SCALE, "height": SCALE} for number in range(images)],
@@ -163,7 +165,7 @@ def coco_document(truth: NDArray[np.float64], group_of: NDArray[np.bool_], image
                 "area": float(row[4] * row[5]),
                 "iscrowd": int(crowd),
             }
-            for number, (row, crowd) in enumerate(zip(truth, group_of, strict=True), 1)
+            for number, (row, crowd) in enumerate(zip(ground_truth, group_of, strict=True), 1)
         ],
     }
 
@@ -178,7 +180,7 @@ def make_case(folder: Path, arguments: argparse.Namespace) -> None:
     ids = np.array([f"/m/{number:05d}" for number in range(classes)])
     image_ids = np.array([f"{number:016x}" for number in np.sort(rng.choice(2**48, images, replace=False))])
 
-    owner = np.sort(rng.integers(images, size=arguments.truths))
+    owner = np.sort(rng.integers(images, size=arguments.ground_truths))
     # Each image holds boxes of one to four classes; classes are long-tailed.
     share = 1 / np.arange(1, classes + 1) ** 0.9
     palette = rng.permutation(classes)[rng.choice(classes, p=share / share.sum(), size=(images, 4))]
@@ -242,28 +244,28 @@ def write(path: Path, image: NDArray[np.str_], label: NDArray[np.str_], box: Any
 
 
 def write_peer_case(folder: Path, image_ids: NDArray[np.str_]) -> None:
-    """Expanded truth and judged detections as arrays, made by our own reading."""
-    from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_truth
+    """Expanded ground truth and evaluated detections as arrays, made by our own reading."""
+    from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_ground_truth
     from retinaflow.metric.ground_truth import expand_boxes
 
-    truth = read_truth(
+    ground_truth = read_ground_truth(
         folder / "boxes.parquet",
         image_labels=folder / "labels.parquet",
         classes=folder / "classes.csv",
         hierarchy=folder / "hierarchy.json",
     )
-    detections = read_detections(folder / "predictions.parquet", truth)
-    # With weight 0 and no group-of box nothing is absorbed, so every judged detection is an entry.
-    scores = evaluate_detections(detections, truth, group_of_weight=0.0)
-    expanded = expand_boxes(truth)
-    count = len(truth.taxonomy)
-    judged = np.sort(scores.scores.matches.detection_row)
-    found = detections.take(judged)
+    detections = read_detections(folder / "predictions.parquet", ground_truth)
+    # With weight 0 and no group-of box nothing is absorbed, so every evaluated detection is an entry.
+    scores = evaluate_detections(detections, ground_truth, group_of_weight=0.0)
+    expanded = expand_boxes(ground_truth)
+    count = len(ground_truth.taxonomy)
+    evaluated = np.sort(scores.scores.matches.detection_row)
+    found = detections.take(evaluated)
     np.savez(
         folder / "peer.npz",
         images=len(image_ids),
         classes=count,
-        truth=np.column_stack([expanded.pair // count, expanded.pair % count, pixels(expanded.boxes)]),
+        ground_truth=np.column_stack([expanded.pair // count, expanded.pair % count, pixels(expanded.boxes)]),
         group_of=expanded.is_group_of,
         found=np.column_stack([found.image_index + 1, pixels(found.boxes), found.score, found.class_index + 1]),
     )
@@ -289,7 +291,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.truths = arguments.truths or round(arguments.images * 7.15)
+    arguments.ground_truths = arguments.ground_truths or round(arguments.images * 7.15)
     return arguments
 
 

@@ -96,10 +96,10 @@ def report_loop(data: Path, scratch: Path, rows: int) -> None:
 
 def build(data: Path, scratch: Path) -> dict[str, float]:
     from retinaflow.data.openimages import find_files, read_annotations
-    from retinaflow.data.tables import Faults
+    from retinaflow.data.tables import RowErrors
 
     before, start, cpu = peak_gb(), time.perf_counter(), time.process_time()
-    index = read_annotations(find_files(data, ["train"]), Faults(), progress=lambda text: None)
+    index = read_annotations(find_files(data, ["train"]), RowErrors(), progress=lambda text: None)
     index.save(scratch / "index")
     counts = {"images": len(index), "boxes": len(index.boxes), "labels": len(index.verified_class)}
     seconds = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}

@@ -29,7 +29,7 @@ Ends = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def main() -> None:
     arguments = parse()
-    truth = true_ap(num_images=200_000)
+    ground_truth = true_ap(num_images=200_000)
     size = len(IMAGES_WITH_CLASS)
     num_classes = arguments.copies * size * len(QUALITIES)
     size_of_class = np.arange(num_classes) // len(QUALITIES) % size
@@ -40,8 +40,8 @@ def main() -> None:
     for sample in range(arguments.samples):
         runs = draw_runs(np.random.default_rng([1, sample]), IMAGES, copies=arguments.copies)
         present = runs[0].num_truths > 0
-        first = truth[0][rows[:, 0] % len(QUALITIES)]
-        second = truth[1][rows[:, 0] % len(QUALITIES)]
+        first = ground_truth[0][rows[:, 0] % len(QUALITIES)]
+        second = ground_truth[1][rows[:, 0] % len(QUALITIES)]
         for what, values in (("score", first), ("difference", second - first)):
             aim = np.array([*np.where(present, values, np.nan), *_means(values, present, groups)])
             for method, (low, high) in _ends(what, runs, groups, arguments.resamples, sample).items():

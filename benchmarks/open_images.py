@@ -239,7 +239,7 @@ def _rows_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def write_image_tables(output: Path, ids: pa.StringArray, rng: np.random.Generator) -> None:
-    """The ids to judge on, and (ImageID, Width, Height) of every image."""
+    """The ids to evaluate on, and (ImageID, Width, Height) of every image."""
     chosen = np.sort(rng.permutation(len(ids))[: max(round(len(ids) * VALIDATION_SHARE), 1)])
     write_table(output / VALIDATION_IDS, len(chosen), lambda a, b, _: {"ImageID": ids.take(pa.array(chosen[a:b]))}, rng)
     shape = rng.choice(len(SHAPES), size=len(ids), p=SHAPE_SHARES)

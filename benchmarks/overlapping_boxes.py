@@ -1,4 +1,4 @@
-"""People who stand close: which way to thin out overlapping boxes finds most of them, and at what price.
+"""People who stand close: which way to suppress overlapping boxes finds most of them, and at what price.
 
     python benchmarks/overlapping_boxes.py --output outputs/overlapping
     python benchmarks/overlapping_boxes.py --train_on demo
@@ -43,7 +43,7 @@ from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, 
 from retinaflow.inference.batches import _batches
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.inference.postprocess_settings import postprocess_config
-from retinaflow.metric.candidate_matches import TruthByPair
+from retinaflow.metric.candidate_matches import GroundTruthByPair
 from retinaflow.metric.challenge import Evaluator, average_precision
 from retinaflow.metric.matches import Kind, Matches
 from retinaflow.metric.slices import subsets
@@ -75,8 +75,8 @@ class RawImage:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One way on one half of the images; arrays ``[K]``, NaN without truth."""
+class ScoredDetections:
+    """One way on one half of the images; arrays ``[K]``, NaN without ground truth."""
 
     matches: Matches
     crowded: Matches
@@ -88,14 +88,14 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = crowded_set(arguments)
     checkpoint = load_checkpoint(arguments.from_run or trained(arguments, folder))
-    truth = read_truth(folder, "validation", checkpoint, arguments.images)
-    raw = raw_boxes(checkpoint, truth, arguments.output / "raw.pt")
-    halves = {"tune": np.arange(0, len(truth), 2), "report": np.arange(1, len(truth), 2)}
-    groups = {name: members(name, truth) for name in ("people-clothing", "Person", "rest")}
-    print(overlap_table(truth, groups))
-    learnt = learnt_thresholds(read_truth(folder, "train", checkpoint))
+    ground_truth = read_ground_truth(folder, "validation", checkpoint, arguments.images)
+    raw = raw_boxes(checkpoint, ground_truth, arguments.output / "raw.pt")
+    halves = {"tune": np.arange(0, len(ground_truth), 2), "report": np.arange(1, len(ground_truth), 2)}
+    groups = {name: members(name, ground_truth) for name in ("people-clothing", "Person", "rest")}
+    print(overlap_table(ground_truth, groups))
+    learnt = learnt_thresholds(read_ground_truth(folder, "train", checkpoint))
     rows: list[dict[str, object]] = []
-    base: dict[str, Judged] = {}
+    base: dict[str, ScoredDetections] = {}
     kept: dict[str, Detections] = {}
     for name in arguments.ways.split(",") if arguments.ways else WAYS:
         config = (
@@ -107,9 +107,9 @@ def main() -> None:
         )
         found, milliseconds = thinned(raw, config, checkpoint)
         for half, images in halves.items():
-            judged = judge(truth.take(images), of_images(found, images, len(truth)))
-            first = base.setdefault(half, judged)
-            rows += [{"half": half, **row} for row in table_rows(name, judged, first, groups, milliseconds)]
+            evaluated = score_detections(ground_truth.take(images), of_images(found, images, len(ground_truth)))
+            first = base.setdefault(half, evaluated)
+            rows += [{"half": half, **row} for row in table_rows(name, evaluated, first, groups, milliseconds)]
         # After each way: a table that is looked at while the rest is still being worked on.
         frame = pd.DataFrame(rows).sort_values(["half", "group"], kind="stable")
         frame.to_csv(arguments.output / "overlapping_boxes.csv", index=False)
@@ -118,7 +118,7 @@ def main() -> None:
     print(markdown(frame))
     if arguments.picture:
         ways = {name: kept[name] for name in arguments.picture_ways.split(",")}
-        picture(truth, ways, halves["report"], name="Person").savefig(arguments.picture)
+        picture(ground_truth, ways, halves["report"], name="Person").savefig(arguments.picture)
 
 
 def crowded_set(arguments: argparse.Namespace) -> Path:
@@ -143,22 +143,22 @@ def trained(arguments: argparse.Namespace, crowd: Path) -> Path:
     return best
 
 
-def read_truth(folder: Path, split: str, checkpoint: Checkpoint, images: int | None = None) -> AnnotationIndex:
+def read_ground_truth(folder: Path, split: str, checkpoint: Checkpoint, images: int | None = None) -> AnnotationIndex:
     """The first images of a split, with the classes of the model."""
     index = read_split(resolve(TrainConfig, {"data": str(folder)}), [split], boxes=(), image_labels=()).index
     index = index.with_classes(np.array([index.taxonomy.index_of[mid] for mid in checkpoint.taxonomy.ids]))
     return index.take(np.arange(min(images or len(index), len(index))))
 
 
-def members(group: str, truth: AnnotationIndex) -> NDArray[np.bool_]:
-    chosen = np.zeros(truth.num_classes, dtype=bool)
-    chosen[select_classes(group, truth.taxonomy)] = True
+def members(group: str, ground_truth: AnnotationIndex) -> NDArray[np.bool_]:
+    chosen = np.zeros(ground_truth.num_classes, dtype=bool)
+    chosen[select_classes(group, ground_truth.taxonomy)] = True
     return chosen
 
 
-def raw_boxes(checkpoint: Checkpoint, truth: AnnotationIndex, path: Path) -> list[RawImage]:
+def raw_boxes(checkpoint: Checkpoint, ground_truth: AnnotationIndex, path: Path) -> list[RawImage]:
     """Candidates of every image; kept in ``path``, and read from there by the next call for the same model."""
-    key = [checkpoint.data_digest, checkpoint.epoch, truth.digest, len(truth)]
+    key = [checkpoint.data_digest, checkpoint.epoch, ground_truth.digest, len(ground_truth)]
     if path.is_file():
         kept = torch.load(path, weights_only=True)
         if kept["key"] == key:
@@ -166,7 +166,7 @@ def raw_boxes(checkpoint: Checkpoint, truth: AnnotationIndex, path: Path) -> lis
     model = checkpoint.build(torch.device("cpu"))
     config = PostprocessConfig(score_threshold=0.02)
     raw = []
-    for batch in BatchLoader(DetectionDataset(truth)).load(list(_batches(truth, checkpoint.buckets, 16))):
+    for batch in BatchLoader(DetectionDataset(ground_truth)).load(list(_batches(ground_truth, checkpoint.buckets, 16))):
         grid = model.anchors((batch.images.shape[2], batch.images.shape[3]))
         with torch.inference_mode():
             found = candidates(model(batch.images), grid, config=config)
@@ -200,41 +200,41 @@ def of_images(found: Detections, images: NDArray[np.int64], count: int) -> Detec
     return Detections(place[kept.image_index], kept.class_index, kept.score, kept.boxes)
 
 
-def learnt_thresholds(truth: AnnotationIndex) -> torch.Tensor:
-    """``[K]``: the IoU that 99% of the truths of a class stay below with any other of their class, in 0.5 to 0.7.
+def learnt_thresholds(ground_truth: AnnotationIndex) -> torch.Tensor:
+    """``[K]``: the IoU that 99% of the ground-truth boxes of a class stay below with any other of their class, in 0.5 to 0.7.
 
     By the IoU of true pairs in training (crowded classes overlap, others do not), in steps of 0.05.
     """
-    pairs = TruthByPair(truth, np.ones(truth.num_classes, dtype=bool))
+    pairs = GroundTruthByPair(ground_truth, np.ones(ground_truth.num_classes, dtype=bool))
     most = np.zeros(len(pairs.ordinary))
     for begin, end in zip(pairs.ordinary_start[:-1], pairs.ordinary_start[1:], strict=True):
         boxes = pairs.ordinary.boxes[begin:end]
         most[begin:end] = np.where(np.eye(len(boxes), dtype=bool), 0, iou(boxes, boxes)).max(axis=1, initial=0)
-    label = pairs.ordinary.pair % truth.num_classes
-    high = [np.quantile(most[label == k], 0.99) if (label == k).any() else 0.0 for k in range(truth.num_classes)]
+    label = pairs.ordinary.pair % ground_truth.num_classes
+    high = [np.quantile(most[label == k], 0.99) if (label == k).any() else 0.0 for k in range(ground_truth.num_classes)]
     return torch.from_numpy(np.clip(np.ceil(np.array(high) * 20 - 1e-9) / 20, 0.5, 0.7))
 
 
-def overlap_table(truth: AnnotationIndex, groups: Mapping[str, NDArray[np.bool_]]) -> str:
-    """How many truths overlap another one of their class."""
-    evaluator = Evaluator(truth)
-    crowded = subsets(evaluator)["crowded"].truths
-    label = evaluator.truth.ordinary.pair % truth.num_classes
+def overlap_table(ground_truth: AnnotationIndex, groups: Mapping[str, NDArray[np.bool_]]) -> str:
+    """How many ground-truth boxes overlap another one of their class."""
+    evaluator = Evaluator(ground_truth)
+    crowded = subsets(evaluator)["crowded"].ground_truths
+    label = evaluator.ground_truth.ordinary.pair % ground_truth.num_classes
     counts = {name: (int((chosen[label] & crowded).sum()), int(chosen[label].sum())) for name, chosen in groups.items()}
-    return "; ".join(f"{name}: {few} of {all_} truths are crowded" for name, (few, all_) in counts.items())
+    return "; ".join(f"{name}: {few} of {all_} ground-truth boxes are crowded" for name, (few, all_) in counts.items())
 
 
-def judge(truth: AnnotationIndex, found: Detections) -> Judged:
-    evaluator = Evaluator(truth)
+def score_detections(ground_truth: AnnotationIndex, found: Detections) -> ScoredDetections:
+    evaluator = Evaluator(ground_truth)
     evaluator.add(found)
-    num_classes, crowded = truth.num_classes, subsets(evaluator)["crowded"]
+    num_classes, crowded = ground_truth.num_classes, subsets(evaluator)["crowded"]
     matches = evaluator.matches(group_of_weight=0.0)
     in_crowd = evaluator.matches(group_of_weight=0.0, subset=crowded)
-    floor = score_floor(matches, FALSE_POSITIVES * len(truth))
+    floor = score_floor(matches, FALSE_POSITIVES * len(ground_truth))
     claims = evaluator.ranked_claims()
     claimants = np.flatnonzero(claims.iou >= 0.5)
     first = claimants[np.unique(claims.nearest[claimants], return_index=True)[1]]
-    label = evaluator.truth.pairs[claims.slot] % num_classes
+    label = evaluator.ground_truth.pairs[claims.slot] % num_classes
     double = (claims.iou >= 0.5) & (claims.score >= floor[label])
     double[first] = False
     columns = {
@@ -242,14 +242,14 @@ def judge(truth: AnnotationIndex, found: Detections) -> Judged:
         "crowded AP": average_precision(in_crowd),
         "recall": recall(matches, floor),
         "crowded recall": recall(in_crowd, floor),
-        "doubles": np.bincount(label[double], minlength=num_classes) / len(truth),
+        "doubles": np.bincount(label[double], minlength=num_classes) / len(ground_truth),
     }
-    return Judged(matches, in_crowd, columns)
+    return ScoredDetections(matches, in_crowd, columns)
 
 
 def score_floor(matches: Matches, most: float) -> NDArray[np.float64]:
     """``[K]``: the lowest score down to which a class has at most ``most`` false positives."""
-    floor = np.full(len(matches.judged), np.inf)
+    floor = np.full(len(matches.evaluated), np.inf)
     for label in np.unique(matches.class_index):
         rows = matches.class_index == label
         fine = np.cumsum(matches.kind[rows] == Kind.FALSE_POSITIVE) <= most
@@ -260,19 +260,23 @@ def score_floor(matches: Matches, most: float) -> NDArray[np.float64]:
 def recall(matches: Matches, floor: NDArray[np.float64]) -> NDArray[np.float64]:
     right = (matches.kind == Kind.TRUE_POSITIVE) & (matches.score >= floor[matches.class_index])
     found = np.bincount(matches.class_index[right], minlength=len(floor))
-    truths = matches.num_truths
-    return np.divide(found, truths, out=np.full(len(floor), np.nan), where=truths > 0)
+    ground_truths = matches.num_truths
+    return np.divide(found, ground_truths, out=np.full(len(floor), np.nan), where=ground_truths > 0)
 
 
 def table_rows(
-    name: str, judged: Judged, base: Judged, groups: Mapping[str, NDArray[np.bool_]], milliseconds: float
+    name: str,
+    evaluated: ScoredDetections,
+    base: ScoredDetections,
+    groups: Mapping[str, NDArray[np.bool_]],
+    milliseconds: float,
 ) -> list[dict[str, object]]:
-    of_all = paired_differences(base.matches, judged.matches, groups=groups, resamples=RESAMPLES).groups
-    of_crowded = paired_differences(base.crowded, judged.crowded, groups=groups, resamples=RESAMPLES).groups
+    of_all = paired_differences(base.matches, evaluated.matches, groups=groups, resamples=RESAMPLES).groups
+    of_crowded = paired_differences(base.crowded, evaluated.crowded, groups=groups, resamples=RESAMPLES).groups
     rows = []
     for group, chosen in groups.items():
         row: dict[str, object] = {"group": group, "way": name}
-        for column, values in judged.columns.items():
+        for column, values in evaluated.columns.items():
             known = values[chosen & np.isfinite(values)]
             value = known.sum() if column == "doubles" else known.mean() if len(known) else np.nan
             row[column] = round(float(value), 3)
@@ -290,27 +294,32 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def picture(
-    truth: AnnotationIndex, found: Mapping[str, Detections], images: NDArray[np.int64], *, name: str, rows: int = 3
+    ground_truth: AnnotationIndex,
+    found: Mapping[str, Detections],
+    images: NDArray[np.int64],
+    *,
+    name: str,
+    rows: int = 3,
 ) -> Figure:
     """One class of the images on which two ways differ most, a row each, a column per way."""
-    label, ways = truth.taxonomy.find(name), list(found)
+    label, ways = ground_truth.taxonomy.find(name), list(found)
     shown = {way: one.take((one.class_index == label) & (one.score > SHOWN_SCORE)) for way, one in found.items()}
-    counts = np.array([np.bincount(one.image_index, minlength=len(truth))[images] for one in shown.values()])
+    counts = np.array([np.bincount(one.image_index, minlength=len(ground_truth))[images] for one in shown.values()])
     chosen = images[np.argsort(-np.ptp(counts, axis=0), kind="stable")[:rows]]
-    panels = [panel(truth, shown[way], int(image), label=label, title=way) for image in chosen for way in ways]
-    return contact_sheet(panels, columns=len(ways), title=f"{name}: truth and detections above {SHOWN_SCORE}")
+    panels = [panel(ground_truth, shown[way], int(image), label=label, title=way) for image in chosen for way in ways]
+    return contact_sheet(panels, columns=len(ways), title=f"{name}: ground truth and detections above {SHOWN_SCORE}")
 
 
-def panel(truth: AnnotationIndex, found: Detections, image: int, *, label: int, title: str) -> Panel:
-    height, width = (int(side) for side in truth.sizes[image])
+def panel(ground_truth: AnnotationIndex, found: Detections, image: int, *, label: int, title: str) -> Panel:
+    height, width = (int(side) for side in ground_truth.sizes[image])
     own = found.take(found.image_index == image)
-    boxes = TruthByPair(truth, np.ones(truth.num_classes, dtype=bool)).ordinary
-    at = boxes.pair == image * truth.num_classes + label
+    boxes = GroundTruthByPair(ground_truth, np.ones(ground_truth.num_classes, dtype=bool)).ordinary
+    at = boxes.pair == image * ground_truth.num_classes + label
     return Panel(
-        image=decode(truth.file_of(image), (height, width), (height, width)),
+        image=decode(ground_truth.file_of(image), (height, width), (height, width)),
         title=title,
-        truth_boxes=boxes.boxes[at],
-        truth_labels=[""] * int(at.sum()),
+        gt_boxes=boxes.boxes[at],
+        gt_labels=[""] * int(at.sum()),
         detection_boxes=own.boxes,
         detection_labels=[""] * len(own),
         detection_scores=own.score,
@@ -325,7 +334,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crowd", type=float, default=0.5, help="share of the pictures with people who stand close")
     parser.add_argument("--images", type=int, default=800, help="validation images, half of them reported")
     parser.add_argument(
-        "--ways", default="", help="as the setting nms has them, or learnt, by commas; the first is compared with"
+        "--ways", default="", help="as the setting nms has them, or learned, by commas; the first is compared with"
     )
     parser.add_argument("--picture", type=Path, help="file to draw the people on which two ways differ most to")
     parser.add_argument("--picture_ways", default="nms,soft-nms:0.5,support-nms", help="its columns")

@@ -7,7 +7,7 @@
 Printed: wall and CPU seconds (the first grow with other work on the machine) and the most memory taken on top, by
 tracemalloc, of counting images per class, of bins by each rule, of the weights and expected draws of each strategy, of
 an epoch plan as long as there are images and of its batches; the exposure summary of all strategies at their defaults;
-then, with the dials turned, imbalance of draws per class (95th over 5th percentile) and effective sample size of every
+then, with the searchable settings turned, imbalance of draws per class (95th over 5th percentile) and effective sample size of every
 setting. The picture shows these as curves: to the left is balance, up is variety. Counts include the ancestors of the
 boxed classes, as a detector trained with ``parents=learn`` sees them.
 """
@@ -36,12 +36,12 @@ from retinaflow.data.exposure import (
     exposure_table,
     imbalance,
 )
-from retinaflow.data.image_class_pairs import Presence, class_presence
+from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_sizes
-from retinaflow.data.sampling import STRATEGIES, SamplingSettings, Strategy, epoch_plan, expected_draws, image_weights
-from retinaflow.data.tables import Faults
+from retinaflow.data.sampling import STRATEGIES, SamplingSettings, Strategy, epoch_plan, expected_samples, image_weights
+from retinaflow.data.tables import RowErrors
 
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.1)
 POWERS = (0.0, 0.15, 0.3, 0.5, 0.75)
@@ -54,7 +54,7 @@ class Point(NamedTuple):
     """One setting of one curve."""
 
     curve: str
-    dial: str
+    searchable: str
     imbalance: float
     ess: float
 
@@ -62,29 +62,29 @@ class Point(NamedTuple):
 def main() -> None:
     arguments = parse()
     index = AnnotationIndex.open(arguments.index)
-    presence = timed("images per class", lambda: class_presence(index, expand=True))
+    pairs = timed("images per class", lambda: image_class_pairs(index, expand=True))
     for rule in get_args(BinStrategy):
-        timed(f"bins, {rule}", partial(make_bins, presence, strategy=rule))
-    bins = make_bins(presence)
+        timed(f"bins, {rule}", partial(make_bins, pairs, strategy=rule))
+    bins = make_bins(pairs)
     expected = np.zeros(0)
     for strategy in STRATEGIES:
-        expected = timed(f"weights and expected draws, {strategy}", partial(draws, strategy, presence, bins))
+        expected = timed(f"weights and expected draws, {strategy}", partial(draws, strategy, pairs, bins))
     plan = timed("epoch plan", lambda: epoch_plan(expected, seed=0, epoch=0))
     if arguments.sizes:
-        sizes = SizeTable(*read_image_sizes(arguments.sizes, Faults())).look_up(index.image_ids)
+        sizes = SizeTable(*read_image_sizes(arguments.sizes, RowErrors())).look_up(index.image_ids)
         buckets = AspectBuckets.fit(sizes, image_size=512, num_buckets=7)
         bucket_of_image = timed("aspect bucket of every image", lambda: buckets.assign(sizes))
         timed("batches of the plan", lambda: plan_batches(plan, bucket_of_image, buckets, batch_size=8))
     exposures = timed(
         "exposure of all strategies",
-        lambda: compare_strategies(presence, bins, length=len(index), settings=SamplingSettings(), seed=0),
+        lambda: compare_strategies(pairs, bins, length=len(index), settings=SamplingSettings(), seed=0),
     )
     print(exposure_summary(exposures).to_string(index=False, float_format="%.3g"))
     if arguments.table:
-        exposure_table(exposures, presence, bins, index.taxonomy).to_csv(arguments.table, index=False)
+        exposure_table(exposures, pairs, bins, index.taxonomy).to_csv(arguments.table, index=False)
     found = []
-    for point in turned(presence):
-        print(f"{point.curve:<50} {point.dial:<14} {point.imbalance:6.1f} {point.ess:6.3f}", flush=True)
+    for point in turned(pairs):
+        print(f"{point.curve:<50} {point.searchable:<14} {point.imbalance:6.1f} {point.ess:6.3f}", flush=True)
         found.append(point)
     points = pd.DataFrame(found)
     if arguments.picture:
@@ -105,38 +105,38 @@ def timed(what: str, work: Callable[[], Result]) -> Result:
 
 
 def draws(
-    strategy: Strategy, presence: Presence, bins: ClassBins, settings: SamplingSettings | None = None
+    strategy: Strategy, pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings | None = None
 ) -> np.ndarray:
     settings = settings or SamplingSettings()
-    weights = image_weights(strategy, presence, bins, settings)
-    return expected_draws(weights, presence.num_images, max_repeats=settings.max_repeats)
+    weights = image_weights(strategy, pairs, bins, settings)
+    return expected_samples(weights, pairs.num_images, max_repeats=settings.max_repeats)
 
 
-def turned(presence: Presence) -> Iterator[Point]:
-    """Every strategy with its dial turned."""
-    seven = make_bins(presence)
+def turned(pairs: ImageClassPairs) -> Iterator[Point]:
+    """Every strategy with its searchable setting turned."""
+    seven = make_bins(pairs)
 
-    def point(curve: str, dial: str, strategy: Strategy, bins: ClassBins, settings: SamplingSettings) -> Point:
-        expected = draws(strategy, presence, bins, settings)
-        return Point(curve, dial, imbalance(expected, presence), effective_sample_size(expected))
+    def point(curve: str, searchable: str, strategy: Strategy, bins: ClassBins, settings: SamplingSettings) -> Point:
+        expected = draws(strategy, pairs, bins, settings)
+        return Point(curve, searchable, imbalance(expected, pairs), effective_sample_size(expected))
 
     yield point("uniform", "", "uniform", seven, SamplingSettings())
     for threshold in THRESHOLDS:
-        dials = SamplingSettings(repeat_threshold=threshold)
-        yield point("repeat-factor", f"t={threshold:g}", "repeat-factor", seven, dials)
-        yield point("instance-repeat-factor", f"t={threshold:g}", "instance-repeat-factor", seven, dials)
+        searchable = SamplingSettings(repeat_threshold=threshold)
+        yield point("repeat-factor", f"t={threshold:g}", "repeat-factor", seven, searchable)
+        yield point("instance-repeat-factor", f"t={threshold:g}", "instance-repeat-factor", seven, searchable)
     for power in POWERS:
         yield point("class-aware", f"power={power:g}", "class-aware", seven, SamplingSettings(class_power=power))
     for count in (1, 3, 7, 14, EVERY_CLASS):
-        bins = make_bins(presence, num_bins=count)
+        bins = make_bins(pairs, num_bins=count)
         for balance in BALANCES if count > 1 else (0.75,):
-            dials = SamplingSettings(balance=balance)
-            yield point(f"binned, {count} log bins", f"balance={balance:g}", "binned", bins, dials)
+            searchable = SamplingSettings(balance=balance)
+            yield point(f"binned, {count} log bins", f"balance={balance:g}", "binned", bins, searchable)
     for cap in (100.0, 10.0):
         curve = "binned, 7 log bins, smooth" + ("" if cap == 100 else f", max_repeats={cap:g}")
         for balance in BALANCES:
-            dials = SamplingSettings(balance=balance, bin_rates="smooth", max_repeats=cap)
-            yield point(curve, f"balance={balance:g}", "binned", seven, dials)
+            searchable = SamplingSettings(balance=balance, bin_rates="smooth", max_repeats=cap)
+            yield point(curve, f"balance={balance:g}", "binned", seven, searchable)
 
 
 STYLES = {

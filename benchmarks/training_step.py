@@ -138,11 +138,11 @@ def build_torchvision(classes: int, size: int, batch: int, precision: Precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images, boxes, labels = inputs(classes, size, batch)
     listed = [image.float() / 255 for image in images]
-    truth = [{"boxes": own, "labels": label} for own, label in zip(boxes, labels, strict=True)]
+    ground_truth = [{"boxes": own, "labels": label} for own, label in zip(boxes, labels, strict=True)]
 
     def step() -> float:
         with autocast(CPU, precision):
-            losses: dict[str, Tensor] = model(listed, truth)
+            losses: dict[str, Tensor] = model(listed, ground_truth)
         # Where torchvision's reference script does it.
         optimizer.zero_grad(set_to_none=True)
         return update(torch.stack(list(losses.values())).sum(), model, optimizer)

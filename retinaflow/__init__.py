@@ -2,22 +2,22 @@
 
 The map of the package, in reading order:
 
-- ``boxes``, ``detections``: box arithmetic; detections as columns. ``suppression_rules``: the written ways to thin out
+- ``boxes``, ``detections``: box arithmetic; detections as columns. ``suppression_rules``: the written ways to suppress
   overlapping detections.
 - ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages``, ``tables`` and
   ``csv_lines`` (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
   ``image_files`` and ``image_sizes``; ``formats`` (COCO, VOC and YOLO) and ``bucket`` (Open Images over HTTP);
-  ``prediction_shards`` and ``whole_files`` (what is predicted); ``presence``, ``bins``, ``sampling`` and ``exposure``
+  ``prediction_shards`` and ``whole_files`` (what is predicted); ``pairs``, ``bins``, ``sampling`` and ``exposure``
   (frequency bins, balanced epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape);
   ``exploration``, ``suspicious`` (what a set looks like); ``demo`` (the generated set).
 - ``detector``: tensors -> losses and detections. ``anchors``, ``network`` with ``convolution`` and ``winograd`` (3 x 3
   convolutions that train faster on a CPU), ``weights``, ``targets``, ``focal``, ``loss``, ``postprocess``,
   ``suppression``, ``onnx_graph``.
-- ``scoring``: detections and truth -> numbers, tables, pictures. ``truth``, ``claims``, ``matching``, ``evaluator``,
+- ``scoring``: detections and ground truth -> numbers, tables, pictures. ``ground_truth``, ``claims``, ``matching``, ``evaluator``,
   ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
   ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
   ``error_analysis`` with ``nearest_truth``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their
-  ``figure_style``, ``fonts``, ``contact_sheet``, ``box_pictures``; ``match_file`` (what is kept of a judged run),
+  ``figure_style``, ``fonts``, ``contact_sheet``, ``box_pictures``; ``match_file`` (what is kept of a evaluated run),
   ``significance``, ``comparison``, ``comparison_words``, ``comparison_figures``, ``found_and_missed``,
   ``comparison_page`` (runs compared class by class); ``seeds`` and ``search_figures`` (the result of a search);
   ``calibration``, ``cross_fitting``, ``calibration_figure`` and ``fusion`` (several models as one).

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Bucket:
-    """``files``: path -> bytes. ``faults``: path -> what happens in its next requests, in turn, then all is well.
+    """``files``: path -> bytes. ``errors``: path -> what happens in its next requests, in turn, then all is well.
 
     A fault is ``"truncate"`` (half of the promised bytes), ``"stall"`` (half, then silence), ``"no length"`` (all, and
     none promised), ``"truncate, no length"``, ``"reset"`` (no answer), ``"wrong md5"``, or a status, with
@@ -22,7 +22,7 @@ class Bucket:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.faults: dict[str, list[Any]] = {}
+        self.errors: dict[str, list[Any]] = {}
         self.asked: Counter[str] = Counter()
         """GET requests by path."""
         self.ranges: list[str] = []
@@ -61,9 +61,9 @@ def serving() -> Iterator[Bucket]:
                     bucket.at_once -= 1
 
         def _answer(self, path: str) -> None:
-            data, faults = bucket.files.get(path), bucket.faults.get(path)
+            data, errors = bucket.files.get(path), bucket.errors.get(path)
             with bucket.lock:
-                fault = faults.pop(0) if faults else None
+                fault = errors.pop(0) if errors else None
             if data is None:
                 self._head(404, b"")
                 return

@@ -192,7 +192,7 @@ def trained(workshop: Any) -> Any:
 
 
 @pytest.fixture
-def judged(trained: Any, workshop: Any) -> Path:
+def evaluated(trained: Any, workshop: Any) -> Path:
     """The output folder of ``evaluate`` of the training."""
     from retinaflow.commands import evaluate
     from retinaflow.settings.commands import EvaluateConfig

@@ -16,7 +16,7 @@ from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.cache import load_index
 from retinaflow.data.dataset import DetectionDataset
-from retinaflow.data.image_class_pairs import class_presence
+from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files
 from retinaflow.data.sampling import epoch_plan
@@ -77,4 +77,4 @@ class Lab:
         """A data set at 64 pixels, in three buckets."""
         index = load_index(find_files(data, ["train"]), [data / "images"], report=lambda text: None).index
         buckets = AspectBuckets.fit(index.sizes, image_size=64, num_buckets=3)
-        return Lab(index, make_bins(class_presence(index, expand=True), num_bins=3), buckets)
+        return Lab(index, make_bins(image_class_pairs(index, expand=True), num_bins=3), buckets)

@@ -48,10 +48,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Scene:
-    """Rows of truth, labels and detections, and the class links (parent, child) by class index."""
+    """Rows of ground truth, labels and detections, and the class links (parent, child) by class index."""
 
     num_classes: int
-    truths: tuple[Truth, ...] = ()
+    ground_truths: tuple[Truth, ...] = ()
     labels: tuple[Label, ...] = ()
     found: tuple[Found, ...] = ()
     links: tuple[tuple[int, int], ...] = ()
@@ -59,31 +59,31 @@ class Scene:
     @property
     def image_ids(self) -> list[str]:
         """Images with any annotation, in order of first appearance (so not sorted)."""
-        return list(dict.fromkeys([row.image for row in self.truths] + [row.image for row in self.labels]))
+        return list(dict.fromkeys([row.image for row in self.ground_truths] + [row.image for row in self.labels]))
 
     def annotations(self) -> Annotated:
         ids = [f"/m/{k:02d}" for k in range(self.num_classes)]
         links = tuple((ids[parent], ids[child]) for parent, child in self.links)
         taxonomy = Taxonomy(tuple(ids), tuple(f"Class {k}" for k in range(self.num_classes)), Hierarchy(links))
-        return annotations(self.truths, self.labels, image_ids=self.image_ids, taxonomy=taxonomy)
+        return annotations(self.ground_truths, self.labels, image_ids=self.image_ids, taxonomy=taxonomy)
 
     def detections(self) -> Detections:
         return detections(self.found, image_ids=self.image_ids)
 
 
 def annotations(
-    truths: Sequence[Truth], labels: Sequence[Label], *, image_ids: Sequence[str], taxonomy: Taxonomy
+    ground_truths: Sequence[Truth], labels: Sequence[Label], *, image_ids: Sequence[str], taxonomy: Taxonomy
 ) -> Annotated:
     place = {image: index for index, image in enumerate(image_ids)}
-    truths = sorted(truths, key=lambda row: place[row.image])
+    ground_truths = sorted(ground_truths, key=lambda row: place[row.image])
     labels = sorted(labels, key=lambda row: place[row.image])
     ends = np.arange(len(image_ids) + 1)
     return Annotated(
         image_ids=np.array(image_ids, dtype=np.str_),
-        box_start=np.searchsorted([place[row.image] for row in truths], ends).astype(np.int64),
-        boxes=np.array([row.box for row in truths], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([row.label for row in truths], dtype=np.int32),
-        is_group_of=np.array([row.group_of for row in truths], dtype=bool),
+        box_start=np.searchsorted([place[row.image] for row in ground_truths], ends).astype(np.int64),
+        boxes=np.array([row.box for row in ground_truths], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([row.label for row in ground_truths], dtype=np.int32),
+        is_group_of=np.array([row.group_of for row in ground_truths], dtype=bool),
         label_start=np.searchsorted([place[row.image] for row in labels], ends).astype(np.int64),
         verified_class=np.array([row.label for row in labels], dtype=np.int32),
         verified_present=np.array([row.present for row in labels], dtype=bool),
@@ -110,13 +110,15 @@ def read_case(folder: Path) -> tuple[Annotated, Detections]:
     text = {"ImageID": str, "LabelName": str}
     tables = [pd.read_csv(folder / f"{name}.csv", dtype=text) for name in ("boxes", "labels", "predictions")]
     index = taxonomy.index_of
-    truths, labels, found = (table.to_dict("records") for table in tables)
-    truth_rows = [Truth(row["ImageID"], index[row["LabelName"]], _box(row), bool(row["IsGroupOf"])) for row in truths]
+    ground_truths, labels, found = (table.to_dict("records") for table in tables)
+    truth_rows = [
+        Truth(row["ImageID"], index[row["LabelName"]], _box(row), bool(row["IsGroupOf"])) for row in ground_truths
+    ]
     label_rows = [Label(row["ImageID"], index[row["LabelName"]], row["Confidence"] == 1) for row in labels]
     found_rows = [Found(row["ImageID"], index[row["LabelName"]], row["Score"], _box(row)) for row in found]
     image_ids = list(dict.fromkeys(row.image for row in [*truth_rows, *label_rows]))
-    judged = annotations(truth_rows, label_rows, image_ids=image_ids, taxonomy=taxonomy)
-    return judged, detections(found_rows, image_ids=image_ids)
+    evaluated = annotations(truth_rows, label_rows, image_ids=image_ids, taxonomy=taxonomy)
+    return evaluated, detections(found_rows, image_ids=image_ids)
 
 
 def _box(row: dict[str, float]) -> Box:

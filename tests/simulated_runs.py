@@ -1,4 +1,4 @@
-"""Made runs of any size: truths on a grid of places, detectors that find each with a probability, really matched.
+"""Made runs of any size: ground-truth boxes on a grid of places, detectors that find each with a probability, really matched.
 
 Every image has a difficulty that all detectors share, so that runs are paired as real ones are.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.comparison.match_file import KeptMatches, TrainingCounts, truth_digest
+from retinaflow.comparison.match_file import StoredMatches, TrainingCounts, ground_truth_digest
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Scores, average_precision, evaluate
 from retinaflow.metric.per_class import per_class_table
@@ -77,39 +77,39 @@ def world(num_classes: int, num_images: int, *, seed: int = 0, boxes_per_image: 
 
 def run(
     made: World, skill: float | NDArray[np.float64], *, seed: int, settings: dict[str, object] | None = None
-) -> KeptMatches:
+) -> StoredMatches:
     """What is kept of a run of such a detector (:func:`detected`)."""
-    truth = made.annotations
+    ground_truth = made.annotations
     found = detected(made, skill, seed=seed)
-    matches = evaluate(found, truth).matches
-    return KeptMatches(
+    matches = evaluate(found, ground_truth).matches
+    return StoredMatches(
         matches=matches,
         boxes=found.boxes[matches.detection_row].astype(np.float32),
-        class_ids=truth.taxonomy.ids,
-        class_names=truth.taxonomy.names,
+        class_ids=ground_truth.taxonomy.ids,
+        class_names=ground_truth.taxonomy.names,
         training=made.training,
-        truth=truth_digest(truth),
+        ground_truth=ground_truth_digest(ground_truth),
         settings={"seed": seed, **(settings or {})},
-        judged_from={},
+        evaluated_from={},
     )
 
 
 def detected(made: World, skill: float | NDArray[np.float64], *, seed: int) -> Detections:
-    """A detector that finds a truth of class k with the chance logistic(``skill[k]`` - the image's difficulty)."""
-    truth = made.annotations
+    """A detector that finds a ground truth of class k with the chance logistic(``skill[k]`` - the image's difficulty)."""
+    ground_truth = made.annotations
     rng = np.random.default_rng([seed, 1])
-    image = np.repeat(np.arange(len(truth.image_ids)), np.diff(truth.box_start))
-    skills = np.broadcast_to(np.asarray(skill, dtype=np.float64), (len(truth.taxonomy),))
-    chance = 1 / (1 + np.exp(made.difficulty[image] - skills[truth.labels]))
+    image = np.repeat(np.arange(len(ground_truth.image_ids)), np.diff(ground_truth.box_start))
+    skills = np.broadcast_to(np.asarray(skill, dtype=np.float64), (len(ground_truth.taxonomy),))
+    chance = 1 / (1 + np.exp(made.difficulty[image] - skills[ground_truth.labels]))
     hit = rng.random(len(image)) < chance
     wrong = rng.random(len(image)) < 0.5
     rows = np.concatenate([np.flatnonzero(hit), np.flatnonzero(wrong)])
-    boxes = np.concatenate([truth.boxes[hit], _boxes(rng.integers(GRID * GRID, size=wrong.sum()))])
+    boxes = np.concatenate([ground_truth.boxes[hit], _boxes(rng.integers(GRID * GRID, size=wrong.sum()))])
     score = np.concatenate([rng.beta(4, 2, hit.sum()), rng.beta(2, 4, wrong.sum())]).astype(np.float32)
-    return Detections(image[rows].astype(np.int32), truth.labels[rows], score, boxes)
+    return Detections(image[rows].astype(np.int32), ground_truth.labels[rows], score, boxes)
 
 
-def table_of(kept: KeptMatches, made: World) -> pd.DataFrame:
+def table_of(kept: StoredMatches, made: World) -> pd.DataFrame:
     """The table per class of such a run."""
     scores = Scores(average_precision(kept.matches), kept.matches.num_truths, kept.matches)
     return per_class_table(
@@ -121,7 +121,7 @@ def table_of(kept: KeptMatches, made: World) -> pd.DataFrame:
     )
 
 
-def runs(made: World, skill: float | NDArray[np.float64], seeds: Sequence[int], **more: object) -> list[KeptMatches]:
+def runs(made: World, skill: float | NDArray[np.float64], seeds: Sequence[int], **more: object) -> list[StoredMatches]:
     """One run per seed."""
     return [run(made, skill, seed=seed, **more) for seed in seeds]  # type: ignore[arg-type]
 

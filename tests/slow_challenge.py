@@ -22,31 +22,31 @@ class Entry:
 
 
 def slow_ap(scene: Scene, *, iou_threshold: float = 0.5, group_of_weight: float = 1.0) -> list[float]:
-    """AP of every class, NaN without truth."""
-    truths = expanded_truths(scene)
-    verified = verified_classes(scene, truths)
+    """AP of every class, NaN without ground truth."""
+    ground_truths = expanded_truths(scene)
+    verified = verified_classes(scene, ground_truths)
     kept: dict[tuple[str, int], list[tuple[int, Found]]] = {}
     for row, found in enumerate(scene.found):
         if (found.image, found.label) in verified and is_valid(found.box):
             kept.setdefault((found.image, found.label), []).append((row, found))
     own: dict[tuple[str, int], list[Truth]] = {}
-    for truth in truths:
-        own.setdefault((truth.image, truth.label), []).append(truth)
+    for ground_truth in ground_truths:
+        own.setdefault((ground_truth.image, ground_truth.label), []).append(ground_truth)
     entries: dict[int, list[Entry]] = {c: [] for c in range(scene.num_classes)}
     for (image, c), rows in kept.items():
         rows.sort(key=lambda pair: -pair[1].score)
-        entries[c] += judge(
+        entries[c] += score_detections(
             rows[:10_000], own.get((image, c), []), iou_threshold=iou_threshold, group_of_weight=group_of_weight
         )
     counts = dict.fromkeys(range(scene.num_classes), 0.0)
-    for truth in truths:
-        counts[truth.label] += group_of_weight if truth.group_of else 1.0
+    for ground_truth in ground_truths:
+        counts[ground_truth.label] += group_of_weight if ground_truth.group_of else 1.0
     return [area(entries[c], counts[c]) for c in range(scene.num_classes)]
 
 
 def expanded_truths(scene: Scene) -> list[Truth]:
     above = {c: sorted(ancestors(scene, c)) for c in range(scene.num_classes)}
-    return [replace(row, label=c) for row in scene.truths for c in [row.label, *above[row.label]]]
+    return [replace(row, label=c) for row in scene.ground_truths for c in [row.label, *above[row.label]]]
 
 
 def ancestors(scene: Scene, label: int) -> set[int]:
@@ -56,9 +56,9 @@ def ancestors(scene: Scene, label: int) -> set[int]:
     return above
 
 
-def verified_classes(scene: Scene, truths: list[Truth]) -> set[tuple[str, int]]:
+def verified_classes(scene: Scene, ground_truths: list[Truth]) -> set[tuple[str, int]]:
     above = {c: ancestors(scene, c) for c in range(scene.num_classes)}
-    verified = {(row.image, row.label) for row in truths}
+    verified = {(row.image, row.label) for row in ground_truths}
     for row in scene.labels:
         verified.add((row.image, row.label))
         for c in range(scene.num_classes):
@@ -67,11 +67,11 @@ def verified_classes(scene: Scene, truths: list[Truth]) -> set[tuple[str, int]]:
     return verified
 
 
-def judge(
-    kept: list[tuple[int, Found]], truths: list[Truth], *, iou_threshold: float, group_of_weight: float
+def score_detections(
+    kept: list[tuple[int, Found]], ground_truths: list[Truth], *, iou_threshold: float, group_of_weight: float
 ) -> list[Entry]:
-    ordinary = [truth.box for truth in truths if not truth.group_of]
-    groups = [truth.box for truth in truths if truth.group_of]
+    ordinary = [ground_truth.box for ground_truth in ground_truths if not ground_truth.group_of]
+    groups = [ground_truth.box for ground_truth in ground_truths if ground_truth.group_of]
     taken: set[int] = set()
     best_absorbed: dict[int, float] = {}
     entries = []

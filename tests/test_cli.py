@@ -110,7 +110,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "unknown bin": (["--class_group", "bin:9"], ["class_group=bin:9"]),
     "missing id list": (["--eval_ids", "nowhere.txt"], ["eval_ids=nowhere.txt: no such file"]),
     "unknown split": (["--eval_split", "test"], ["holds none of test-annotations-bbox.csv"]),
-    "training images judged": (["--eval_split", "train"], ["12 are in both train and train", "train000 for example"]),
+    "training images evaluated": (
+        ["--eval_split", "train"],
+        ["12 are in both train and train", "train000 for example"],
+    ),
     "missing image folder": (["--images", "nowhere"], ["images=nowhere: no such folder"]),
     "bad edges": (["--bin_edges", "10,5"], ["bin edges must ascend, but got 10.0, 5.0"]),
     "too long an epoch": (["--epoch_length", "100", "--max_repeats", "2"], ["epoch_length <= max_repeats x images"]),

@@ -43,19 +43,19 @@ def log_bins(run: Run, data: TrainingData) -> None:
 def log_exposure(run: Run, config: SamplingFields, data: TrainingData) -> None:
     """``exposure.csv`` (draws per class and strategy), ``exposure_summary.csv`` and their picture."""
     exposures = compare_strategies(
-        data.presence,
+        data.pairs,
         data.bins,
         length=epoch_length(config, data),
         settings=sampling_settings(config),
         seed=config.seed,
     )
     summary = exposure_summary(exposures)
-    run.log_csv(exposure_table(exposures, data.presence, data.bins, data.train.taxonomy), "exposure.csv")
+    run.log_csv(exposure_table(exposures, data.pairs, data.bins, data.train.taxonomy), "exposure.csv")
     run.log_csv(summary, "exposure_summary.csv")
     run.log_figure(
         exposure_curves(
             {name: exposure.expected_per_class for name, exposure in exposures.items()},
-            images_per_class=data.presence.images_per_class,
+            images_per_class=data.pairs.images_per_class,
         ),
         "exposure.png",
     )

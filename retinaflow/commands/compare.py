@@ -14,7 +14,7 @@ from retinaflow.comparison.figures import difference_vs_frequency
 from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_picture
 from retinaflow.comparison.page import PageNotes, SamplePicture, comparison_page
 from retinaflow.comparison.runs import ChosenRun, as_sides, chosen_runs, differing_settings, run_notes
-from retinaflow.comparison.stored_matches import judged_images
+from retinaflow.comparison.stored_matches import evaluated_images
 from retinaflow.comparison.wording import extremes, verdict
 from retinaflow.data.images import decode
 from retinaflow.data.index import AnnotationIndex
@@ -63,10 +63,10 @@ def page_notes(chosen: Sequence[Sequence[ChosenRun]], comparison: Comparison, *,
     pictures: dict[tuple[str, str], list[SamplePicture]] = {}
     if samples:
         try:
-            index = judged_images(chosen[0][0].kept)
+            index = evaluated_images(chosen[0][0].kept)
             pictures = _sample_pictures(comparison, index, samples=max(samples // (len(chosen) - 1), min(samples, 2)))
         except (ValueError, OSError) as error:
-            remarks.append(f"No sample images, as those judged cannot be read here: {str(error).splitlines()[0]}")
+            remarks.append(f"No sample images, as those evaluated cannot be read here: {str(error).splitlines()[0]}")
     title = f"{' and '.join(side.name for side in comparison.sides[1:])} against {comparison.sides[0].name}"
     return PageNotes(title, run_notes(chosen), differing_settings(chosen), pictures, remarks)
 

@@ -19,7 +19,7 @@ from retinaflow.data.formats.orientation import orientations_of
 from retinaflow.data.formats.source import ClassNames, SourceSet, split_of
 from retinaflow.data.formats.splits import one_sided, validation_images
 from retinaflow.data.openimages import CLASS_FILES, HIERARCHY_FILES
-from retinaflow.data.tables import Fault, Faults
+from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.data.training_data import data_folder, read_split
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
@@ -43,9 +43,9 @@ def run(config: ConvertConfig) -> Path:
         whole_folder(config.output) as folder,
     ):
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})
-        faults = Faults(config.on_bad_row)
-        found = _read_published(config, place, target, faults) if layout == "openimages" else None
-        found = found or _read_foreign(config, place, layout, faults, quiet=quiet)
+        errors = RowErrors(config.on_bad_row)
+        found = _read_published(config, place, target, errors) if layout == "openimages" else None
+        found = found or _read_foreign(config, place, layout, errors, quiet=quiet)
         stop.check()
         found = _with_validation(found, config)
         if target == "openimages":
@@ -53,23 +53,25 @@ def run(config: ConvertConfig) -> Path:
         place_images(_files(found, target, folder), config.image_files, quiet=quiet, after_image=stop.check)
         _write(found, target, folder, config)
         _copy_hierarchy(place if place.is_dir() else place.parent, folder)
-        _tell(found, faults, run, folder, config)
+        _report(found, errors, run, folder, config)
     report(f"written: {config.output}")
     if target == "openimages":
         report(f"next: python -m retinaflow explore --data {config.output}")
     return config.output
 
 
-def _read_foreign(config: ConvertConfig, place: Path, layout: Layout, faults: Faults, *, quiet: bool) -> DetectionSet:
-    source = _source(config, place, layout, faults)
+def _read_foreign(
+    config: ConvertConfig, place: Path, layout: Layout, errors: RowErrors, *, quiet: bool
+) -> DetectionSet:
+    source = _source(config, place, layout, errors)
     if not source.images:
-        faults.settle()
+        errors.settle()
         raise ValueError(f"data={place}: at least one image is needed, but {layout} files list none")
     exhaustive = not source.federated if config.exhaustive == "auto" else config.exhaustive
     report(f"{layout}: {len(source.images):,} images, {len(source.boxes):,} boxes")
     return check(
         source,
-        faults,
+        errors,
         exhaustive=exhaustive,
         on_bad_image=config.on_bad_image,
         orientation=config.orientation,
@@ -78,7 +80,7 @@ def _read_foreign(config: ConvertConfig, place: Path, layout: Layout, faults: Fa
     )
 
 
-def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) -> SourceSet:
+def _source(config: ConvertConfig, place: Path, layout: Layout, errors: RowErrors) -> SourceSet:
     """What the files say."""
     folder = place.parent if place.is_file() else place
     class_list = config.classes or next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
@@ -88,11 +90,11 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
         if place.is_file() and folder.name.startswith("annotation"):
             # COCO's own layout: the images are beside the folder of the annotation files.
             folder = folder.parent
-        return coco.read_coco(files, faults, folder=folder, classes=classes, images=config.images, report=report)
+        return coco.read_coco(files, errors, folder=folder, classes=classes, images=config.images, report=report)
     if layout == "voc":
         return voc.read_voc(
             place,
-            faults,
+            errors,
             classes=classes,
             images=config.images,
             first_pixel=config.voc_first_pixel,
@@ -100,10 +102,10 @@ def _source(config: ConvertConfig, place: Path, layout: Layout, faults: Faults) 
             report=report,
         )
     where = place if place.is_file() else yolo.find_yolo(place) or place
-    return yolo.read_yolo(where, faults, classes=classes, images=config.images, report=report)
+    return yolo.read_yolo(where, errors, classes=classes, images=config.images, report=report)
 
 
-def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: Faults) -> DetectionSet:
+def _read_published(config: ConvertConfig, place: Path, target: Layout, errors: RowErrors) -> DetectionSet:
     given = {"images": config.images, "classes": config.classes}
     kept = {"data": str(place), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
     settings = resolve(DataSettings, kept | {name: value for name, value in given.items() if value})
@@ -117,7 +119,7 @@ def _read_published(config: ConvertConfig, place: Path, target: Layout, faults: 
         has_labels = settings.image_labels != "none" and published.has_labels(place, split)
         loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None, fill_in=False)
         indexes[split] = loaded.index
-        faults.found += [Fault(*row) for row in loaded.dropped.itertuples(index=False)]
+        errors.found += [RowError(*row) for row in loaded.dropped.itertuples(index=False)]
         files = [loaded.index.file_of(image) for image in range(len(loaded.index))]
         orientations[split] = orientations_of(files) if target == "yolo" else [1] * len(files)
     return published.from_indexes(indexes, orientations, exhaustive=exhaustive)
@@ -201,7 +203,7 @@ def _copy_hierarchy(place: Path, folder: Path) -> None:
             shutil.copyfile(place / name, folder / name)
 
 
-def _tell(found: DetectionSet, faults: Faults, run: Run, folder: Path, config: ConvertConfig) -> None:
+def _report(found: DetectionSet, errors: RowErrors, run: Run, folder: Path, config: ConvertConfig) -> None:
     """What was written, and what was left out on the way."""
     summary = found.summary()
     report(summary.to_string(index=False))
@@ -209,7 +211,7 @@ def _tell(found: DetectionSet, faults: Faults, run: Run, folder: Path, config: C
     metrics = {f"convert/{row.split}_{name}": getattr(row, name) for row in summary.itertuples() for name in counts}
     run.log_metrics(metrics, step=0)
     run.log_csv(summary, "summary.csv")
-    if faults.found:
-        faults.frame().to_csv(folder / "dropped.csv", index=False)
-        run.log_csv(faults.frame(), "dropped.csv")
-        report(f"{len(faults.found):,} boxes or images were left out; dropped.csv in {config.output} lists them")
+    if errors.found:
+        errors.frame().to_csv(folder / "dropped.csv", index=False)
+        run.log_csv(errors.frame(), "dropped.csv")
+        report(f"{len(errors.found):,} boxes or images were left out; dropped.csv in {config.output} lists them")

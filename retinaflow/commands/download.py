@@ -84,7 +84,7 @@ def run(config: DownloadConfig) -> Path:
         pictures = [picture for split in config.splits for picture in _pictures(request, split, chosen[split])]
         unlisted = _unlisted(request, pictures, chosen)
         chosen = {split: [name for name in names if name not in unlisted] for split, names in chosen.items()}
-        _say_amount(request, pictures, chosen)
+        _report_amount(request, pictures, chosen)
         if config.dry_run:
             return config.output
         (config.output / "images").mkdir(exist_ok=True)
@@ -118,7 +118,7 @@ def _given_ids(path: Path) -> frozenset[str]:
 
 
 def _is_complete(config: DownloadConfig, ids: frozenset[str] | None) -> bool:
-    """Whether this was fetched before. A folder that this command did not begin is refused, one it did is gone on with.
+    """Whether this was fetched before. A folder that this command did not begin is refused, one it did is resumed.
 
     Raises ValueError for a folder that holds anything else.
     """
@@ -253,7 +253,7 @@ def _unlisted(request: _Request, pictures: Sequence[Picture], chosen: Mapping[An
     return reasons
 
 
-def _say_amount(request: _Request, pictures: Sequence[Picture], chosen: Mapping[Any, list[str]]) -> None:
+def _report_amount(request: _Request, pictures: Sequence[Picture], chosen: Mapping[Any, list[str]]) -> None:
     """How much there is to fetch. Raises OSError when the disk has no room for it."""
     wanted = [picture for picture in pictures if not picture.is_there]
     if not pictures:
@@ -303,7 +303,7 @@ def _settle(request: _Request, pictures: Sequence[Picture], fetched: Fetched, ru
         image_id, reason = fetched.failed[0]
         raise UnreachableError(
             f"{len(fetched.failed):,} images could not be read whole, {image_id} for example: {reason}. The same "
-            "command goes on with what is missing; on_bad_image=skip does without"
+            "command resumes what is missing; on_bad_image=skip does without"
         )
 
 

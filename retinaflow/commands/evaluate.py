@@ -1,4 +1,4 @@
-"""``evaluate``: judge a trained model on images, or a file of predictions on annotations alone."""
+"""``evaluate``: evaluate a trained model on images, or a file of predictions on annotations alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import pandas as pd
 
-from retinaflow.comparison.stored_matches import keep_matches
+from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import predictions_frame, read_image_ids
 from retinaflow.data.predictions import read_predictions
 from retinaflow.data.skipped_images import SkippedImages
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 from retinaflow.data.training_data import TrainingData, load_training_data, read_split
 from retinaflow.detections import Detections
 from retinaflow.interrupts import StopRequest
@@ -28,14 +28,14 @@ from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.per_class import class_groups
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import (
-    Judgement,
-    judgement_of,
+    EvaluationResult,
+    evaluation_of,
     log_analysis,
-    log_pictures,
+    log_figures,
     log_tables,
     metrics_document,
     postprocessing,
-    say_judgement,
+    report_evaluation,
 )
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
@@ -49,39 +49,41 @@ if TYPE_CHECKING:
 
 Given = TypeVar("Given", bound=PostprocessFields)
 
-# torch and MLflow are imported where they are needed: with track=false a file of predictions is judged without them, in
+# torch and MLflow are imported where they are needed: with track=false a file of predictions is evaluated without them, in
 # seconds instead of tens, and in a fraction of the memory.
 
 
-def run(config: EvaluateConfig) -> Judgement:
-    """Judge, log, print. Returns scores, table and aggregates."""
+def run(config: EvaluateConfig) -> EvaluationResult:
+    """Evaluate, log, print. Returns scores, table and aggregates."""
     source = _Predictions.open(config) if config.predictions is not None else _Model.open(config)
     config = source.config
     with _started(config) as (stop, run):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
-        run.set_tags({"retinaflow.judged": source.name, "retinaflow.data_digest": source.judged.digest[:16]})
+        run.set_tags({"retinaflow.evaluated": source.name, "retinaflow.data_digest": source.evaluated.digest[:16]})
         detections = source.detections(stop)
         if config.expand_predictions:
-            detections = expand_to_ancestors(detections, source.judged.taxonomy)
-        evaluator = Evaluator(source.judged)
+            detections = expand_to_ancestors(detections, source.evaluated.taxonomy)
+        evaluator = Evaluator(source.evaluated)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
-        judgement = judgement_of(scores, source.judged, source.bins)
-        document = metrics_document(judgement, source.judged) | _more(config, source, judgement)
+        evaluation = evaluation_of(scores, source.evaluated, source.bins)
+        document = metrics_document(evaluation, source.evaluated) | _more(config, source, evaluation)
         details = _details(evaluator, source, config, document)
         if config.bootstrap > 0:
-            judgement, document["intervals"] = _with_intervals(judgement, source, config)
-        run.log_metrics(judgement.metrics, step=0)
+            evaluation, document["intervals"] = _with_intervals(evaluation, source, config)
+        run.log_metrics(evaluation.metrics, step=0)
         for target in _targets(config, run):
-            _write(target, judgement, document, detections, source)
+            _write(target, evaluation, document, detections, source)
             for name, table in details.items():
                 target.log_csv(table, name)
-        log_analysis(_targets(config, run), judgement, detections, source.judged, errors=config.error_analysis)
+        log_analysis(_targets(config, run), evaluation, detections, source.evaluated, errors=config.error_analysis)
         trained = source.checkpoint.settings if isinstance(source, _Model) else None
-        keep_matches(_targets(config, run), judgement, detections, source.judged, source.bins, config, trained=trained)
-        say_judgement(judgement)
-        return judgement
+        store_matches(
+            _targets(config, run), evaluation, detections, source.evaluated, source.bins, config, trained=trained
+        )
+        report_evaluation(evaluation)
+        return evaluation
 
 
 @contextlib.contextmanager
@@ -99,15 +101,15 @@ def _started(config: EvaluateConfig) -> Iterator[tuple[StopRequest, Run]]:
         yield stop, run
 
 
-def _more(config: EvaluateConfig, source: _Model | _Predictions, judgement: Judgement) -> dict[str, object]:
+def _more(config: EvaluateConfig, source: _Model | _Predictions, evaluation: EvaluationResult) -> dict[str, object]:
     """What ``metrics.json`` says of an evaluation beyond what it says of a training."""
-    reasons = list(judgement.scores.not_a_challenge_score)
+    reasons = list(evaluation.scores.not_a_challenge_score)
     if config.exhaustive:
         reasons.append("exhaustive=true takes classes without a label as verified absent")
-    repeated = judgement.scores.matches.repeated_truths
+    repeated = evaluation.scores.matches.repeated_ground_truths
     if repeated:
         report(
-            f"{repeated:,} truths repeat a box of their class on the same image (a box given under child and parent?)"
+            f"{repeated:,} ground-truth boxes repeat a box of their class on the same image (a box given under child and parent?)"
         )
     counts = Counter(zip(source.dropped["file"], source.dropped["rule"], strict=True))
     return {
@@ -124,7 +126,7 @@ def _details(
     thresholds = COCO_THRESHOLDS if config.iou_thresholds == "coco" else config.iou_thresholds
     per_class, slices = detail_tables(
         evaluator,
-        source.judged.taxonomy,
+        source.evaluated.taxonomy,
         group_of_weight=config.group_of_weight,
         iou_thresholds=thresholds,
         score_threshold=config.report_score,
@@ -143,10 +145,10 @@ def _targets(config: EvaluateConfig, run: Run) -> list[Run]:
 
 @dataclass(frozen=True)
 class _Predictions:
-    """Detections from a file, and the annotations they are judged by; no image is opened."""
+    """Detections from a file, and the annotations they are evaluated by; no image is opened."""
 
     name: str
-    judged: AnnotationIndex
+    evaluated: AnnotationIndex
     bins: ClassBins
     dropped: pd.DataFrame
     found: Detections
@@ -158,7 +160,7 @@ class _Predictions:
         labels = None if config.image_labels == "none" else config.image_labels
         if config.data == "trained" and (not config.boxes or labels == () or config.classes is None):
             raise ValueError(
-                "predictions need annotations to be judged by: data must be a folder, or boxes, image_labels and "
+                "predictions need annotations to be evaluated by: data must be a folder, or boxes, image_labels and "
                 "classes must be given, but got data=trained"
             )
         loaded = read_split(
@@ -170,9 +172,9 @@ class _Predictions:
             allow_repeats=True,
         )
         index = _only_listed(loaded.index, config)
-        faults = Faults(config.on_bad_row)
-        found = read_predictions(config.predictions, index, faults)
-        dropped = pd.concat([loaded.dropped, faults.frame()], ignore_index=True)
+        errors = RowErrors(config.on_bad_row)
+        found = read_predictions(config.predictions, index, errors)
+        dropped = pd.concat([loaded.dropped, errors.frame()], ignore_index=True)
         nothing = np.zeros(index.num_classes, dtype=np.int64)
         no_bins = ClassBins(nothing, nothing, np.zeros(1), np.full(index.num_classes, -1, np.int32), "none", 0)
         return _Predictions(str(config.predictions), index, no_bins, dropped, found, config)
@@ -185,10 +187,10 @@ class _Predictions:
 
 @dataclass(frozen=True)
 class _Model:
-    """A checkpoint, and the images it is judged on."""
+    """A checkpoint, and the images it is evaluated on."""
 
     name: str
-    judged: AnnotationIndex
+    evaluated: AnnotationIndex
     bins: ClassBins
     dropped: pd.DataFrame
     checkpoint: Checkpoint
@@ -202,11 +204,11 @@ class _Model:
 
         name = config.from_run or tracking.last_run("train")
         path = find_checkpoint(name)
-        report(f"judging {path}")
+        report(f"evaluating {path}")
         checkpoint = load_checkpoint(path)
         config = as_trained(config, checkpoint)
-        judged, dropped = _judged_images(config, checkpoint)
-        return _Model(name, judged, checkpoint.bins, dropped, checkpoint, config)
+        evaluated, dropped = _evaluated_images(config, checkpoint)
+        return _Model(name, evaluated, checkpoint.bins, dropped, checkpoint, config)
 
     def detections(self, stop: StopRequest) -> Detections:
         """Run the detector over all images."""
@@ -221,12 +223,12 @@ class _Model:
         buckets = checkpoint.buckets
         if config.image_size != "trained":
             buckets = AspectBuckets.fit(
-                self.judged.sizes, image_size=config.image_size, num_buckets=len(buckets.shapes)
+                self.evaluated.sizes, image_size=config.image_size, num_buckets=len(buckets.shapes)
             )
-        is_ancestor = torch.from_numpy(self.judged.taxonomy.is_ancestor).to(device)
+        is_ancestor = torch.from_numpy(self.evaluated.taxonomy.is_ancestor).to(device)
         parts = detect(
             checkpoint.build(device),
-            self.judged,
+            self.evaluated,
             buckets,
             config=postprocessing(config, checkpoint.taxonomy, checkpoint.bins),
             expand_to=is_ancestor if checkpoint.parents == "expand" else None,
@@ -241,7 +243,7 @@ class _Model:
 
 
 def detect_as_trained(
-    name: str | Path, judged: AnnotationIndex, config: EvaluateConfig, stop: StopRequest
+    name: str | Path, evaluated: AnnotationIndex, config: EvaluateConfig, stop: StopRequest
 ) -> Detections:
     """What a model finds on images that have its classes, by the settings of its training unless ``config`` has others.
 
@@ -250,9 +252,9 @@ def detect_as_trained(
     from retinaflow.inference.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(find_checkpoint(str(name)))
-    if checkpoint.taxonomy.ids != judged.taxonomy.ids:
-        raise ValueError(f"{name}: the model must have the {judged.num_classes} classes that it was judged on")
-    model = _Model(str(name), judged, checkpoint.bins, pd.DataFrame(), checkpoint, as_trained(config, checkpoint))
+    if checkpoint.taxonomy.ids != evaluated.taxonomy.ids:
+        raise ValueError(f"{name}: the model must have the {evaluated.num_classes} classes that it was evaluated on")
+    model = _Model(str(name), evaluated, checkpoint.bins, pd.DataFrame(), checkpoint, as_trained(config, checkpoint))
     return model.detections(stop)
 
 
@@ -274,12 +276,12 @@ def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
     return config.model_copy(update={name: trained[name] for name in names if name in trained})
 
 
-def _judged_images(config: EvaluateConfig, checkpoint: Checkpoint) -> tuple[AnnotationIndex, pd.DataFrame]:
+def _evaluated_images(config: EvaluateConfig, checkpoint: Checkpoint) -> tuple[AnnotationIndex, pd.DataFrame]:
     if config.data == "trained":
         _refuse_choice_of_data(config, checkpoint)
         # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
         trained: TrainingData = load_training_data(resolve(TrainConfig, {**checkpoint.settings, "config": None}))
-        return trained.judged, trained.dropped
+        return trained.evaluated, trained.dropped
     labels = None if config.image_labels == "none" else config.image_labels
     loaded = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels)
     index = loaded.index
@@ -291,7 +293,7 @@ def _judged_images(config: EvaluateConfig, checkpoint: Checkpoint) -> tuple[Anno
 
 
 def _refuse_choice_of_data(config: EvaluateConfig, checkpoint: Checkpoint) -> None:
-    """What the model was judged on in training leaves nothing to choose."""
+    """What the model was evaluated on in training leaves nothing to choose."""
     same = {name: getattr(EvaluateConfig(), name) for name in _CHOICE_OF_DATA}
     if config.eval_split == checkpoint.settings["eval_split"]:
         same["eval_split"] = config.eval_split
@@ -316,32 +318,32 @@ def _only_listed(index: AnnotationIndex, config: EvaluateConfig) -> AnnotationIn
 
 
 def _with_intervals(
-    judgement: Judgement, source: _Model | _Predictions, config: EvaluateConfig
-) -> tuple[Judgement, dict[str, list[float]]]:
-    """The judgement with columns ``ap_low`` and ``ap_high``, and the intervals of the aggregates by name."""
-    taxonomy, bins = source.judged.taxonomy, source.bins
+    evaluation: EvaluationResult, source: _Model | _Predictions, config: EvaluateConfig
+) -> tuple[EvaluationResult, dict[str, list[float]]]:
+    """The evaluation with columns ``ap_low`` and ``ap_high``, and the intervals of the aggregates by name."""
+    taxonomy, bins = source.evaluated.taxonomy, source.bins
     groups = class_groups(bins.images_per_class, bins.bin_of_class, class_ids=taxonomy.ids)
-    found = bootstrap_intervals(judgement.scores.matches, groups=groups, resamples=config.bootstrap, seed=config.seed)
-    table = judgement.table.assign(
-        ap_low=judgement.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_low, strict=True))),
-        ap_high=judgement.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_high, strict=True))),
+    found = bootstrap_intervals(evaluation.scores.matches, groups=groups, resamples=config.bootstrap, seed=config.seed)
+    table = evaluation.table.assign(
+        ap_low=evaluation.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_low, strict=True))),
+        ap_high=evaluation.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_high, strict=True))),
     )
     named = {"mAP": found.mean, **found.groups}
     bounds = {name: [value.low, value.high] for name, value in named.items() if np.isfinite(value.low)}
-    return replace(judgement, table=table), bounds
+    return replace(evaluation, table=table), bounds
 
 
 def _write(
     run: Run,
-    judgement: Judgement,
+    evaluation: EvaluationResult,
     document: dict[str, object],
     detections: Detections,
     source: _Model | _Predictions,
 ) -> None:
-    log_tables(run, judgement, document)
+    log_tables(run, evaluation, document)
     if len(source.dropped):
         run.log_csv(source.dropped, "dropped.csv")
     if isinstance(source, _Model):
         source.skipped.log(run, source.dropped)
-        log_pictures(run, judgement, detections, source.judged)
-        run.log_csv(predictions_frame(detections, source.judged), "predictions.csv")
+        log_figures(run, evaluation, detections, source.evaluated)
+        run.log_csv(predictions_frame(detections, source.evaluated), "predictions.csv")

@@ -15,7 +15,7 @@ from retinaflow.data import exploration
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.class_groups import limit_background, select_classes
-from retinaflow.data.image_class_pairs import Presence, class_presence
+from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.suspicious import suspicions, suspicious_table
@@ -44,7 +44,7 @@ class Explored:
     """The data that is looked at. ``given`` counts boxes as published; ``bins`` as a training would."""
 
     index: AnnotationIndex
-    given: Presence
+    given: ImageClassPairs
     bins: ClassBins
     table: pd.DataFrame
     dropped: pd.DataFrame
@@ -88,13 +88,13 @@ def _load(config: ExploreConfig) -> Explored:
     index = loaded.index
 
     def bins_of(index: AnnotationIndex) -> ClassBins:
-        presence = class_presence(index, expand=True)
-        return make_bins(presence, num_bins=config.num_bins, strategy=config.bin_strategy)
+        pairs = image_class_pairs(index, expand=True)
+        return make_bins(pairs, num_bins=config.num_bins, strategy=config.bin_strategy)
 
     if config.class_group != "all":
         index = index.with_classes(select_classes(config.class_group, index.taxonomy, bins_of(index)))
         index, *_ = limit_background(index, ratio=config.background_ratio, seed=config.seed)
-    given, bins = class_presence(index), bins_of(index)
+    given, bins = image_class_pairs(index), bins_of(index)
     table = exploration.class_table(index, given, bins)
     return Explored(index, given, bins, table, loaded.dropped)
 
@@ -197,7 +197,7 @@ def _anchors(written: Report, data: Explored, config: ExploreConfig, buckets: As
     page, scale = written.page, float(config.anchor_scale)
     page.section(
         "Anchors",
-        "A box is learnt from the anchors that it shares an IoU of 0.5 with; one that meets none is hardly learnt. "
+        "A box is learned from the anchors that it shares an IoU of 0.5 with; one that meets none is hardly learned. "
         f"Measured on at most 1,000 boxes of each class, image_size={config.image_size} and anchor_scale={scale:g}, "
         "the least met class first. anchors.csv is the same table.",
     )
@@ -319,9 +319,9 @@ def _panel(data: Explored, class_index: int) -> Panel | None:
     return Panel(
         image=pixels,
         title=f"{name}: {images:,} image{'s' if images > 1 else ''}",
-        truth_boxes=np.asarray(index.boxes[own]),
-        truth_labels=[name] * len(own),
-        truth_group_of=index.is_group_of[own],
+        gt_boxes=np.asarray(index.boxes[own]),
+        gt_labels=[name] * len(own),
+        gt_group_of=index.is_group_of[own],
     )
 
 

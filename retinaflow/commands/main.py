@@ -25,7 +25,7 @@ def run(config: MainConfig) -> None:
     if config.sampling == "uniform":
         raise ValueError("main compares a strategy with uniform sampling, but got sampling=uniform; run train for one")
     if config.resume is not None:
-        raise ValueError(f"main trains two detectors anew, but got resume={config.resume}; run train to go on with one")
+        raise ValueError(f"main trains two detectors anew, but got resume={config.resume}; run train to resume one")
     data = load_training_data(config)
     # The baseline is what people do without retinaflow: every image alike, in drawing and in augmentation.
     baseline = config.model_copy(update={"sampling": "uniform", "rare_augment": config.augment, "register_as": None})
@@ -56,21 +56,21 @@ def compare(
     bins = data.bins
     groups = class_groups(bins.images_per_class, bins.bin_of_class, class_ids=data.train.taxonomy.ids)
     found = paired_differences(
-        first.judgement.scores.matches,
-        second.judgement.scores.matches,
+        first.evaluation.scores.matches,
+        second.evaluation.scores.matches,
         groups=groups,
         resamples=RESAMPLES,
         seed=seed,
     )
     differences = {**found.groups, "mAP": found.mean}
-    ordered = sorted((name for name in differences if f"val/{name}" in first.judgement.metrics), key=_bins_first)
+    ordered = sorted((name for name in differences if f"val/{name}" in first.evaluation.metrics), key=_bins_first)
     return pd.DataFrame(
         [
             {
                 "group": name,
-                "classes": int(groups[name].sum()) if name in groups else first.judgement.scores.num_classes_in_mean,
-                names[0]: first.judgement.metrics[f"val/{name}"],
-                names[1]: second.judgement.metrics[f"val/{name}"],
+                "classes": int(groups[name].sum()) if name in groups else first.evaluation.scores.num_classes_in_mean,
+                names[0]: first.evaluation.metrics[f"val/{name}"],
+                names[1]: second.evaluation.metrics[f"val/{name}"],
                 "difference": differences[name].estimate,
                 "low": differences[name].low,
                 "high": differences[name].high,

@@ -1,4 +1,4 @@
-"""``merge``: the models of several runs as one: scores calibrated, classes joined or fused, judged as a whole."""
+"""``merge``: the models of several runs as one: scores calibrated, classes joined or fused, evaluated as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.comparison.stored_matches import read_kept, write_matches
+from retinaflow.comparison.stored_matches import read_matches, write_matches
 from retinaflow.data.openimages import predictions_frame
 from retinaflow.detections import Detections
 from retinaflow.ensemble.fusion import fuse
@@ -24,13 +24,13 @@ from retinaflow.metric.matches import Kind
 from retinaflow.progress import report
 from retinaflow.reports.calibration_figure import reliability
 from retinaflow.reports.evaluation import (
-    Judgement,
-    judge,
+    EvaluationResult,
     log_analysis,
-    log_pictures,
+    log_figures,
     log_tables,
     metrics_document,
-    say_judgement,
+    report_evaluation,
+    score_detections,
 )
 from retinaflow.runs import tracking
 from retinaflow.runs.run import FolderRun, Run
@@ -39,9 +39,9 @@ from retinaflow.statistics.calibration import Calibrator
 from retinaflow.statistics.cross_fitting import (
     CalibratedClass,
     apply_calibrators,
+    calibrated_by,
     cross_fitted,
-    draw_folds,
-    judged_with,
+    sample_folds,
 )
 
 CALIBRATORS = "calibrators.json"
@@ -49,11 +49,11 @@ CALIBRATORS = "calibrators.json"
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A finished merge: its run, its detections in the classes of all models, and how they were judged."""
+    """A finished merge: its run, its detections in the classes of all models, and how they were evaluated."""
 
     run_id: str
     detections: Detections
-    judgement: Judgement
+    evaluation: EvaluationResult
 
 
 @dataclass(frozen=True)
@@ -66,54 +66,54 @@ class _Calibrated:
 
 
 def run(config: MergeConfig, *, parts: Parts | None = None, name: str | None = None) -> MergeResult:
-    """Merge, judge, log, print. ``parts``: of these runs, already loaded; ``name``: of the run."""
+    """Merge, evaluate, log, print. ``parts``: of these runs, already loaded; ``name``: of the run."""
     with StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop:
         loaded = parts or load_parts(_names(config), stop)
     calibrated = calibrate(loaded, config)
     detections = merge(loaded, [one.detections for one in calibrated], config)
     bins = joined_bins(loaded)
-    judgement = judge(detections, loaded.judged, bins, group_of_weight=loaded.group_of_weight)
+    evaluation = score_detections(detections, loaded.evaluated, bins, group_of_weight=loaded.group_of_weight)
     with tracking.start_run(
         "merge", track=config.track, experiment=config.experiment, output=config.output, name=name
     ) as run:
         targets = [run, FolderRun(config.output)] if config.track else [run]
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
-        run.set_tags({"retinaflow.data_digest": loaded.judged.digest[:16], **_links(loaded, config)})
+        run.set_tags({"retinaflow.data_digest": loaded.evaluated.digest[:16], **_links(loaded, config)})
         table = _calibration_table(calibrated, loaded)
-        run.log_metrics({**judgement.metrics, **_losses(table)}, step=0)
-        document = metrics_document(judgement, loaded.judged) | {"expanded_predictions": config.expand_predictions}
+        run.log_metrics({**evaluation.metrics, **_losses(table)}, step=0)
+        document = metrics_document(evaluation, loaded.evaluated) | {"expanded_predictions": config.expand_predictions}
         for target in targets:
-            log_tables(target, judgement, document)
-            log_pictures(target, judgement, detections, loaded.judged)
+            log_tables(target, evaluation, document)
+            log_figures(target, evaluation, detections, loaded.evaluated)
             _log_detections(target, detections, loaded)
             _log_calibration(target, calibrated, table)
-        log_analysis(targets, judgement, detections, loaded.judged)
+        log_analysis(targets, evaluation, detections, loaded.evaluated)
         write_matches(
             targets,
-            judgement,
+            evaluation,
             detections,
-            loaded.judged,
+            loaded.evaluated,
             bins,
             settings={**config.model_dump(mode="json"), "runs": [part.name for part in loaded.parts]},
-            judged_from=loaded.parts[0].run.kept.judged_from,
+            evaluated_from=loaded.parts[0].run.kept.evaluated_from,
         )
         report(_summary(calibrated, loaded))
-        say_judgement(judgement)
+        report_evaluation(evaluation)
         report(
             f"the merged predictions: {config.output / PREDICTIONS}" + (f", run {run.run_id}" if config.track else "")
         )
-        return MergeResult(run.run_id, detections, judgement)
+        return MergeResult(run.run_id, detections, evaluation)
 
 
 def calibrate(loaded: Parts, config: MergeConfig) -> list[_Calibrated]:
-    """Each part with its calibrated scores: cross-fitted on the judged images, or by an earlier merge's calibrators.
+    """Each part with its calibrated scores: cross-fitted on the evaluated images, or by an earlier merge's calibrators.
 
-    Raises ValueError for calibrators of other models, or fitted on some of the judged images.
+    Raises ValueError for calibrators of other models, or fitted on some of the evaluated images.
     """
     if config.calibrators is not None:
         return _by_earlier(loaded, config.calibrators)
-    folds = draw_folds(len(loaded.judged), config.folds, seed=config.seed)
+    folds = sample_folds(len(loaded.evaluated), config.folds, seed=config.seed)
     result = []
     for part in loaded.parts:
         detections, classes = cross_fitted(
@@ -131,7 +131,7 @@ def merge(loaded: Parts, detections: Sequence[Detections], config: MergeConfig) 
     ]
     found = fuse(renamed, loaded.num_models, iou_threshold=config.fusion_iou)
     if config.expand_predictions:
-        found = expand_to_parents(found, loaded.judged.taxonomy, nms_iou=config.nms_iou)
+        found = expand_to_parents(found, loaded.evaluated.taxonomy, nms_iou=config.nms_iou)
     return best_of_each_image(found, config.max_detections)
 
 
@@ -152,10 +152,10 @@ def _by_earlier(loaded: Parts, name: str) -> list[_Calibrated]:
     known = (folder / CALIBRATORS).is_file()
     run_id = name if known else tracking.find_run(name).run_id
     path = folder / CALIBRATORS if known else tracking.fetch(run_id, CALIBRATORS)
-    shared = np.intersect1d(read_kept(run_id).matches.image_ids, loaded.judged.image_ids)
+    shared = np.intersect1d(read_matches(run_id).matches.image_ids, loaded.evaluated.image_ids)
     if len(shared):
         raise ValueError(
-            f"calibrators={name} must have been fitted on other images than those judged, but {len(shared):,} are the "
+            f"calibrators={name} must have been fitted on other images than those evaluated, but {len(shared):,} are the "
             f"same, {shared[0]} for example; leave calibrators out, and they are cross-fitted"
         )
     rows = json.loads(path.read_text(encoding="utf-8"))["parts"]
@@ -170,7 +170,7 @@ def _by_earlier(loaded: Parts, name: str) -> list[_Calibrated]:
             )
         calibrators = [Calibrator.from_document(rows[number]["classes"][mid]) for mid in ids]
         detections = apply_calibrators(part.detections, calibrators)
-        result.append(_Calibrated(part, detections, judged_with(calibrators, part.matches)))
+        result.append(_Calibrated(part, detections, calibrated_by(calibrators, part.matches)))
     return result
 
 
@@ -188,14 +188,14 @@ def _links(loaded: Parts, config: MergeConfig) -> dict[str, str]:
 def _log_detections(run: Run, detections: Detections, loaded: Parts) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PREDICTIONS
-        predictions_frame(detections, loaded.judged).to_parquet(path, index=False)
+        predictions_frame(detections, loaded.evaluated).to_parquet(path, index=False)
         run.log_file(path)
 
 
 def _log_calibration(run: Run, calibrated: Sequence[_Calibrated], table: pd.DataFrame) -> None:
     run.log_csv(table, "calibration.csv")
     run.log_json({"parts": [_calibrators(one) for one in calibrated]}, CALIBRATORS)
-    before, after, right = (np.concatenate(columns) for columns in zip(*map(_judged_scores, calibrated), strict=True))
+    before, after, right = (np.concatenate(columns) for columns in zip(*map(_scores_by_class, calibrated), strict=True))
     run.log_figure(reliability(before, after, right), "calibration.png")
 
 
@@ -208,10 +208,10 @@ def _calibrators(one: _Calibrated) -> dict[str, object]:
     }
 
 
-def _judged_scores(
+def _scores_by_class(
     one: _Calibrated,
 ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.bool_]]:
-    """Scores before and after calibration, and whether right, of the detections that were judged."""
+    """Scores before and after calibration, and whether right, of the detections that were evaluated."""
     matches = one.part.matches
     entries = matches.kind != Kind.GROUP_OF
     rows = matches.detection_row[entries]
@@ -219,8 +219,8 @@ def _judged_scores(
 
 
 def _calibration_table(calibrated: Sequence[_Calibrated], loaded: Parts) -> pd.DataFrame:
-    """One row per model and class: what was chosen, and the mean log loss of its judged detections."""
-    taxonomy = loaded.judged.taxonomy
+    """One row per model and class: what was chosen, and the mean log loss of its evaluated detections."""
+    taxonomy = loaded.evaluated.taxonomy
     return pd.DataFrame(
         [
             {
@@ -228,7 +228,7 @@ def _calibration_table(calibrated: Sequence[_Calibrated], loaded: Parts) -> pd.D
                 "class": taxonomy.labels[one.part.classes[row.class_index]],
                 "method": row.calibrator.method,
                 "num_truths": row.num_truths,
-                "judged_detections": row.num_judged,
+                "judged_detections": row.num_evaluated,
                 "log_loss_before": row.loss_before,
                 "log_loss_after": row.loss_after,
                 "class_id": taxonomy.ids[one.part.classes[row.class_index]],
@@ -240,11 +240,11 @@ def _calibration_table(calibrated: Sequence[_Calibrated], loaded: Parts) -> pd.D
 
 
 def _losses(table: pd.DataFrame) -> dict[str, float]:
-    judged = table[table["judged_detections"] > 0]
-    if judged.empty:
+    evaluated = table[table["judged_detections"] > 0]
+    if evaluated.empty:
         return {}
     return {
-        f"calibration/{name}": float(np.average(judged[name], weights=judged["judged_detections"]))
+        f"calibration/{name}": float(np.average(evaluated[name], weights=evaluated["judged_detections"]))
         for name in ("log_loss_before", "log_loss_after")
     }
 
@@ -253,5 +253,5 @@ def _summary(calibrated: Sequence[_Calibrated], loaded: Parts) -> str:
     methods = Counter(row.calibrator.method for one in calibrated for row in one.classes)
     shared = int((loaded.num_models > 1).sum())
     counted = ", ".join(f"{methods[method]} {method}" for method in ("platt", "isotonic", "none") if methods[method])
-    what = f"{len(loaded.parts)} models, {loaded.judged.num_classes} classes, {shared} of them shared"
+    what = f"{len(loaded.parts)} models, {loaded.evaluated.num_classes} classes, {shared} of them shared"
     return f"{what}; calibration: {counted}"

@@ -56,7 +56,7 @@ def run(config: PredictConfig) -> Path:
 
 
 def _with_precision(config: PredictConfig) -> PredictConfig:
-    """The arithmetic is part of the request: a run that is gone on with elsewhere must not change it unseen."""
+    """The arithmetic is part of the request: a run that is resumed elsewhere must not change it unseen."""
     precision = fast_precision(device_of()) if config.precision == "auto" else config.precision
     return config.model_copy(update={"precision": precision})
 

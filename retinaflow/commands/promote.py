@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinaflow.comparison.comparison import Resampling, Side, compare
-from retinaflow.comparison.match_file import KeptMatches
+from retinaflow.comparison.match_file import StoredMatches
 from retinaflow.comparison.runs import ChosenRun, candidates
-from retinaflow.comparison.stored_matches import read_kept
+from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.progress import report
 from retinaflow.runs import tracking
@@ -47,30 +47,33 @@ def run(config: PromoteConfig) -> Decision:
 
 
 def best_of(runs: list[ChosenRun]) -> ChosenRun:
-    """The candidate of the highest mAP. Raises ValueError when they were not judged on the same data."""
+    """The candidate of the highest mAP. Raises ValueError when they were not evaluated on the same data."""
     if len(runs) > 1:
-        digests = {one.record.name: one.kept.truth.of_all for one in runs}
+        digests = {one.record.name: one.kept.ground_truth.of_all for one in runs}
         if len(set(digests.values())) > 1:
             shown = "; ".join(f"{name}: {digest}" for name, digest in digests.items())
-            raise ValueError(f"candidates must be judged on the same data and classes, but got {shown}")
+            raise ValueError(f"candidates must be evaluated on the same data and classes, but got {shown}")
     return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.kept), nan=-1.0), one.record.started))
 
 
 def trained_run(candidate: ChosenRun) -> str:
-    """The run that holds the model: the candidate, or the training that it judged."""
+    """The run that holds the model: the candidate, or the training that it evaluated."""
     record = candidate.record
     if not record.experiment_id:
         raise ValueError(f"runs={record.run_id}: only runs of the MLflow store have a model to register")
     if record.tags.get("retinaflow.command") != "evaluate":
         return record.run_id
-    return tracking.find_run(record.tags.get("retinaflow.judged", "")).run_id
+    return tracking.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
 
 
 def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tuple[str, str] | None) -> Decision:
     """The test, in words and figures. Raises ValueError when it cannot be made and is not waived by force."""
     name = f"{candidate.record.name} ({run_id})"
     score = f"mAP {_mean_ap(candidate.kept):.4f} on {len(candidate.kept.matches.image_ids):,} images"
-    tags = {"retinaflow.mAP": f"{_mean_ap(candidate.kept):.6f}", "retinaflow.judged_data": candidate.kept.truth.of_all}
+    tags = {
+        "retinaflow.mAP": f"{_mean_ap(candidate.kept):.6f}",
+        "retinaflow.evaluated_data": candidate.kept.ground_truth.of_all,
+    }
     if present is None:
         reason = f"{name} is the first {config.alias} of {config.register_as}: {score}."
         return Decision(True, reason, tags | {"retinaflow.reason": "first"})
@@ -85,15 +88,15 @@ def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tu
     return _tested(config, candidate, name, version, champion_matches(champion_run, candidate.kept), tags)
 
 
-def champion_matches(run_id: str, candidate: KeptMatches) -> KeptMatches:
+def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
     """The champion's matches on the candidate's data: of its training, or of an ``evaluate`` of it."""
-    own = read_kept(run_id)
-    if own.truth == candidate.truth:
+    own = read_matches(run_id)
+    if own.ground_truth == candidate.ground_truth:
         return own
-    judged = "tags.`retinaflow.command` = 'evaluate' and attributes.status = 'FINISHED'"
-    for record in tracking.find_runs(f"{judged} and tags.`retinaflow.judged` = '{run_id}'"):
-        kept = read_kept(record.run_id)
-        if kept.truth == candidate.truth:
+    evaluated = "tags.`retinaflow.command` = 'evaluate' and attributes.status = 'FINISHED'"
+    for record in tracking.find_runs(f"{evaluated} and tags.`retinaflow.evaluated` = '{run_id}'"):
+        kept = read_matches(record.run_id)
+        if kept.ground_truth == candidate.ground_truth:
             return kept
     return own
 
@@ -103,7 +106,7 @@ def _tested(
     candidate: ChosenRun,
     name: str,
     version: str,
-    champion: KeptMatches,
+    champion: StoredMatches,
     tags: dict[str, str],
 ) -> Decision:
     sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.kept,))]
@@ -129,5 +132,5 @@ def _tested(
     return Decision(False, f"{reason} force=true promotes it all the same.", tags)
 
 
-def _mean_ap(kept: KeptMatches) -> float:
+def _mean_ap(kept: StoredMatches) -> float:
     return mean_of_classes(average_precision(kept.matches))

@@ -33,13 +33,13 @@ def run(config: SearchConfig) -> None:
             estimate(config, stop)
             return
         with open_search(config, stop=stop) as search:
-            _say_start(search)
+            _report_start(search)
             try:
                 _run_stage(search, "trials")
             finally:
                 with search.storage.claiming(config.study):
                     results.log_results(search)
-            _say_best(search)
+            _report_best(search)
             if config.confirm_seeds and confirmation.arms(search):
                 report(f"\nthe best trial and the defaults once more, on {config.confirm_seeds} fresh seeds")
                 _run_stage(search, "confirmation")
@@ -56,7 +56,7 @@ def _run_stage(search: Search, name: str) -> None:
         work_in_processes(search, name, narrator.look)
 
 
-def _say_start(search: Search) -> None:
+def _report_start(search: Search) -> None:
     config = search.config
     ranges = "\n".join(f"  {name:<16} {text}" for name, text in search.space.document().items())
     report(
@@ -65,7 +65,7 @@ def _say_start(search: Search) -> None:
     )
 
 
-def _say_best(search: Search) -> None:
+def _report_best(search: Search) -> None:
     best = best_trial(search.study, search.goal)
     if best is None:
         report("no complete trial keeps the floor" if search.goal.floor is not None else "no trial is complete")

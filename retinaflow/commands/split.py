@@ -13,9 +13,9 @@ import retinaflow
 from retinaflow.commands import merge, train
 from retinaflow.comparison.comparison import Comparison, Resampling, Side
 from retinaflow.comparison.comparison import compare as compare_sides
-from retinaflow.comparison.match_file import KeptMatches, truth_digest
+from retinaflow.comparison.match_file import StoredMatches, ground_truth_digest
 from retinaflow.comparison.runs import chosen_run
-from retinaflow.comparison.stored_matches import read_kept
+from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.training_data import load_training_data
 from retinaflow.ensemble.members import load_parts
@@ -86,7 +86,7 @@ def compare(config: SplitConfig, parts: Sequence[str], one_model: str | None) ->
         result = merge.run(MergeConfig(**settings), parts=loaded, name=name)
         sides.append((name, result.run_id if config.track else str(config.output / name)))
     kept = [
-        Side(letter, name, (chosen_run(run).kept if name == ONE_MODEL else read_kept(run),))
+        Side(letter, name, (chosen_run(run).kept if name == ONE_MODEL else read_matches(run),))
         for letter, (name, run) in zip("ABC", sides, strict=False)
     ]
     return compare_sides(kept, Resampling(resamples=config.bootstrap, seed=config.seed))
@@ -123,14 +123,14 @@ def _refuse(config: SplitConfig, groups: Sequence[str]) -> None:
         )
 
 
-def _trained(config: SplitConfig, group: str, base: KeptMatches | None, *, place: str) -> str:
+def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, place: str) -> str:
     """The run (track=false: the folder) of the model of a group: an earlier one, or trained now."""
     settings = {name: getattr(config, name) for name in TrainConfig.model_fields}
     own = resolve(TrainConfig, {**settings, "class_group": group, "config": None})
     report(f"\n{place}: {group}")
     data = load_training_data(own)
     if base is not None:
-        _refuse_other_base(config, base, data.judged)
+        _refuse_other_base(config, base, data.evaluated)
     key, name = training_key(own, data.digest), run_name(group)
     if config.track and config.reuse:
         earlier = tracking.find_runs(f"tags.`{_TRAINING}` = '{key}'")
@@ -153,15 +153,15 @@ def run_name(group: str) -> str:
     return name if len(name) <= _MOST_LETTERS and name == group else f"{name[:_MOST_LETTERS]}-{digest}"
 
 
-def _refuse_other_base(config: SplitConfig, base: KeptMatches, judged: AnnotationIndex) -> None:
+def _refuse_other_base(config: SplitConfig, base: StoredMatches, evaluated: AnnotationIndex) -> None:
     """Better now than after hours of training."""
-    known = dict(zip(base.class_ids, base.truth.classes, strict=True))
-    here = truth_digest(judged)
-    same = all(known.get(mid, own) == own for mid, own in zip(judged.taxonomy.ids, here.classes, strict=True))
-    if base.truth.images != here.images or not same:
+    known = dict(zip(base.class_ids, base.ground_truth.classes, strict=True))
+    here = ground_truth_digest(evaluated)
+    same = all(known.get(mid, own) == own for mid, own in zip(evaluated.taxonomy.ids, here.classes, strict=True))
+    if base.ground_truth.images != here.images or not same:
         raise ValueError(
-            f"from_run={config.from_run} must have been judged on the images that the split is judged on, but it was "
-            "judged on others, or with other annotations; judge it on these with evaluate and give that run"
+            f"from_run={config.from_run} must have been evaluated on the images that the split is evaluated on, but it was "
+            "evaluated on others, or with other annotations; evaluate it on these with evaluate and give that run"
         )
 
 

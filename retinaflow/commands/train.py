@@ -1,4 +1,4 @@
-"""``train``: data, bins, a detector, epochs, and the best of them judged and logged."""
+"""``train``: data, bins, a detector, epochs, and the best of them evaluated and logged."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 from retinaflow.commands.binning import log_bins, log_exposure
-from retinaflow.comparison.stored_matches import keep_matches
+from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import (
-    Judgement,
+    EvaluationResult,
     log_analysis,
-    log_pictures,
+    log_figures,
     log_tables,
     metrics_document,
-    say_judgement,
+    report_evaluation,
 )
 from retinaflow.runs import tracking
 from retinaflow.runs.run import NullRun, Run
@@ -34,11 +34,11 @@ from retinaflow.training.session import Session
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: its run, best checkpoint and how that was judged."""
+    """A finished training: its run, best checkpoint and how that was evaluated."""
 
     run_id: str
     checkpoint: Path
-    judgement: Judgement
+    evaluation: EvaluationResult
 
 
 def run(
@@ -85,7 +85,7 @@ def _refuse_different_data(data: TrainingData, world: World) -> None:
 
 
 def _prepared(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
-    """The settings to train by, and what to go on from."""
+    """The settings to train by, and what to resume from."""
     resumed = find_resumed(config)
     return (continued(config, resumed.checkpoint), resumed) if resumed else (config, None)
 
@@ -107,7 +107,7 @@ def _run(
         return contextlib.nullcontext(NullRun())
     resume = resumed.run_id if resumed else None
     if resume is not None and config.track and not tracking.is_run(resume):
-        report(f"the checkpoint's run {resume} is not in {tracking.store_uri()}: a new run goes on with it")
+        report(f"the checkpoint's run {resume} is not in {tracking.store_uri()}: a new run resumes it")
         resume = None
     return tracking.start_run(
         "train",
@@ -128,17 +128,17 @@ def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
 
 
 def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> TrainResult:
-    """Judge the best checkpoint, log what it is worth, and the model."""
+    """Evaluate the best checkpoint, log what it is worth, and the model."""
     data, config = session.data, session.config
-    detections, judgement = session.judge_best(best, stop)
+    detections, evaluation = session.evaluate_best(best, stop)
     run.log_metrics(
-        {f"best/{name.removeprefix('val/')}": v for name, v in judgement.metrics.items()}, step=session.trainer.step
+        {f"best/{name.removeprefix('val/')}": v for name, v in evaluation.metrics.items()}, step=session.trainer.step
     )
-    log_tables(run, judgement, metrics_document(judgement, data.judged))
-    log_pictures(run, judgement, detections, data.judged)
-    log_analysis([run], judgement, detections, data.judged)
-    keep_matches([run], judgement, detections, data.judged, data.bins, config)
+    log_tables(run, evaluation, metrics_document(evaluation, data.evaluated))
+    log_figures(run, evaluation, detections, data.evaluated)
+    log_analysis([run], evaluation, detections, data.evaluated)
+    store_matches([run], evaluation, detections, data.evaluated, data.bins, config)
     tracking.log_model(run, best, register_as=config.register_as)
-    say_judgement(judgement)
+    report_evaluation(evaluation)
     report(f"run {run.run_id}, best checkpoint {best}")
-    return TrainResult(run.run_id, best, judgement)
+    return TrainResult(run.run_id, best, evaluation)

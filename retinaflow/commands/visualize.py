@@ -1,4 +1,4 @@
-"""``visualize``: pictures of detections, with the truth beside them where it is known."""
+"""``visualize``: pictures of detections, with the ground truth beside them where it is known."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files
 from retinaflow.data.predictions import read_predictions
 from retinaflow.data.skipped_images import SkippedImages
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 from retinaflow.data.training_data import data_folder, load_training_data, read_split
 from retinaflow.detections import Detections
-from retinaflow.inference.image_selection import WantedImages, is_judged, wanted_images
+from retinaflow.inference.image_selection import WantedImages, is_evaluated, wanted_images
 from retinaflow.inference.model import ChosenModel
 from retinaflow.inference.shards import Detector, buckets_for
 from retinaflow.interrupts import StopRequest
@@ -51,14 +51,14 @@ def run(config: VisualizeConfig) -> list[Path]:
         run.set_tags(model.tags() if model else {"retinaflow.predictions": str(config.predictions)})
         skipped = SkippedImages()
         found = _detections(config, model, wanted, skipped, stop)
-        truth = _truth(config, trained, taxonomy)
+        ground_truth = _ground_truth(config, trained, taxonomy)
         bad = {image.image_id for image in (*wanted.unreadable, *skipped.images)}
         paths = []
         for image, image_id in enumerate(wanted.index.image_ids.tolist()):
             if image_id not in bad:
                 path = config.output / "pictures" / f"{image_id}.jpg"
                 try:
-                    picture = _picture(config, wanted.index, image, found, truth)
+                    picture = _picture(config, wanted.index, image, found, ground_truth)
                 except UnreadableImageError as error:
                     if config.on_bad_image == "stop":
                         raise
@@ -100,7 +100,7 @@ def _detections(
 ) -> Detections:
     """What is to be drawn, parents that only name their child's box again left out."""
     if config.predictions is not None:
-        found = read_predictions(config.predictions, wanted.index, Faults("stop"))
+        found = read_predictions(config.predictions, wanted.index, RowErrors("stop"))
         found = found.take(found.image_index >= 0)
     else:
         assert model is not None
@@ -121,12 +121,12 @@ def _detections(
     return found.take(keep)
 
 
-def _truth(config: VisualizeConfig, trained: dict[str, Any], taxonomy: Taxonomy) -> AnnotationIndex | None:
+def _ground_truth(config: VisualizeConfig, trained: dict[str, Any], taxonomy: Taxonomy) -> AnnotationIndex | None:
     """The annotations of the split, None where there are none; images of a folder have none."""
-    if not config.truth or config.images:
+    if not config.ground_truth or config.images:
         return None
-    if is_judged(config, trained):
-        return load_training_data(resolve(TrainConfig, {**trained, "config": None})).judged
+    if is_evaluated(config, trained):
+        return load_training_data(resolve(TrainConfig, {**trained, "config": None})).evaluated
     data = str(trained["data"]) if config.data == "trained" else config.data
     try:
         # Boxes alone are drawn: which classes are absent does not matter.
@@ -142,9 +142,9 @@ def _truth(config: VisualizeConfig, trained: dict[str, Any], taxonomy: Taxonomy)
 
 
 def _picture(
-    config: VisualizeConfig, index: AnnotationIndex, image: int, found: Detections, truth: AnnotationIndex | None
+    config: VisualizeConfig, index: AnnotationIndex, image: int, found: Detections, ground_truth: AnnotationIndex | None
 ) -> Pixels:
-    """The image with its detections, and the truth on its left."""
+    """The image with its detections, and the ground truth on its left."""
     height, width = (int(side) for side in index.sizes[image])
     longest, most = max(height, width), config.longest_side
     scale = most / longest if longest > most else max(1.0, most / 2 / longest)
@@ -158,20 +158,22 @@ def _picture(
     ]
     image_id = str(index.image_ids[image])
     detections = drawn(pixels, boxes, title=f"detections, score at least {config.min_score:g}: {image_id}")
-    if truth is None or image_id not in truth.image_ids:
+    if ground_truth is None or image_id not in ground_truth.image_ids:
         return detections
-    place = int(np.flatnonzero(truth.image_ids == image_id)[0])
-    return side_by_side([drawn(pixels, _truth_boxes(truth, place), title=f"truth: {image_id}"), detections])
+    place = int(np.flatnonzero(ground_truth.image_ids == image_id)[0])
+    return side_by_side([drawn(pixels, _gt_boxes(ground_truth, place), title=f"ground truth: {image_id}"), detections])
 
 
-def _truth_boxes(truth: AnnotationIndex, image: int) -> list[DrawnBox]:
-    rows = range(int(truth.box_start[image]), int(truth.box_start[image + 1]))
-    ids, names = truth.taxonomy.ids, truth.taxonomy.labels
+def _gt_boxes(ground_truth: AnnotationIndex, image: int) -> list[DrawnBox]:
+    rows = range(int(ground_truth.box_start[image]), int(ground_truth.box_start[image + 1]))
+    ids, names = ground_truth.taxonomy.ids, ground_truth.taxonomy.labels
     return [
         DrawnBox(
-            tuple(truth.boxes[row].tolist()),
-            ids[truth.labels[row]],
-            f"group of {names[truth.labels[row]]}" if truth.is_group_of[row] else names[truth.labels[row]],
+            tuple(ground_truth.boxes[row].tolist()),
+            ids[ground_truth.labels[row]],
+            f"group of {names[ground_truth.labels[row]]}"
+            if ground_truth.is_group_of[row]
+            else names[ground_truth.labels[row]],
         )
         for row in rows
     ]

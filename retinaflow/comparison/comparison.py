@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.comparison.match_file import KeptMatches, TrainingCounts
+from retinaflow.comparison.match_file import StoredMatches, TrainingCounts
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Matches
 from retinaflow.metric.per_class import class_groups
@@ -39,7 +39,7 @@ class Side:
 
     letter: str
     name: str
-    runs: tuple[KeptMatches, ...]
+    runs: tuple[StoredMatches, ...]
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Comparison:
     per later side ``X_difference, X_difference_low, X_difference_high, X_share_above_zero``."""
     classes: pd.DataFrame
     """One row per shared class, rarest first: class, class_id, bin, train_images, train_boxes, num_truths,
-    eval_images (images with truth), then as above, and per later side ``X_p, X_p_adjusted, X_sure``."""
+    eval_images (images with ground truth), then as above, and per later side ``X_p, X_p_adjusted, X_sure``."""
     left_out: tuple[str, ...]
     num_images: int
-    truth_digest: str
+    ground_truth_digest: str
     resampling: Resampling
 
     def group(self, name: str) -> dict[str, float]:
-        """The figures of a group of classes, by column; empty when none of its classes has truth."""
+        """The figures of a group of classes, by column; empty when none of its classes has ground truth."""
         rows = self.groups[self.groups["group"] == name].drop(columns="group").to_dict("records")
         return {str(column): float(value) for column, value in rows[0].items()} if rows else {}
 
@@ -76,7 +76,7 @@ class Comparison:
 def compare(sides: Sequence[Side], resampling: Resampling | None = None) -> Comparison:
     """Compare every side with the first.
 
-    Raises ValueError for fewer than two sides, sides without a shared class, and runs judged on different data.
+    Raises ValueError for fewer than two sides, sides without a shared class, and runs evaluated on different data.
     """
     if not 2 <= len(sides) <= len(LETTERS):
         raise ValueError(f"2 to {len(LETTERS)} settings can be compared, but got {len(sides)}")
@@ -93,39 +93,41 @@ def compare(sides: Sequence[Side], resampling: Resampling | None = None) -> Comp
     columns: dict[str, NDArray[np.generic]] = {}
     for side in sides:
         columns |= _score_columns(side.letter, matches[side.letter], rows, resampling)
-    images_with_truth = _images_with_truth(first[0], rows)
+    images_with_ground_truth = _images_with_ground_truth(first[0], rows)
     for side in sides[1:]:
-        columns |= _difference_columns(side.letter, first, matches[side.letter], rows, images_with_truth, resampling)
+        columns |= _difference_columns(
+            side.letter, first, matches[side.letter], rows, images_with_ground_truth, resampling
+        )
     table = pd.DataFrame(columns, index=list(rows))
     everything = {mid: name for run in runs for mid, name in zip(run.class_ids, run.class_names, strict=True)}
     return Comparison(
         tuple(sides),
         _group_table(table, groups, sides, first[0]),
         _marked(
-            _class_table(table, ids, everything, counts, first[0], images_with_truth[len(groups) :]),
+            _class_table(table, ids, everything, counts, first[0], images_with_ground_truth[len(groups) :]),
             [side.letter for side in sides[1:]],
             confidence=resampling.confidence,
         ),
         left_out=tuple(name for mid, name in everything.items() if mid not in set(ids)),
         num_images=len(first[0].image_ids),
-        truth_digest=digest,
+        ground_truth_digest=digest,
         resampling=resampling,
     )
 
 
-def shared_classes(runs: Sequence[KeptMatches]) -> list[str]:
-    """Ids of the classes that every run judged, in the order of the first run. Raises ValueError for none."""
-    judged = [{mid for mid, yes in zip(run.class_ids, run.matches.judged, strict=True) if yes} for run in runs]
-    shared = [mid for mid in runs[0].class_ids if all(mid in ids for ids in judged)]
+def shared_classes(runs: Sequence[StoredMatches]) -> list[str]:
+    """Ids of the classes that every run evaluated, in the order of the first run. Raises ValueError for none."""
+    evaluated = [{mid for mid, yes in zip(run.class_ids, run.matches.evaluated, strict=True) if yes} for run in runs]
+    shared = [mid for mid in runs[0].class_ids if all(mid in ids for ids in evaluated)]
     if not shared:
         raise ValueError("the runs must share at least one class, but their class lists have none in common")
     return shared
 
 
 def refuse_other_data(sides: Sequence[Side], ids: Sequence[str]) -> str:
-    """The digest of what all runs were judged on, over the classes ``ids``.
+    """The digest of what all runs were evaluated on, over the classes ``ids``.
 
-    Raises ValueError, with the digests, unless the images, the truth and the rules are the same for all.
+    Raises ValueError, with the digests, unless the images, the ground truth and the rules are the same for all.
     """
     found: dict[str, str] = {}
     rules: dict[str, str] = {}
@@ -133,21 +135,23 @@ def refuse_other_data(sides: Sequence[Side], ids: Sequence[str]) -> str:
         for number, run in enumerate(side.runs, start=1):
             name = side.letter if len(side.runs) == 1 else f"{side.letter}{number}"
             place = {mid: k for k, mid in enumerate(run.class_ids)}
-            digest = replace(run.truth, classes=tuple(run.truth.classes[place[mid]] for mid in ids)).of_all
-            found[name] = f"{len(run.matches.image_ids):,} images {run.truth.images}, truth {digest}"
+            digest = replace(
+                run.ground_truth, classes=tuple(run.ground_truth.classes[place[mid]] for mid in ids)
+            ).of_all
+            found[name] = f"{len(run.matches.image_ids):,} images {run.ground_truth.images}, ground truth {digest}"
             rules[name] = f"group_of_weight={run.matches.group_of_weight:g}, IoU {run.matches.iou_threshold:g}"
     for values, what, next_step in (
-        (found, "on the same data", "judge them on the same data with evaluate"),
-        (rules, "by the same rules", "judge them with the same settings with evaluate"),
+        (found, "on the same data", "evaluate them on the same data with evaluate"),
+        (rules, "by the same rules", "evaluate them with the same settings with evaluate"),
     ):
         if len(set(values.values())) > 1:
             shown = "; ".join(f"{name}: {value}" for name, value in values.items())
-            raise ValueError(f"only runs judged {what} can be compared, but got {shown}; {next_step}")
+            raise ValueError(f"only runs evaluated {what} can be compared, but got {shown}; {next_step}")
     return digest
 
 
-def training_counts(runs: Sequence[KeptMatches], ids: Sequence[str]) -> TrainingCounts:
-    """Counts and bins of some classes in the first run that has any (a judged file of predictions has none)."""
+def training_counts(runs: Sequence[StoredMatches], ids: Sequence[str]) -> TrainingCounts:
+    """Counts and bins of some classes in the first run that has any (an evaluated file of predictions has none)."""
     run = next((run for run in runs if run.training.images.any()), runs[0])
     place = {mid: k for k, mid in enumerate(run.class_ids)}
     rows = np.array([place[mid] for mid in ids], dtype=np.int64)
@@ -156,22 +160,22 @@ def training_counts(runs: Sequence[KeptMatches], ids: Sequence[str]) -> Training
 
 def stacked(runs: Sequence[Matches]) -> Matches:
     """Matches in which class k of run i is class i * K + k; all runs have the same images."""
-    offsets = np.arange(len(runs)) * len(runs[0].judged)
-    names = ("image_index", "score", "kind", "weight", "detection_row", "truth_image", "truth_count", "judged")
+    offsets = np.arange(len(runs)) * len(runs[0].evaluated)
+    names = ("image_index", "score", "kind", "weight", "detection_row", "gt_image", "gt_count", "evaluated")
     columns: dict[str, Any] = {name: np.concatenate([getattr(run, name) for run in runs]) for name in names}
-    for name in ("class_index", "truth_class"):
+    for name in ("class_index", "gt_class"):
         columns[name] = np.concatenate([getattr(run, name) + o for run, o in zip(runs, offsets, strict=True)])
     return replace(runs[0], **columns)
 
 
 def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
     """Some classes only; class ``classes[k]`` becomes class k."""
-    place = np.full(len(matches.judged), -1, dtype=np.int64)
+    place = np.full(len(matches.evaluated), -1, dtype=np.int64)
     place[classes] = np.arange(len(classes))
-    columns: dict[str, Any] = {"judged": matches.judged[classes]}
+    columns: dict[str, Any] = {"evaluated": matches.evaluated[classes]}
     for owner, names in (
         ("class_index", ("image_index", "class_index", "score", "kind", "weight", "detection_row")),
-        ("truth_class", ("truth_image", "truth_class", "truth_count")),
+        ("gt_class", ("gt_image", "gt_class", "gt_count")),
     ):
         new = place[getattr(matches, owner)]
         rows = np.flatnonzero(new >= 0)
@@ -180,7 +184,7 @@ def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
     return replace(matches, **columns)
 
 
-def _only(run: KeptMatches, ids: Sequence[str]) -> Matches:
+def _only(run: StoredMatches, ids: Sequence[str]) -> Matches:
     place = {mid: k for k, mid in enumerate(run.class_ids)}
     return with_classes(run.matches, np.array([place[mid] for mid in ids], dtype=np.int64))
 
@@ -189,7 +193,7 @@ Rows = Mapping[str, NDArray[np.bool_]]
 
 
 def _means(runs: Sequence[Matches], rows: Rows) -> FloatArray:
-    """``[runs, N]`` mean AP of each run over the classes of each row that have truth; NaN where none has."""
+    """``[runs, N]`` mean AP of each run over the classes of each row that have ground truth; NaN where none has."""
     members = np.stack(list(rows.values())).astype(np.float64)
     ap = np.stack([average_precision(run) for run in runs])
     known = ~np.isnan(ap)
@@ -246,17 +250,17 @@ def _difference_columns(
     }
 
 
-def _images_with_truth(matches: Matches, rows: Rows) -> NDArray[np.int64]:
-    """``[N]`` images that hold truth of a class of each row."""
-    result = [len(np.unique(matches.truth_image[members[matches.truth_class]])) for members in rows.values()]
+def _images_with_ground_truth(matches: Matches, rows: Rows) -> NDArray[np.int64]:
+    """``[N]`` images that hold ground truth of a class of each row."""
+    result = [len(np.unique(matches.gt_image[members[matches.gt_class]])) for members in rows.values()]
     return np.array(result, dtype=np.int64)
 
 
 def _group_table(table: pd.DataFrame, groups: Rows, sides: Sequence[Side], matches: Matches) -> pd.DataFrame:
-    has_truth = matches.num_truths > 0
-    names = sorted((name for name in groups if (groups[name] & has_truth).any()), key=_bins_first)
+    has_ground_truth = matches.num_truths > 0
+    names = sorted((name for name in groups if (groups[name] & has_ground_truth).any()), key=_bins_first)
     result = table.loc[names].reset_index(names="group")
-    result.insert(1, "classes", [int((groups[name] & has_truth).sum()) for name in names])
+    result.insert(1, "classes", [int((groups[name] & has_ground_truth).sum()) for name in names])
     return result.drop(columns=[f"{side.letter}_p" for side in sides[1:]])
 
 

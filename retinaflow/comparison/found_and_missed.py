@@ -1,7 +1,7 @@
 """Objects that one run finds and the other misses, and small pictures of them.
 
 Found means: a true positive with a score at or above the run's working point for that class, the score at which F1 =
-2 TP / (detections + truths) is largest. Each run gets its own working point, since scores of two trainings are not on
+2 TP / (detections + ground-truth boxes) is largest. Each run gets its own working point, since scores of two trainings are not on
 one scale. Group-of boxes and classes that only the hierarchy implies are left out.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.boxes import iou
-from retinaflow.comparison.match_file import KeptMatches
+from retinaflow.comparison.match_file import StoredMatches
 from retinaflow.metric.ground_truth import Annotations
 from retinaflow.metric.matches import Kind
 
@@ -23,7 +23,7 @@ PICTURE_PIXELS = 300
 JPEG_QUALITY = 78
 SAME_PLACE = 0.5
 """IoU from which a detection counts as lying at the object's place."""
-_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)
+_GROUND_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
 
     class_id: str
     image: int
-    truth_box: NDArray[np.float64]
+    gt_box: NDArray[np.float64]
     found_box: NDArray[np.float64]
     score: float
     """Of the run that finds it."""
@@ -40,34 +40,34 @@ class Sample:
     """What the other run has at that place: class and score, or empty."""
 
 
-def working_points(run: KeptMatches) -> NDArray[np.float64]:
+def working_points(run: StoredMatches) -> NDArray[np.float64]:
     """``[K]`` the score of the largest F1 of each class; inf for a class in which nothing is right."""
     matches = run.matches
-    result = np.full(len(matches.judged), np.inf)
+    result = np.full(len(matches.evaluated), np.inf)
     start = np.searchsorted(matches.class_index, np.arange(len(result) + 1))
-    truths = matches.num_truths
+    ground_truths = matches.num_truths
     for k in np.flatnonzero(np.diff(start)):
         rows = slice(start[k], start[k + 1])
         right = np.cumsum(np.where(matches.kind[rows] == Kind.FALSE_POSITIVE, 0.0, matches.weight[rows]))
-        quality = 2 * right / (np.arange(1, len(right) + 1) + max(truths[k], 1e-9))
+        quality = 2 * right / (np.arange(1, len(right) + 1) + max(ground_truths[k], 1e-9))
         if right[-1] > 0:
             result[k] = matches.score[rows][np.argmax(quality)]
     return result
 
 
 def found_and_missed(
-    finder: KeptMatches, other: KeptMatches, truth: Annotations, *, class_ids: Sequence[str], limit: int
+    finder: StoredMatches, other: StoredMatches, ground_truth: Annotations, *, class_ids: Sequence[str], limit: int
 ) -> list[Sample]:
     """Up to ``limit`` objects that ``finder`` finds and ``other`` misses, one per class and round.
 
     ``class_ids``: the classes to look at, most interesting first. The surest find of a class comes first; no image is
-    shown twice. ``truth`` holds the images that both runs were judged on.
+    shown twice. ``ground_truth`` holds the images that both runs were evaluated on.
     """
     points = working_points(finder), working_points(other)
     candidates = [
         found
         for mid in class_ids
-        if mid in truth.taxonomy.index_of and (found := _of_class(mid, finder, other, truth, points))
+        if mid in ground_truth.taxonomy.index_of and (found := _of_class(mid, finder, other, ground_truth, points))
     ]
     chosen: list[Sample] = []
     while len(chosen) < limit and any(candidates):
@@ -75,22 +75,22 @@ def found_and_missed(
             while found:
                 sample = found.pop(0)
                 if len(chosen) < limit and all(sample.image != one.image for one in chosen):
-                    chosen.append(replace(sample, instead=_instead(other, sample, truth)))
+                    chosen.append(replace(sample, instead=_instead(other, sample, ground_truth)))
                     break
     return chosen
 
 
 def sample_picture(pixels: NDArray[np.uint8], sample: Sample) -> bytes:
-    """JPEG of the object and its surroundings: truth in blue, the detection in orange. ``pixels [H, W, 3]`` RGB."""
+    """JPEG of the object and its surroundings: ground truth in blue, the detection in orange. ``pixels [H, W, 3]`` RGB."""
     height, width = pixels.shape[:2]
     scale = np.array([width, height, width, height])
-    truth, found = sample.truth_box * scale, sample.found_box * scale
-    x1, y1, x2, y2 = _window(truth, width, height)
+    ground_truth, found = sample.gt_box * scale, sample.found_box * scale
+    x1, y1, x2, y2 = _window(ground_truth, width, height)
     zoom = PICTURE_PIXELS / max(x2 - x1, y2 - y1)
     size = max(round((x2 - x1) * zoom), 1), max(round((y2 - y1) * zoom), 1)
     method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
     shown = cv2.resize(np.ascontiguousarray(pixels[y1:y2, x1:x2]), size, interpolation=method)
-    for box, color, thick in ((truth, _TRUTH, 3), (found, _FOUND, 2)):
+    for box, color, thick in ((ground_truth, _GROUND_TRUTH, 3), (found, _FOUND, 2)):
         corners = np.rint((box - [x1, y1, x1, y1]) * zoom).astype(int).tolist()
         for line, paint in ((thick + 2, (0, 0, 0)), (thick, color)):
             cv2.rectangle(shown, tuple(corners[:2]), tuple(corners[2:]), paint, line, cv2.LINE_AA)
@@ -102,12 +102,14 @@ def sample_picture(pixels: NDArray[np.uint8], sample: Sample) -> bytes:
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def _of_class(mid: str, finder: KeptMatches, other: KeptMatches, truth: Annotations, points: Points) -> list[Sample]:
+def _of_class(
+    mid: str, finder: StoredMatches, other: StoredMatches, ground_truth: Annotations, points: Points
+) -> list[Sample]:
     """Of one class, the surest first."""
     by_finder, by_other = (_found(run, mid, at) for run, at in zip((finder, other), points, strict=True))
     samples = []
     for image, rows in by_finder.items():
-        boxes = _truth_boxes(truth, image, mid)
+        boxes = _gt_boxes(ground_truth, image, mid)
         if len(boxes) == 0:
             continue
         claimed = set(_nearest(other.boxes[by_other.get(image, [])], boxes))
@@ -118,7 +120,7 @@ def _of_class(mid: str, finder: KeptMatches, other: KeptMatches, truth: Annotati
     return sorted(samples, key=lambda sample: -sample.score)
 
 
-def _found(run: KeptMatches, mid: str, points: NDArray[np.float64]) -> dict[int, list[int]]:
+def _found(run: StoredMatches, mid: str, points: NDArray[np.float64]) -> dict[int, list[int]]:
     """Image -> rows of true positives of the class at or above its working point."""
     k, matches = run.class_ids.index(mid), run.matches
     rows = np.arange(*np.searchsorted(matches.class_index, [k, k + 1]))
@@ -129,27 +131,29 @@ def _found(run: KeptMatches, mid: str, points: NDArray[np.float64]) -> dict[int,
     return result
 
 
-def _truth_boxes(truth: Annotations, image: int, mid: str) -> NDArray[np.float64]:
-    rows = slice(truth.box_start[image], truth.box_start[image + 1])
-    own = (np.asarray(truth.labels[rows]) == truth.taxonomy.index_of[mid]) & ~np.asarray(truth.is_group_of[rows])
-    boxes: NDArray[np.float64] = np.asarray(truth.boxes[rows], dtype=np.float64)[own]
+def _gt_boxes(ground_truth: Annotations, image: int, mid: str) -> NDArray[np.float64]:
+    rows = slice(ground_truth.box_start[image], ground_truth.box_start[image + 1])
+    own = (np.asarray(ground_truth.labels[rows]) == ground_truth.taxonomy.index_of[mid]) & ~np.asarray(
+        ground_truth.is_group_of[rows]
+    )
+    boxes: NDArray[np.float64] = np.asarray(ground_truth.boxes[rows], dtype=np.float64)[own]
     return boxes
 
 
-def _nearest(boxes: NDArray[np.floating], truths: NDArray[np.float64]) -> list[int]:
-    """Row of the truth that each box overlaps most."""
+def _nearest(boxes: NDArray[np.floating], ground_truths: NDArray[np.float64]) -> list[int]:
+    """Row of the ground truth that each box overlaps most."""
     if len(boxes) == 0:
         return []
-    return [int(row) for row in iou(np.asarray(boxes, dtype=np.float64), truths).argmax(axis=1)]
+    return [int(row) for row in iou(np.asarray(boxes, dtype=np.float64), ground_truths).argmax(axis=1)]
 
 
-def _instead(run: KeptMatches, sample: Sample, truth: Annotations) -> str:
+def _instead(run: StoredMatches, sample: Sample, ground_truth: Annotations) -> str:
     """The surest detection at the object's place, of a class that has boxes of its own and is no parent of it."""
     rows = np.flatnonzero(run.matches.image_index == sample.image)
-    rows = rows[iou(run.boxes[rows].astype(np.float64), sample.truth_box[None])[:, 0] >= SAME_PLACE]
-    taxonomy = truth.taxonomy
+    rows = rows[iou(run.boxes[rows].astype(np.float64), sample.gt_box[None])[:, 0] >= SAME_PLACE]
+    taxonomy = ground_truth.taxonomy
     parents = taxonomy.ancestors(taxonomy.index_of[sample.class_id])
-    plain = set(np.setdiff1d(truth.labels, parents).tolist())
+    plain = set(np.setdiff1d(ground_truth.labels, parents).tolist())
     classes = [taxonomy.index_of.get(run.class_ids[k], -1) in plain for k in run.matches.class_index[rows]]
     rows = rows[np.array(classes, dtype=bool)]
     if len(rows) == 0:

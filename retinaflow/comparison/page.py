@@ -23,7 +23,7 @@ from retinaflow.comparison.figures import difference_vs_frequency
 from retinaflow.comparison.wording import extremes, group_name, verdict
 
 MOST_LISTED = 8
-PICTURE_DPI = 110
+FIGURE_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _pictures(table: pd.DataFrame, side: Side) -> dict[str, str]:
 
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PICTURE_DPI, pil_kwargs={"optimize": True})
+    figure.savefig(buffer, format="png", dpi=FIGURE_DPI, pil_kwargs={"optimize": True})
     return _data_url(buffer.getvalue(), "png")
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from retinaflow.comparison.comparison import LETTERS, Side
-from retinaflow.comparison.match_file import FILE_NAME, KeptMatches
+from retinaflow.comparison.match_file import FILE_NAME, StoredMatches
 from retinaflow.comparison.page import RunNote
-from retinaflow.comparison.stored_matches import read_kept
+from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.runs import tracking
 from retinaflow.runs.tracking import RunRecord
 from retinaflow.settings.comparison_commands import ComparedRuns
@@ -32,7 +32,7 @@ class ChosenRun:
     """A run of the store, or a folder (``record.experiment_id`` is empty), and its matches."""
 
     record: RunRecord
-    kept: KeptMatches
+    kept: StoredMatches
 
     @property
     def seed(self) -> str:
@@ -132,9 +132,9 @@ def chosen_run(name: str) -> ChosenRun:
     """A run by id or name, or a folder written with track=false. Raises ValueError when there is none with matches."""
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
-        return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_kept(name))
+        return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_matches(name))
     record = tracking.find_run(name)
-    return ChosenRun(record, read_kept(record.run_id))
+    return ChosenRun(record, read_matches(record.run_id))
 
 
 def _tags(folder: Path) -> Mapping[str, str]:
@@ -154,7 +154,7 @@ def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
         what = f"filter={config.filter} finds" if config.filter else f"{tracking.store_uri()} has"
         needed = "two finished trainings are" if fewest > 1 else "a finished training is"
         raise ValueError(f"{needed} needed, but {what} {len(found)}; name runs as runs={','.join(['ID'] * fewest)}")
-    return [ChosenRun(record, read_kept(record.run_id)) for record in reversed(found)]
+    return [ChosenRun(record, read_matches(record.run_id)) for record in reversed(found)]
 
 
 def _pooled(runs: Sequence[ChosenRun]) -> list[list[ChosenRun]]:

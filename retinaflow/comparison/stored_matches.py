@@ -1,4 +1,4 @@
-"""What later comparisons need of a judged run: ``matches.npz``, written when it is judged, read when it is compared."""
+"""What later comparisons need of a evaluated run: ``matches.npz``, written when it is evaluated, read when it is compared."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 
 from retinaflow.comparison.match_file import (
     FILE_NAME,
-    KeptMatches,
+    StoredMatches,
     TrainingCounts,
+    ground_truth_digest,
     load_matches,
     save_matches,
-    truth_digest,
 )
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.training_data import load_training_data, read_split
 from retinaflow.detections import Detections
-from retinaflow.reports.evaluation import Judgement
+from retinaflow.reports.evaluation import EvaluationResult
 from retinaflow.runs import tracking
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
@@ -30,9 +30,9 @@ from retinaflow.settings.groups import DetectionFields
 from retinaflow.settings.resolve import resolve
 
 
-def keep_matches(
+def store_matches(
     targets: Sequence[Run],
-    judgement: Judgement,
+    evaluation: EvaluationResult,
     detections: Detections,
     index: AnnotationIndex,
     bins: ClassBins,
@@ -40,17 +40,17 @@ def keep_matches(
     *,
     trained: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``matches.npz`` with every target. ``trained``: settings that the judged model was trained with."""
+    """Write ``matches.npz`` with every target. ``trained``: settings that the evaluated model was trained with."""
     own = config.model_dump(mode="json")
     on_trained_data = own["data"] == "trained" and trained is not None
     write_matches(
         targets,
-        judgement,
+        evaluation,
         detections,
         index,
         bins,
         settings=own if isinstance(config, TrainConfig) else _settings(config, trained),
-        judged_from={
+        evaluated_from={
             "command": "train" if isinstance(config, TrainConfig) or on_trained_data else "evaluate",
             "settings": trained if on_trained_data else own,
         },
@@ -59,17 +59,17 @@ def keep_matches(
 
 def write_matches(
     targets: Sequence[Run],
-    judgement: Judgement,
+    evaluation: EvaluationResult,
     detections: Detections,
     index: AnnotationIndex,
     bins: ClassBins,
     *,
     settings: Mapping[str, Any],
-    judged_from: Mapping[str, Any],
+    evaluated_from: Mapping[str, Any],
 ) -> None:
-    """Write ``matches.npz`` with every target; ``settings`` and ``judged_from`` as :class:`KeptMatches` has them."""
-    matches = judgement.scores.matches
-    kept = KeptMatches(
+    """Write ``matches.npz`` with every target; ``settings`` and ``evaluated_from`` as :class:`StoredMatches` has them."""
+    matches = evaluation.scores.matches
+    kept = StoredMatches(
         matches=matches,
         boxes=detections.boxes[matches.detection_row].astype(np.float32),
         class_ids=index.taxonomy.ids,
@@ -77,9 +77,9 @@ def write_matches(
         training=TrainingCounts(
             bins.images_per_class.astype(np.int64), bins.boxes_per_class.astype(np.int64), bins.bin_of_class
         ),
-        truth=truth_digest(index),
+        ground_truth=ground_truth_digest(index),
         settings=settings,
-        judged_from=judged_from,
+        evaluated_from=evaluated_from,
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
@@ -98,7 +98,7 @@ def _settings(config: EvaluateConfig, trained: Mapping[str, Any] | None) -> dict
     return {**(trained or {}), **{name: own[name] for name in names}}
 
 
-def read_kept(run_id: str) -> KeptMatches:
+def read_matches(run_id: str) -> StoredMatches:
     """The matches of a run in the store, or of a folder written with track=false.
 
     Raises ValueError, with the way out, when it has none.
@@ -108,39 +108,39 @@ def read_kept(run_id: str) -> KeptMatches:
     try:
         path = tracking.fetch(run_id, FILE_NAME)
     except ValueError as error:
-        next_step = f"judge the model again with evaluate from_run={run_id}"
+        next_step = f"evaluate the model again with evaluate from_run={run_id}"
         raise ValueError(f"{error}; train and evaluate keep it: {next_step}") from None
     return load_matches(path)
 
 
-def judged_images(kept: KeptMatches) -> AnnotationIndex:
-    """The images that a run was judged on, read again from where they were then.
+def evaluated_images(kept: StoredMatches) -> AnnotationIndex:
+    """The images that a run was evaluated on, read again from where they were then.
 
     Raises ValueError or OSError when they are not there, or are others by now.
     """
-    index = _judged_from(kept, {})
+    index = _read_evaluated(kept, {})
     place = index.taxonomy.index_of
     if any(mid not in place for mid in kept.class_ids):
-        raise ValueError("the class list has changed since the run was judged")
+        raise ValueError("the class list has changed since the run was evaluated")
     if index.taxonomy.ids != kept.class_ids:
         index = index.with_classes(np.array([place[mid] for mid in kept.class_ids]))
-    if truth_digest(index) != kept.truth:
-        raise ValueError("the images or annotations have changed since the run was judged")
+    if ground_truth_digest(index) != kept.ground_truth:
+        raise ValueError("the images or annotations have changed since the run was evaluated")
     return index
 
 
-def judged_images_of_all_classes(kept: KeptMatches) -> AnnotationIndex:
-    """The same images with all classes of the class list, whatever group of them the run judged. Errors likewise.
+def evaluated_images_of_all_classes(kept: StoredMatches) -> AnnotationIndex:
+    """The same images with all classes of the class list, whatever group of them the run evaluated. Errors likewise.
 
-    That the images and annotations are those of then is for the caller to see (:func:`truth_digest`).
+    That the images and annotations are those of then is for the caller to see (:func:`ground_truth_digest`).
     """
-    return _judged_from(kept, {"class_group": "all"})
+    return _read_evaluated(kept, {"class_group": "all"})
 
 
-def _judged_from(kept: KeptMatches, changes: Mapping[str, Any]) -> AnnotationIndex:
-    settings = {**kept.judged_from["settings"], "config": None, **changes}
-    if kept.judged_from["command"] == "train":
-        return load_training_data(resolve(TrainConfig, settings)).judged
+def _read_evaluated(kept: StoredMatches, changes: Mapping[str, Any]) -> AnnotationIndex:
+    settings = {**kept.evaluated_from["settings"], "config": None, **changes}
+    if kept.evaluated_from["command"] == "train":
+        return load_training_data(resolve(TrainConfig, settings)).evaluated
     return _evaluated(resolve(EvaluateConfig, settings))
 
 

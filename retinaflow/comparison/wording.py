@@ -40,7 +40,7 @@ def verdict(comparison: Comparison, side: Side) -> Verdict:
     letter, table = side.letter, comparison.classes
     groups = {name: comparison.group(name) for name in comparison.groups["group"]}
     if "mAP" not in groups:
-        return Verdict("No class has truth: nothing can be said.", ())
+        return Verdict("No class has ground truth: nothing can be said.", ())
     whole = groups["mAP"]
     sure = {name: sign for name, row in groups.items() if (sign := _sign(row, letter)) != 0}
     better, worse = (_sure_classes(table, letter, sign) for sign in (1, -1))

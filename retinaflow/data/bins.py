@@ -28,7 +28,7 @@ BinStrategy = Literal["log", "quantile", "jenks"]
 
 
 class ClassCounts(Protocol):
-    """What bins are made of, of K classes in the training set: :class:`retinaflow.data.image_class_pairs.Presence` has it."""
+    """What bins are made of, of K classes in the training set: :class:`retinaflow.data.image_class_pairs.ImageClassPairs` has it."""
 
     @property
     def images_per_class(self) -> NDArray[np.int64]: ...
@@ -114,13 +114,13 @@ class ClassBins:
 
 
 def make_bins(
-    presence: ClassCounts, *, num_bins: int = 7, strategy: BinStrategy = "log", edges: Sequence[float] = ()
+    pairs: ClassCounts, *, num_bins: int = 7, strategy: BinStrategy = "log", edges: Sequence[float] = ()
 ) -> ClassBins:
     """Bins of the classes by training images. Explicit ``edges`` (inner cuts, in images) override strategy and number.
 
     Raises ValueError when no class has an image, num_bins < 1, or edges do not ascend.
     """
-    images = presence.images_per_class
+    images = pairs.images_per_class
     counts = np.sort(images[images > 0])
     if len(counts) == 0:
         raise ValueError("bins need at least one class with a training image, but no class has any")
@@ -137,7 +137,7 @@ def make_bins(
     bin_of_class[images == 0] = -1
     return ClassBins(
         images,
-        presence.boxes_per_class,
+        pairs.boxes_per_class,
         bounds,
         bin_of_class,
         "edges" if len(edges) else strategy,

@@ -31,7 +31,7 @@ from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import OnBadImage, attach_files
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import SourceFiles, read_annotations, read_image_sizes
-from retinaflow.data.tables import Fault, Faults, OnBadRow
+from retinaflow.data.tables import OnBadRow, RowError, RowErrors
 
 try:
     import fcntl
@@ -86,17 +86,17 @@ def load_index(
             return found
         if is_alone:
             remove_partial(place)
-        faults = Faults(on_bad_row)
-        index = read_annotations(files, faults, allow_repeats=allow_repeats, progress=report)
+        errors = RowErrors(on_bad_row)
+        index = read_annotations(files, errors, allow_repeats=allow_repeats, progress=report)
         if images:
-            table = SizeTable(*read_image_sizes(image_sizes, faults)) if image_sizes else None
+            table = SizeTable(*read_image_sizes(image_sizes, errors)) if image_sizes else None
             journal = size_journal(images)
             index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
             rule = "an image must have a readable file"
-            faults.found += [Fault(image.image_id, 0, rule, image.reason) for image in bad]
+            errors.found += [RowError(image.image_id, 0, rule, image.reason) for image in bad]
         if _key(inputs, [*options, image_sizes is not None]) != key:
             raise ValueError(f"{place.name}: the files must not change while they are read, but did; start again")
-        return _save(index, faults.frame(), place, report)
+        return _save(index, errors.frame(), place, report)
 
 
 def _open(place: Path, report: Callable[[str], None]) -> LoadedIndex | None:
@@ -105,7 +105,7 @@ def _open(place: Path, report: Callable[[str], None]) -> LoadedIndex | None:
         return None
     try:
         index = AnnotationIndex.open(place)
-        return LoadedIndex(index, pd.DataFrame(index.notes["dropped"], columns=list(Fault._fields)))
+        return LoadedIndex(index, pd.DataFrame(index.notes["dropped"], columns=list(RowError._fields)))
     except (ValueError, KeyError) as error:
         report(f"the cached index is rebuilt: {error}")
         return None

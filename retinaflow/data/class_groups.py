@@ -1,4 +1,4 @@
-"""Class groups: named or listed sets of classes to train and judge (the subproblems of a split label space).
+"""Class groups: named or listed sets of classes to train and evaluate (the subproblems of a split label space).
 
 A group is written as one string:
 

@@ -104,15 +104,15 @@ class DetectionDataset(Dataset[Sample | NoSample]):
     """Samples of an index by :class:`Request`.
 
     ``stand_ins``: how many images, next in the index, are tried in place of one that cannot be read; 0: none. Training
-    wants them, so that every process takes the same number of steps; judging does not.
+    wants them, so that every process takes the same number of steps; evaluating does not.
     """
 
     index: AnnotationIndex
     augmentation: Augmentation | None = None
     stand_ins: int = 0
     keep_rate: NDArray[np.float64] | None = None
-    """``[K]`` chance of a box to be learnt when its image is drawn, from :func:`keep_rates`; else it is a region to
-    ignore, like a group-of box. None: every box is learnt."""
+    """``[K]`` chance of a box to be learned when its image is drawn, from :func:`keep_rates`; else it is a region to
+    ignore, like a group-of box. None: every box is learned."""
 
     def __getitem__(self, request: Request) -> Sample | NoSample:
         bad: tuple[BadImage, ...] = ()
@@ -158,7 +158,7 @@ class DetectionDataset(Dataset[Sample | NoSample]):
 def keep_rates(index: AnnotationIndex, *, most: int) -> NDArray[np.float64] | None:
     """``[K]`` share of each class's boxes that leaves ``most`` of them on average, 1 for classes with fewer.
 
-    None for ``most=0``: every box is learnt.
+    None for ``most=0``: every box is learned.
     """
     if most == 0:
         return None

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
-from retinaflow.data.image_class_pairs import Presence
+from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.index import FLAGS, AnnotationIndex
 
 FloatArray = NDArray[np.float64]
 
 
-def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins) -> pd.DataFrame:
+def class_table(index: AnnotationIndex, given: ImageClassPairs, bins: ClassBins) -> pd.DataFrame:
     """One row per class, rarest first.
 
     class, class_id, bin (1 the rarest), images, boxes, tree_images, boxes_per_image, group_of (share of the boxes),
@@ -51,7 +51,7 @@ def class_table(index: AnnotationIndex, given: Presence, bins: ClassBins) -> pd.
     return table.sort_values(["tree_images", "images", "class_id"], ignore_index=True)
 
 
-def _known_images(index: AnnotationIndex, given: Presence) -> NDArray[np.int64]:
+def _known_images(index: AnnotationIndex, given: ImageClassPairs) -> NDArray[np.int64]:
     """``[K]`` images on which the class is labelled or boxed itself."""
     width = np.int64(index.num_classes)
     keys = np.concatenate(
@@ -103,22 +103,22 @@ class Cooccurrence:
 
 
 def cooccurrence(
-    presence: Presence, rows: NDArray[np.integer], columns: NDArray[np.integer] | None = None, *, most: int = 20
+    pairs: ImageClassPairs, rows: NDArray[np.integer], columns: NDArray[np.integer] | None = None, *, most: int = 20
 ) -> Cooccurrence:
     """Which classes share images with the classes ``rows``.
 
     Without ``columns``: the ``most`` other classes that have the greatest mean share. Classes of ``rows`` without an
     image are left out. Cost: one pass over the pairs per row.
     """
-    rows = np.array([row for row in rows if presence.images_per_class[row] > 0], dtype=np.int64)
-    share = np.zeros((len(rows), presence.num_classes))
+    rows = np.array([row for row in rows if pairs.images_per_class[row] > 0], dtype=np.int64)
+    share = np.zeros((len(rows), pairs.num_classes))
     for place, row in enumerate(rows):
-        holds = np.zeros(presence.num_images, dtype=bool)
-        holds[presence.image[presence.class_index == row]] = True
-        counts = np.bincount(presence.class_index[holds[presence.image]], minlength=presence.num_classes)
-        share[place] = counts / presence.images_per_class[row]
+        holds = np.zeros(pairs.num_images, dtype=bool)
+        holds[pairs.image[pairs.class_index == row]] = True
+        counts = np.bincount(pairs.class_index[holds[pairs.image]], minlength=pairs.num_classes)
+        share[place] = counts / pairs.images_per_class[row]
     if columns is None:
-        mean = share.mean(axis=0) if len(rows) else np.zeros(presence.num_classes)
+        mean = share.mean(axis=0) if len(rows) else np.zeros(pairs.num_classes)
         mean[rows] = 0
         found = np.argsort(-mean, kind="stable")[:most]
         columns = found[mean[found] > 0]

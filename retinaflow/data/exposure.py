@@ -1,6 +1,6 @@
 """What each sampling strategy shows the detector: draws per class, and the price paid for balance.
 
-Balance is bought with repetition, so a strategy is judged by two figures together: ``imbalance`` of draws between
+Balance is bought with repetition, so a strategy is evaluated by two figures together: ``imbalance`` of draws between
 classes, and the effective sample size that is left. :func:`exposure_table` sets all strategies side by side, class by
 class.
 """
@@ -15,14 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.data.bins import ClassBins
-from retinaflow.data.image_class_pairs import Presence
+from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.sampling import (
     STRATEGIES,
     FloatArray,
     SamplingSettings,
     Strategy,
     epoch_plan,
-    expected_draws,
+    expected_samples,
     image_weights,
 )
 from retinaflow.taxonomy import Taxonomy
@@ -44,22 +44,22 @@ class Exposure:
     """(sum e)^2 / (I sum e^2): 1 when all images are drawn alike, 1 / I when one image is all there is (Kish 1965)."""
 
 
-def measure_exposure(expected: FloatArray, presence: Presence, *, seed: int) -> Exposure:
+def measure_exposure(expected: FloatArray, pairs: ImageClassPairs, *, seed: int) -> Exposure:
     """Exposure of expected draws ``[I]`` and of the plan they make for epoch 0."""
-    planned = np.bincount(epoch_plan(expected, seed=seed, epoch=0), minlength=presence.num_images).astype(np.float64)
+    planned = np.bincount(epoch_plan(expected, seed=seed, epoch=0), minlength=pairs.num_images).astype(np.float64)
     return Exposure(
-        presence.sum_over_images(expected),
-        presence.sum_over_images(planned).astype(np.int64),
-        imbalance(expected, presence),
-        float(np.count_nonzero(planned) / presence.num_images),
+        pairs.sum_over_images(expected),
+        pairs.sum_over_images(planned).astype(np.int64),
+        imbalance(expected, pairs),
+        float(np.count_nonzero(planned) / pairs.num_images),
         effective_sample_size(expected),
     )
 
 
-def imbalance(expected: FloatArray, presence: Presence) -> float:
+def imbalance(expected: FloatArray, pairs: ImageClassPairs) -> float:
     """95th over 5th percentile of expected draws per class, among classes with images; infinite where the 5th is 0."""
-    per_class = presence.sum_over_images(expected)
-    low, high = np.percentile(per_class[presence.images_per_class > 0], [5, 95])
+    per_class = pairs.sum_over_images(expected)
+    low, high = np.percentile(per_class[pairs.images_per_class > 0], [5, 95])
     return float(high / low) if low > 0 else float("inf")
 
 
@@ -69,23 +69,23 @@ def effective_sample_size(expected: FloatArray) -> float:
 
 
 def compare_strategies(
-    presence: Presence, bins: ClassBins, *, length: int, settings: SamplingSettings, seed: int
+    pairs: ImageClassPairs, bins: ClassBins, *, length: int, settings: SamplingSettings, seed: int
 ) -> dict[Strategy, Exposure]:
     """The exposure of all five strategies for one epoch of ``length`` draws."""
     result: dict[Strategy, Exposure] = {}
     for strategy in STRATEGIES:
-        weights = image_weights(strategy, presence, bins, settings)
-        expected = expected_draws(weights, length, max_repeats=settings.max_repeats)
-        result[strategy] = measure_exposure(expected, presence, seed=seed)
+        weights = image_weights(strategy, pairs, bins, settings)
+        expected = expected_samples(weights, length, max_repeats=settings.max_repeats)
+        result[strategy] = measure_exposure(expected, pairs, seed=seed)
     return result
 
 
 def exposure_table(
-    exposures: Mapping[Strategy, Exposure], presence: Presence, bins: ClassBins, taxonomy: Taxonomy
+    exposures: Mapping[Strategy, Exposure], pairs: ImageClassPairs, bins: ClassBins, taxonomy: Taxonomy
 ) -> pd.DataFrame:
     """One row per class, rarest first: class, class_id, bin, train_images, train_boxes, then for every strategy the
     columns ``{strategy}_expected`` and ``{strategy}_planned`` draws per epoch and ``{strategy}_repeats`` per image."""
-    images = presence.images_per_class
+    images = pairs.images_per_class
     number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
     table = pd.DataFrame(
         {
@@ -93,7 +93,7 @@ def exposure_table(
             "class_id": taxonomy.ids,
             "bin": number.where(number > 0),
             "train_images": images,
-            "train_boxes": presence.boxes_per_class,
+            "train_boxes": pairs.boxes_per_class,
         }
     )
     for strategy, exposure in exposures.items():

@@ -17,7 +17,7 @@ from retinaflow.data.index import AnnotationIndex, row_starts, rows_of
 
 
 @dataclass(frozen=True)
-class Presence:
+class ImageClassPairs:
     """P pairs sorted by image, then class: ``image [P]`` and ``class_index [P]`` int32, and in ``boxes [P]`` how many
     boxes of that class the image has."""
 
@@ -54,7 +54,7 @@ class Presence:
         return np.bincount(self.class_index, value[self.image], self.num_classes).astype(np.float64)
 
 
-def class_presence(index: AnnotationIndex, *, expand: bool = False) -> Presence:
+def image_class_pairs(index: AnnotationIndex, *, expand: bool = False) -> ImageClassPairs:
     """Count the boxes of every (image, class) pair of an index, group-of boxes as one."""
     width = index.num_classes
     keys, boxes = _merged(index.box_image.astype(np.int64) * width + index.labels)
@@ -66,7 +66,7 @@ def class_presence(index: AnnotationIndex, *, expand: bool = False) -> Presence:
         implied = keys[copied] // width * width + ancestor[rows]
         keys, boxes = _merged(np.concatenate([keys, implied]), np.concatenate([boxes, boxes[copied]]))
     image, class_index = (keys // width).astype(np.int32), (keys % width).astype(np.int32)
-    return Presence(image, class_index, boxes.astype(np.int64), len(index), width)
+    return ImageClassPairs(image, class_index, boxes.astype(np.int64), len(index), width)
 
 
 def _merged(

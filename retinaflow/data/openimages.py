@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
-from retinaflow.data.tables import Faults, Source, Table, Words, read_table
+from retinaflow.data.tables import RowErrors, Source, Table, Words, read_table
 from retinaflow.detections import Detections
 from retinaflow.taxonomy import Taxonomy
 
@@ -113,33 +113,33 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
 
 
 def read_annotations(
-    files: SourceFiles, faults: Faults, *, allow_repeats: bool = False, progress: Callable[[str], None]
+    files: SourceFiles, errors: RowErrors, *, allow_repeats: bool = False, progress: Callable[[str], None]
 ) -> AnnotationIndex:
-    """Read and check every row. Faulty rows stop the reading or are dropped, as ``faults`` says.
+    """Read and check every row. Faulty rows stop the reading or are dropped, as ``errors`` says.
 
     A box given twice is a fault of training data; ``allow_repeats`` keeps both, as the rules of the metric have it.
     Raises ValueError naming file, line, rule and value. The result knows no image files yet.
     """
     taxonomy = read_taxonomy(files.classes, files.hierarchy)
     boxes, labels = files.boxes, files.image_labels
-    return build_annotations(taxonomy, boxes, labels, faults, allow_repeats=allow_repeats, progress=progress)
+    return build_annotations(taxonomy, boxes, labels, errors, allow_repeats=allow_repeats, progress=progress)
 
 
 def build_annotations(
     taxonomy: Taxonomy,
     boxes: Sequence[Source],
     image_labels: Sequence[Source],
-    faults: Faults,
+    errors: RowErrors,
     *,
     allow_repeats: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> AnnotationIndex:
     """As :func:`read_annotations`, from files or frames in the published columns."""
-    box_tables = [_read_boxes(source, taxonomy, faults, allow_repeats=allow_repeats) for source in boxes]
-    label_tables = [_read_labels(source, taxonomy, faults) for source in image_labels]
+    box_tables = [_read_boxes(source, taxonomy, errors, allow_repeats=allow_repeats) for source in boxes]
+    label_tables = [_read_labels(source, taxonomy, errors) for source in image_labels]
     for table in (*box_tables, *label_tables):
         progress(f"{table.path.name}: {len(table):,} rows")
-    faults.settle()
+    errors.settle()
     _refuse_shared_images(box_tables)
     return _assemble(taxonomy, box_tables, label_tables)
 
@@ -201,22 +201,22 @@ def _order(image: NDArray[np.int32]) -> NDArray[np.int64] | slice:
     return slice(None) if is_sorted else np.argsort(image, kind="stable")
 
 
-def _read_boxes(source: Source, taxonomy: Taxonomy, faults: Faults, *, allow_repeats: bool) -> Table:
+def _read_boxes(source: Source, taxonomy: Taxonomy, errors: RowErrors, *, allow_repeats: bool) -> Table:
     table = read_table(
-        source, text=("ImageID", "LabelName"), numbers=CORNERS, optional=dict.fromkeys(FLAGS, 0.0), faults=faults
+        source, text=("ImageID", "LabelName"), numbers=CORNERS, optional=dict.fromkeys(FLAGS, 0.0), errors=errors
     )
-    table = with_class(_with_plain_ids(table, faults), taxonomy, faults)
+    table = with_class(_with_plain_ids(table, errors), taxonomy, errors)
     inside = np.ones(len(table), dtype=bool)
     for name in CORNERS:
         inside &= (table.columns[name] >= 0) & (table.columns[name] <= 1)
-    table = table.require(inside, "coordinates must lie in [0, 1]", CORNERS, faults)
+    table = table.require(inside, "coordinates must lie in [0, 1]", CORNERS, errors)
     x_min, x_max = table.columns["XMin"], table.columns["XMax"]
-    table = table.require(x_min < x_max, "XMin < XMax must hold", ("XMin", "XMax"), faults)
+    table = table.require(x_min < x_max, "XMin < XMax must hold", ("XMin", "XMax"), errors)
     y_min, y_max = table.columns["YMin"], table.columns["YMax"]
-    table = table.require(y_min < y_max, "YMin < YMax must hold", ("YMin", "YMax"), faults)
+    table = table.require(y_min < y_max, "YMin < YMax must hold", ("YMin", "YMax"), errors)
     if allow_repeats:
         return table
-    return table.require(~_repeats(table), "a box must be given once", ("ImageID", "LabelName", *CORNERS), faults)
+    return table.require(~_repeats(table), "a box must be given once", ("ImageID", "LabelName", *CORNERS), errors)
 
 
 def _repeats(table: Table) -> NDArray[np.bool_]:
@@ -237,23 +237,23 @@ def _repeats(table: Table) -> NDArray[np.bool_]:
     return repeats
 
 
-def _read_labels(source: Source, taxonomy: Taxonomy, faults: Faults) -> Table:
-    table = read_table(source, text=("ImageID", "LabelName"), numbers=("Confidence",), optional={}, faults=faults)
-    return with_class(_with_plain_ids(table, faults), taxonomy, faults)
+def _read_labels(source: Source, taxonomy: Taxonomy, errors: RowErrors) -> Table:
+    table = read_table(source, text=("ImageID", "LabelName"), numbers=("Confidence",), optional={}, errors=errors)
+    return with_class(_with_plain_ids(table, errors), taxonomy, errors)
 
 
-def with_class(table: Table, taxonomy: Taxonomy, faults: Faults) -> Table:
+def with_class(table: Table, taxonomy: Taxonomy, errors: RowErrors) -> Table:
     """The table with a column ``class``, the index of the class that the row names."""
     words = table.words["LabelName"]
     known = np.array([taxonomy.index_of.get(mid, -1) for mid in words.values.to_pylist()], dtype=np.int32)
     table = table.with_columns({"class": known[words.codes]})
-    return table.require(table.columns["class"] >= 0, "LabelName must be in the class list", ("LabelName",), faults)
+    return table.require(table.columns["class"] >= 0, "LabelName must be in the class list", ("LabelName",), errors)
 
 
-def _with_plain_ids(table: Table, faults: Faults) -> Table:
+def _with_plain_ids(table: Table, errors: RowErrors) -> Table:
     words = table.words["ImageID"]
     plain = ~pa_compute.match_substring_regex(words.values, _NOT_PLAIN).to_numpy(zero_copy_only=False).astype(bool)
-    return table.require(plain[words.codes], "ImageID must be a plain file name", ("ImageID",), faults)
+    return table.require(plain[words.codes], "ImageID must be a plain file name", ("ImageID",), errors)
 
 
 def is_plain_id(image_id: str) -> bool:
@@ -261,20 +261,20 @@ def is_plain_id(image_id: str) -> bool:
     return re.search(_NOT_PLAIN, image_id) is None
 
 
-def read_image_sizes(path: Path, faults: Faults) -> tuple[NDArray[np.str_], NDArray[np.int32]]:
+def read_image_sizes(path: Path, errors: RowErrors) -> tuple[NDArray[np.str_], NDArray[np.int32]]:
     """A table of image sizes (ImageID, Width, Height, in pixels): ids ``[S]`` and (height, width) ``[S, 2]``."""
-    table = read_table(path, text=("ImageID",), numbers=("Width", "Height"), optional={}, faults=faults)
-    table = _with_plain_ids(table, faults)
+    table = read_table(path, text=("ImageID",), numbers=("Width", "Height"), optional={}, errors=errors)
+    table = _with_plain_ids(table, errors)
     sides = np.stack([table.columns["Height"], table.columns["Width"]], axis=1)
     whole = np.asarray(((sides >= 1) & (sides < _MOST_PIXELS) & (sides == np.floor(sides))).all(axis=1))
     table = table.require(
-        whole, f"sizes must be whole numbers from 1 to {_MOST_PIXELS - 1}", ("Width", "Height"), faults
+        whole, f"sizes must be whole numbers from 1 to {_MOST_PIXELS - 1}", ("Width", "Height"), errors
     )
     words = table.words["ImageID"]
     repeated = np.ones(len(table), dtype=bool)
     repeated[np.unique(words.codes, return_index=True)[1]] = False
-    table = table.require(~repeated, "an image must have one size", ("ImageID",), faults)
-    faults.settle()
+    table = table.require(~repeated, "an image must have one size", ("ImageID",), errors)
+    errors.settle()
     ids = words.values.take(pa.array(table.words["ImageID"].codes)).to_numpy(zero_copy_only=False)
     sides = np.stack([table.columns["Height"], table.columns["Width"]], axis=1)
     return ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1"), sides.astype(np.int32)
@@ -307,12 +307,12 @@ def split_image_ids(
         return [found for found in (next(filter(Path.is_file, options), None) for options in paths) if found]
 
     labels = () if image_labels is None else image_labels or looked_up(LABEL_FILES)
-    faults = Faults("stop")
+    errors = RowErrors("stop")
     tables = [
-        _with_plain_ids(read_table(path, text=("ImageID",), numbers=(), optional={}, faults=faults), faults)
+        _with_plain_ids(read_table(path, text=("ImageID",), numbers=(), optional={}, errors=errors), errors)
         for path in (*(boxes or looked_up(BOX_FILES)), *labels)
     ]
-    faults.settle()
+    errors.settle()
     ids = {image_id for table in tables for image_id in table.words["ImageID"].used().to_pylist()}
     return np.array(sorted(ids), dtype=np.str_)
 

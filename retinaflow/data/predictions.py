@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import CORNERS, with_class
-from retinaflow.data.tables import Faults, Frame, Source, Table, Words, header_of, read_table
+from retinaflow.data.tables import Frame, RowErrors, Source, Table, Words, header_of, read_table
 from retinaflow.detections import Detections
 
 _STRING = "PredictionString"
@@ -35,20 +35,20 @@ SCHEMA = pa.schema(
 """The published columns, as they are written."""
 
 
-def read_predictions(source: Source, index: AnnotationIndex, faults: Faults) -> Detections:
+def read_predictions(source: Source, index: AnnotationIndex, errors: RowErrors) -> Detections:
     """The detections of a file or frame; ``image_index`` counts the images of ``index``, -1 is none of them.
 
     Raises FileNotFoundError, and ValueError naming file, line, rule and value; faulty rows are dropped instead when
-    ``faults`` says so.
+    ``errors`` says so.
     """
     header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(source)
     if _STRING in header:
-        table = _read_submission(source, header, faults)
+        table = _read_submission(source, header, errors)
     else:
         text = ("ImageID", "LabelName")
-        table = read_table(source, text=text, numbers=("Score", *CORNERS), optional={}, faults=faults)
-    table = with_class(table, index.taxonomy, faults)
-    faults.settle()
+        table = read_table(source, text=text, numbers=("Score", *CORNERS), optional={}, errors=errors)
+    table = with_class(table, index.taxonomy, errors)
+    errors.settle()
     images = table.words["ImageID"]
     position = pd.Index(index.image_ids).get_indexer(pd.Index(images.values.to_pylist(), dtype=object))
     boxes = np.empty((len(table), 4))
@@ -58,10 +58,10 @@ def read_predictions(source: Source, index: AnnotationIndex, faults: Faults) -> 
     return Detections(image_index, table.columns["class"], table.columns["Score"], boxes)
 
 
-def _read_submission(source: Source, header: list[str], faults: Faults) -> Table:
+def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Table:
     """A Kaggle submission as a table of one row per detection, in the published columns."""
     image_column = "ImageId" if "ImageId" in header else "ImageID"
-    rows = read_table(source, text=(image_column, _STRING), numbers=(), optional={}, faults=faults)
+    rows = read_table(source, text=(image_column, _STRING), numbers=(), optional={}, errors=errors)
     strings = rows.words[_STRING]
     trimmed = pa_compute.ascii_trim_whitespace(strings.values)
     words = pa_compute.ascii_split_whitespace(trimmed)
@@ -70,7 +70,7 @@ def _read_submission(source: Source, header: list[str], faults: Faults) -> Table
     count = np.where(empty, 0, pa_compute.list_value_length(words).to_numpy(zero_copy_only=False))[strings.codes]
     rule = f"PredictionString must hold six words per detection ({' '.join(_WORDS)})"
     rows.columns["words"] = count
-    rows = rows.require(count % len(_WORDS) == 0, rule, ("words",), faults)
+    rows = rows.require(count % len(_WORDS) == 0, rule, ("words",), errors)
     count = rows.columns["words"] // len(_WORDS)
     filled = rows.words[_STRING].codes[count > 0]
     flat = words.take(pa.array(filled)).flatten()
@@ -82,14 +82,14 @@ def _read_submission(source: Source, header: list[str], faults: Faults) -> Table
     place = np.arange(len(owner)) * len(_WORDS)
     for number, name in enumerate(_WORDS):
         table.words[name] = Words.encode(pa.chunked_array([flat.take(pa.array(place + number))], type=pa.string()))
-    return _with_numbers(table, faults)
+    return _with_numbers(table, errors)
 
 
-def _with_numbers(table: Table, faults: Faults) -> Table:
+def _with_numbers(table: Table, errors: RowErrors) -> Table:
     """The words of Score and the corners as float64; what is no finite number becomes a fault."""
     for name in _WORDS[1:]:
         values = _floats(table.words[name])
-        table = table.require(np.isfinite(values), f"{name} must be a number", [name], faults)
+        table = table.require(np.isfinite(values), f"{name} must be a number", [name], errors)
         table.columns[name] = values[np.isfinite(values)]
         del table.words[name]
     return table

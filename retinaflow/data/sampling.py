@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.bins import ClassBins
-from retinaflow.data.image_class_pairs import Presence
+from retinaflow.data.image_class_pairs import ImageClassPairs
 
 BinRates = Literal["step", "smooth"]
 Strategy = Literal["uniform", "repeat-factor", "instance-repeat-factor", "class-aware", "binned"]
@@ -42,7 +42,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The dials of all strategies; each strategy reads its own."""
+    """The searchable settings of all strategies; each strategy reads its own."""
 
     balance: float = 0.75
     """binned: quantile of images per class that rarer bins are lifted to, in [0, 1]."""
@@ -61,29 +61,29 @@ class SamplingSettings:
 
 
 def image_weights(
-    strategy: Strategy, presence: Presence, bins: ClassBins, settings: SamplingSettings | None = None
+    strategy: Strategy, pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings | None = None
 ) -> FloatArray:
     """``[I]`` relative weights, > 0 except that an image without any class has weight 0 under ``class-aware``, and
     under ``binned`` with a ``background_rate`` of 0."""
-    return _WEIGHTS[strategy](presence, bins, settings or SamplingSettings())
+    return _WEIGHTS[strategy](pairs, bins, settings or SamplingSettings())
 
 
-def _uniform(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+def _uniform(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     del bins, settings
-    return np.ones(presence.num_images)
+    return np.ones(pairs.num_images)
 
 
-def _repeat_factor(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+def _repeat_factor(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     del bins
-    share = presence.images_per_class / max(presence.num_images, 1)
-    return presence.max_over_classes(_repeats(share, settings.repeat_threshold), empty=1.0)
+    share = pairs.images_per_class / max(pairs.num_images, 1)
+    return pairs.max_over_classes(_repeats(share, settings.repeat_threshold), empty=1.0)
 
 
-def _instance_repeat_factor(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+def _instance_repeat_factor(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     del bins
-    image_share = presence.images_per_class / max(presence.num_images, 1)
-    box_share = presence.boxes_per_class / max(int(presence.boxes_per_class.sum()), 1)
-    return presence.max_over_classes(_repeats(np.sqrt(image_share * box_share), settings.repeat_threshold), empty=1.0)
+    image_share = pairs.images_per_class / max(pairs.num_images, 1)
+    box_share = pairs.boxes_per_class / max(int(pairs.boxes_per_class.sum()), 1)
+    return pairs.max_over_classes(_repeats(np.sqrt(image_share * box_share), settings.repeat_threshold), empty=1.0)
 
 
 def _repeats(share: FloatArray, threshold: float) -> FloatArray:
@@ -91,36 +91,36 @@ def _repeats(share: FloatArray, threshold: float) -> FloatArray:
     return np.maximum(1.0, factor)
 
 
-def _class_aware(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+def _class_aware(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     del bins
-    count = presence.images_per_class.astype(np.float64)
+    count = pairs.images_per_class.astype(np.float64)
     power = settings.class_power - 1.0
-    return presence.sum_over_classes(np.power(count, power, out=np.zeros(len(count)), where=count > 0))
+    return pairs.sum_over_classes(np.power(count, power, out=np.zeros(len(count)), where=count > 0))
 
 
-def _binned(presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+def _binned(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     target = bins.exposure_target(settings.balance)
     rates = np.maximum(1.0, target / bins.medians())
-    weights = _bin_weights(rates, presence, bins, settings)
+    weights = _bin_weights(rates, pairs, bins, settings)
     for _ in range(settings.correction_steps):
-        drawn = presence.sum_over_images(weights)
+        drawn = pairs.sum_over_images(weights)
         excess = np.array([np.median(drawn[bins.bin_of_class == b]) for b in range(bins.num_bins)])
         rates = np.maximum(1.0, rates * np.sqrt(np.maximum(target, bins.medians()) / excess))
-        weights = _bin_weights(rates, presence, bins, settings)
+        weights = _bin_weights(rates, pairs, bins, settings)
     return weights
 
 
-def _bin_weights(rates: FloatArray, presence: Presence, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
+def _bin_weights(rates: FloatArray, pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     if settings.bin_rates == "smooth":
-        images = np.log(np.maximum(presence.images_per_class, 1))
+        images = np.log(np.maximum(pairs.images_per_class, 1))
         of_class = np.exp(np.interp(images, np.log(bins.medians()), np.log(rates)))
     else:
         # A class without a bin (-1) has no image here, so the rate it would pick is never used.
         of_class = rates[np.maximum(bins.bin_of_class, 0)]
-    return presence.max_over_classes(of_class, empty=float(rates.min()) * settings.background_rate)
+    return pairs.max_over_classes(of_class, empty=float(rates.min()) * settings.background_rate)
 
 
-_WEIGHTS: dict[Strategy, Callable[[Presence, ClassBins, SamplingSettings], FloatArray]] = {
+_WEIGHTS: dict[Strategy, Callable[[ImageClassPairs, ClassBins, SamplingSettings], FloatArray]] = {
     "uniform": _uniform,
     "repeat-factor": _repeat_factor,
     "instance-repeat-factor": _instance_repeat_factor,
@@ -129,7 +129,7 @@ _WEIGHTS: dict[Strategy, Callable[[Presence, ClassBins, SamplingSettings], Float
 }
 
 
-def expected_draws(weights: FloatArray, length: int, *, max_repeats: float = 100.0) -> FloatArray:
+def expected_samples(weights: FloatArray, length: int, *, max_repeats: float = 100.0) -> FloatArray:
     """``[I]`` expected draws of each image: proportional to its weight, at most ``max_repeats``, summing to ``length``.
 
     Water-filling: what is over the cap is shared among the rest until nothing is over. Raises ValueError when the

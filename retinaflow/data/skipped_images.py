@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from retinaflow.data.images import BadImage
-from retinaflow.data.tables import Fault
+from retinaflow.data.tables import RowError
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 
@@ -36,8 +36,8 @@ class SkippedImages:
 
     def table(self, dropped: pd.DataFrame) -> pd.DataFrame:
         """``dropped`` (columns file, line, rule, value) with a row for each image."""
-        rows = [Fault(i.image_id, 0, "an image must stay readable", i.reason) for i in self._found.values()]
-        return pd.concat([dropped, pd.DataFrame(rows, columns=list(Fault._fields))], ignore_index=True)
+        rows = [RowError(i.image_id, 0, "an image must stay readable", i.reason) for i in self._found.values()]
+        return pd.concat([dropped, pd.DataFrame(rows, columns=list(RowError._fields))], ignore_index=True)
 
     def log(self, run: Run, dropped: pd.DataFrame) -> None:
         """Write ``dropped.csv`` anew, and say how many there are, if there are any."""

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.data.image_class_pairs import class_presence
+from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.index import FLAGS, AnnotationIndex
 
 TINY_PIXELS = 4
@@ -124,7 +124,7 @@ def _absent(index: AnnotationIndex) -> Rows:
     """A class is absent where its own or an ancestor's absence is verified."""
     absent = ~np.asarray(index.verified_present)
     keys = np.unique(_pairs(index, index.label_image[absent], index.verified_class[absent]))
-    implied = class_presence(index, expand=True)
+    implied = image_class_pairs(index, expand=True)
     wrong = np.isin(_pairs(index, implied.image, implied.class_index), keys)
     images = np.unique(implied.image[wrong])
     # Few images remain, and only for them every class is looked at.
@@ -156,7 +156,7 @@ def _contradicted(index: AnnotationIndex) -> Rows:
 
 def _unboxed(index: AnnotationIndex) -> Rows:
     """Present labels without a box of the class or of a class below it."""
-    boxed = class_presence(index, expand=True)
+    boxed = image_class_pairs(index, expand=True)
     keys = _pairs(index, index.label_image, index.verified_class)
     return np.flatnonzero(
         np.asarray(index.verified_present) & ~np.isin(keys, _pairs(index, boxed.image, boxed.class_index))

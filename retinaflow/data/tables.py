@@ -1,8 +1,8 @@
-"""CSV and Parquet files -> numpy columns with line numbers, and the faults of their rows.
+"""CSV and Parquet files -> numpy columns with line numbers, and the errors of their rows.
 
 The fast way is one threaded pyarrow read. Only when that fails (text in a number column, a row cut short) is the file
 read again as text to find and name the faulty rows. A fault names file, line (of a Parquet file: row), rule and value;
-faults either stop the reading, the first ones listed, or are counted and kept (``on_bad_row=drop``), never passed over
+errors either stop the reading, the first ones listed, or are counted and kept (``on_bad_row=drop``), never passed over
 in silence.
 
 No row becomes a Python object: text columns are codes into their distinct values (:class:`Words`), and lines are
@@ -34,7 +34,7 @@ _BLOCK = 1 << 23
 """Bytes of a CSV file that one thread reads at a time."""
 
 
-class Fault(NamedTuple):
+class RowError(NamedTuple):
     """One rule broken at one place."""
 
     file: str
@@ -49,23 +49,23 @@ class Fault(NamedTuple):
 
 
 @dataclass
-class Faults:
-    """Collects faults; :meth:`settle` stops with the first of them or lets the reading go on without those rows."""
+class RowErrors:
+    """Collects errors; :meth:`settle` stops with the first of them or lets the reading go on without those rows."""
 
     on_bad_row: OnBadRow = "stop"
-    found: list[Fault] = field(default_factory=list)
-    """All faults; when they stop the reading, of each rule and file only the first :data:`SHOWN`."""
+    found: list[RowError] = field(default_factory=list)
+    """All errors; when they stop the reading, of each rule and file only the first :data:`SHOWN`."""
     count: int = 0
-    """All faults, listed or not."""
+    """All errors, listed or not."""
 
     def note(self, file: str, rule: str, lines: NDArray[np.int64], value: Callable[[int], str]) -> None:
         """Rows of a file break a rule; ``value(n)`` tells what the n-th of them holds."""
         self.count += len(lines)
         listed = lines if self.on_bad_row == "drop" else lines[:SHOWN]
-        self.found += [Fault(file, int(line), rule, value(n)) for n, line in enumerate(listed)]
+        self.found += [RowError(file, int(line), rule, value(n)) for n, line in enumerate(listed)]
 
     def settle(self) -> None:
-        """Raise ValueError listing the first faults, unless rows are to be dropped."""
+        """Raise ValueError listing the first errors, unless rows are to be dropped."""
         if self.found and self.on_bad_row == "stop":
             first = "\n  ".join(map(str, self.found[:SHOWN]))
             more = f"\n  and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
@@ -77,12 +77,12 @@ class Faults:
 
     def frame(self) -> pd.DataFrame:
         """Columns file, line, rule, value: what is written as ``dropped.csv``."""
-        return pd.DataFrame(self.found, columns=list(Fault._fields))
+        return pd.DataFrame(self.found, columns=list(RowError._fields))
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A table that is in memory already, read and checked like a file; faults name it and count its rows from 1."""
+    """A table that is in memory already, read and checked like a file; errors name it and count its rows from 1."""
 
     name: str
     data: pd.DataFrame
@@ -134,8 +134,8 @@ class Table:
         """The table with more columns of numbers."""
         return replace(self, columns={**self.columns, **columns})
 
-    def require(self, kept: NDArray[np.bool_], rule: str, values: Sequence[str], faults: Faults) -> Table:
-        """The rows where ``kept`` holds; the others become faults that show the named columns."""
+    def require(self, kept: NDArray[np.bool_], rule: str, values: Sequence[str], errors: RowErrors) -> Table:
+        """The rows where ``kept`` holds; the others become errors that show the named columns."""
         if kept.all():
             return self
         wrong = np.flatnonzero(~kept)
@@ -144,7 +144,7 @@ class Table:
             row = int(wrong[number])
             return ", ".join(f"{name}={(self.words.get(name) or self.columns[name])[row]}" for name in values)
 
-        faults.note(self.path.name, rule, self.lines_of(self.rows[wrong]), shown)
+        errors.note(self.path.name, rule, self.lines_of(self.rows[wrong]), shown)
         return Table(
             self.path,
             {name: column[kept] for name, column in self.columns.items()},
@@ -155,7 +155,7 @@ class Table:
 
 
 def read_table(
-    source: Source, *, text: Sequence[str], numbers: Sequence[str], optional: Mapping[str, float], faults: Faults
+    source: Source, *, text: Sequence[str], numbers: Sequence[str], optional: Mapping[str, float], errors: RowErrors
 ) -> Table:
     """The named columns of a CSV or Parquet file, found by header name: ``text`` as words, the rest float64.
 
@@ -178,9 +178,9 @@ def read_table(
     if isinstance(source, Frame):
         table = _table(path, _read_frame(source, types), None, lambda rows: rows + 1)
     else:
-        table = _read(path, header, types, faults)
+        table = _read(path, header, types, errors)
     for name in [*numbers, *(name for name in optional if name in present)]:
-        table = table.require(np.isfinite(table.columns[name]), f"{name} must be a number", [name], faults)
+        table = table.require(np.isfinite(table.columns[name]), f"{name} must be a number", [name], errors)
     return table.with_columns({name: np.full(len(table), optional[name]) for name in optional if name not in present})
 
 
@@ -204,7 +204,7 @@ def header_of(path: Path) -> list[str]:
     return [name.strip() for name in names]
 
 
-def _read(path: Path, header: list[str], types: dict[str, pa.DataType], faults: Faults) -> Table:
+def _read(path: Path, header: list[str], types: dict[str, pa.DataType], errors: RowErrors) -> Table:
     if path.suffix == ".parquet":
         return _table(path, _read_parquet(path, types), None, lambda rows: rows + 1)
     if not has_rows(path):
@@ -215,10 +215,10 @@ def _read(path: Path, header: list[str], types: dict[str, pa.DataType], faults: 
     try:
         arrow = pa_csv.read_csv(path, read_options=options, convert_options=convert)
     except pa.ArrowInvalid:
-        return _read_carefully(path, header, types, faults)
+        return _read_carefully(path, header, types, errors)
     # An open quote swallows the lines up to the next one, and is no error to the reader.
     if count_lines(path) != arrow.num_rows + 1 and len(filled_lines(path)) != arrow.num_rows:
-        return _read_carefully(path, header, types, faults)
+        return _read_carefully(path, header, types, errors)
     return _table(path, arrow, None, lines_of_csv(path, arrow.num_rows))
 
 
@@ -262,14 +262,14 @@ def _cast(name: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table
     return table
 
 
-def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType], faults: Faults) -> Table:
+def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType], errors: RowErrors) -> Table:
     """Everything as text, one thread, line by line as far as quotes go, so that each bad row can be named."""
     lines = filled_lines(path)
     flaws = [flaw_of(line) for _, line in lines]
     for rule in sorted({flaw for flaw in flaws if flaw}):
         found = [line for line, flaw in zip(lines, flaws, strict=True) if flaw == rule]
         shown = [line.decode(errors="replace")[:60] for _, line in found]
-        faults.note(path.name, rule, np.array([number for number, _ in found]), shown.__getitem__)
+        errors.note(path.name, rule, np.array([number for number, _ in found]), shown.__getitem__)
     good = [line for line, flaw in zip(lines, flaws, strict=True) if not flaw]
     numbers_of = np.array([number for number, _ in good], dtype=np.int64)
     content = b"\n".join(line for _, line in good)
@@ -300,12 +300,12 @@ def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType]
 
     if cut:
         rule = f"a row must have {len(header)} fields"
-        faults.note(path.name, rule, lines_of(places), lambda n: f"fields={cut[n][1]}")
+        errors.note(path.name, rule, lines_of(places), lambda n: f"fields={cut[n][1]}")
     table = _table(path, arrow, np.delete(np.arange(arrow.num_rows + len(cut)), places), lines_of)
     numbers = {name: _numbers(table.words[name]) for name, kind in types.items() if kind != pa.string()}
     for name in numbers:
         unread = np.isnan(numbers[name])
-        table = table.require(~unread, f"{name} must be a number", [name], faults)
+        table = table.require(~unread, f"{name} must be a number", [name], errors)
         numbers = {other: column[~unread] for other, column in numbers.items()}
     words = {name: column for name, column in table.words.items() if name not in numbers}
     return Table(path, numbers, words, table.rows, lines_of)

@@ -1,4 +1,4 @@
-"""Settings -> data: the indexes to train and judge on, their bins, and the plan of each epoch."""
+"""Settings -> data: the indexes to train and evaluate on, their bins, and the plan of each epoch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index, share_index
 from retinaflow.data.class_groups import SeenImages, limit_background, select_classes
-from retinaflow.data.image_class_pairs import Presence, class_presence
+from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_image_ids
 from retinaflow.data.sampling import (
     SamplingSettings,
     epoch_plan,
-    expected_draws,
+    expected_samples,
     first_balanced_epoch,
     image_weights,
 )
@@ -32,11 +32,11 @@ from retinaflow.settings.groups import DataSettings, SamplingFields, SplitSettin
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training needs from disk; ``train`` and ``judged`` have the same classes."""
+    """What a training needs from disk; ``train`` and ``evaluated`` have the same classes."""
 
     train: AnnotationIndex
-    judged: AnnotationIndex
-    presence: Presence
+    evaluated: AnnotationIndex
+    pairs: ImageClassPairs
     bins: ClassBins
     dropped: pd.DataFrame
     seen: SeenImages | None = None
@@ -47,7 +47,7 @@ class TrainingData:
     @property
     def digest(self) -> str:
         """Digest of both indexes, 16 hex digits each."""
-        return f"{self.train.digest[:16]}-{self.judged.digest[:16]}"
+        return f"{self.train.digest[:16]}-{self.evaluated.digest[:16]}"
 
 
 def demo_folder(seed: int = 0) -> Path:
@@ -77,7 +77,7 @@ def read_split(
     """The index of some splits with all classes of the class list.
 
     ``allow_repeats``: boxes given twice are kept. ``fill_in``: the absences of an exhaustive set are entered as labels,
-    one for every class on every image, for judging; else the index says that all is known.
+    one for every class on every image, for evaluating; else the index says that all is known.
     """
     folder = data_folder(settings)
     hierarchy = settings.hierarchy
@@ -151,23 +151,23 @@ def load_training_data(settings: SamplingFields, *, need_images: bool = True) ->
         with_images=with_images,
         fill_in=False,
     )
-    train, judged, dropped = _split(settings, loaded, labels, with_images=with_images)
+    train, evaluated, dropped = _split(settings, loaded, labels, with_images=with_images)
     expand = settings.parents != "ignore"
     seen = None
     if settings.class_group != "all":
-        all_bins = _bins(settings, class_presence(train, expand=expand))
+        all_bins = _bins(settings, image_class_pairs(train, expand=expand))
         classes = select_classes(settings.class_group, train.taxonomy, all_bins)
-        train, judged = train.with_classes(classes), judged.with_classes(classes)
+        train, evaluated = train.with_classes(classes), evaluated.with_classes(classes)
         train, _, seen = limit_background(train, ratio=settings.background_ratio, seed=settings.seed)
         report(f"class_group={settings.class_group}: {len(classes)} classes; {seen}")
-    presence = class_presence(train, expand=expand)
-    bins = _bins(settings, presence)
+    pairs = image_class_pairs(train, expand=expand)
+    bins = _bins(settings, pairs)
     report(
-        f"{len(train):,} training images, {len(train.boxes):,} boxes; {len(judged):,} images to judge on; "
+        f"{len(train):,} training images, {len(train.boxes):,} boxes; {len(evaluated):,} images to evaluate on; "
         f"{train.num_classes} classes in {bins.num_bins} bins"
         + (f"; {len(bins.empty_classes)} classes without a training image" if len(bins.empty_classes) else "")
     )
-    return TrainingData(share_index(train), share_index(judged), presence, bins, dropped, seen)
+    return TrainingData(share_index(train), share_index(evaluated), pairs, bins, dropped, seen)
 
 
 def _split(
@@ -186,28 +186,28 @@ def _split(
             held_out = held_out.filled_in()
         return whole.take(np.flatnonzero(~chosen)), held_out, loaded.dropped
     eval_labels = settings.eval_image_labels if settings.eval_image_labels else (None if labels is None else ())
-    judged = read_split(
+    evaluated = read_split(
         settings,
         [settings.eval_split],
         boxes=settings.eval_boxes,
         image_labels=eval_labels,
         with_images=with_images,
     )
-    shared = np.intersect1d(whole.image_ids, judged.index.image_ids)
+    shared = np.intersect1d(whole.image_ids, evaluated.index.image_ids)
     if len(shared):
         raise ValueError(
-            f"images must not be trained on and judged on, but {len(shared):,} are in both "
+            f"images must not be trained on and evaluated on, but {len(shared):,} are in both "
             f"{','.join(settings.train_splits)} and {settings.eval_split}, {shared[0]} for example"
         )
-    return whole, judged.index, pd.concat([loaded.dropped, judged.dropped], ignore_index=True)
+    return whole, evaluated.index, pd.concat([loaded.dropped, evaluated.dropped], ignore_index=True)
 
 
-def _bins(settings: SamplingFields, presence: Presence) -> ClassBins:
-    return make_bins(presence, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
+def _bins(settings: SamplingFields, pairs: ImageClassPairs) -> ClassBins:
+    return make_bins(pairs, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
 
 
 def sampling_settings(settings: SamplingFields) -> SamplingSettings:
-    """The dials of the sampler among the settings."""
+    """The searchable settings of the sampler among the settings."""
     if settings.bin_rates == "auto":
         raise ValueError("auto settings must be resolved before use, but got bin_rates=auto")
     return SamplingSettings(
@@ -229,10 +229,10 @@ def epoch_length(settings: SamplingFields, data: TrainingData) -> int:
 def plans(settings: TrainConfig, data: TrainingData) -> Callable[[int], NDArray[np.int64]]:
     """The plan of each epoch: uniform up to ``balance_start``, then by the sampling strategy."""
     length = epoch_length(settings, data)
-    dials = sampling_settings(settings)
-    uniform = expected_draws(np.ones(len(data.train)), length, max_repeats=max(settings.max_repeats, length))
-    weights = image_weights(settings.sampling, data.presence, data.bins, dials)
-    balanced = expected_draws(weights, length, max_repeats=settings.max_repeats)
+    searchable = sampling_settings(settings)
+    uniform = expected_samples(np.ones(len(data.train)), length, max_repeats=max(settings.max_repeats, length))
+    weights = image_weights(settings.sampling, data.pairs, data.bins, searchable)
+    balanced = expected_samples(weights, length, max_repeats=settings.max_repeats)
     assert isinstance(settings.epochs, int)
     balanced_from = first_balanced_epoch(settings.epochs, balance_start=float(settings.balance_start))
 

@@ -1,7 +1,7 @@
 """How well the anchors of an image shape meet given boxes, before anything is trained.
 
-A box is learnt from every anchor that overlaps it with an IoU of 0.5 or more (:mod:`retinaflow.detector.targets`). A
-box that no anchor meets so is left with the one it overlaps most, and small objects are then hardly learnt.
+A box is learned from every anchor that overlaps it with an IoU of 0.5 or more (:mod:`retinaflow.detector.targets`). A
+box that no anchor meets so is left with the one it overlaps most, and small objects are then hardly learned.
 """
 
 from __future__ import annotations

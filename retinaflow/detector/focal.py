@@ -42,7 +42,7 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ClassTargets:
-    """What is learnt from each (image, anchor, class).
+    """What is learned from each (image, anchor, class).
 
     positives: pairs that are to become 1; they count whatever the masks below say.
     silent: pairs that give no negative loss; holds the positives.

@@ -26,7 +26,7 @@ BoxLoss = Literal["l1", "smooth_l1", "giou"]
 
 @dataclass(frozen=True, eq=False)
 class LossConfig:
-    """What is learnt and how strongly.
+    """What is learned and how strongly.
 
     gamma: focusing of the focal loss, >= 0; 0 is weighted cross-entropy. A number, or ``[K]`` float.
     alpha: weight of positives in [0, 1], negatives get 1 - alpha; None weighs neither. A number, or ``[K]`` float.

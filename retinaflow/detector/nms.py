@@ -1,4 +1,4 @@
-"""Ways to thin out detections that overlap: what is one object found twice, and what are two objects that overlap?
+"""Ways to suppress detections that overlap: what is one object found twice, and what are two objects that overlap?
 
 Boxes compete within a group (an image and class). Every way takes boxes ``[N, 4]`` float xyxy, scores ``[N]`` float and
 groups ``[N]`` int64; what it says of a box depends neither on the order of the rows (but for equal scores, among which

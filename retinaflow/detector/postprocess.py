@@ -1,4 +1,4 @@
-"""Logits and offsets -> detections: thresholds, top-k, suppression of doubles, parent classes, normalised boxes.
+"""Logits and offsets -> detections: thresholds, top-k, suppression of duplicates, parent classes, normalised boxes.
 
 ``detect`` with the default settings gives torchvision's RetinaNet detections (up to the limits of float32 in its
 suppression, which is done in float64 here: torchvision moves the boxes of class k by k image widths, at 500 classes
@@ -97,7 +97,7 @@ def detect(
     """The detections of a batch, on the device of ``output``.
 
     grid: anchors of the images' shape (``RetinaNet.anchors``). ancestors: ``[K, K]`` bool, row c marks the strict
-    ancestors of class c; given, each detection is also one of every ancestor, with the same score, and of doubles the
+    ancestors of class c; given, each detection is also one of every ancestor, with the same score, and of duplicates the
     best stays. Raises ValueError where shapes disagree.
     """
     _check_shapes(output, grid, config, ancestors)
@@ -176,7 +176,7 @@ def _concatenated(parts: list[BatchDetections], device: torch.device) -> BatchDe
 
 @torch.no_grad()
 def suppressed(found: BatchDetections, num_classes: int, config: PostprocessConfig) -> BatchDetections:
-    """What is left of candidates when each of K classes is thinned out in its way."""
+    """What is left of candidates when each of K classes is suppressed in its way."""
     threshold = _thresholds(config, num_classes, found.score.dtype, found.score.device)
     if not isinstance(config.nms, tuple):
         return _SUPPRESS[config.nms](found, threshold, config)

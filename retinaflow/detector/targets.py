@@ -1,4 +1,4 @@
-"""The truth of a batch, and which anchor answers for which box.
+"""The ground truth of a batch, and which anchor answers for which box.
 
 ``match_anchors`` does for a whole batch what torchvision's ``Matcher`` does for an image (IoU >= 0.5 foreground, < 0.4
 background, between neither; every box also gets the anchors it overlaps most). ``ignore_masks`` says where group-of
@@ -24,7 +24,7 @@ CPU_BLOCK, GPU_BLOCK = 1 << 20, 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Truth of B images of one shape; K classes.
+    """Ground truth of B images of one shape; K classes.
 
     boxes: ``[P, 4]`` float xyxy pixels of the resized image, x1 < x2 and y1 < y2. labels: ``[P]`` int64 class.
     owner: ``[P]`` int64, image in the batch, ascending.

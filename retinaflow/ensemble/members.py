@@ -1,6 +1,6 @@
-"""Runs -> the detections of their models on one set of images, with the truth of all their classes.
+"""Runs -> the detections of their models on one set of images, with the ground truth of all their classes.
 
-Detections are those that a run has logged (``predictions.parquet`` or ``predictions.csv``), or that it judged from a
+Detections are those that a run has logged (``predictions.parquet`` or ``predictions.csv``), or that it evaluated from a
 file, where they are complete: where matching them again gives the run's own entries. Else its model detects anew, by
 the settings of its training.
 """
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.commands.evaluate import detect_as_trained
-from retinaflow.comparison.match_file import truth_digest
+from retinaflow.comparison.match_file import ground_truth_digest
 from retinaflow.comparison.runs import ChosenRun, chosen_run
-from retinaflow.comparison.stored_matches import judged_images_of_all_classes
+from retinaflow.comparison.stored_matches import evaluated_images_of_all_classes
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import read_predictions
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import match
@@ -38,7 +38,7 @@ PREDICTIONS = "predictions.parquet"
 
 @dataclass(frozen=True)
 class Part:
-    """One model: its run, its detections in its own classes, and how they match the truth of these."""
+    """One model: its run, its detections in its own classes, and how they match the ground truth of these."""
 
     run: ChosenRun
     detections: Detections
@@ -57,29 +57,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """Several models, and the images with the truth of all classes that any of them has."""
+    """Several models, and the images with the ground truth of all classes that any of them has."""
 
-    judged: AnnotationIndex
+    evaluated: AnnotationIndex
     parts: tuple[Part, ...]
 
     @property
     def num_models(self) -> NDArray[np.int64]:
         """``[K]`` how many of the models know a class."""
-        counts = np.zeros(self.judged.num_classes, dtype=np.int64)
+        counts = np.zeros(self.evaluated.num_classes, dtype=np.int64)
         for part in self.parts:
             counts[part.classes] += 1
         return counts
 
     @property
     def group_of_weight(self) -> float:
-        """By which all of them were judged."""
+        """By which all of them were evaluated."""
         return self.parts[0].matches.group_of_weight
 
 
 def load_parts(names: Sequence[str], stop: StopRequest) -> Parts:
-    """The models of some runs, given by id, name or folder, on the images that the first one was judged on.
+    """The models of some runs, given by id, name or folder, on the images that the first one was evaluated on.
 
-    Raises ValueError for runs that do not exist or are named twice, and unless all were judged on the same images,
+    Raises ValueError for runs that do not exist or are named twice, and unless all were evaluated on the same images,
     annotations and by the same rules; FileNotFoundError where the images or annotations are not there any more.
     """
     runs = [chosen_run(name) for name in names]
@@ -87,29 +87,29 @@ def load_parts(names: Sequence[str], stop: StopRequest) -> Parts:
         raise ValueError("runs must name at least one run, but got none")
     _refuse_repeated(runs)
     first = runs[0]
-    whole = judged_images_of_all_classes(first.kept)
+    whole = evaluated_images_of_all_classes(first.kept)
     classes = [_classes_in(whole, run, first) for run in runs]
     for run, own in zip(runs, classes, strict=True):
-        _refuse_other_truth(whole, run, own, first)
+        _refuse_other_ground_truth(whole, run, own, first)
     union = np.unique(np.concatenate(classes))
-    judged = whole if len(union) == whole.num_classes else whole.with_classes(union)
+    evaluated = whole if len(union) == whole.num_classes else whole.with_classes(union)
     parts = []
     for run, own in zip(runs, classes, strict=True):
         part = whole.with_classes(own)
         detections, matches = _detections(run, part, stop)
         parts.append(Part(run, detections, matches, np.searchsorted(union, own)))
-    return Parts(judged, tuple(parts))
+    return Parts(evaluated, tuple(parts))
 
 
 def joined_bins(parts: Parts) -> ClassBins:
     """Bins of all classes from what each model was trained on; of a shared class the first model's counts hold."""
-    images, boxes = (np.zeros(parts.judged.num_classes, dtype=np.int64) for _ in range(2))
+    images, boxes = (np.zeros(parts.evaluated.num_classes, dtype=np.int64) for _ in range(2))
     for part in reversed(parts.parts):
         training = part.run.kept.training
         known = training.images > 0
         images[part.classes[known]], boxes[part.classes[known]] = training.images[known], training.boxes[known]
     if not images.any():
-        # Judged files of predictions: nobody knows what they were trained on.
+        # Evaluated files of predictions: nobody knows what they were trained on.
         return ClassBins(images, boxes, np.zeros(1), np.full(len(images), -1, np.int32), "none", 0)
     settings = parts.parts[0].run.kept.settings
     given = {name: settings[name] for name in ("num_bins", "bin_strategy", "bin_edges") if name in settings}
@@ -137,20 +137,22 @@ def _classes_in(whole: AnnotationIndex, run: ChosenRun, first: ChosenRun) -> NDA
     if missing:
         raise ValueError(
             f"only runs of one class list can be merged, but {_called(run)} has {', '.join(missing[:5])}, which the "
-            f"list that {_called(first)} was judged with lacks; judge both with one list by evaluate"
+            f"list that {_called(first)} was evaluated with lacks; evaluate both with one list by evaluate"
         )
     return np.array([whole.taxonomy.index_of[mid] for mid in run.kept.class_ids], dtype=np.int64)
 
 
-def _refuse_other_truth(whole: AnnotationIndex, run: ChosenRun, classes: NDArray[np.int64], first: ChosenRun) -> None:
-    found, kept = truth_digest(whole.with_classes(classes)), run.kept.truth
+def _refuse_other_ground_truth(
+    whole: AnnotationIndex, run: ChosenRun, classes: NDArray[np.int64], first: ChosenRun
+) -> None:
+    found, kept = ground_truth_digest(whole.with_classes(classes)), run.kept.ground_truth
     for what, here, there in (
         (
             "images",
             f"{len(whole):,} images {found.images}",
             f"{len(run.kept.matches.image_ids):,} images {kept.images}",
         ),
-        ("annotations", f"truth {found.of_all}", f"truth {kept.of_all}"),
+        ("annotations", f"ground truth {found.of_all}", f"ground truth {kept.of_all}"),
         (
             "rules",
             f"group_of_weight={first.kept.matches.group_of_weight:g}",
@@ -158,11 +160,11 @@ def _refuse_other_truth(whole: AnnotationIndex, run: ChosenRun, classes: NDArray
         ),
     ):
         if here != there and run is first:
-            raise ValueError(f"{_called(run)}: the {what} have changed since it was judged ({here}, then {there})")
+            raise ValueError(f"{_called(run)}: the {what} have changed since it was evaluated ({here}, then {there})")
         if here != there:
             raise ValueError(
-                f"only runs judged on the same {what} can be merged, but {_called(first)} has {here}, {_called(run)} "
-                f"{there}; judge them alike with evaluate and merge those runs"
+                f"only runs evaluated on the same {what} can be merged, but {_called(first)} has {here}, {_called(run)} "
+                f"{there}; evaluate them alike with evaluate and merge those runs"
             )
 
 
@@ -171,25 +173,25 @@ def _called(run: ChosenRun) -> str:
     return f"run {record.name} ({record.run_id})" if record.experiment_id else f"run {record.run_id}"
 
 
-def _detections(run: ChosenRun, judged: AnnotationIndex, stop: StopRequest) -> tuple[Detections, Matches]:
+def _detections(run: ChosenRun, evaluated: AnnotationIndex, stop: StopRequest) -> tuple[Detections, Matches]:
     kept = run.kept.matches
     for path in _logged(run):
-        found = read_predictions(path, judged, Faults("stop"))
-        matches = match(found, judged, group_of_weight=kept.group_of_weight)
+        found = read_predictions(path, evaluated, RowErrors("stop"))
+        matches = match(found, evaluated, group_of_weight=kept.group_of_weight)
         if _same_entries(matches, kept):
             report(f"{_called(run)}: {len(found):,} detections of {path.name}")
-            # Detections on images without annotations cannot be judged, nor written with an ImageID.
+            # Detections on images without annotations cannot be evaluated, nor written with an ImageID.
             known = found.image_index >= 0
-            return (found, matches) if known.all() else _matched(found.take(known), judged, kept.group_of_weight)
+            return (found, matches) if known.all() else _matched(found.take(known), evaluated, kept.group_of_weight)
     model = _model_of(run)
-    report(f"{_called(run)}: detecting on {len(judged):,} images")
+    report(f"{_called(run)}: detecting on {len(evaluated):,} images")
     settings: dict[str, Any] = {"from_run": str(model), "on_bad_image": run.kept.settings.get("on_bad_image", "stop")}
-    found = detect_as_trained(model, judged, resolve(EvaluateConfig, settings), stop)
-    return _matched(found, judged, kept.group_of_weight)
+    found = detect_as_trained(model, evaluated, resolve(EvaluateConfig, settings), stop)
+    return _matched(found, evaluated, kept.group_of_weight)
 
 
-def _matched(found: Detections, judged: AnnotationIndex, group_of_weight: float) -> tuple[Detections, Matches]:
-    return found, match(found, judged, group_of_weight=group_of_weight)
+def _matched(found: Detections, evaluated: AnnotationIndex, group_of_weight: float) -> tuple[Detections, Matches]:
+    return found, match(found, evaluated, group_of_weight=group_of_weight)
 
 
 def _logged(run: ChosenRun) -> Iterator[Path]:
@@ -205,9 +207,9 @@ def _logged(run: ChosenRun) -> Iterator[Path]:
                 yield tracking.fetch(record.run_id, name)
             except ValueError:
                 continue
-    judged = record.tags.get("retinaflow.judged", "")
-    if Path(judged).suffix and Path(judged).is_file() and Path(judged).suffix != ".pt":
-        yield Path(judged)
+    evaluated = record.tags.get("retinaflow.evaluated", "")
+    if Path(evaluated).suffix and Path(evaluated).is_file() and Path(evaluated).suffix != ".pt":
+        yield Path(evaluated)
 
 
 def _same_entries(found: Matches, kept: Matches) -> bool:
@@ -230,6 +232,6 @@ def _model_of(run: ChosenRun) -> Path | str:
     elif record.tags.get("retinaflow.command") == "train":
         return record.run_id
     raise ValueError(
-        f"{_called(run)} has neither a model of its own nor all of its detections; judge its model again with evaluate "
+        f"{_called(run)} has neither a model of its own nor all of its detections; evaluate its model again with evaluate "
         "and merge that run"
     )

@@ -21,7 +21,7 @@ from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import SUFFIXES, BadImage, attach_sizes, files_by_stem
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import is_plain_id, read_image_ids, read_image_sizes, split_image_ids
-from retinaflow.data.tables import Fault, Faults
+from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.data.training_data import data_folder, image_folders
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.groups import DataSettings, ImagesFields
@@ -43,8 +43,8 @@ class WantedImages:
     def unreadable_table(self) -> pd.DataFrame:
         """Columns file, line, rule, value, as of all that is left out."""
         rule = "an image must have a readable file"
-        rows = [Fault(image.image_id, 0, rule, image.reason) for image in self.unreadable]
-        return pd.DataFrame(rows, columns=list(Fault._fields))
+        rows = [RowError(image.image_id, 0, rule, image.reason) for image in self.unreadable]
+        return pd.DataFrame(rows, columns=list(RowError._fields))
 
 
 def wanted_images(
@@ -72,7 +72,7 @@ def wanted_images(
         images_folder=str(root),
     )
     sizes = config.image_sizes or (trained.get("image_sizes") if _is_trained(config) else None)
-    given = SizeTable(*read_image_sizes(Path(sizes), Faults("stop"))) if sizes else None
+    given = SizeTable(*read_image_sizes(Path(sizes), RowErrors("stop"))) if sizes else None
     index, bad = attach_sizes(index, place, on_bad_image=config.on_bad_image, given=given, journal=size_journal([root]))
     return WantedImages(index, bad)
 
@@ -87,7 +87,7 @@ def _found(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[dict[str, 
     settings, splits = _data(config, trained)
     folders = image_folders(settings, data_folder(settings), splits)
     place = " or ".join(map(str, folders))
-    ids = _ids_of_splits(settings, splits, trained if is_judged(config, trained) else {})
+    ids = _ids_of_splits(settings, splits, trained if is_evaluated(config, trained) else {})
     if len(ids) == 0:
         own = [folder for folder in folders if folder.name in splits]
         if not own:
@@ -100,7 +100,7 @@ def _found(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def _ids_of_splits(settings: DataSettings, splits: Sequence[str], trained: Mapping[str, Any]) -> NDArray[np.str_]:
-    """The ids that annotations name; ``trained``: settings of the training whose judged images are wanted."""
+    """The ids that annotations name; ``trained``: settings of the training whose evaluated images are wanted."""
     labels = None if settings.image_labels == "none" else settings.image_labels
     boxes = settings.boxes
     if trained and trained.get("eval_ids") is None:
@@ -118,7 +118,7 @@ def _data(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[DataSetting
     # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
     own = resolve(TrainConfig, {**trained, "config": None})
     settings = DataSettings(**{name: getattr(own, name) for name in DataSettings.model_fields})
-    if not is_judged(config, trained):
+    if not is_evaluated(config, trained):
         return settings.model_copy(update={"boxes": ()}), (config.split,)
     return settings, (own.eval_split,) if own.eval_ids is None else own.train_splits
 
@@ -127,8 +127,8 @@ def _is_trained(config: ImagesFields) -> bool:
     return config.data == "trained" and not config.images
 
 
-def is_judged(config: ImagesFields, trained: Mapping[str, Any]) -> bool:
-    """Whether the images are those that the model was judged on in training."""
+def is_evaluated(config: ImagesFields, trained: Mapping[str, Any]) -> bool:
+    """Whether the images are those that the model was evaluated on in training."""
     return _is_trained(config) and config.split in (type(config)().split, trained.get("eval_split"))
 
 

@@ -1,6 +1,6 @@
 """The written settings of detections -> what the detector takes: class groups become classes.
 
-The same for training, evaluating and serving, so that a model's detections are thinned out alike everywhere.
+The same for training, evaluating and serving, so that a model's detections are suppressed alike everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def postprocess_config(
 ) -> PostprocessConfig:
     """The settings of these names for a model with the classes of ``taxonomy``, in their order.
 
-    ``bins`` is needed where ``nms`` names a group ``bin:K``. Classes that no rule of ``nms`` names are thinned out by
+    ``bins`` is needed where ``nms`` names a group ``bin:K``. Classes that no rule of ``nms`` names are suppressed by
     plain NMS at ``nms_iou``. A group of which the model has no class is no error: the models of a split label space
     power their settings. Raises ValueError for an unknown class, and for one that two rules name.
     """

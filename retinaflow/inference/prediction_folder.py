@@ -78,7 +78,7 @@ class PredictionFolder:
         nproc: int = 1,
         overwrite: bool = False,
     ) -> Iterator[PredictionFolder]:
-        """Take the folder for this request, begun anew or gone on with.
+        """Take the folder for this request, begun anew or resumed.
 
         ``shard_size="auto"`` is what the folder has, else by ``nproc``.
 

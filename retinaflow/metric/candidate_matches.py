@@ -1,11 +1,11 @@
 """What each detection claims, whatever the others do: rule 3 and the overlaps of rule 4 of the Challenge metric.
 
-A detection looks only at its best ordinary truth and its best group-of truth and has no second choice, so both can be
-found one by one, in any order, in batches and in several processes; only who came first to a truth needs all of them
+A detection looks only at its best ordinary ground truth and its best group-of ground truth and has no second choice, so both can be
+found one by one, in any order, in batches and in several processes; only who came first to a ground truth needs all of them
 (:mod:`retinaflow.metric.matching`). The claim does not depend on the IoU threshold either: one set of claims serves
 all thresholds.
 
-Coordinates are used as given: float64, continuous, not clipped (rule 9). Cost: O(log V + truths of its image and class)
+Coordinates are used as given: float64, continuous, not clipped (rule 9). Cost: O(log V + ground-truth boxes of its image and class)
 per detection, in blocks of ``BLOCK`` detections, so that temporary arrays stay in the cache; about 45 bytes are kept.
 
 Source: ``per_image_evaluation.py`` of the TensorFlow Object Detection API.
@@ -22,34 +22,36 @@ from numpy.typing import NDArray
 
 from retinaflow.boxes import are_valid, areas
 from retinaflow.detections import Detections
-from retinaflow.metric.ground_truth import Annotations, Truths, expand_boxes, verified_pairs
+from retinaflow.metric.ground_truth import Annotations, GroundTruths, expand_boxes, verified_pairs
 
 BLOCK = 1 << 15
 """Detections looked at in one piece."""
 
 
-class TruthByPair:
-    """Expanded truth of the judged classes (rules 1 and 2), looked up by the V verified (image, class) pairs.
+class GroundTruthByPair:
+    """Expanded ground truth of the evaluated classes (rules 1 and 2), looked up by the V verified (image, class) pairs.
 
-    ``pairs [V]`` int64 ascending; the ordinary truths of ``pairs[v]`` are the rows ``ordinary_start[v]`` to
-    ``ordinary_start[v + 1]`` of ``ordinary``, its group-of truths those of ``group_of``.
+    ``pairs [V]`` int64 ascending; the ordinary ground-truth boxes of ``pairs[v]`` are the rows ``ordinary_start[v]`` to
+    ``ordinary_start[v + 1]`` of ``ordinary``, its group-of ground-truth boxes those of ``group_of``.
     """
 
-    def __init__(self, truth: Annotations, judged: NDArray[np.bool_]) -> None:
-        expanded = expand_boxes(truth)
-        self.judged = judged
-        self.num_images = len(truth.image_ids)
-        self.pairs = verified_pairs(truth, expanded)
-        self.truths = expanded.take(judged[expanded.pair % len(judged)]) if not judged.all() else expanded
-        self.ordinary = self.truths.take(~self.truths.is_group_of)
-        self.group_of = self.truths.take(self.truths.is_group_of)
+    def __init__(self, ground_truth: Annotations, evaluated: NDArray[np.bool_]) -> None:
+        expanded = expand_boxes(ground_truth)
+        self.evaluated = evaluated
+        self.num_images = len(ground_truth.image_ids)
+        self.pairs = verified_pairs(ground_truth, expanded)
+        self.ground_truths = (
+            expanded.take(evaluated[expanded.pair % len(evaluated)]) if not evaluated.all() else expanded
+        )
+        self.ordinary = self.ground_truths.take(~self.ground_truths.is_group_of)
+        self.group_of = self.ground_truths.take(self.ground_truths.is_group_of)
         self.ordinary_start = np.searchsorted(self.ordinary.pair, np.append(self.pairs, np.iinfo(np.int64).max))
         self.group_of_start = np.searchsorted(self.group_of.pair, np.append(self.pairs, np.iinfo(np.int64).max))
 
     def fingerprint(self) -> int:
-        """CRC-32 of everything that claims depend on; claims of different truth must not be merged."""
-        crc = zlib.crc32(f"{self.num_images} {self.judged.tolist()}".encode())
-        for array in (self.pairs, self.truths.pair, self.truths.boxes, self.truths.is_group_of):
+        """CRC-32 of everything that claims depend on; claims of different ground truth must not be merged."""
+        crc = zlib.crc32(f"{self.num_images} {self.evaluated.tolist()}".encode())
+        for array in (self.pairs, self.ground_truths.pair, self.ground_truths.boxes, self.ground_truths.is_group_of):
             crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
         return crc
 
@@ -67,13 +69,13 @@ class Claims:
     area: NDArray[np.float64]
     """``[D]`` area of its box: its share of the image."""
     iou: NDArray[np.float64]
-    """``[D]`` largest IoU with an ordinary truth; -1 where there is none."""
+    """``[D]`` largest IoU with an ordinary ground truth; -1 where there is none."""
     nearest: NDArray[np.int32]
-    """``[D]`` row of that truth (the first among equals); -1 where there is none."""
+    """``[D]`` row of that ground truth (the first among equals); -1 where there is none."""
     ioa: NDArray[np.float64]
-    """``[D]`` largest intersection over its own area with a group-of truth; -1 where there is none."""
+    """``[D]`` largest intersection over its own area with a group-of ground truth; -1 where there is none."""
     group: NDArray[np.int32]
-    """``[D]`` row of that truth (the first among equals); -1 where there is none."""
+    """``[D]`` row of that ground truth (the first among equals); -1 where there is none."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -109,7 +111,7 @@ class Refused:
     """Detections that rule 3 drops, each counted once, for the first reason that applies."""
 
     unknown_image: int = 0
-    class_not_judged: int = 0
+    class_not_evaluated: int = 0
     not_verified: int = 0
     invalid_box: int = 0
 
@@ -117,7 +119,9 @@ class Refused:
         return Refused(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
 
-def make_claims(detections: Detections, rows: NDArray[np.int64], truth: TruthByPair) -> tuple[Claims, Refused]:
+def make_claims(
+    detections: Detections, rows: NDArray[np.int64], ground_truth: GroundTruthByPair
+) -> tuple[Claims, Refused]:
     """The claims of detections whose rows of the predictions file are ``rows [D]``; image -1 is an unknown image."""
     parts, refused = [], Refused()
     for start in range(0, len(detections), BLOCK):
@@ -128,19 +132,21 @@ def make_claims(detections: Detections, rows: NDArray[np.int64], truth: TruthByP
             detections.score[block],
             detections.boxes[block],
         )
-        claims, dropped = _claims_of_block(some, rows[block], truth)
+        claims, dropped = _claims_of_block(some, rows[block], ground_truth)
         parts.append(claims)
         refused += dropped
     return Claims.concatenate(parts), refused
 
 
-def _claims_of_block(detections: Detections, rows: NDArray[np.int64], truth: TruthByPair) -> tuple[Claims, Refused]:
+def _claims_of_block(
+    detections: Detections, rows: NDArray[np.int64], ground_truth: GroundTruthByPair
+) -> tuple[Claims, Refused]:
     """Rule 3, then stages 1 and 2 of rule 4 as far as one detection alone decides them."""
     image, class_index = detections.image_index.astype(np.int64), detections.class_index
-    pair = image * len(truth.judged) + class_index
-    slot = np.searchsorted(truth.pairs, pair)
+    pair = image * len(ground_truth.evaluated) + class_index
+    slot = np.searchsorted(ground_truth.pairs, pair)
     boxes = np.asarray(detections.boxes, dtype=np.float64)
-    passes = (image >= 0, truth.judged[class_index], _is_at(truth.pairs, slot, pair), are_valid(boxes))
+    passes = (image >= 0, ground_truth.evaluated[class_index], _is_at(ground_truth.pairs, slot, pair), are_valid(boxes))
     remaining = np.ones(len(detections), dtype=bool)
     dropped = []
     for passed in passes:
@@ -150,25 +156,25 @@ def _claims_of_block(detections: Detections, rows: NDArray[np.int64], truth: Tru
     kept = np.flatnonzero(remaining)
     slot, boxes = slot[kept], boxes[kept]
     area: NDArray[np.float64] = areas(boxes).astype(np.float64, copy=False)
-    iou, nearest = _best_truth(boxes, area, slot, truth.ordinary, truth.ordinary_start, union=True)
-    ioa, group = _best_truth(boxes, area, slot, truth.group_of, truth.group_of_start, union=False)
+    iou, nearest = _best_ground_truth(boxes, area, slot, ground_truth.ordinary, ground_truth.ordinary_start, union=True)
+    ioa, group = _best_ground_truth(boxes, area, slot, ground_truth.group_of, ground_truth.group_of_start, union=False)
     score = detections.score[kept].astype(np.float64)
     return Claims(rows[kept], slot.astype(np.int32), score, area, iou, nearest, ioa, group), Refused(*dropped)
 
 
-def _best_truth(
+def _best_ground_truth(
     boxes: NDArray[np.float64],
     area: NDArray[np.float64],
     slot: NDArray[np.int64],
-    truths: Truths,
+    ground_truths: GroundTruths,
     start: NDArray[np.int64],
     *,
     union: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """The largest overlap of each detection with a truth of its pair, and the row of that truth (first among equals).
+    """The largest overlap of each detection with a ground truth of its pair, and the row of that ground truth (first among equals).
 
-    Overlap is IoU (``union=True``) or intersection over the area of the detection. No truth: overlap -1, row -1. The
-    k-th turn compares all detections whose pair has more than k truths with the k-th of them.
+    Overlap is IoU (``union=True``) or intersection over the area of the detection. No ground truth: overlap -1, row -1. The
+    k-th turn compares all detections whose pair has more than k ground-truth boxes with the k-th of them.
     """
     begin = start[slot]
     counts = start[slot + 1] - begin
@@ -176,7 +182,9 @@ def _best_truth(
     active, turn = np.flatnonzero(counts), 0
     while len(active):
         candidate = begin[active] + turn
-        overlap = overlaps(boxes.take(active, axis=0), area[active], truths.boxes.take(candidate, axis=0), union=union)
+        overlap = overlaps(
+            boxes.take(active, axis=0), area[active], ground_truths.boxes.take(candidate, axis=0), union=union
+        )
         better = overlap > best[active]
         winners = active[better]
         best[winners], nearest[winners] = overlap[better], candidate[better]
@@ -186,13 +194,13 @@ def _best_truth(
 
 
 def overlaps(
-    boxes: NDArray[np.float64], area: NDArray[np.float64], truths: NDArray[np.float64], *, union: bool
+    boxes: NDArray[np.float64], area: NDArray[np.float64], ground_truths: NDArray[np.float64], *, union: bool
 ) -> NDArray[np.float64]:
     """Row by row IoU or, without ``union``, intersection over ``area`` of ``boxes``: ``[P, 4], [P], [P, 4] -> [P]``."""
-    width = np.minimum(boxes[:, 2], truths[:, 2]) - np.maximum(boxes[:, 0], truths[:, 0])
-    height = np.minimum(boxes[:, 3], truths[:, 3]) - np.maximum(boxes[:, 1], truths[:, 1])
+    width = np.minimum(boxes[:, 2], ground_truths[:, 2]) - np.maximum(boxes[:, 0], ground_truths[:, 0])
+    height = np.minimum(boxes[:, 3], ground_truths[:, 3]) - np.maximum(boxes[:, 1], ground_truths[:, 1])
     shared: NDArray[np.float64] = np.maximum(width, 0) * np.maximum(height, 0)
-    whole = area + areas(truths) - shared if union else area
+    whole = area + areas(ground_truths) - shared if union else area
     result = np.zeros_like(shared)
     np.divide(shared, whole, out=result, where=whole > 0)
     return result

@@ -1,8 +1,8 @@
 """The metric of the Open Images Challenge 2018 and 2019: average precision per class, and its mean.
 
-The rules, in their order: 1 expand the truth, 2 verified classes (:mod:`~retinaflow.metric.ground_truth`), 3 detections kept
+The rules, in their order: 1 expand the ground truth, 2 verified classes (:mod:`~retinaflow.metric.ground_truth`), 3 detections kept
 (:mod:`~retinaflow.metric.candidate_matches`), 4 matching, 8 the order of equal scores (:mod:`~retinaflow.metric.matching`),
-5 truth counts (:mod:`~retinaflow.metric.evaluator`), 6 average precision, 7 mean (here). A score is a pure function of
+5 ground truth counts (:mod:`~retinaflow.metric.evaluator`), 6 average precision, 7 mean (here). A score is a pure function of
 its inputs. Cost: ``benchmarks/challenge_metric.py``.
 
 Source: ``oid_challenge_evaluation`` of the TensorFlow Object Detection API.
@@ -41,7 +41,7 @@ COCO_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 
 @dataclass(frozen=True)
 class Scores:
-    """``ap [K]`` in [0, 1], NaN for a class without truth or not judged; ``num_truths [K]``; their matches."""
+    """``ap [K]`` in [0, 1], NaN for a class without ground truth or not evaluated; ``num_truths [K]``; their matches."""
 
     ap: NDArray[np.float64]
     num_truths: NDArray[np.float64]
@@ -49,7 +49,7 @@ class Scores:
 
     @property
     def mean_ap(self) -> float:
-        """Mean over the classes with truth; NaN when there is none (rule 7)."""
+        """Mean over the classes with ground truth; NaN when there is none (rule 7)."""
         return mean_of_classes(self.ap)
 
     @property
@@ -68,14 +68,17 @@ class Scores:
             (matches.verified_labels == 0, "no image-level labels were used (this shifts AP by several points)"),
             (matches.iou_threshold != 0.5, f"iou_threshold is {matches.iou_threshold:g}, not 0.5"),
             (matches.group_of_weight != 1, f"group_of_weight is {matches.group_of_weight:g}, not 1"),
-            (not matches.judged.all(), f"only {matches.judged.sum()} of {len(matches.judged)} classes were judged"),
+            (
+                not matches.evaluated.all(),
+                f"only {matches.evaluated.sum()} of {len(matches.evaluated)} classes were evaluated",
+            ),
         )
         return tuple(text for applies, text in reasons if applies)
 
 
 def evaluate(
     detections: Detections,
-    truth: Annotations,
+    ground_truth: Annotations,
     *,
     iou_threshold: float = 0.5,
     group_of_weight: float = 1.0,
@@ -83,16 +86,16 @@ def evaluate(
 ) -> Scores:
     """Average precision of every class; arguments and errors as in :func:`match`.
 
-    Example: one truth, a wrong detection of score 0.9, a right one of 0.8: precision 1/2 at recall 1, AP 0.5.
+    Example: one ground truth, a wrong detection of score 0.9, a right one of 0.8: precision 1/2 at recall 1, AP 0.5.
     """
     return score(
-        match(detections, truth, iou_threshold=iou_threshold, group_of_weight=group_of_weight, classes=classes)
+        match(detections, ground_truth, iou_threshold=iou_threshold, group_of_weight=group_of_weight, classes=classes)
     )
 
 
 def match(
     detections: Detections,
-    truth: Annotations,
+    ground_truth: Annotations,
     *,
     iou_threshold: float = 0.5,
     group_of_weight: float = 1.0,
@@ -102,7 +105,7 @@ def match(
 
     Arguments and errors as in :class:`Evaluator`, :meth:`Evaluator.add` and :meth:`Evaluator.matches`.
     """
-    evaluator = Evaluator(truth, classes=classes)
+    evaluator = Evaluator(ground_truth, classes=classes)
     evaluator.add(detections)
     return evaluator.matches(iou_threshold=iou_threshold, group_of_weight=group_of_weight)
 
@@ -117,25 +120,25 @@ def ap_by_threshold(
 ) -> NDArray[np.float64]:
     """``[T, K]`` AP of every class at each IoU threshold, by the Challenge's rules; overlaps are not computed again.
 
-    The threshold is that of the IoU with ordinary truths and of the intersection over detection area with group-of
-    truths alike, as in the organisers' code. With :data:`COCO_THRESHOLDS`, the mean over the rows is the COCO-style
+    The threshold is that of the IoU with ordinary ground-truth boxes and of the intersection over detection area with group-of
+    ground-truth boxes alike, as in the organisers' code. With :data:`COCO_THRESHOLDS`, the mean over the rows is the COCO-style
     AP per class.
     """
     rows = [
         average_precision(evaluator.matches(iou_threshold=threshold, group_of_weight=group_of_weight))
         for threshold in iou_thresholds
     ]
-    return np.stack(rows) if rows else np.zeros((0, len(evaluator.truth.judged)))
+    return np.stack(rows) if rows else np.zeros((0, len(evaluator.ground_truth.evaluated)))
 
 
 def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-    """Rule 6: ``[K]`` area under the precision-recall curve of each class, NaN for a class without truth.
+    """Rule 6: ``[K]`` area under the precision-recall curve of each class, NaN for a class without ground truth.
 
     ``image_weights [I]`` says how many times each image counts (default once); with ``[R, I]``, R weightings at once,
     the result is ``[R, K]``. An image that counts n times has each of its entries n times in a row.
     Raises ValueError when the weights do not fit the images.
     """
-    num_images, num_classes = len(matches.image_ids), len(matches.judged)
+    num_images, num_classes = len(matches.image_ids), len(matches.evaluated)
     weights = None if image_weights is None else np.asarray(image_weights)
     if weights is not None and (weights.shape[-1:] != (num_images,) or weights.ndim > 2):
         raise ValueError(f"image_weights must be [{num_images}] or [R, {num_images}], but got {list(weights.shape)}")
@@ -143,17 +146,17 @@ def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | 
     right = np.where(matches.kind == Kind.FALSE_POSITIVE, 0.0, matches.weight)
     wrong = np.where(matches.kind == Kind.FALSE_POSITIVE, 1.0, 0.0)
     entry_start = np.searchsorted(matches.class_index, np.arange(num_classes + 1))
-    truth_start = np.searchsorted(matches.truth_class, np.arange(num_classes + 1))
+    gt_start = np.searchsorted(matches.gt_class, np.arange(num_classes + 1))
     result = np.full((len(rows), num_classes), np.nan)
-    for c in np.flatnonzero(np.diff(truth_start)):
+    for c in np.flatnonzero(np.diff(gt_start)):
         entries = slice(entry_start[c], entry_start[c + 1])
-        truths = slice(truth_start[c], truth_start[c + 1])
+        ground_truths = slice(gt_start[c], gt_start[c + 1])
         if weights is None:
-            num_truths = matches.truth_count[truths].sum(keepdims=True)
+            num_truths = matches.gt_count[ground_truths].sum(keepdims=True)
             result[:, c] = _area(right[None, entries], wrong[None, entries], num_truths)
         else:
             times = rows[:, matches.image_index[entries]].astype(np.float64)
-            num_truths = rows[:, matches.truth_image[truths]] @ matches.truth_count[truths]
+            num_truths = rows[:, matches.gt_image[ground_truths]] @ matches.gt_count[ground_truths]
             result[:, c] = _area(times * right[entries], times * wrong[entries], num_truths)
     return result[0] if weights is None or weights.ndim == 1 else result
 
@@ -161,10 +164,10 @@ def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | 
 def _area(
     right: NDArray[np.float64], wrong: NDArray[np.float64], num_truths: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Exact area under the curve with precision made non-increasing: ``[R, n], [R, n], [R] -> [R]``; NaN: no truth."""
+    """Exact area under the curve with precision made non-increasing: ``[R, n], [R, n], [R] -> [R]``; NaN: no ground truth."""
     found = np.cumsum(right, axis=1)
-    judged = found + np.cumsum(wrong, axis=1)
-    precision = np.divide(found, judged, out=np.zeros_like(found), where=judged > 0)
+    evaluated = found + np.cumsum(wrong, axis=1)
+    precision = np.divide(found, evaluated, out=np.zeros_like(found), where=evaluated > 0)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     area = (right * envelope).sum(axis=1)
     result = np.full(len(area), np.nan)

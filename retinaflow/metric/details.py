@@ -30,7 +30,7 @@ def detail_tables(
     Details: ``class, ap, num_truths``; ``precision, recall, f1`` at the score threshold, ``best_f1`` with its
     ``threshold, precision, recall``; ``ap_iou_50``, ... and their mean ``ap_iou_mean`` for given IoU thresholds;
     ``ap``, ``recall`` and ``num_truths`` of each slice; ``class_id``. Slices: ``slice, mAP, recall`` (means over the
-    classes with a truth in it), ``num_truths, num_classes``.
+    classes with a ground truth in it), ``num_truths, num_classes``.
     """
     matches = evaluator.matches(group_of_weight=group_of_weight)
     given, best = at_threshold(matches, score_threshold), best_f1(matches)
@@ -55,14 +55,14 @@ def detail_tables(
     for part in slice_scores(evaluator):
         columns |= {f"ap_{part.name}": part.ap, f"recall_{part.name}": part.recall}
         columns[f"num_truths_{part.name}"] = part.num_truths
-        has_truth = part.num_truths > 0
+        has_ground_truth = part.num_truths > 0
         rows.append(
             {
                 "slice": part.name,
                 "mAP": mean_of_classes(part.ap),
                 "recall": mean_of_classes(part.recall),
                 "num_truths": float(part.num_truths.sum()),
-                "num_classes": int(np.count_nonzero(has_truth)),
+                "num_classes": int(np.count_nonzero(has_ground_truth)),
             }
         )
     return pd.DataFrame(columns | {"class_id": list(taxonomy.ids)}), pd.DataFrame(rows)

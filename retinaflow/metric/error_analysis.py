@@ -11,7 +11,7 @@ fits (its *own* boxes are those of its class or of a class below it in the hiera
 - background: none of these. Put right by removing it.
 
 (t is the IoU threshold of the matches.) A detection that is put right counts as found only if nothing of a higher score
-finds the same box; it takes the place of what finds it with a lower score. Of truths:
+finds the same box; it takes the place of what finds it with a lower score. Of ground-truth boxes:
 
 - missed: an ordinary box that nothing found and no localisation or confusion error points to; put right by not asking
   for it. A class of which everything was missed then has nothing to find, and AP 1.
@@ -21,7 +21,7 @@ Prices do not add up to 1 - AP: each is the gain of putting one kind right and l
 them together. ``false_positives`` and ``false_negatives`` are the gains of having none at all.
 
 ``unverified`` is of another sort: what AP *would lose* if detections of classes that nobody verified on their image,
-which the metric does not judge, all counted as wrong. A high value says that AP rests on which labels were verified.
+which the metric does not evaluate, all counted as wrong. A high value says that AP rests on which labels were verified.
 
 Cost: about 4 s and 150 MB for a million detections.
 
@@ -45,7 +45,7 @@ from retinaflow.detections import Detections
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.metric.ground_truth import Annotations, expand_boxes, verified_pairs
 from retinaflow.metric.matches import Kind, Matches
-from retinaflow.metric.nearest_ground_truth import Nearest, nearest_truths
+from retinaflow.metric.nearest_ground_truth import Nearest, nearest_ground_truths
 
 NEAR = 0.1
 """Overlap from which a wrong detection has to do with a box; below it is background (TIDE's value)."""
@@ -82,7 +82,7 @@ class ErrorAnalysis:
     error: NDArray[np.int8]
     """``[E]`` an :class:`Error` for each entry of the matches."""
     table: pd.DataFrame
-    """First the row ``all classes`` (means of prices, sums of counts), then one row per class with truth.
+    """First the row ``all classes`` (means of prices, sums of counts), then one row per class with ground truth.
 
     In class order: ``class, ap``, the :data:`PRICES`, ``false_positives, false_negatives, unverified`` (all in AP),
     ``confused_with`` (the class whose boxes cost it most), ``num_truths``, a count ``num_*`` of each, ``class_id``.
@@ -95,20 +95,20 @@ class ErrorAnalysis:
     """
 
 
-def analyse_errors(matches: Matches, detections: Detections, truth: Annotations) -> ErrorAnalysis:
-    """Kinds and prices of the errors of ``matches``, which were made of ``detections`` and ``truth``.
+def analyse_errors(matches: Matches, detections: Detections, ground_truth: Annotations) -> ErrorAnalysis:
+    """Kinds and prices of the errors of ``matches``, which were made of ``detections`` and ``ground_truth``.
 
     Raises ValueError when they were not made of each other.
     """
-    _check(matches, detections, truth)
-    near = nearest_truths(matches, detections, truth)
+    _check(matches, detections, ground_truth)
+    near = nearest_ground_truths(matches, detections, ground_truth)
     error = _errors(matches, near)
-    prices, counts = _prices(matches, near, error, truth)
-    lost, unverified = _unverified(matches, detections, truth)
+    prices, counts = _prices(matches, near, error, ground_truth)
+    lost, unverified = _unverified(matches, detections, ground_truth)
     prices |= {"unverified": lost}
     counts |= {"unverified": unverified}
-    confusions = _confusions(matches, near, error, truth)
-    return ErrorAnalysis(error, _table(matches, prices, counts, confusions, truth), confusions)
+    confusions = _confusions(matches, near, error, ground_truth)
+    return ErrorAnalysis(error, _table(matches, prices, counts, confusions, ground_truth), confusions)
 
 
 def _errors(matches: Matches, near: Nearest) -> NDArray[np.int8]:
@@ -126,29 +126,29 @@ def _errors(matches: Matches, near: Nearest) -> NDArray[np.int8]:
 
 
 def _prices(
-    matches: Matches, near: Nearest, error: NDArray[np.int8], truth: Annotations
+    matches: Matches, near: Nearest, error: NDArray[np.int8], ground_truth: Annotations
 ) -> tuple[dict[str, FloatArray], dict[str, IntArray]]:
     """The AP ``[K]`` that each kind costs each class, and how often it happened."""
-    num_classes = len(matches.judged)
+    num_classes = len(matches.evaluated)
     here = average_precision(matches)
     is_wrong = matches.kind == Kind.FALSE_POSITIVE
     moved = error == Error.LOCALISATION
     renamed = error == Error.CONFUSION
     found = matches.kind == Kind.TRUE_POSITIVE
     # Row -1 is no box, also where there are no boxes at all.
-    class_of_other = np.append(np.asarray(truth.labels, dtype=np.int64), -1)[near.other_row]
-    # A box and a class it is wanted under, as one number: the same box is a truth of all its ancestors too.
+    class_of_other = np.append(np.asarray(ground_truth.labels, dtype=np.int64), -1)[near.other_row]
+    # A box and a class it is wanted under, as one number: the same box is a ground truth of all its ancestors too.
     own_copy = near.own_row * num_classes + matches.class_index
     other_copy = near.other_row * num_classes + class_of_other
     pointed_at = np.unique(np.concatenate([own_copy[found | moved], other_copy[renamed]]))
 
-    truths = expand_boxes(truth)
-    truth_class = truths.pair % num_classes
-    ordinary = np.bincount(truth_class[~truths.is_group_of], minlength=num_classes)
-    group_of = np.bincount(truth_class[truths.is_group_of], minlength=num_classes)
+    ground_truths = expand_boxes(ground_truth)
+    gt_class = ground_truths.pair % num_classes
+    ordinary = np.bincount(gt_class[~ground_truths.is_group_of], minlength=num_classes)
+    group_of = np.bincount(gt_class[ground_truths.is_group_of], minlength=num_classes)
     hit = np.bincount(matches.class_index[matches.kind == Kind.GROUP_OF], minlength=num_classes)
-    missed = np.where(matches.judged, ordinary - np.bincount(pointed_at % num_classes, minlength=num_classes), 0)
-    unhit = np.where(matches.judged & (matches.group_of_weight > 0), group_of - hit, 0)
+    missed = np.where(matches.evaluated, ordinary - np.bincount(pointed_at % num_classes, minlength=num_classes), 0)
+    unhit = np.where(matches.evaluated & (matches.group_of_weight > 0), group_of - hit, 0)
 
     def without(kind: Error) -> Matches:
         return _entries(matches, error != kind)
@@ -174,7 +174,7 @@ def _counts(matches: Matches, error: NDArray[np.int8]) -> dict[str, IntArray]:
     kinds = (Error.LOCALISATION, Error.CONFUSION, Error.BOTH, Error.DUPLICATE, Error.BACKGROUND, Error.GROUP_OF)
     found = {kind: matches.class_index[error == kind] for kind in kinds}
     return {
-        kind.name.lower(): np.bincount(rows, minlength=len(matches.judged)).astype(np.int64)
+        kind.name.lower(): np.bincount(rows, minlength=len(matches.evaluated)).astype(np.int64)
         for kind, rows in found.items()
     }
 
@@ -182,7 +182,7 @@ def _counts(matches: Matches, error: NDArray[np.int8]) -> dict[str, IntArray]:
 def _hits(matches: Matches) -> FloatArray:
     """``[K]`` weight of the right entries of each class."""
     right = matches.kind != Kind.FALSE_POSITIVE
-    hits = np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.judged))
+    hits = np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.evaluated))
     return hits.astype(np.float64)
 
 
@@ -193,9 +193,9 @@ def _entries(matches: Matches, keep: BoolArray) -> Matches:
 
 
 def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: IntArray, own_copy: IntArray) -> Matches:
-    """The matches in which each ``chosen`` wrong entry finds the truth ``copy`` of the class ``new_class``.
+    """The matches in which each ``chosen`` wrong entry finds the ground truth ``copy`` of the class ``new_class``.
 
-    ``own_copy``: the truth that each true positive found. Of several that find one truth the highest score stays.
+    ``own_copy``: the ground truth that each true positive found. Of several that find one ground truth the highest score stays.
     """
     finds = chosen | (matches.kind == Kind.TRUE_POSITIVE)
     target = np.where(chosen, copy, own_copy)
@@ -206,7 +206,7 @@ def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: I
     _, first = np.unique(target[candidates], return_index=True)
     keep = ~finds
     keep[candidates[first]] = True
-    keep &= matches.judged[class_index]
+    keep &= matches.evaluated[class_index]
     kind = np.where(chosen, np.int8(Kind.TRUE_POSITIVE), matches.kind).astype(np.int8)
     changed = replace(matches, class_index=class_index, kind=kind)
     order = order[keep[order]]
@@ -215,24 +215,24 @@ def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: I
 
 
 def _asking_less(matches: Matches, fewer: FloatArray | IntArray) -> FloatArray:
-    """AP ``[K]`` when each class has ``fewer [K]`` truths to find; 1 where none are left (NaN where none were)."""
+    """AP ``[K]`` when each class has ``fewer [K]`` ground-truth boxes to find; 1 where none are left (NaN where none were)."""
     before = matches.num_truths
     ap = average_precision(matches)
     left = before - fewer
     result = np.where(before > 0, 1.0, np.nan)
-    # AP is an area divided by the number of truths.
+    # AP is an area divided by the number of ground-truth boxes.
     np.divide(ap * before, left, out=result, where=(before > 0) & (left > 1e-9))
     return result
 
 
-def _unverified(matches: Matches, detections: Detections, truth: Annotations) -> tuple[FloatArray, IntArray]:
+def _unverified(matches: Matches, detections: Detections, ground_truth: Annotations) -> tuple[FloatArray, IntArray]:
     """What AP ``[K]`` would lose if the detections of classes nobody verified were wrong, and how many they are."""
-    num_classes = len(matches.judged)
+    num_classes = len(matches.evaluated)
     image, class_index = detections.image_index.astype(np.int64), detections.class_index.astype(np.int64)
-    verified = verified_pairs(truth, expand_boxes(truth))
+    verified = verified_pairs(ground_truth, expand_boxes(ground_truth))
     pair = image * num_classes + class_index
     row = np.flatnonzero(
-        (image >= 0) & matches.judged[class_index] & are_valid(detections.boxes) & ~np.isin(pair, verified)
+        (image >= 0) & matches.evaluated[class_index] & are_valid(detections.boxes) & ~np.isin(pair, verified)
     )
     columns: dict[str, NDArray[Any]] = {
         "image_index": image[row],
@@ -250,11 +250,11 @@ def _unverified(matches: Matches, detections: Detections, truth: Annotations) ->
     return lost, np.bincount(class_index[row], minlength=num_classes).astype(np.int64)
 
 
-def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], truth: Annotations) -> pd.DataFrame:
+def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], ground_truth: Annotations) -> pd.DataFrame:
     """The classes that each class is taken for, those that cost it most."""
-    num_classes = len(matches.judged)
+    num_classes = len(matches.evaluated)
     renamed = np.flatnonzero(error == Error.CONFUSION)
-    other = np.asarray(truth.labels, dtype=np.int64)[near.other_row[renamed]]
+    other = np.asarray(ground_truth.labels, dtype=np.int64)[near.other_row[renamed]]
     pair, pair_of, count = np.unique(
         matches.class_index[renamed] * num_classes + other, return_inverse=True, return_counts=True
     )
@@ -272,7 +272,7 @@ def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], truth:
     listed = place[place["ap"].notna()].sort_values(
         ["class_index", "ap", "detections", "other"], ascending=[True, False, False, True]
     )
-    names, ids = np.array(truth.taxonomy.labels, dtype=object), np.array(truth.taxonomy.ids, dtype=object)
+    names, ids = np.array(ground_truth.taxonomy.labels, dtype=object), np.array(ground_truth.taxonomy.ids, dtype=object)
     return pd.DataFrame(
         {
             "class": names[listed["class_index"].to_numpy(dtype=np.int64)],
@@ -290,13 +290,13 @@ def _table(
     prices: dict[str, FloatArray],
     counts: dict[str, IntArray],
     confusions: pd.DataFrame,
-    truth: Annotations,
+    ground_truth: Annotations,
 ) -> pd.DataFrame:
-    """The row of all classes, then the classes with truth."""
+    """The row of all classes, then the classes with ground truth."""
     ap, num_truths = average_precision(matches), matches.num_truths
-    ids = np.array(truth.taxonomy.ids, dtype=object)
+    ids = np.array(ground_truth.taxonomy.ids, dtype=object)
     dearest = confusions.drop_duplicates("class_id").set_index("class_id")["confused_with"]
-    columns: dict[str, object] = {"class": list(truth.taxonomy.labels), "ap": ap}
+    columns: dict[str, object] = {"class": list(ground_truth.taxonomy.labels), "ap": ap}
     columns |= {name: prices[name] for name in (*PRICES, "false_positives", "false_negatives", "unverified")}
     columns |= {"confused_with": pd.Series(ids).map(dearest), "num_truths": num_truths}
     columns |= {f"num_{name}": np.asarray(count).astype(np.int64) for name, count in counts.items()}
@@ -305,16 +305,16 @@ def _table(
     for name in table.columns.difference(list(total), sort=False):
         values = table[name].to_numpy(dtype=np.float64)
         total[name] = values.sum() if name.startswith("num_") else mean_of_classes(values)
-    # Built by hand, so that columns keep their types where there is no class with truth.
+    # Built by hand, so that columns keep their types where there is no class with ground truth.
     first = pd.DataFrame({name: pd.Series([total[name]]).astype(table[name].dtype) for name in table.columns})
     return pd.concat([first, table], ignore_index=True) if len(table) else first
 
 
-def _check(matches: Matches, detections: Detections, truth: Annotations) -> None:
-    if not np.array_equal(matches.image_ids, np.asarray(truth.image_ids)):
+def _check(matches: Matches, detections: Detections, ground_truth: Annotations) -> None:
+    if not np.array_equal(matches.image_ids, np.asarray(ground_truth.image_ids)):
         raise ValueError(
-            f"the matches must be of the images of the truth, but they are of {len(matches.image_ids)} images and the "
-            f"truth of {len(truth.image_ids)} that are not the same"
+            f"the matches must be of the images of the ground truth, but they are of {len(matches.image_ids)} images and the "
+            f"ground truth of {len(ground_truth.image_ids)} that are not the same"
         )
     rows = matches.detection_row
     fits = len(rows) == 0 or int(rows.max()) < len(detections)

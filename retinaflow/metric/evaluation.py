@@ -1,4 +1,4 @@
-"""Detections and truth from files, pandas frames or arrays -> scores, in one call.
+"""Detections and ground truth from files, pandas frames or arrays -> scores, in one call.
 
     from retinaflow.metric.evaluation import evaluate_detections
 
@@ -29,7 +29,7 @@ from retinaflow.data.class_files import read_hierarchy, read_taxonomy
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import build_annotations
 from retinaflow.data.predictions import read_predictions, source_of
-from retinaflow.data.tables import Faults, OnBadRow
+from retinaflow.data.tables import OnBadRow, RowErrors
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Evaluator, Scores, ap_by_threshold, score
 from retinaflow.metric.details import detail_tables, iou_column
@@ -52,12 +52,12 @@ class Evaluation:
 
     @property
     def mean_ap(self) -> float:
-        """Mean over the classes with truth at IoU 0.5; NaN when there is none."""
+        """Mean over the classes with ground truth at IoU 0.5; NaN when there is none."""
         return self.scores.mean_ap
 
     @property
     def mean_ap_over_iou(self) -> float:
-        """Mean over ``iou_thresholds`` and the classes with truth; NaN without either."""
+        """Mean over ``iou_thresholds`` and the classes with ground truth; NaN without either."""
         known = self.ap_by_iou[:, np.isfinite(self.scores.ap)]
         return float(known.mean()) if known.size else float("nan")
 
@@ -95,7 +95,7 @@ class Evaluation:
 
 def evaluate_detections(
     predictions: Detections | Table,
-    truth: AnnotationIndex | Table,
+    ground_truth: AnnotationIndex | Table,
     *,
     image_labels: Table | None = None,
     classes: str | Path | Mapping[str, str] | None = None,
@@ -105,22 +105,22 @@ def evaluate_detections(
     expand_predictions: bool = False,
     on_bad_row: OnBadRow = "stop",
 ) -> Evaluation:
-    """Judge predictions by the rules of the Open Images Challenge.
+    """Evaluate predictions by the rules of the Open Images Challenge.
 
-    ``truth``: boxes (then with ``image_labels``, ``classes`` and ``hierarchy``, see :func:`read_truth`) or an index.
+    ``ground_truth``: boxes (then with ``image_labels``, ``classes`` and ``hierarchy``, see :func:`read_ground_truth`) or an index.
     ``predictions``: columns ``ImageID, LabelName, Score, XMin, XMax, YMin, YMax``, a Kaggle submission, or
     ``Detections`` whose images are those of the index. ``group_of_weight`` in [0, 1]: 1 is the Challenge.
     ``iou_thresholds``: further thresholds to give AP at (:data:`~retinaflow.metric.challenge.COCO_THRESHOLDS`).
     ``expand_predictions`` copies each detection to its class's ancestors first. Raises FileNotFoundError, and
     ValueError naming file, line, rule and value; with ``on_bad_row="drop"`` faulty rows are left out.
     """
-    if isinstance(truth, AnnotationIndex):
+    if isinstance(ground_truth, AnnotationIndex):
         if image_labels is not None or classes is not None or hierarchy is not None:
             raise ValueError("an index has its image_labels, classes and hierarchy; give none of them beside it")
-        index = truth
+        index = ground_truth
     else:
-        index = read_truth(
-            truth, image_labels=image_labels, classes=classes, hierarchy=hierarchy, on_bad_row=on_bad_row
+        index = read_ground_truth(
+            ground_truth, image_labels=image_labels, classes=classes, hierarchy=hierarchy, on_bad_row=on_bad_row
         )
     if isinstance(predictions, Detections):
         detections = predictions
@@ -135,7 +135,7 @@ def evaluate_detections(
     return Evaluation(scores, evaluator, index.taxonomy, tuple(iou_thresholds), by_iou)
 
 
-def read_truth(
+def read_ground_truth(
     boxes: Table,
     *,
     image_labels: Table | None = None,
@@ -150,14 +150,14 @@ def read_truth(
     class order; needed. ``hierarchy``: the published JSON, as file or parsed. Errors as in :func:`evaluate_detections`.
     """
     taxonomy = _taxonomy(classes, hierarchy)
-    faults = Faults(on_bad_row)
+    errors = RowErrors(on_bad_row)
     labels = [] if image_labels is None else [source_of(image_labels, "image_labels")]
-    return build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, faults, allow_repeats=True)
+    return build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, errors, allow_repeats=True)
 
 
-def read_detections(predictions: Table, truth: AnnotationIndex, *, on_bad_row: OnBadRow = "stop") -> Detections:
-    """Predictions as columns that count images and classes of ``truth``; errors as in :func:`evaluate_detections`."""
-    return read_predictions(source_of(predictions, "predictions"), truth, Faults(on_bad_row))
+def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad_row: OnBadRow = "stop") -> Detections:
+    """Predictions as columns that count images and classes of ``ground_truth``; errors as in :func:`evaluate_detections`."""
+    return read_predictions(source_of(predictions, "predictions"), ground_truth, RowErrors(on_bad_row))
 
 
 def expand_to_ancestors(detections: Detections, taxonomy: Taxonomy) -> Detections:

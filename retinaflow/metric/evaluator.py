@@ -1,6 +1,6 @@
 """Detections, batch by batch and process by process -> :class:`Matches`: rules 3 to 5 and 8 put together.
 
-    evaluator = Evaluator(truth)
+    evaluator = Evaluator(ground truth)
     for batch in detector:
         evaluator.add(batch)                        # boxes are not kept, only what they claim
     evaluator.merge(other_process_evaluator.part()) # a part can be pickled
@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
-from retinaflow.metric.candidate_matches import Claims, Refused, TruthByPair, make_claims
-from retinaflow.metric.ground_truth import Annotations, Truths, count_repeated
+from retinaflow.metric.candidate_matches import Claims, GroundTruthByPair, Refused, make_claims
+from retinaflow.metric.ground_truth import Annotations, GroundTruths, count_repeated
 from retinaflow.metric.matches import Dropped, Kind, Matches
 from retinaflow.metric.matching import ranked, settle
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one evaluator has been given so far: plain columns, about 45 bytes per judged detection."""
+    """What one evaluator has been given so far: plain columns, about 45 bytes per evaluated detection."""
 
     claims: Claims
     refused: Refused
@@ -39,38 +39,38 @@ class Part:
     with_rows: bool | None
     """Whether rows were given; None before anything was added."""
     fingerprint: int
-    """Of the truth that the claims point into."""
+    """Of the ground truth that the claims point into."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of the ordinary truths, and what belongs to it; group-of boxes play no role.
+    """A part of the ordinary ground-truth boxes, and what belongs to it; group-of boxes play no role.
 
-    A detection that claims a truth belongs where that truth does, any other where ``claims`` says.
+    A detection that claims a ground truth belongs where that ground truth does, any other where ``claims`` says.
     """
 
-    truths: NDArray[np.bool_]
-    """``[T]`` ordinary truths."""
+    ground_truths: NDArray[np.bool_]
+    """``[T]`` ordinary ground-truth boxes."""
     claims: NDArray[np.bool_]
     """``[D]`` ranked claims."""
 
 
 class Evaluator:
-    """Collects detections to be judged by one truth.
+    """Collects detections to be evaluated by one ground truth.
 
-    ``classes [K]`` bool: judge only these (default: all). Raises ValueError for truth that is not in order, see
+    ``classes [K]`` bool: evaluate only these (default: all). Raises ValueError for ground truth that is not in order, see
     :func:`~retinaflow.metric.ground_truth.expand_boxes`.
     """
 
-    def __init__(self, truth: Annotations, *, classes: NDArray[np.bool_] | None = None) -> None:
-        num_classes = len(truth.taxonomy)
-        judged = np.ones(num_classes, dtype=bool) if classes is None else np.asarray(classes)
-        if judged.shape != (num_classes,) or judged.dtype != np.bool_:
-            raise ValueError(f"classes must be bool [{num_classes}], but got {judged.dtype} {list(judged.shape)}")
-        self.truth = TruthByPair(truth, judged)
-        self._image_ids = np.asarray(truth.image_ids)
-        self._verified_labels = len(truth.verified_class)
-        self._repeated = count_repeated(self.truth.truths)
+    def __init__(self, ground_truth: Annotations, *, classes: NDArray[np.bool_] | None = None) -> None:
+        num_classes = len(ground_truth.taxonomy)
+        evaluated = np.ones(num_classes, dtype=bool) if classes is None else np.asarray(classes)
+        if evaluated.shape != (num_classes,) or evaluated.dtype != np.bool_:
+            raise ValueError(f"classes must be bool [{num_classes}], but got {evaluated.dtype} {list(evaluated.shape)}")
+        self.ground_truth = GroundTruthByPair(ground_truth, evaluated)
+        self._image_ids = np.asarray(ground_truth.image_ids)
+        self._verified_labels = len(ground_truth.verified_class)
+        self._repeated = count_repeated(self.ground_truth.ground_truths)
         self._parts: list[Claims] = []
         self._refused = Refused()
         self._num_detections = 0
@@ -81,8 +81,8 @@ class Evaluator:
     def add(self, detections: Detections, *, rows: NDArray[np.integer] | None = None) -> None:
         """Take in a batch: all detections of some images, or detections whose ``rows [D]`` in their file are given.
 
-        ``detections.image_index`` counts images of the truth; -1 is an image without any annotation. Detections are not
-        expanded to parent classes here. Raises ValueError for classes or images outside the truth, scores that are NaN,
+        ``detections.image_index`` counts images of the ground truth; -1 is an image without any annotation. Detections are not
+        expanded to parent classes here. Raises ValueError for classes or images outside the ground truth, scores that are NaN,
         and an image that had detections in an earlier batch when rows are not given.
         """
         self._check(detections)
@@ -94,13 +94,15 @@ class Evaluator:
         seen[detections.image_index[detections.image_index >= 0]] = True
         self._join(seen, with_rows=rows is not None)
         following = np.arange(len(detections), dtype=np.int64) + self._num_detections
-        claims, refused = make_claims(detections, following if rows is None else rows.astype(np.int64), self.truth)
+        claims, refused = make_claims(
+            detections, following if rows is None else rows.astype(np.int64), self.ground_truth
+        )
         self._parts.append(claims)
         self._refused += refused
         self._num_detections += len(detections)
 
     def part(self) -> Part:
-        """All that was added so far, to be merged into another evaluator of the same truth and classes."""
+        """All that was added so far, to be merged into another evaluator of the same ground truth and classes."""
         self._parts = [Claims.concatenate(self._parts)]
         return Part(
             self._parts[0],
@@ -108,16 +110,16 @@ class Evaluator:
             self._num_detections,
             self._seen.copy(),
             self._with_rows,
-            self.truth.fingerprint(),
+            self.ground_truth.fingerprint(),
         )
 
     def merge(self, part: Part) -> None:
         """Take in what another evaluator was given. Without rows, its detections count on from those here.
 
-        Raises ValueError when it was made with another truth or other classes, and for images that both were given.
+        Raises ValueError when it was made with another ground truth or other classes, and for images that both were given.
         """
-        if part.fingerprint != self.truth.fingerprint():
-            raise ValueError("parts must be made with the same truth and classes, but got different ones")
+        if part.fingerprint != self.ground_truth.fingerprint():
+            raise ValueError("parts must be made with the same ground truth and classes, but got different ones")
         if part.num_detections == 0:
             return
         self._join(part.seen, with_rows=bool(part.with_rows))
@@ -147,7 +149,7 @@ class Evaluator:
             self._parts = [Claims.concatenate(self._parts)]
             rank = np.empty(len(self._image_ids), dtype=np.int64)
             rank[np.argsort(self._image_ids, kind="stable")] = np.arange(len(rank))
-            self._ranked = ranked(self._parts[0], self.truth, rank)
+            self._ranked = ranked(self._parts[0], self.ground_truth, rank)
         return self._ranked
 
     def matches(
@@ -156,7 +158,7 @@ class Evaluator:
         """Which of the detections so far are right, wrong, absorbed or dropped.
 
         ``group_of_weight`` in [0, 1]: 1 is the Challenge, 0 the older Open Images V2 rule. ``subset``: only a part of
-        the truths, and what belongs to it. Raises ValueError for settings out of range.
+        the ground-truth boxes, and what belongs to it. Raises ValueError for settings out of range.
         """
         if not 0 < iou_threshold <= 1:
             raise ValueError(f"`0 < iou_threshold <= 1` must hold, but got {iou_threshold}")
@@ -164,15 +166,21 @@ class Evaluator:
             raise ValueError(f"`0 <= group_of_weight <= 1` must hold, but got {group_of_weight}")
         claims, over_limit = self._rank()
         with_group_of = group_of_weight > 0 and subset is None
-        outcome = settle(claims, self.truth, iou_threshold=iou_threshold, with_group_of=with_group_of)
-        entry, kind, truths = outcome.claim, outcome.kind, self.truth.truths
+        outcome = settle(claims, self.ground_truth, iou_threshold=iou_threshold, with_group_of=with_group_of)
+        entry, kind, ground_truths = outcome.claim, outcome.kind, self.ground_truth.ground_truths
         if subset is not None:
-            inside = _belongs(claims.take(entry), subset.truths, subset.claims[entry], iou_threshold=iou_threshold)
-            entry, kind, truths = entry[inside], kind[inside], self.truth.ordinary.take(subset.truths)
-        num_classes = len(self.truth.judged)
-        image_of_pair, class_of_pair = np.divmod(self.truth.pairs, max(num_classes, 1))
+            inside = _belongs(
+                claims.take(entry), subset.ground_truths, subset.claims[entry], iou_threshold=iou_threshold
+            )
+            entry, kind, ground_truths = (
+                entry[inside],
+                kind[inside],
+                self.ground_truth.ordinary.take(subset.ground_truths),
+            )
+        num_classes = len(self.ground_truth.evaluated)
+        image_of_pair, class_of_pair = np.divmod(self.ground_truth.pairs, max(num_classes, 1))
         slot = claims.slot[entry]
-        truth_image, truth_class, truth_count = _count_truths(truths, num_classes, group_of_weight)
+        gt_image, gt_class, gt_count = _count_ground_truths(ground_truths, num_classes, group_of_weight)
         return Matches(
             image_index=image_of_pair[slot],
             class_index=class_of_pair[slot],
@@ -180,15 +188,15 @@ class Evaluator:
             kind=kind,
             weight=np.where(kind == Kind.GROUP_OF, group_of_weight, 1.0),
             detection_row=claims.row[entry],
-            truth_image=truth_image,
-            truth_class=truth_class,
-            truth_count=truth_count,
+            gt_image=gt_image,
+            gt_class=gt_class,
+            gt_count=gt_count,
             image_ids=self._image_ids,
-            judged=self.truth.judged,
+            evaluated=self.ground_truth.evaluated,
             dropped=Dropped(**vars(self._refused), over_limit=over_limit),
             absorbed=outcome.absorbed,
             verified_labels=self._verified_labels,
-            repeated_truths=self._repeated,
+            repeated_ground_truths=self._repeated,
             iou_threshold=iou_threshold,
             group_of_weight=group_of_weight,
         )
@@ -196,7 +204,7 @@ class Evaluator:
     def _check(self, detections: Detections) -> None:
         bounds = (
             ("image", detections.image_index, -1, len(self._image_ids)),
-            ("class", detections.class_index, 0, len(self.truth.judged)),
+            ("class", detections.class_index, 0, len(self.ground_truth.evaluated)),
         )
         for what, column, low, high in bounds:
             if len(column) and (column.min() < low or column.max() >= high):
@@ -211,24 +219,24 @@ class Evaluator:
 
 
 def _belongs(
-    claims: Claims, truths: NDArray[np.bool_], others: NDArray[np.bool_], *, iou_threshold: float
+    claims: Claims, ground_truths: NDArray[np.bool_], others: NDArray[np.bool_], *, iou_threshold: float
 ) -> NDArray[np.bool_]:
-    """Whether each claim is about one of the chosen truths or, where it is about none at all, is among ``others``."""
+    """Whether each claim is about one of the chosen ground-truth boxes or, where it is about none at all, is among ``others``."""
     claiming = claims.iou >= iou_threshold
     belongs = others.copy()
-    belongs[claiming] = truths[claims.nearest[claiming]]
+    belongs[claiming] = ground_truths[claims.nearest[claiming]]
     return belongs
 
 
-def _count_truths(
-    truths: Truths, num_classes: int, group_of_weight: float
+def _count_ground_truths(
+    ground_truths: GroundTruths, num_classes: int, group_of_weight: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Rule 5 per image and class: (image, class ascending, count)."""
-    new = np.ones(len(truths), dtype=bool)
-    new[1:] = truths.pair[1:] != truths.pair[:-1]
+    new = np.ones(len(ground_truths), dtype=bool)
+    new[1:] = ground_truths.pair[1:] != ground_truths.pair[:-1]
     first = np.flatnonzero(new)
-    weight = np.where(truths.is_group_of, group_of_weight, 1.0)
+    weight = np.where(ground_truths.is_group_of, group_of_weight, 1.0)
     count = np.bincount(np.cumsum(new) - 1, weight, minlength=len(first)).astype(np.float64)
-    image, class_index = np.divmod(truths.pair[first], max(num_classes, 1))
+    image, class_index = np.divmod(ground_truths.pair[first], max(num_classes, 1))
     order = np.argsort(class_index, kind="stable")
     return image[order], class_index[order], count[order]

@@ -1,4 +1,4 @@
-"""The truth as the Open Images Challenge sees it: rules 1 and 2 of the metric.
+"""The ground truth as the Open Images Challenge sees it: rules 1 and 2 of the metric.
 
 In: raw annotations, as published. Out: boxes copied to every ancestor class (:func:`expand_boxes`) and the set of
 verified classes of every image (:func:`verified_pairs`). An (image, class) pair is one int64, ``image * K + class``,
@@ -47,8 +47,8 @@ class Annotations(Protocol):
 
 
 @dataclass(frozen=True)
-class Truths:
-    """Expanded truth boxes, ascending by pair, in published order inside a pair.
+class GroundTruths:
+    """Expanded ground truth boxes, ascending by pair, in published order inside a pair.
 
     ``pair [T]`` int64 (image * K + class), ``boxes [T, 4]`` float64 normalised xyxy, ``is_group_of [T]`` bool.
     """
@@ -60,44 +60,44 @@ class Truths:
     def __len__(self) -> int:
         return len(self.pair)
 
-    def take(self, rows: NDArray[np.bool_]) -> Truths:
+    def take(self, rows: NDArray[np.bool_]) -> GroundTruths:
         """The rows where ``rows [T]`` is True."""
-        return Truths(self.pair[rows], self.boxes[rows], self.is_group_of[rows])
+        return GroundTruths(self.pair[rows], self.boxes[rows], self.is_group_of[rows])
 
 
-def expand_boxes(truth: Annotations) -> Truths:
+def expand_boxes(ground_truth: Annotations) -> GroundTruths:
     """Rule 1 for boxes: each row is kept and copied to every ancestor class, flags included.
 
-    Nothing is made unique: a box given under child and parent gives the parent two truths (:func:`count_repeated`).
+    Nothing is made unique: a box given under child and parent gives the parent two ground-truth boxes (:func:`count_repeated`).
 
-    Example: with Vehicle > Car, one Car box becomes a Car truth and a Vehicle truth.
+    Example: with Vehicle > Car, one Car box becomes a Car ground truth and a Vehicle ground truth.
     Raises ValueError for a class outside the taxonomy and for coordinates that are not finite.
     """
-    num_classes = len(truth.taxonomy)
-    _check_classes(truth.labels, num_classes, "box")
-    boxes = np.asarray(truth.boxes, dtype=np.float64)
+    num_classes = len(ground_truth.taxonomy)
+    _check_classes(ground_truth.labels, num_classes, "box")
+    boxes = np.asarray(ground_truth.boxes, dtype=np.float64)
     if not np.isfinite(boxes).all():
         bad = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
-        raise ValueError(f"truth boxes must be finite, but box row {bad} is {boxes[bad].tolist()}")
-    itself_and_up = truth.taxonomy.is_ancestor | np.eye(num_classes, dtype=bool)
-    row, to_class = _follow(np.asarray(truth.labels), itself_and_up)
-    pair = _owner(truth.box_start)[row] * num_classes + to_class
+        raise ValueError(f"ground truth boxes must be finite, but box row {bad} is {boxes[bad].tolist()}")
+    itself_and_up = ground_truth.taxonomy.is_ancestor | np.eye(num_classes, dtype=bool)
+    row, to_class = _follow(np.asarray(ground_truth.labels), itself_and_up)
+    pair = _owner(ground_truth.box_start)[row] * num_classes + to_class
     order = np.argsort(pair, kind="stable")
     row = row[order]
-    return Truths(pair[order], boxes[row], np.asarray(truth.is_group_of, dtype=bool)[row])
+    return GroundTruths(pair[order], boxes[row], np.asarray(ground_truth.is_group_of, dtype=bool)[row])
 
 
-def verified_pairs(truth: Annotations, expanded: Truths) -> NDArray[np.int64]:
-    """Rule 2: the pairs ``[V]`` (ascending, unique) in which a detection is judged.
+def verified_pairs(ground_truth: Annotations, expanded: GroundTruths) -> NDArray[np.int64]:
+    """Rule 2: the pairs ``[V]`` (ascending, unique) in which a detection is evaluated.
 
     Those with an image-level label of either sign, where a present label also verifies all ancestors and an absent
     one all descendants, and those with an (expanded) box.
     """
-    num_classes = len(truth.taxonomy)
-    _check_classes(truth.verified_class, num_classes, "image-level label")
-    labels, present = np.asarray(truth.verified_class), np.asarray(truth.verified_present, dtype=bool)
-    image = _owner(truth.label_start)
-    itself, up = np.eye(num_classes, dtype=bool), truth.taxonomy.is_ancestor
+    num_classes = len(ground_truth.taxonomy)
+    _check_classes(ground_truth.verified_class, num_classes, "image-level label")
+    labels, present = np.asarray(ground_truth.verified_class), np.asarray(ground_truth.verified_present, dtype=bool)
+    image = _owner(ground_truth.label_start)
+    itself, up = np.eye(num_classes, dtype=bool), ground_truth.taxonomy.is_ancestor
     found = [expanded.pair]
     for rows, relation in ((np.flatnonzero(present), up), (np.flatnonzero(~present), up.T)):
         row, to_class = _follow(labels[rows], relation | itself)
@@ -110,17 +110,17 @@ def verified_pairs(truth: Annotations, expanded: Truths) -> NDArray[np.int64]:
     return unique
 
 
-def count_repeated(truths: Truths) -> int:
-    """How many truths repeat the class and box of another one on the same image: a fault of the data.
+def count_repeated(ground_truths: GroundTruths) -> int:
+    """How many ground-truth boxes repeat the class and box of another one on the same image: a fault of the data.
 
     The usual cause is one box published under a class and under its parent; the parent then counts it twice.
     """
     # A repeated box shares its pair and its first coordinate; only rows that do are sorted by all coordinates.
-    near = np.flatnonzero(_in_runs(truths.pair))
-    near = near[np.argsort(truths.boxes[near, 0], kind="stable")]
-    near = near[np.argsort(truths.pair[near], kind="stable")]
-    near = near[_in_runs(truths.pair[near], truths.boxes[near, 0])]
-    columns = np.column_stack([truths.pair[near].astype(np.float64), truths.boxes[near]])
+    near = np.flatnonzero(_in_runs(ground_truths.pair))
+    near = near[np.argsort(ground_truths.boxes[near, 0], kind="stable")]
+    near = near[np.argsort(ground_truths.pair[near], kind="stable")]
+    near = near[_in_runs(ground_truths.pair[near], ground_truths.boxes[near, 0])]
+    columns = np.column_stack([ground_truths.pair[near].astype(np.float64), ground_truths.boxes[near]])
     ordered = columns[np.lexsort(columns.T)]
     return int((ordered[1:] == ordered[:-1]).all(axis=1).sum())
 

@@ -1,4 +1,4 @@
-"""What matching detections with truth yields, as columns: the entries of the precision-recall curves, and truth counts.
+"""What matching detections with ground truth yields, as columns: the entries of the precision-recall curves, and ground truth counts.
 
 Made by :class:`retinaflow.metric.evaluator.Evaluator`; small enough to keep (about 50 bytes per detection), and all
 that average precision, bootstrap and error pictures need.
@@ -27,7 +27,7 @@ class Dropped:
 
     unknown_image: int
     """The image has no annotation at all (image index -1)."""
-    class_not_judged: int
+    class_not_evaluated: int
     """The class is outside the ``classes`` asked for."""
     not_verified: int
     """The class is neither verified present nor absent on the image."""
@@ -38,15 +38,15 @@ class Dropped:
 
     @property
     def total(self) -> int:
-        return self.unknown_image + self.class_not_judged + self.not_verified + self.invalid_box + self.over_limit
+        return self.unknown_image + self.class_not_evaluated + self.not_verified + self.invalid_box + self.over_limit
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Entries of the precision-recall curves and truth counts, as columns.
+    """Entries of the precision-recall curves and ground truth counts, as columns.
 
     The E entries are ordered by class, then as rule 8 asks: descending score, ImageID as a string, row of the
-    detection, group-of entries after the detections of their image. The P truth counts are ordered by class, image.
+    detection, group-of entries after the detections of their image. The P ground truth counts are ordered by class, image.
     """
 
     image_index: NDArray[np.int64]
@@ -61,28 +61,28 @@ class Matches:
     """``[E]`` 1, and ``group_of_weight`` for group-of entries."""
     detection_row: NDArray[np.int64]
     """``[E]`` row of the detection that made the entry."""
-    truth_image: NDArray[np.int64]
-    """``[P]`` image of a truth count."""
-    truth_class: NDArray[np.int64]
-    """``[P]`` class of a truth count, ascending."""
-    truth_count: NDArray[np.float64]
+    gt_image: NDArray[np.int64]
+    """``[P]`` image of a ground truth count."""
+    gt_class: NDArray[np.int64]
+    """``[P]`` class of a ground truth count, ascending."""
+    gt_count: NDArray[np.float64]
     """``[P]`` ordinary boxes + ``group_of_weight`` x group-of boxes of that image and class."""
     image_ids: NDArray[np.str_]
-    """``[I]`` the judged images."""
-    judged: NDArray[np.bool_]
-    """``[K]`` classes that are judged."""
+    """``[I]`` the evaluated images."""
+    evaluated: NDArray[np.bool_]
+    """``[K]`` classes that are evaluated."""
     dropped: Dropped
     absorbed: int
     """Detections absorbed by group-of boxes, not counted as wrong."""
     verified_labels: int
     """Image-level labels used, as published (before expansion)."""
-    repeated_truths: int
-    """Truths that repeat a box of the same class and image; more than 0 is a fault of the data."""
+    repeated_ground_truths: int
+    """Ground-truth boxes that repeat a box of the same class and image; more than 0 is a fault of the data."""
     iou_threshold: float
     group_of_weight: float
 
     @property
     def num_truths(self) -> NDArray[np.float64]:
-        """``[K]`` truth count of each class (rule 5)."""
-        counts = np.bincount(self.truth_class, self.truth_count, minlength=len(self.judged))
+        """``[K]`` ground truth count of each class (rule 5)."""
+        counts = np.bincount(self.gt_class, self.gt_count, minlength=len(self.evaluated))
         return counts.astype(np.float64)

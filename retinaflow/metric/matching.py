@@ -1,7 +1,7 @@
 """Which detections are right, wrong or absorbed: rules 4 and 5 of the Open Images Challenge metric, in the order of
 rule 8.
 
-In: claims (:mod:`retinaflow.metric.candidate_matches`), in any order. A truth goes to the first detection that claims it by
+In: claims (:mod:`retinaflow.metric.candidate_matches`), in any order. A ground truth goes to the first detection that claims it by
 score, so what is needed is one fixed order of all detections; their sort by class, score, image and row is that of the
 precision-recall curves too, and is the only one. Out: the entries that average precision needs, so that it
 can be asked again with other image weights (bootstrap) without matching twice.
@@ -19,11 +19,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.metric.candidate_matches import Claims, TruthByPair
+from retinaflow.metric.candidate_matches import Claims, GroundTruthByPair
 from retinaflow.metric.matches import Kind
 
 MAX_DETECTIONS = 10_000
-"""Detections judged per image and class; those of lower score are dropped and counted."""
+"""Detections evaluated per image and class; those of lower score are dropped and counted."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class Outcome:
     """Detections absorbed by group-of boxes."""
 
 
-def ranked(claims: Claims, truth: TruthByPair, image_rank: NDArray[np.int64]) -> tuple[Claims, int]:
+def ranked(claims: Claims, ground_truth: GroundTruthByPair, image_rank: NDArray[np.int64]) -> tuple[Claims, int]:
     """The claims by class, then as rule 8 asks: descending score, ImageID as a string, row; and how many were cut off.
 
     ``image_rank [I]`` is the place of each image among the sorted ImageIDs. At most ``MAX_DETECTIONS`` of an image and
     class are kept, those of highest score.
     """
-    image, class_index = np.divmod(truth.pairs, max(len(truth.judged), 1))
+    image, class_index = np.divmod(ground_truth.pairs, max(len(ground_truth.evaluated), 1))
     rank = image_rank[image][claims.slot]
     if not _ascends(rank, claims.row):
         claims = claims.take(np.lexsort((claims.row, rank)))
     # Both sorts keep the order of equals, so image and row decide among equal scores. Classes fit 16 bits, which numpy
     # sorts by counting; the slice of a class fits the cache.
-    column = class_index.astype(np.min_scalar_type(len(truth.judged)))[claims.slot]
+    column = class_index.astype(np.min_scalar_type(len(ground_truth.evaluated)))[claims.slot]
     order = np.argsort(column, kind="stable")
-    start = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=len(truth.judged)))])
+    start = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=len(ground_truth.evaluated)))])
     falling = -claims.score[order]
     for begin, end in pairwise(start):
         order[begin:end] = order[begin:end][np.argsort(falling[begin:end], kind="stable")]
@@ -64,16 +64,16 @@ def ranked(claims: Claims, truth: TruthByPair, image_rank: NDArray[np.int64]) ->
     return claims.take(inside), int(np.count_nonzero(~inside))
 
 
-def settle(claims: Claims, truth: TruthByPair, *, iou_threshold: float, with_group_of: bool) -> Outcome:
-    """Rule 4 for ranked claims: to whom each truth goes, what group-of boxes absorb, and what is left as wrong.
+def settle(claims: Claims, ground_truth: GroundTruthByPair, *, iou_threshold: float, with_group_of: bool) -> Outcome:
+    """Rule 4 for ranked claims: to whom each ground truth goes, what group-of boxes absorb, and what is left as wrong.
 
     ``with_group_of``: a group-of box that absorbed something makes an entry at the highest score it absorbed, if that
     is above 0.
     """
-    # Stage 1: the first to claim a truth is right; later ones get no second choice.
+    # Stage 1: the first to claim a ground truth is right; later ones get no second choice.
     claimants = np.flatnonzero(claims.iou >= iou_threshold)
     right = np.zeros(len(claims), dtype=bool)
-    right[claimants[_first_of_each(claims.nearest[claimants], len(truth.ordinary))]] = True
+    right[claimants[_first_of_each(claims.nearest[claimants], len(ground_truth.ordinary))]] = True
     # Stage 2: what is not right may be absorbed.
     absorbed = np.flatnonzero((claims.ioa >= iou_threshold) & ~right)
     stays = np.ones(len(claims), dtype=bool)
@@ -81,7 +81,7 @@ def settle(claims: Claims, truth: TruthByPair, *, iou_threshold: float, with_gro
     entry = np.flatnonzero(stays)
     kind = np.where(right[entry], Kind.TRUE_POSITIVE, Kind.FALSE_POSITIVE).astype(np.int8)
     if with_group_of and len(absorbed):
-        highest = absorbed[_first_of_each(claims.group[absorbed], len(truth.group_of))]
+        highest = absorbed[_first_of_each(claims.group[absorbed], len(ground_truth.group_of))]
         highest = highest[claims.score[highest] > 0]
         # After all detections of its image that have the same score.
         place = np.searchsorted(entry, _end_of_equals(claims, highest), side="right")

@@ -25,7 +25,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each entry ``[E]``: overlap with the best box of each sort and its row in the truth (-1: none)."""
+    """Of each entry ``[E]``: overlap with the best box of each sort and its row in the ground truth (-1: none)."""
 
     own: FloatArray
     own_row: IntArray
@@ -35,18 +35,18 @@ class Nearest:
     other_row: IntArray
 
 
-def nearest_truths(matches: Matches, detections: Detections, truth: Annotations) -> Nearest:
+def nearest_ground_truths(matches: Matches, detections: Detections, ground_truth: Annotations) -> Nearest:
     """One pass over all pairs of an entry and a box of its image."""
     num_entries = len(matches.score)
     found = {name: np.full(num_entries, -1.0) for name in ("own", "own_group_of", "other")}
     rows = {name: np.full(num_entries, -1, dtype=np.int64) for name in found}
     boxes = np.asarray(detections.boxes, dtype=np.float64)
-    truth_boxes = np.asarray(truth.boxes, dtype=np.float64)
-    labels, group_of = np.asarray(truth.labels), np.asarray(truth.is_group_of, dtype=bool)
-    is_own = truth.taxonomy.is_ancestor | np.eye(len(truth.taxonomy), dtype=bool)
+    gt_boxes = np.asarray(ground_truth.boxes, dtype=np.float64)
+    labels, group_of = np.asarray(ground_truth.labels), np.asarray(ground_truth.is_group_of, dtype=bool)
+    is_own = ground_truth.taxonomy.is_ancestor | np.eye(len(ground_truth.taxonomy), dtype=bool)
     asked = np.flatnonzero(matches.kind != Kind.GROUP_OF)
-    for entry, row in _pairs(asked, matches.image_index, np.asarray(truth.box_start)):
-        ours, theirs = boxes[matches.detection_row[entry]], truth_boxes[row]
+    for entry, row in _pairs(asked, matches.image_index, np.asarray(ground_truth.box_start)):
+        ours, theirs = boxes[matches.detection_row[entry]], gt_boxes[row]
         sides = np.minimum(ours[:, 2:], theirs[:, 2:]) - np.maximum(ours[:, :2], theirs[:, :2])
         np.clip(sides, 0, None, out=sides)
         shared = sides[:, 0] * sides[:, 1]

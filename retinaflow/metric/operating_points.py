@@ -1,7 +1,7 @@
 """Precision and recall of each class where a detector is used: at a score threshold, and at that of its best F1.
 
 AP rates the whole curve; whoever uses a detector picks one point of it. Precision = TP / (TP + FP), recall = TP /
-truths, F1 = 2 TP / (TP + FP + truths), all by the entries of the metric: a found group-of box counts with its
+ground-truth boxes, F1 = 2 TP / (TP + FP + ground-truth boxes), all by the entries of the metric: a found group-of box counts with its
 weight, absorbed detections count neither way. Detections of equal score pass a threshold together.
 """
 
@@ -17,25 +17,25 @@ from retinaflow.metric.matches import Kind, Matches
 
 @dataclass(frozen=True)
 class OperatingPoints:
-    """One point of each curve: arrays ``[K]``, NaN where not defined (no truth, or no detection passes)."""
+    """One point of each curve: arrays ``[K]``, NaN where not defined (no ground truth, or no detection passes)."""
 
     threshold: NDArray[np.float64]
     """Detections of at least this score pass."""
     precision: NDArray[np.float64]
     """NaN where nothing passes."""
     recall: NDArray[np.float64]
-    """NaN for a class without truth."""
+    """NaN for a class without ground truth."""
     f1: NDArray[np.float64]
-    """NaN for a class without truth."""
+    """NaN for a class without ground truth."""
 
 
 def at_threshold(matches: Matches, threshold: float) -> OperatingPoints:
     """The points of all classes at one score threshold.
 
-    Example: scores 0.9 right, 0.8 wrong, 0.4 right, two truths: at 0.5 precision 1/2, recall 1/2, F1 1/2.
+    Example: scores 0.9 right, 0.8 wrong, 0.4 right, two ground-truth boxes: at 0.5 precision 1/2, recall 1/2, F1 1/2.
     """
     passing = matches.score >= threshold
-    num_classes = len(matches.judged)
+    num_classes = len(matches.evaluated)
     right = np.bincount(matches.class_index[passing], _right(matches)[passing], minlength=num_classes)
     wrong = np.bincount(matches.class_index[passing], _wrong(matches)[passing], minlength=num_classes)
     return _points(np.full(num_classes, threshold), right, wrong, matches.num_truths)
@@ -47,7 +47,7 @@ def best_f1(matches: Matches) -> OperatingPoints:
     The score that the point was found at is the threshold. Chosen on the same images that it is measured on, it is
     optimistic: choose on one set, report on another.
     """
-    num_classes, num_truths = len(matches.judged), matches.num_truths
+    num_classes, num_truths = len(matches.evaluated), matches.num_truths
     right, wrong = _right(matches), _wrong(matches)
     best_right, best_wrong = np.zeros(num_classes), np.zeros(num_classes)
     threshold = np.full(num_classes, np.nan)

@@ -32,7 +32,7 @@ def per_class_table(
     """One row per class with the columns :data:`COLUMNS`, by training images ascending, then class id.
 
     ``bin_of_class [K]``: 0 is the rarest bin, -1 no bin; the column ``bin`` counts from 1 and is missing for no bin.
-    ``images_per_class``, ``boxes_per_class`` ``[K]`` are counts in the training set. ``ap`` is NaN without truth,
+    ``images_per_class``, ``boxes_per_class`` ``[K]`` are counts in the training set. ``ap`` is NaN without ground truth,
     ``num_truths`` float because group-of boxes count with their weight.
     Raises ValueError when an array does not have one value per class.
     """
@@ -79,8 +79,8 @@ def class_groups(
 def summary(table: pd.DataFrame, *, prefix: str = "val/") -> dict[str, float]:
     """The tracked aggregates of a :func:`per_class_table`, e.g. ``val/mAP``, ``val/mAP_rare``, ``val/mAP_bin_1``.
 
-    Each is the mean AP over the classes of its group that have truth; the groups (:func:`class_groups`) are made from
-    the training counts alone, so they do not shift with the evaluated split. A group without truth is left out of
+    Each is the mean AP over the classes of its group that have ground truth; the groups (:func:`class_groups`) are made from
+    the training counts alone, so they do not shift with the evaluated split. A group without ground truth is left out of
     the dict. ``val/mAP`` is over all classes of the table, those without training images included.
     """
     ap = table["ap"].to_numpy(dtype=np.float64)

@@ -1,17 +1,17 @@
-"""AP on a part of the truth: crowded objects, and small, medium and large ones.
+"""AP on a part of the ground truth: crowded objects, and small, medium and large ones.
 
-A slice is a set of ordinary truths (group-of boxes play no role). A detection that claims a truth (IoU at least the
-threshold with its nearest one) is about that truth and counts where the truth does: right when it is the first, else
+A slice is a set of ordinary ground-truth boxes (group-of boxes play no role). A detection that claims a ground truth (IoU at least the
+threshold with its nearest one) is about that ground truth and counts where the ground truth does: right when it is the first, else
 wrong. A detection that claims none is wrong
 
 - in the size slice of its own area, as COCO has it;
-- in the crowded slice when its image has a crowded truth of its class; elsewhere there is no crowd to get wrong.
+- in the crowded slice when its image has a crowded ground truth of its class; elsewhere there is no crowd to get wrong.
 
-Sizes are shares of the image's area, since truth knows no pixels: small is below 1/300, large from 3/100, which are
-COCO's 32 x 32 and 96 x 96 pixels on an image of 640 x 480. Crowded is a truth that overlaps another ordinary truth of
+Sizes are shares of the image's area, since ground truth knows no pixels: small is below 1/300, large from 3/100, which are
+COCO's 32 x 32 and 96 x 96 pixels on an image of 640 x 480. Crowded is a ground truth that overlaps another ordinary ground truth of
 its class by IoU > 0.3. All of this is after expansion: two men in a crowd are crowded persons too.
 
-Cost: one pass over pairs of truths in one image and class, and per slice one over the claims.
+Cost: one pass over pairs of ground-truth boxes in one image and class, and per slice one over the claims.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.boxes import areas
-from retinaflow.metric.candidate_matches import TruthByPair, overlaps
+from retinaflow.metric.candidate_matches import GroundTruthByPair, overlaps
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.evaluator import Evaluator, Subset
 from retinaflow.metric.matches import Kind
@@ -35,12 +35,12 @@ SLICES = ("small", "medium", "large", "crowded")
 
 @dataclass(frozen=True)
 class SliceScores:
-    """Scores on one slice; arrays ``[K]``, NaN for a class without a truth in it."""
+    """Scores on one slice; arrays ``[K]``, NaN for a class without a ground truth in it."""
 
     name: str
     ap: NDArray[np.float64]
     recall: NDArray[np.float64]
-    """Share of the slice's truths that were found at any score."""
+    """Share of the slice's ground-truth boxes that were found at any score."""
     num_truths: NDArray[np.float64]
 
 
@@ -52,25 +52,25 @@ def slice_scores(evaluator: Evaluator, *, iou_threshold: float = 0.5) -> list[Sl
 
 
 def subsets(evaluator: Evaluator) -> dict[str, Subset]:
-    """The slices by name, as sets of ordinary truths and of claims."""
-    truth, claims = evaluator.truth, evaluator.ranked_claims()
-    truth_size, claim_size = _size(areas(truth.ordinary.boxes)), _size(claims.area)
-    found = {name: Subset(truth_size == number, claim_size == number) for number, name in enumerate(SLICES[:3])}
-    crowded = are_crowded(truth)
-    slots_with = np.zeros(len(truth.pairs), dtype=bool)
-    slots_with[np.searchsorted(truth.pairs, truth.ordinary.pair[crowded])] = True
+    """The slices by name, as sets of ordinary ground-truth boxes and of claims."""
+    ground_truth, claims = evaluator.ground_truth, evaluator.ranked_claims()
+    gt_size, claim_size = _size(areas(ground_truth.ordinary.boxes)), _size(claims.area)
+    found = {name: Subset(gt_size == number, claim_size == number) for number, name in enumerate(SLICES[:3])}
+    crowded = are_crowded(ground_truth)
+    slots_with = np.zeros(len(ground_truth.pairs), dtype=bool)
+    slots_with[np.searchsorted(ground_truth.pairs, ground_truth.ordinary.pair[crowded])] = True
     return {**found, SLICES[3]: Subset(crowded, slots_with[claims.slot])}
 
 
-def are_crowded(truth: TruthByPair) -> NDArray[np.bool_]:
-    """``[T]`` ordinary truths that overlap another one of their image and class by IoU > 0.3."""
-    boxes = truth.ordinary.boxes
+def are_crowded(ground_truth: GroundTruthByPair) -> NDArray[np.bool_]:
+    """``[T]`` ordinary ground-truth boxes that overlap another one of their image and class by IoU > 0.3."""
+    boxes = ground_truth.ordinary.boxes
     area = areas(boxes).astype(np.float64, copy=False)
-    slot = np.searchsorted(truth.pairs, truth.ordinary.pair)
-    begin = truth.ordinary_start[slot]
-    counts = truth.ordinary_start[slot + 1] - begin
+    slot = np.searchsorted(ground_truth.pairs, ground_truth.ordinary.pair)
+    begin = ground_truth.ordinary_start[slot]
+    counts = ground_truth.ordinary_start[slot + 1] - begin
     crowded = np.zeros(len(boxes), dtype=bool)
-    # The k-th turn compares every truth with the k-th of its image and class.
+    # The k-th turn compares every ground truth with the k-th of its image and class.
     active, turn = np.flatnonzero(counts > 1), 0
     while len(active):
         other = begin[active] + turn

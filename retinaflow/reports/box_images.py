@@ -1,4 +1,4 @@
-"""Boxes drawn into an image at its own size: class name and score on the colour of the class, truth beside detections.
+"""Boxes drawn into an image at its own size: class name and score on the colour of the class, ground truth beside detections.
 
 A class has the same colour in every picture, whatever other classes there are: it is made from the class id. Names
 stand where they cover no other name, as far as there is room. Pixels in, pixels out.
@@ -30,7 +30,7 @@ _GAP = 8
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box to draw: xyxy, normalised to [0, 1]; ``score`` is None for truth."""
+    """A box to draw: xyxy, normalised to [0, 1]; ``score`` is None for ground truth."""
 
     box: Rectangle
     class_id: str

@@ -24,7 +24,7 @@ def reliability(before: NDArray[np.floating], after: NDArray[np.floating], right
         _curve(axes, score, right, color, label)
         for score, color, label in ((before, OKABE_ITO[1], "as detected"), (after, OKABE_ITO[0], "calibrated"))
     ]
-    legend(axes, handles, f"{len(right):,} judged detections")
+    legend(axes, handles, f"{len(right):,} evaluated detections")
     return figure
 
 

@@ -1,6 +1,6 @@
-"""A sheet of images with their boxes drawn in: truth in blue (dashed for group-of), detections in orange with scores.
+"""A sheet of images with their boxes drawn in: ground truth in blue (dashed for group-of), detections in orange with scores.
 
-Works with truth alone (to look at a data set) and with both (to look at a detector). Text has a dark outline, so that
+Works with ground truth alone (to look at a data set) and with both (to look at a detector). Text has a dark outline, so that
 it can be read on any photo; the two colours are from the palette of Okabe and Ito (2008), told apart by colour-blind
 people. The figure is returned for the caller to save; no global state.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from retinaflow.reports.figure_style import shortened
 
-TRUTH = "#56B4E9"
+GROUND_TRUTH = "#56B4E9"
 DETECTION = "#E69F00"
 PANEL_INCHES = 3.2
 TITLE_INCHES = 0.3
@@ -51,10 +51,10 @@ class Panel:
     image: NDArray[np.uint8]
     """``[H, W, 3]`` RGB."""
     title: str = ""
-    truth_boxes: NDArray[np.floating] = field(default_factory=_no_boxes)
-    truth_labels: Sequence[str] = ()
-    truth_group_of: Sequence[bool] | NDArray[np.bool_] = ()
-    """One flag per truth box, or empty: none is group-of."""
+    gt_boxes: NDArray[np.floating] = field(default_factory=_no_boxes)
+    gt_labels: Sequence[str] = ()
+    gt_group_of: Sequence[bool] | NDArray[np.bool_] = ()
+    """One flag per ground truth box, or empty: none is group-of."""
     detection_boxes: NDArray[np.floating] = field(default_factory=_no_boxes)
     detection_labels: Sequence[str] = ()
     detection_scores: Sequence[float] | NDArray[np.floating] = ()
@@ -62,10 +62,10 @@ class Panel:
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise ValueError(f"a panel needs uint8 [H, W, 3], but got {self.image.dtype} {list(self.image.shape)}")
-        truths, detections = len(self.truth_boxes), len(self.detection_boxes)
+        ground_truths, detections = len(self.gt_boxes), len(self.detection_boxes)
         wanted = {
-            "truth_labels": (len(self.truth_labels), (truths,)),
-            "truth_group_of": (len(self.truth_group_of), (0, truths)),
+            "gt_labels": (len(self.gt_labels), (ground_truths,)),
+            "gt_group_of": (len(self.gt_group_of), (0, ground_truths)),
             "detection_labels": (len(self.detection_labels), (detections,)),
             "detection_scores": (len(self.detection_scores), (detections,)),
         }
@@ -122,8 +122,8 @@ def _cell_aspect(panel: Panel) -> float:
 def _key(figure: Figure, panels: Sequence[Panel], *, y: float) -> None:
     """Which colour and line means what, for what occurs."""
     kinds: tuple[tuple[bool, str, LineStyle, str], ...] = (
-        (any(len(panel.truth_boxes) for panel in panels), TRUTH, "-", "truth"),
-        (any(any(panel.truth_group_of) for panel in panels), TRUTH, "--", "truth, group-of"),
+        (any(len(panel.gt_boxes) for panel in panels), GROUND_TRUTH, "-", "truth"),
+        (any(any(panel.gt_group_of) for panel in panels), GROUND_TRUTH, "--", "ground truth, group-of"),
         (any(len(panel.detection_boxes) for panel in panels), DETECTION, "-", "detection, score"),
     )
     handles = [
@@ -145,11 +145,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(shortened(panel.title, max(8, int(axes.get_window_extent().width / DPI * 14))), fontsize=8, pad=3)
     axes.apply_aspect()
     scale = np.array([width, height, width, height])
-    flags = panel.truth_group_of if len(panel.truth_group_of) else [False] * len(panel.truth_boxes)
+    flags = panel.gt_group_of if len(panel.gt_group_of) else [False] * len(panel.gt_boxes)
     room = int(axes.get_window_extent().width / DPI * LETTERS_PER_INCH)
-    for box, label, group_of in zip(panel.truth_boxes, panel.truth_labels, flags, strict=True):
+    for box, label, group_of in zip(panel.gt_boxes, panel.gt_labels, flags, strict=True):
         style: LineStyle = "--" if group_of else "-"
-        _box(axes, box * scale, shortened(label, min(22, room)), color=TRUTH, style=style, above=True)
+        _box(axes, box * scale, shortened(label, min(22, room)), color=GROUND_TRUTH, style=style, above=True)
     found = zip(panel.detection_boxes, panel.detection_labels, panel.detection_scores, strict=True)
     for box, label, score in found:
         text = f"{shortened(label, min(18, room - 5))} {score:.2f}"
@@ -157,9 +157,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def _box(axes: Axes, box: NDArray[np.floating], label: str, *, color: str, style: LineStyle, above: bool) -> None:
-    """A box in pixels of the image with its text, truth in the top left corner (``above``), detections bottom left.
+    """A box in pixels of the image with its text, ground truth in the top left corner (``above``), detections bottom left.
 
-    Truth and detection of one object nearly coincide; texts at opposite corners do not cover each other. In a box too
+    Ground truth and detection of one object nearly coincide; texts at opposite corners do not cover each other. In a box too
     low for two texts they stand outside of it. No text leaves the image.
     """
     x1, y1, x2, y2 = (float(value) for value in box)

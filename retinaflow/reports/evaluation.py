@@ -1,4 +1,4 @@
-"""Detections -> scores, the table per class, the pictures: the same for every command that judges."""
+"""Detections -> scores, the table per class, the pictures: the same for every command that evaluates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SHEET_PIXELS = 360
 
 
 @dataclass(frozen=True)
-class Judgement:
+class EvaluationResult:
     """Scores of one model on one set of images, with the table and the aggregates made from them."""
 
     scores: Scores
@@ -48,7 +48,7 @@ class Judgement:
 
 def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBins) -> PostprocessConfig:
     """The detection settings in the form the detector takes, for a model with these classes."""
-    # Here, as a file of predictions is judged without a detector: torch takes seconds to load.
+    # Here, as a file of predictions is evaluated without a detector: torch takes seconds to load.
     from retinaflow.inference.postprocess_settings import postprocess_config
 
     return postprocess_config(
@@ -61,14 +61,14 @@ def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBin
     )
 
 
-def judge(
+def score_detections(
     detections: Detections, index: AnnotationIndex, bins: ClassBins, *, group_of_weight: float, prefix: str = "val/"
-) -> Judgement:
+) -> EvaluationResult:
     """The Challenge metric over all images of an index."""
-    return judgement_of(evaluate(detections, index, group_of_weight=group_of_weight), index, bins, prefix=prefix)
+    return evaluation_of(evaluate(detections, index, group_of_weight=group_of_weight), index, bins, prefix=prefix)
 
 
-def judgement_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, prefix: str = "val/") -> Judgement:
+def evaluation_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, prefix: str = "val/") -> EvaluationResult:
     """Scores with the table per class and the aggregates."""
     table = per_class_table(
         scores,
@@ -77,14 +77,14 @@ def judgement_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, pre
         images_per_class=bins.images_per_class,
         boxes_per_class=bins.boxes_per_class,
     )
-    return Judgement(scores, table, summary(table, prefix=prefix))
+    return EvaluationResult(scores, table, summary(table, prefix=prefix))
 
 
-def log_tables(run: Run, judgement: Judgement, document: dict[str, object]) -> None:
+def log_tables(run: Run, evaluation: EvaluationResult, document: dict[str, object]) -> None:
     """``per_class_ap.csv``, the same for the table view of ``mlflow ui``, and ``metrics.json``."""
     first = ["class", "ap", "num_truths"]
-    table = judgement.table[
-        [*first, *(name for name in judgement.table if name not in (*first, "class_id")), "class_id"]
+    table = evaluation.table[
+        [*first, *(name for name in evaluation.table if name not in (*first, "class_id")), "class_id"]
     ]
     run.log_csv(table, "per_class_ap.csv")
     # Four digits can be compared by eye; the CSV keeps them all.
@@ -92,21 +92,26 @@ def log_tables(run: Run, judgement: Judgement, document: dict[str, object]) -> N
     run.log_json(document, "metrics.json")
 
 
-def log_pictures(run: Run, judgement: Judgement, detections: Detections, index: AnnotationIndex) -> None:
+def log_figures(run: Run, evaluation: EvaluationResult, detections: Detections, index: AnnotationIndex) -> None:
     """``ap_vs_frequency.png`` and ``detections.png``."""
-    run.log_figure(ap_vs_frequency(judgement.table), "ap_vs_frequency.png")
-    run.log_figure(detections_sheet(detections, index, judgement.table), "detections.png")
+    run.log_figure(ap_vs_frequency(evaluation.table), "ap_vs_frequency.png")
+    run.log_figure(detections_sheet(detections, index, evaluation.table), "detections.png")
 
 
 def log_analysis(
-    runs: Sequence[Run], judgement: Judgement, detections: Detections, index: AnnotationIndex, *, errors: bool = True
+    runs: Sequence[Run],
+    evaluation: EvaluationResult,
+    detections: Detections,
+    index: AnnotationIndex,
+    *,
+    errors: bool = True,
 ) -> None:
     """``precision_recall.png``, ``rarest_classes.png`` and, with ``errors``, what each kind of error costs.
 
     The latter are ``error_analysis.csv``, ``error_analysis.png`` and ``confusions.csv``. Made once for all runs.
     """
-    table, matches = judgement.table, judgement.scores.matches
-    index_of, chosen = index.taxonomy.index_of, spread_classes(judgement.table)
+    table, matches = evaluation.table, evaluation.scores.matches
+    index_of, chosen = index.taxonomy.index_of, spread_classes(evaluation.table)
     figures = {
         "precision_recall.png": precision_recall(matches, table, class_ids=chosen, index_of=index_of),
         "rarest_classes.png": rarest_classes(table),
@@ -123,9 +128,9 @@ def log_analysis(
             run.log_csv(rows, name)
 
 
-def metrics_document(judgement: Judgement, index: AnnotationIndex) -> dict[str, object]:
+def metrics_document(evaluation: EvaluationResult, index: AnnotationIndex) -> dict[str, object]:
     """What was measured, on how much, and what was left out of it."""
-    scores = judgement.scores
+    scores = evaluation.scores
     return {
         "mAP": scores.mean_ap if np.isfinite(scores.mean_ap) else None,
         "num_classes_in_mean": scores.num_classes_in_mean,
@@ -133,9 +138,9 @@ def metrics_document(judgement: Judgement, index: AnnotationIndex) -> dict[str, 
         "num_verified_labels": len(index.verified_class),
         "dropped_detections": vars(scores.dropped) | {"total": scores.dropped.total},
         "absorbed_detections": scores.matches.absorbed,
-        "repeated_truths": scores.matches.repeated_truths,
+        "repeated_truths": scores.matches.repeated_ground_truths,
         "not_a_challenge_score": list(scores.not_a_challenge_score),
-        "metrics": judgement.metrics,
+        "metrics": evaluation.metrics,
     }
 
 
@@ -154,19 +159,19 @@ def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
 
 
 def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.DataFrame) -> Figure:
-    """Detections against truth on a dozen images; classes that only the hierarchy implies are left off.
+    """Detections against ground truth on a dozen images; classes that only the hierarchy implies are left off.
 
     A parent scores higher than its children at the same place, and would hide which of them was found.
     """
     detections = detections.take(np.isin(detections.class_index, index.labels))
     panels = [_panel(image, detections, index) for image in _sheet_images(index, table)]
     return contact_sheet(
-        [panel for panel in panels if panel], title=f"Detections (score > {SHEET_SCORE:g}) against truth"
+        [panel for panel in panels if panel], title=f"Detections (score > {SHEET_SCORE:g}) against ground truth"
     )
 
 
 def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel | None:
-    """None when the image cannot be read: whether that stops the run was settled when it was judged."""
+    """None when the image cannot be read: whether that stops the run was settled when it was evaluated."""
     height, width = (int(side) for side in index.sizes[image])
     scale = min(1.0, _SHEET_PIXELS / max(height, width))
     target = max(round(height * scale), 1), max(round(width * scale), 1)
@@ -180,9 +185,9 @@ def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel 
     return Panel(
         image=pixels,
         title=str(index.image_ids[image]),
-        truth_boxes=np.asarray(index.boxes[rows]),
-        truth_labels=[names[label] for label in index.labels[rows]],
-        truth_group_of=index.is_group_of[rows],
+        gt_boxes=np.asarray(index.boxes[rows]),
+        gt_labels=[names[label] for label in index.labels[rows]],
+        gt_group_of=index.is_group_of[rows],
         detection_boxes=found.boxes,
         detection_labels=[names[label] for label in found.class_index],
         detection_scores=found.score,
@@ -198,9 +203,9 @@ def _clearest(found: Detections) -> Detections:
     return found.take(np.array(kept, dtype=np.int64))
 
 
-def say_judgement(judgement: Judgement) -> None:
+def report_evaluation(evaluation: EvaluationResult) -> None:
     """The aggregates on one line each, and why they are not a Challenge score if they are not."""
-    for name, value in judgement.metrics.items():
+    for name, value in evaluation.metrics.items():
         report(f"{name:<20} {value:.4f}")
-    for reason in judgement.scores.not_a_challenge_score:
+    for reason in evaluation.scores.not_a_challenge_score:
         report(f"not an Open Images Challenge score: {reason}")

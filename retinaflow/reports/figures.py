@@ -32,10 +32,10 @@ from retinaflow.reports.figure_style import (
 
 
 def ap_vs_frequency(table: pd.DataFrame, *, title: str = "AP by training images") -> Figure:
-    """One dot per class with truth: AP (0 to 1) over training images (log), coloured by bin, with the mean of each bin.
+    """One dot per class with ground truth: AP (0 to 1) over training images (log), coloured by bin, with the mean of each bin.
 
     ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`. Classes without training images stand in a grey
-    strip on the left; those without truth are counted in a note. Up to ``MAX_NAMES`` classes are named. Columns
+    strip on the left; those without ground truth are counted in a note. Up to ``MAX_NAMES`` classes are named. Columns
     ``ap_low`` and ``ap_high``, where there are any, are drawn as intervals.
     """
     figure, axes = class_figure(title, right=0.80)
@@ -62,7 +62,7 @@ def ap_vs_frequency(table: pd.DataFrame, *, title: str = "AP by training images"
     handles = []
     for number, color in enumerate(colors):
         members = (bins == number) & shown
-        label = f"bin {number + 1}: no truth"
+        label = f"bin {number + 1}: no ground truth"
         if members.any():
             mean = float(ap[members].mean())
             label = f"bin {number + 1}: {mean:.3f} ({members.sum()})"
@@ -73,7 +73,7 @@ def ap_vs_frequency(table: pd.DataFrame, *, title: str = "AP by training images"
         handles.append(Line2D([], [], color=color, marker="o", linewidth=2.5, label=label))
     legend(axes, handles, "mean AP (classes)")
     if (~shown).any():
-        axes.text(1.03, 0.0, f"{(~shown).sum()} without truth,\nnot shown", transform=axes.transAxes, fontsize=8)
+        axes.text(1.03, 0.0, f"{(~shown).sum()} without ground truth,\nnot shown", transform=axes.transAxes, fontsize=8)
     if len(table) <= MAX_NAMES:
         _name_points(axes, x[shown], ap[shown], table["class"][shown].tolist())
     return figure
@@ -128,14 +128,14 @@ def class_frequency(
 
 
 def exposure_curves(
-    expected_draws: Mapping[str, NDArray[np.floating]],
+    expected_samples: Mapping[str, NDArray[np.floating]],
     *,
     images_per_class: NDArray[np.integer],
     title: str = "Expected draws per epoch",
 ) -> Figure:
     """Expected draws of each class in an epoch (log) over its training images (log), one line per strategy.
 
-    ``expected_draws``: strategy -> ``[K]``; ``images_per_class [K]``. The flatter a line, the better balanced the
+    ``expected_samples``: strategy -> ``[K]``; ``images_per_class [K]``. The flatter a line, the better balanced the
     strategy; the dashed diagonal is one draw per image. Classes without training images or draws are left out.
     """
     figure, axes = class_figure(title, right=0.76)
@@ -146,11 +146,11 @@ def exposure_curves(
     axes.set(xscale="log", yscale="log", xlim=limits, xlabel="training images", ylabel="expected draws")
     markers = "osD^vPX"
     every = max(1, len(order) // 15)
-    count = max(1, len(expected_draws))
-    drawn = [draws[draws > 0] for draws in (np.asarray(draws)[order] for draws in expected_draws.values())]
+    count = max(1, len(expected_samples))
+    drawn = [draws[draws > 0] for draws in (np.asarray(draws)[order] for draws in expected_samples.values())]
     axes.set_ylim(decades(np.concatenate([*drawn, images])))
     axes.plot(limits, limits, color="#999999", linestyle="--", linewidth=1, label="1 per image", zorder=1)
-    for number, (strategy, draws) in enumerate(expected_draws.items()):
+    for number, (strategy, draws) in enumerate(expected_samples.items()):
         values = np.asarray(draws, dtype=np.float64)[order]
         axes.plot(
             images[order],

@@ -14,7 +14,7 @@ from io import BytesIO
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retinaflow.runs.run import PICTURE_DPI, Run
+from retinaflow.runs.run import FIGURE_DPI, Run
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Page:
     def picture(self, figure: Figure, *, photographs: bool = False) -> None:
         """A figure, as PNG; one of ``photographs`` as JPEG, a tenth of the size."""
         buffer, kind = BytesIO(), "jpeg" if photographs else "png"
-        figure.savefig(buffer, dpi=PICTURE_DPI, format=kind, pil_kwargs={"quality": 82} if photographs else {})
+        figure.savefig(buffer, dpi=FIGURE_DPI, format=kind, pil_kwargs={"quality": 82} if photographs else {})
         data = base64.b64encode(buffer.getvalue()).decode()
         self._parts.append(f'<img alt="" src="data:image/{kind};base64,{data}">')
 

@@ -47,7 +47,7 @@ DARKEST_PRICE = 0.5
 
 
 def spread_classes(table: pd.DataFrame, count: int = CURVES) -> list[str]:
-    """Class ids of up to ``count`` classes with truth, evenly from the rarest to the most frequent.
+    """Class ids of up to ``count`` classes with ground truth, evenly from the rarest to the most frequent.
 
     ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`.
     """
@@ -67,7 +67,7 @@ def precision_recall(
 ) -> Figure:
     """The precision-recall curves of some classes, in the order of ``table``, rarest dark and most frequent light.
 
-    The curves are those that AP is the area under: precision is made non-increasing, and beyond the last truth found it
+    The curves are those that AP is the area under: precision is made non-increasing, and beyond the last ground truth found it
     is 0. ``class_ids``: which (:func:`spread_classes`); ``index_of``: class id -> class index of the matches.
     Raises ValueError for a class that is not in the table.
     """
@@ -84,14 +84,14 @@ def precision_recall(
         axes.step(recall, precision, where="pre", **line)
         text = f"{shortened(str(row[0]), 20)}: {row.ap:.3f} ({row.num_truths:.0f})"
         handles.append(Line2D([], [], label=text, **line))
-    legend(axes, handles, "rarest first: AP (truths)")
+    legend(axes, handles, "rarest first: AP (ground-truth boxes)")
     return figure
 
 
 def precision_recall_curve(matches: Matches, class_index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """``recall [n], precision [n]`` of one class, corner by corner: the precision of a step holds up to its recall.
 
-    From recall 0 to the recall that was reached, then down to precision 0. Empty for a class without truth.
+    From recall 0 to the recall that was reached, then down to precision 0. Empty for a class without ground truth.
     """
     wanted = matches.num_truths[class_index]
     if wanted == 0:
@@ -109,19 +109,19 @@ def precision_recall_curve(matches: Matches, class_index: int) -> tuple[NDArray[
 
 
 def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP of the rarest classes") -> Figure:
-    """A bar of AP for each of the ``count`` rarest classes with truth, rarest on top, in the colours of their bins.
+    """A bar of AP for each of the ``count`` rarest classes with ground truth, rarest on top, in the colours of their bins.
 
     ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`; columns ``ap_low`` and ``ap_high``, where there
-    are any, are drawn as intervals. Beside each name stand its training images and the truths it was judged on.
+    are any, are drawn as intervals. Beside each name stand its training images and the ground-truth boxes it was evaluated on.
     """
     figure, axes = class_figure(title, right=0.86)
     axes.set_position((0.34, 0.1, 0.52, 0.81))
     table = _rarest_first(table)
     bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
     colors = bin_colors(int(bins.max(initial=-1)) + 1)
-    with_truth = np.isfinite(table["ap"].to_numpy(dtype=np.float64))
-    shown = table[with_truth].head(count)
-    shown_bins = bins[with_truth][:count]
+    with_ground_truth = np.isfinite(table["ap"].to_numpy(dtype=np.float64))
+    shown = table[with_ground_truth].head(count)
+    shown_bins = bins[with_ground_truth][:count]
     place = np.arange(len(shown))
     axes.barh(place, shown["ap"], height=0.7, color=[bin_color(colors, number) for number in shown_bins], zorder=2)
     if {"ap_low", "ap_high"} <= set(table.columns):
@@ -144,7 +144,7 @@ def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP
         "fontsize": 8,
         "color": "#666666",
     }
-    axes.text(-0.01, 1.0, "class: training images, truths", **above)
+    axes.text(-0.01, 1.0, "class: training images, ground-truth boxes", **above)
     axes.tick_params(axis="y", length=0)
     present = sorted(set(shown_bins.tolist()))
     handles = [
@@ -183,7 +183,7 @@ def error_costs(
 
 
 def _rarest_first(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is, by training images; by truths where nothing is known of a training."""
+    """The table as it is, by training images; by ground-truth boxes where nothing is known of a training."""
     if (table["train_images"] > 0).any():
         return table
     return table.sort_values(["num_truths", "class_id"], ignore_index=True)
@@ -203,7 +203,7 @@ def _price_rows(errors: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], N
     what = "by class, rarest first"
     if len(joined) > ROWS:
         joined = joined.sort_values(["num_truths", "class_id"], ascending=[False, True], ignore_index=True)
-        what = f"the {ROWS} classes with the most truths"
+        what = f"the {ROWS} classes with the most ground-truth boxes"
     shown = joined.head(ROWS)
     return [shortened(name, 22) for name in shown["class"]], shown[columns].to_numpy(dtype=np.float64), what
 

@@ -82,7 +82,7 @@ class MlflowRun(FileRun):
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """A table for the evaluation view of ``mlflow ui`` (class x run); replaces one of that name."""
         values = table.astype(object).where(table.notna(), None)
-        # MLflow's own log_table appends to a table that is there, and a run that is gone on with is judged again.
+        # MLflow's own log_table appends to a table that is there, and a run that is resumed is evaluated again.
         self.log_json({"columns": list(values), "data": values.to_numpy().tolist()}, name)
         self._outbox.put("table", {"name": name})
 
@@ -120,7 +120,7 @@ class MlflowRun(FileRun):
         known = self._client.get_run(self.run_id).data.params
         given: dict[str, str] = item.content["params"]
         new = {name: value for name, value in given.items() if name not in known}
-        # A run that is gone on with has what it was begun with.
+        # A run that is resumed has what it was begun with.
         for name in () if self._resumed else given.keys() & known.keys():
             if f"used/{name}" not in known and not _same_value(known[name], given[name]):
                 new[f"used/{name}"] = given[name]
@@ -136,12 +136,12 @@ class MlflowRun(FileRun):
             self._known[name].add((content["step"], _stored(points[name])))
 
     def _has(self, name: str, value: float, item: Item) -> bool:
-        """Whether the store has the point. Asked only where it may: a lost answer, or a run that is gone on with."""
+        """Whether the store has the point. Asked only where it may: a lost answer, or a run that is resumed."""
         if (item.again or self._resumed) and name not in self._known:
             history = self._client.get_metric_history(self.run_id, name)
             self._known[name] = {(point.step, _stored(point.value)) for point in history}
         step, known = item.content["step"], self._known.get(name, set())
-        # A training that is gone on with repeats the steps since its last checkpoint; their times differ, no more.
+        # A training that is resumed repeats the steps since its last checkpoint; their times differ, no more.
         return (step, _stored(value)) in known or (self._resumed and any(step == other for other, _ in known))
 
     def _deliver_tags(self, item: Item) -> None:
@@ -165,7 +165,7 @@ class MlflowRun(FileRun):
         _log_model(self.run_id, item.file, register_as=name)
 
     def _deliver_end(self, item: Item) -> None:
-        # One that an earlier process could not send is void: the run has been gone on with.
+        # One that an earlier process could not send is void: the run has been resumed.
         if not item.earlier:
             self._client.set_terminated(self.run_id, item.content["status"], item.content["time"])
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from retinaflow.settings.fields import as_text
 
-PICTURE_DPI = 110
+FIGURE_DPI = 110
 
 
 class Run(Protocol):
@@ -63,7 +63,7 @@ class FileRun(ABC):
 
     def log_figure(self, figure: Figure, name: str) -> None:
         with _named(name) as path:
-            figure.savefig(path, dpi=PICTURE_DPI)
+            figure.savefig(path, dpi=FIGURE_DPI)
             self.log_file(path)
 
 
@@ -90,7 +90,7 @@ class NullRun(FileRun):
 
 @dataclass(frozen=True)
 class LoggedPoints:
-    """The last step of each metric that a run had when it was gone on with.
+    """The last step of each metric that a run had when it was resumed.
 
     A training that was killed repeats the steps since its last checkpoint, and their points are there already.
     """
@@ -103,7 +103,7 @@ class LoggedPoints:
 
 
 class FolderRun(FileRun):
-    """The same files in a folder, and the metrics in ``metrics.jsonl``: begun anew, or gone on with (``resumed``)."""
+    """The same files in a folder, and the metrics in ``metrics.jsonl``: begun anew, or resumed (``resumed``)."""
 
     def __init__(self, folder: Path, *, resumed: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)

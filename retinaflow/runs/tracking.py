@@ -42,7 +42,7 @@ def start_run(
 ) -> Iterator[Run]:
     """Open a run, nested when one is open; end it by how the block ends.
 
-    ``resume``: id of an MLflow run to go on with instead of a new one.
+    ``resume``: id of an MLflow run to resume instead of a new one.
     """
     if not track:
         yield FolderRun(output, resumed=resume is not None)
@@ -89,7 +89,7 @@ def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:
             report(_unsent_message(run.run_id, unsent) + (_SENT_LATER.format(run.run_id) if is_current else ""))
 
 
-_SENT_LATER = "; a training that goes on with resume={} sends them first"
+_SENT_LATER = "; a training that resumes resume={} sends them first"
 
 
 def _unsent_message(run_id: str, unsent: Unsent) -> str:

@@ -68,11 +68,11 @@ class Confirmation:
         settings = self.settings[arm].model_copy(update={"seed": seed})
         with trial_run(trial, search.runs, search.storage, name=f"confirm-{arm}-seed-{seed}") as run:
             run.log_params(settings.model_dump())
-            watched = TrialRun(run, curves=True, judged=lambda metrics: None)
-            judgement = train_once(settings, search.data, watched, folder=search.objective.folder, stop=search.stop)
-            log_trial(run, [judgement], judgement.metrics)
-            trial.set_user_attr(METRICS, dict(judgement.metrics))
-            return search.goal.values(judgement.metrics)[0]
+            watched = TrialRun(run, curves=True, evaluated=lambda metrics: None)
+            evaluation = train_once(settings, search.data, watched, folder=search.objective.folder, stop=search.stop)
+            log_trial(run, [evaluation], evaluation.metrics)
+            trial.set_user_attr(METRICS, dict(evaluation.metrics))
+            return search.goal.values(evaluation.metrics)[0]
 
     def announce(self, trials: Sequence[FrozenTrial]) -> None:
         """Nothing: the table at the end says it all."""

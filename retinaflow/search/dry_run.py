@@ -22,8 +22,8 @@ from retinaflow.settings.commands import SearchConfig, TrainConfig
 TIMED_BATCHES = 6
 QUICKEST = 1e-4
 """Seconds per image that are believed at least."""
-TIMED_JUDGED = 96
-"""Images judged to see how long that takes: enough to stand out from the noise of two trainings."""
+TIMED_EVALUATED = 96
+"""Images evaluated to see how long that takes: enough to stand out from the noise of two trainings."""
 
 
 def estimate(config: SearchConfig, stop: StopRequest) -> None:
@@ -32,15 +32,15 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
     data = load_training_data(settings)
     trainings = config.trials * config.seeds + 2 * config.confirm_seeds
     trained = epoch_length(settings, data) * int(settings.epochs)
-    judged = len(data.judged) * evaluations(settings)
-    per_trained, per_judged = measure(settings, data, stop)
-    seconds = trained * per_trained + judged * per_judged
+    evaluated = len(data.evaluated) * evaluations(settings)
+    per_trained, per_evaluated = measure(settings, data, stop)
+    seconds = trained * per_trained + evaluated * per_evaluated
     report(
         f"{config.trials} trials of {config.seeds} training(s) each, then {2 * config.confirm_seeds} to compare the "
         f"best with the defaults\n"
-        f"a training sees {trained:,} images and judges {judged:,}; together {trainings * trained:,} and "
-        f"{trainings * judged:,}\n"
-        f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_judged:.1f} images/s judged, so {shown(seconds)} "
+        f"a training sees {trained:,} images and evaluates {evaluated:,}; together {trainings * trained:,} and "
+        f"{trainings * evaluated:,}\n"
+        f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_evaluated:.1f} images/s evaluated, so {shown(seconds)} "
         f"a training\n"
         f"about {shown(trainings * seconds)} in all by one worker, at most: pruned trials end earlier. "
         f"{config.search_workers} worker(s) share the cores of this machine"
@@ -48,15 +48,15 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
 
 
 def measure(settings: TrainConfig, data: TrainingData, stop: StopRequest) -> tuple[float, float]:
-    """Seconds per image trained on and per image judged, from short trainings that differ in one count."""
+    """Seconds per image trained on and per image evaluated, from short trainings that differ in one count."""
     batch = int(settings.batch_size)
-    few = min(TIMED_JUDGED, len(data.judged))
+    few = min(TIMED_EVALUATED, len(data.evaluated))
     # The first one also loads libraries and fills caches.
     plans = ((batch, 1), (batch, 1), (batch * TIMED_BATCHES, 1), (batch, few))
-    _, base, more_trained, more_judged = (_time(settings, data, stop, length=a, judged=b) for a, b in plans)
+    _, base, more_trained, more_evaluated = (_time(settings, data, stop, length=a, evaluated=b) for a, b in plans)
     per_trained = (more_trained - base) / (batch * (TIMED_BATCHES - 1))
-    per_judged = (more_judged - base) / max(few - 1, 1)
-    return max(per_trained, QUICKEST), max(per_judged, QUICKEST)
+    per_evaluated = (more_evaluated - base) / max(few - 1, 1)
+    return max(per_trained, QUICKEST), max(per_evaluated, QUICKEST)
 
 
 def shown(seconds: float) -> str:
@@ -66,9 +66,9 @@ def shown(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _time(settings: TrainConfig, data: TrainingData, stop: StopRequest, *, length: int, judged: int) -> float:
+def _time(settings: TrainConfig, data: TrainingData, stop: StopRequest, *, length: int, evaluated: int) -> float:
     short = settings.model_copy(update={"epochs": 1, "epoch_length": length, "eval_every": 1})
-    few = replace(data, judged=data.judged.take(np.arange(judged)))
+    few = replace(data, evaluated=data.evaluated.take(np.arange(evaluated)))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train_once(short, few, FolderRun(Path(folder) / "run"), folder=Path(folder), stop=stop)

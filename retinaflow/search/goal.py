@@ -56,7 +56,7 @@ class Goal:
         ]
         total = sum(weight for weight, _ in pairs)
         if total <= 0:
-            raise ValueError("objective=bins: no bin with a weight has truth in the images that are judged")
+            raise ValueError("objective=bins: no bin with a weight has ground truth in the images that are evaluated")
         return sum(weight * value for weight, value in pairs) / total
 
 
@@ -97,7 +97,7 @@ def mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _measured(name: str, metrics: Mapping[str, float]) -> float:
     if name not in metrics:
         raise ValueError(
-            f"{name} must be measurable, but no class of it has truth in the images that are judged; there are "
+            f"{name} must be measurable, but no class of it has ground truth in the images that are evaluated; there are "
             f"{', '.join(metrics)}"
         )
     return metrics[name]

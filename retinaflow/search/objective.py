@@ -1,4 +1,4 @@
-"""``objective(trial) -> float``: the settings a trial suggests, trained, judged and logged as a run of their own.
+"""``objective(trial) -> float``: the settings a trial suggests, trained, evaluated and logged as a run of their own.
 
 Works in :func:`retinaflow.search.workers.work`, in ``study.optimize(objective)`` and by hand with
 ``study.ask()`` and ``study.tell()``. It sends heartbeats while it runs, so a trial whose process is gone is noticed.
@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 from retinaflow.data.bins import make_bins
 from retinaflow.data.training_data import TrainingData
 from retinaflow.interrupts import Stopped, StopRequest
-from retinaflow.reports.evaluation import Judgement
+from retinaflow.reports.evaluation import EvaluationResult
 from retinaflow.runs.run import Run
 from retinaflow.search.goal import Goal, mean_metrics
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
@@ -76,35 +76,35 @@ class Objective:
         settings = self.space.settings(trial)
         with trial_run(trial, self.runs, self.storage, name=trial_name(trial.number)) as run:
             run.log_params(settings.model_dump())
-            judgements, trained = self._train(trial, settings, run)
-            metrics = mean_metrics([judgement.metrics for judgement in judgements])
+            evaluations, trained = self._train(trial, settings, run)
+            metrics = mean_metrics([evaluation.metrics for evaluation in evaluations])
             values = self.goal.values(metrics)
-            self._record(trial, run, judgements, metrics, values)
+            self._record(trial, run, evaluations, metrics, values)
             seconds = time.perf_counter() - start
             trial.set_user_attr(SECONDS, round(seconds, 3))
             trial.set_user_attr(OVERHEAD, round(seconds - trained, 3))
         return values[0] if self.goal.is_single else values
 
-    def _train(self, trial: optuna.Trial, settings: TrainConfig, run: Run) -> tuple[list[Judgement], float]:
-        """One judgement per seed, and the seconds that training and judging took."""
-        judgements, seconds = [], 0.0
+    def _train(self, trial: optuna.Trial, settings: TrainConfig, run: Run) -> tuple[list[EvaluationResult], float]:
+        """One evaluation per seed, and the seconds that training and evaluating took."""
+        results, seconds = [], 0.0
         for number in range(self.seeds):
             watched = TrialRun(
                 run,
                 curves=number == 0,
-                judged=Judged(trial, self.goal, evaluations(settings), prunes=self.prunes and number == 0),
+                evaluated=ScoredDetections(trial, self.goal, evaluations(settings), prunes=self.prunes and number == 0),
             )
             start = time.perf_counter()
             one = settings.model_copy(update={"seed": settings.seed + number})
-            judgements.append(train_once(one, self.data, watched, folder=self.folder, stop=self.stop))
+            results.append(train_once(one, self.data, watched, folder=self.folder, stop=self.stop))
             seconds += time.perf_counter() - start
-        return judgements, seconds
+        return results, seconds
 
     def _record(
         self,
         trial: optuna.Trial,
         run: Run,
-        judgements: list[Judgement],
+        evaluations: list[EvaluationResult],
         metrics: Mapping[str, float],
         values: tuple[float, ...],
     ) -> None:
@@ -112,14 +112,14 @@ class Objective:
         if shortfall is not None:
             set_floor(trial, shortfall)
         trial.set_user_attr(METRICS, dict(metrics))
-        log_trial(run, judgements, metrics)
+        log_trial(run, evaluations, metrics)
         named = {"search/objective" + ("" if n == 0 else f"_{n + 1}"): value for n, value in enumerate(values)}
         run.log_metrics(named, step=trial.number)
 
 
 @dataclass
-class Judged:
-    """Told of every judged epoch of a training; tells the trial, and raises TrialPruned when the pruner says so."""
+class ScoredDetections:
+    """Told of every evaluated epoch of a training; tells the trial, and raises TrialPruned when the pruner says so."""
 
     trial: optuna.Trial
     goal: Goal
@@ -144,33 +144,33 @@ class Judged:
             )
 
 
-def train_once(settings: TrainConfig, data: TrainingData, run: Run, *, folder: Path, stop: StopRequest) -> Judgement:
-    """Train with some settings and judge the best epoch; the weights are not kept.
+def train_once(
+    settings: TrainConfig, data: TrainingData, run: Run, *, folder: Path, stop: StopRequest
+) -> EvaluationResult:
+    """Train with some settings and evaluate the best epoch; the weights are not kept.
 
     The index, its sizes and the images that classes are on are those of ``data``; only the bins are made anew.
     """
-    bins = make_bins(
-        data.presence, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges
-    )
+    bins = make_bins(data.pairs, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
     own = replace(data, bins=bins, scored_bins=data.scored_bins or data.bins)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         # A killed trial starts anew: checkpoints within its epochs would only cost time.
         session = Session.start(settings.model_copy(update={"save_minutes": 0.0}), own, None)
         best = session.train(run, Path(checkpoints), stop)
-        _, judgement = session.judge_best(best, stop)
-    return judgement
+        _, evaluation = session.evaluate_best(best, stop)
+    return evaluation
 
 
-def log_trial(run: Run, judgements: list[Judgement], metrics: Mapping[str, float]) -> None:
+def log_trial(run: Run, evaluations: list[EvaluationResult], metrics: Mapping[str, float]) -> None:
     """The final figures of one or several trainings: means as ``best/`` metrics and in ``per_class_ap.csv``."""
     run.log_metrics({f"best/{name.removeprefix('val/')}": value for name, value in metrics.items()}, step=0)
-    table = judgements[0].table.copy()
-    table["ap"] = np.mean([judgement.table["ap"].to_numpy(dtype=np.float64) for judgement in judgements], axis=0)
+    table = evaluations[0].table.copy()
+    table["ap"] = np.mean([evaluation.table["ap"].to_numpy(dtype=np.float64) for evaluation in evaluations], axis=0)
     run.log_csv(table, "per_class_ap.csv")
     run.log_table(table, "per_class_ap.json")
-    if len(judgements) > 1:
-        seeds = {f"ap_seed_{n}": judgement.table["ap"] for n, judgement in enumerate(judgements)}
+    if len(evaluations) > 1:
+        seeds = {f"ap_seed_{n}": evaluation.table["ap"] for n, evaluation in enumerate(evaluations)}
         run.log_csv(pd.concat([table[["class", "class_id"]], pd.DataFrame(seeds)], axis=1), "per_seed_ap.csv")
 
 

@@ -17,7 +17,7 @@ from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.goal import Goal, read_goal
 from retinaflow.search.objective import Objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
-from retinaflow.search.space import DIALS, Space, read_space
+from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import PatientStorage, open_storage, storage_url, without_password
 from retinaflow.search.study import PARENT, LostTrials, open_study, pruner_of
 from retinaflow.settings.commands import SearchConfig, TrainConfig
@@ -51,7 +51,7 @@ class Search:
 
 @contextmanager
 def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Iterator[Search]:
-    """Open a search with its parent run, which ends with the block; the study is made, or gone on with.
+    """Open a search with its parent run, which ends with the block; the study is made, or resumed.
 
     In a notebook::
 
@@ -184,6 +184,6 @@ def _log_inputs(search: Search) -> None:
     shown = {**config.model_dump(mode="json"), "storage": without_password(search.storage.url)}
     run.log_params(shown)
     run.log_json(shown, "config.json")
-    run.log_json({name: search.space.document().get(name, getattr(config, name)) for name in DIALS}, "space.json")
+    run.log_json({name: search.space.document().get(name, getattr(config, name)) for name in SEARCHABLE}, "space.json")
     run.set_tags({"retinaflow.data_digest": search.data.digest, "retinaflow.study": config.study})
     log_bins(run, search.data)

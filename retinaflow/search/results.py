@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from retinaflow.reports.search_figures import contour, history, importance, pareto, slices
 from retinaflow.search.goal import Goal
 from retinaflow.search.opening import Search
-from retinaflow.search.space import DIALS, Range
+from retinaflow.search.space import SEARCHABLE, Range
 from retinaflow.search.study import (
     METRICS,
     OVERHEAD,
@@ -41,7 +41,7 @@ def trials_table(search: Search) -> pd.DataFrame:
     """One row per trial in the order of their numbers: state and reason, objectives, parameters, metrics, cost, run."""
     rows = [_row(trial, search.goal) for trial in search.study.get_trials(deepcopy=False)]
     table = pd.DataFrame(rows)
-    params = [name for name in DIALS if name in table]
+    params = [name for name in SEARCHABLE if name in table]
     # Whole numbers stay whole beside trials that have none.
     table = table.astype({name: "Int64" for name in ("num_bins", "retry_of") if name in table})
     first = ["trial", "state", "reason", *objective_columns(search.goal), "keeps_floor"]
@@ -100,7 +100,7 @@ def _log_parameters(search: Search, complete: pd.DataFrame) -> None:
         shares = pd.DataFrame({"parameter": list(weights), "importance": list(weights.values())})
         run.log_csv(shares, "importance.csv")
         run.log_figure(importance(weights, name=name), "importance.png")
-    order = [*weights, *(parameter for parameter in DIALS if parameter not in weights)]
+    order = [*weights, *(parameter for parameter in SEARCHABLE if parameter not in weights)]
     shown = [parameter for parameter in order if parameter in complete and complete[parameter].notna().sum() > 1]
     log = [parameter for parameter, domain in search.space.domains.items() if isinstance(domain, Range) and domain.log]
     if len(complete) > 1 and shown:
@@ -118,7 +118,9 @@ def importances(study: optuna.Study) -> Mapping[str, float]:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST_FOR_IMPORTANCE:
         return {}
-    varied = [name for name in DIALS if len({trial.params[name] for trial in complete if name in trial.params}) > 1]
+    varied = [
+        name for name in SEARCHABLE if len({trial.params[name] for trial in complete if name in trial.params}) > 1
+    ]
     if not varied or len({trial.values[0] for trial in complete}) == 1:
         return {}
     # Optuna takes low values of a target for the good ones, whatever the direction of the study, and warns of it.

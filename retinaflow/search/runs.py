@@ -95,21 +95,21 @@ def trial_name(number: int) -> str:
 
 
 class TrialRun:
-    """The run of a trial as a training sees it: keeps no checkpoints, and hands every judged epoch on.
+    """The run of a trial as a training sees it: keeps no checkpoints, and hands every evaluated epoch on.
 
     ``curves``: whether this training's curves are those of the trial; a trial of several seeds shows the first one's.
-    ``judged`` is called with the metrics of an epoch and may raise to end the training.
+    ``evaluated`` is called with the metrics of an epoch and may raise to end the training.
     """
 
-    def __init__(self, run: Run, *, curves: bool, judged: Callable[[Mapping[str, float]], None]) -> None:
+    def __init__(self, run: Run, *, curves: bool, evaluated: Callable[[Mapping[str, float]], None]) -> None:
         self.run_id = run.run_id
-        self._run, self._curves, self._judged = run, curves, judged
+        self._run, self._curves, self._evaluated = run, curves, evaluated
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         if self._curves:
             self._run.log_metrics(metrics, step=step)
         if any(name.startswith("val/") for name in metrics):
-            self._judged(metrics)
+            self._evaluated(metrics)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         # 200 MB of weights per trial help nobody; the best settings are trained again in full.

@@ -24,7 +24,7 @@ from retinaflow.settings.commands import SearchConfig, TrainConfig
 from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import resolve
 
-DIALS = (
+SEARCHABLE = (
     *("sampling", "num_bins", "bin_strategy", "balance", "repeat_threshold", "balance_start"),
     *("augment", "rare_augment", "focal_gamma", "focal_alpha", "lr", "background_rate", "nms", "nms_iou"),
 )
@@ -92,7 +92,7 @@ class Space:
     domains: Mapping[str, Domain]
 
     def settings(self, trial: optuna.Trial) -> TrainConfig:
-        """The settings of a trial, asked for in the order of :data:`DIALS`."""
+        """The settings of a trial, asked for in the order of :data:`SEARCHABLE`."""
         chosen: dict[str, Any] = {}
         for name, domain in self.domains.items():
             if _applies(name, {**self.base.model_dump(), **chosen}):
@@ -128,10 +128,10 @@ class Space:
 
 def read_space(config: SearchConfig) -> Space:
     """The space of a search. Raises ValueError naming the setting for a range that is none or breaks its rules."""
-    given = {name: str(getattr(config, name)) for name in DIALS}
+    given = {name: str(getattr(config, name)) for name in SEARCHABLE}
     fixed = {name: text for name, text in given.items() if not _is_open(text)}
     other = {name: value for name, value in config.model_dump().items() if name in TrainConfig.model_fields}
-    base = resolve(TrainConfig, {**{k: v for k, v in other.items() if k not in DIALS}, **fixed, "config": None})
+    base = resolve(TrainConfig, {**{k: v for k, v in other.items() if k not in SEARCHABLE}, **fixed, "config": None})
     domains = {name: _domain(name, text) for name, text in given.items() if name not in fixed}
     return Space(base, {name: domain for name, domain in domains.items() if _can_apply(name, base, domains)})
 

@@ -61,7 +61,7 @@ def without_password(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
-def is_connection_fault(error: BaseException | None) -> bool:
+def is_connection_error(error: BaseException | None) -> bool:
     """Whether a database could not be reached or was busy, rather than asked wrongly."""
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError):
@@ -137,7 +137,7 @@ def patiently(storage: PatientStorage, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except (StorageInternalError, OperationalError, InterfaceError) as error:
-            if not is_connection_fault(error) or time.monotonic() > deadline:
+            if not is_connection_error(error) or time.monotonic() > deadline:
                 raise
             storage.note_away()
             time.sleep(pause)

@@ -1,4 +1,4 @@
-"""A study in its storage: made or gone on with, which of its trials count, samplers and pruners by name.
+"""A study in its storage: made or resumed, which of its trials count, samplers and pruners by name.
 
 A trial counts as done when it is complete, pruned, or failed by an error of its own, which is then its ``reason``. A
 trial that failed without a reason is *lost*: its process was killed or stopped. A lost trial is run again with the same
@@ -82,7 +82,7 @@ def pruner_of(config: SearchConfig, goal: Goal) -> optuna.pruners.BasePruner:
     if evaluations(config) < 2:
         return optuna.pruners.NopPruner()
     if name == "median":
-        # Steps count from 1. A trial that draws evenly at first is not to be judged by that part.
+        # Steps count from 1. A trial that draws evenly at first is not to be evaluated by that part.
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1 + evaluations(config) // 3)
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=evaluations(config), reduction_factor=3)
@@ -90,13 +90,13 @@ def pruner_of(config: SearchConfig, goal: Goal) -> optuna.pruners.BasePruner:
 
 
 def evaluations(config: Any) -> int:
-    """How often a training of these settings is judged."""
+    """How often a training of these settings is evaluated."""
     return math.ceil(int(config.epochs) / int(config.eval_every))
 
 
 def sampler_of(name: str, *, seed: int, trial: int, trials: int) -> optuna.samplers.BaseSampler:
     """The sampler for one trial, its randomness a function of the seed and the trial alone, so that neither several
-    workers nor a search that is gone on with draw the same values twice. ``trials``: of the study in all."""
+    workers nor a search that is resumed draw the same values twice. ``trials``: of the study in all."""
     number = (seed * 1_000_003 + trial) % 2**32
     # Optuna's 10 would make a search of a dozen trials a random one.
     startup = max(1, min(10, trials // RANDOM_SHARE))

@@ -21,13 +21,13 @@ from retinaflow.settings.data_commands import ConvertConfig, DownloadConfig
 from retinaflow.settings.fields import (
     AlphaByBin,
     Auto,
-    Dial,
+    Fraction,
     GammaByBin,
     Names,
     Numbers,
     OptionalPath,
     OptionalText,
-    Share,
+    Searchable,
     Thresholds,
     none_of,
 )
@@ -46,7 +46,7 @@ class BinningConfig(SamplingFields):
 
 
 class TrainConfig(SamplingFields, DetectionFields):
-    """``train``: train a detector and judge it."""
+    """``train``: train a detector and evaluate it."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
     """ResNet under the feature pyramid."""
@@ -85,7 +85,7 @@ class TrainConfig(SamplingFields, DetectionFields):
     """sgd: momentum."""
     weight_decay: Annotated[float, Field(ge=0)] | Auto = "auto"
     """Weight decay, not on biases and norms; auto: 0.01 for adamw, 0.0001 for sgd."""
-    warmup: Share = 0.1
+    warmup: Fraction = 0.1
     """Share of all steps in which the learning rate rises."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     """Learning rate after the warm-up: half a cosine to 0, dropping at milestones, or constant."""
@@ -96,7 +96,7 @@ class TrainConfig(SamplingFields, DetectionFields):
     clip: Annotated[float, Field(ge=0)] = 5.0
     """Largest norm of the gradient; 0: any."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the moving average of the weights, which is judged and kept; 0: none. Rises with the steps taken, so
+    """Decay of the moving average of the weights, which is evaluated and kept; 0: none. Rises with the steps taken, so
     0.9998 suits short trainings too."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
@@ -109,9 +109,9 @@ class TrainConfig(SamplingFields, DetectionFields):
     balance_start: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
     """Share of the epochs drawn and augmented alike before the sampling strategy and rare_augment take over; auto: 0.5,
     demo 0."""
-    augment: Share | Auto = "auto"
+    augment: Fraction | Auto = "auto"
     """Augmentation strength for images of the most frequent bin; 0: none; auto: 0.5, demo 0.2."""
-    rare_augment: Share | Auto = "auto"
+    rare_augment: Fraction | Auto = "auto"
     """Augmentation strength for images of the rarest bin; less for those nearer to what balance lifts bins to; auto:
     0.8, demo 0.4."""
     vertical_flip: bool = False
@@ -122,8 +122,8 @@ class TrainConfig(SamplingFields, DetectionFields):
     focal_alpha: AlphaByBin = 0.25
     """Focal loss weight of positives; none: no weighting; a list: one for each frequency bin, rarest first."""
     max_boxes_per_class: Annotated[int, Field(ge=0)] = 0
-    """Boxes of a class that are learnt in a pass over all images, on average; the others, drawn anew each time, are
-    regions to ignore; 0: all are learnt."""
+    """Boxes of a class that are learned in a pass over all images, on average; the others, drawn anew each time, are
+    regions to ignore; 0: all are learned."""
     box_loss: Literal["l1", "smooth_l1", "giou"] = "l1"
     """Regression loss."""
     eval_every: Annotated[int, Field(ge=1)] | Auto = "auto"
@@ -135,28 +135,28 @@ class TrainConfig(SamplingFields, DetectionFields):
     save_minutes: Annotated[float, Field(ge=0)] = 10.0
     """Minutes between checkpoints within an epoch, the first after the first step; 0: after epochs only."""
     resume: OptionalText = None
-    """Run id or checkpoint file to go on from, by its settings; none: start anew."""
+    """Run id or checkpoint file to resume from, by its settings; none: start anew."""
     register_as: OptionalText = None
     """Name under which the best model is registered; none: not registered."""
 
 
 class EvaluateConfig(DataSettings, DetectionFields):
-    """``evaluate``: judge a trained model, or a file of predictions. For a model, score_threshold, nms and the other
+    """``evaluate``: evaluate a trained model, or a file of predictions. For a model, score_threshold, nms and the other
     settings of detections, group_of_weight and precision are those of its training unless given."""
 
     data: str = "trained"
-    """Folder in the published layout, demo, or trained: what the model was judged on in training."""
+    """Folder in the published layout, demo, or trained: what the model was evaluated on in training."""
     output: Path = Path("outputs/evaluate")
     """Folder that the tables and pictures are written to, tracked or not."""
     eval_split: str = "validation"
-    """Split to judge on."""
+    """Split to evaluate on."""
     eval_ids: OptionalPath = None
-    """File of image ids to judge on; none: all images of the split."""
+    """File of image ids to evaluate on; none: all images of the split."""
     from_run: OptionalText = None
-    """What to judge: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last
+    """What to evaluate: run id, models:/NAME@ALIAS or models:/NAME/VERSION, or a checkpoint file; none: the last
     training run."""
     predictions: OptionalPath = None
-    """CSV, Parquet or Kaggle submission of predictions to judge instead of a model."""
+    """CSV, Parquet or Kaggle submission of predictions to evaluate instead of a model."""
     image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
     """Square root of the area that images are resized to; trained: as in training."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -166,10 +166,10 @@ class EvaluateConfig(DataSettings, DetectionFields):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
     expand_predictions: bool = False
-    """Copy each detection to its class's ancestors before judging."""
+    """Copy each detection to its class's ancestors before evaluating."""
     iou_thresholds: Thresholds = ()
     """Further IoU thresholds to give AP at, with their mean: a list, or coco (0.5 to 0.95); none: 0.5 only."""
-    report_score: Share = 0.5
+    report_score: Fraction = 0.5
     """Score at which per_class_details.csv tells precision and recall."""
     bootstrap: Annotated[int, Field(ge=0)] = 200
     """Resamples of the images for intervals; 0: no intervals."""
@@ -199,16 +199,16 @@ class ExploreConfig(DataSettings):
 
 
 class MergeConfig(TrackingSettings, MergeFields):
-    """``merge``: several models, of different classes or of the same, as one: calibrated, joined, fused, judged."""
+    """``merge``: several models, of different classes or of the same, as one: calibrated, joined, fused, evaluated."""
 
     output: Path = Path("outputs/merge")
     """Folder that the merged predictions and the tables are written to, tracked or not."""
     runs: Names = ()
-    """Runs of train, evaluate or merge by id or name (with track=false: folders), comma-separated; all judged on the
+    """Runs of train, evaluate or merge by id or name (with track=false: folders), comma-separated; all evaluated on the
     same images. none: the parts of the last split."""
     calibrators: OptionalText = None
     """Run (or folder) of an earlier merge of the same models whose calibrators are used, instead of fitting them on the
-    images that are judged; it must have been judged on other images. none: fit them here."""
+    images that are evaluated; it must have been evaluated on other images. none: fit them here."""
     nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
     """expand_predictions: IoU above which the lower of two detections of a class is dropped."""
     max_detections: Annotated[int, Field(ge=1)] = 300
@@ -222,7 +222,7 @@ class SplitConfig(TrainConfig, MergeFields):
     """Class groups joined by +, each written as class_group is: people-clothing+rest, Car,Bus+Tree, bin:1+bin:2;
     bin:1..3 stands for three of them. Groups may share classes, which are fused."""
     from_run: OptionalText = None
-    """One model for all classes to compare with: a run judged on the same images; none: see with_all."""
+    """One model for all classes to compare with: a run evaluated on the same images; none: see with_all."""
     with_all: bool = False
     """Train one model for all classes too, by the same settings, to compare with."""
     reuse: bool = True
@@ -239,38 +239,38 @@ class MainConfig(TrainConfig):
 class SearchConfig(TrainConfig):
     """``search``: find settings that are better for rare classes than the defaults, with Optuna."""
 
-    sampling: Dial = "uniform,repeat-factor,class-aware,binned"
+    sampling: Searchable = "uniform,repeat-factor,class-aware,binned"
     """Space: how images are drawn. A range low..high (low..high:log), choices a,b,c, or one value, which fixes it."""
-    num_bins: Dial = "2..12"
+    num_bins: Searchable = "2..12"
     """Space, with sampling=binned: number of frequency bins."""
-    bin_strategy: Dial = "log,quantile,jenks"
+    bin_strategy: Searchable = "log,quantile,jenks"
     """Space, with sampling=binned: how the bins are cut."""
-    balance: Dial = "0.1..0.9"
+    balance: Searchable = "0.1..0.9"
     """Space, with sampling=binned: quantile of images per class that rarer bins are lifted to."""
-    repeat_threshold: Dial = "0.003..0.3:log"
+    repeat_threshold: Searchable = "0.003..0.3:log"
     """Space, with sampling=repeat-factor or instance-repeat-factor: share of images below which a class is repeated."""
-    balance_start: Dial = "0..0.8"
+    balance_start: Searchable = "0..0.8"
     """Space: share of the epochs drawn and augmented alike before the strategy and rare_augment take over."""
-    augment: Dial = "0.1..0.9"
+    augment: Searchable = "0.1..0.9"
     """Space: augmentation strength for images of the most frequent bin."""
-    rare_augment: Dial = "0.1..1"
+    rare_augment: Searchable = "0.1..1"
     """Space: augmentation strength for images of the rarest bin."""
-    focal_gamma: Dial = "0.5..4"
+    focal_gamma: Searchable = "0.5..4"
     """Space: focal loss exponent."""
-    focal_alpha: Dial = "0.1..0.75"
+    focal_alpha: Searchable = "0.1..0.75"
     """Space: focal loss weight of positives."""
-    lr: Dial = "auto"
+    lr: Searchable = "auto"
     """Highest learning rate; auto: that of train. Not searched unless given as a range (3e-4..3e-3:log)."""
-    background_rate: Dial = "1.0"
+    background_rate: Searchable = "1.0"
     """Draws of an image without boxes, relative to the least drawn one with boxes. Not searched unless a range."""
-    nms: Dial = "nms"
-    """How overlapping detections are thinned out. Not searched unless given as choices (nms,soft-nms)."""
-    nms_iou: Dial = "0.5"
+    nms: Searchable = "nms"
+    """How overlapping detections are suppressed. Not searched unless given as choices (nms,soft-nms)."""
+    nms_iou: Searchable = "0.5"
     """IoU above which the lower of two detections is dropped, with nms=nms. Not searched unless given as a range."""
     eval_every: Annotated[int, Field(ge=1)] | Auto = 1
     """Epochs between evaluations, after each of which a trial may be pruned."""
     study: str = "search"
-    """Name of the study; the same command with the same name goes on with it."""
+    """Name of the study; the same command with the same name resumes it."""
     trials: Annotated[int, Field(ge=1)] = 40
     """Trials of the study in all, those of earlier commands and other machines counted."""
     seeds: Annotated[int, Field(ge=1)] = 1
@@ -283,7 +283,7 @@ class SearchConfig(TrainConfig):
     bin_weights: Numbers = ()
     """objective=bins: weights of the mean over the bins of bin_strategy=log and num_bins=7 (or what these are fixed
     to), rarest first; bins without a weight count 0."""
-    floor: Annotated[Share | None, BeforeValidator(none_of)] = None
+    floor: Annotated[Fraction | None, BeforeValidator(none_of)] = None
     """Least value of floor_metric that a trial must reach to be chosen; none: no floor."""
     floor_metric: str = "val/mAP_frequent"
     """What the floor is about."""

@@ -1,4 +1,4 @@
-"""Settings of the commands that compare judged runs."""
+"""Settings of the commands that compare evaluated runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retinaflow.settings.groups import TrackingSettings
 
 
 class ComparedRuns(TrackingSettings):
-    """Which judged runs, and how sure a difference must be."""
+    """Which evaluated runs, and how sure a difference must be."""
 
     runs: Names = ()
     """Runs of train or evaluate by id or name (with track=false: folders), comma-separated, the first is compared

@@ -13,7 +13,7 @@ from retinaflow.data.formats.layout import Layout
 from retinaflow.data.formats.voc import Difficult, FirstPixel
 from retinaflow.data.images import OnBadImage
 from retinaflow.data.tables import OnBadRow
-from retinaflow.settings.fields import Auto, OptionalPath, OptionalText, Paths, Share, split_list
+from retinaflow.settings.fields import Auto, Fraction, OptionalPath, OptionalText, Paths, split_list
 from retinaflow.settings.groups import TrackingSettings
 
 
@@ -35,7 +35,7 @@ class ConvertConfig(TrackingSettings):
     ids made of the names (/c/traffic_light)."""
     exhaustive: bool | Auto = "auto"
     """Every object of every class is boxed; auto: true, but false for LVIS. Kept in retinaflow.yaml for train."""
-    validation_share: Annotated[Share, Field(lt=1)] = 0.2
+    validation_share: Annotated[Fraction, Field(lt=1)] = 0.2
     """Share of the images that become the validation split where data has a train split only; 0: none."""
     image_files: Placing = "copy"
     """Images are copied, hardlink: get a second name on the same disk, or symlink: are linked to; never re-encoded."""
@@ -45,7 +45,7 @@ class ConvertConfig(TrackingSettings):
     """VOC corners: 1: pixels counted from 1, the last one included, as in the challenges; 0: edges, as most tools
     write; auto: 1 for the challenges' own files, else 0."""
     voc_difficult: Difficult = "group-of"
-    """VOC's difficult objects: group-of (neither learnt nor punished), or keep as any other."""
+    """VOC's difficult objects: group-of (neither learned nor punished), or keep as any other."""
     on_bad_row: OnBadRow = "stop"
     """A box that breaks a rule stops the conversion, or is dropped and listed in dropped.csv."""
     on_bad_image: OnBadImage = "stop"
@@ -56,7 +56,7 @@ class DownloadConfig(TrackingSettings):
     """``download``: images and annotations of Open Images, by classes or by ids, into the layout that train reads."""
 
     output: Path = Path("outputs/openimages")
-    """Folder to write; the same command goes on with what is there."""
+    """Folder to write; the same command resumes what is there."""
     class_group: OptionalText = None
     """Classes to fetch, with everything below them in the hierarchy: names or ids, people-clothing, rest, all, or a
     file of names; none: all that the images of image_ids have."""
@@ -84,6 +84,6 @@ class DownloadConfig(TrackingSettings):
     images_url: str = "https://s3.amazonaws.com/open-images-dataset"
     """Base address of the image copies."""
     on_bad_image: OnBadImage = "stop"
-    """An image that cannot be read whole ends the command after the others, to be gone on with, or is skipped. One that
+    """An image that cannot be read whole ends the command after the others, to be resumed, or is skipped. One that
     the server does not have is left out in any case, and listed in missing.csv; but when the server has none of the
     first 20, stop takes the address to be wrong, and skip goes on."""

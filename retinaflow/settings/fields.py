@@ -38,7 +38,7 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(split_list)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(split_list)]
 OptionalPath = Annotated[Path | None, BeforeValidator(none_of)]
 OptionalText = Annotated[str | None, BeforeValidator(none_of)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Thresholds = Annotated[
     tuple[Annotated[float, Field(gt=0, le=1)], ...] | Literal["coco"],
     BeforeValidator(lambda value: value if value == "coco" else split_list(value)),
@@ -60,7 +60,7 @@ GammaByBin = Annotated[
     BeforeValidator(_number_or_list),
 ]
 AlphaByBin = Annotated[
-    Annotated[Share | None, Tag("number")] | Annotated[tuple[Share, ...], Tag("list")],
+    Annotated[Fraction | None, Tag("number")] | Annotated[tuple[Fraction, ...], Tag("list")],
     Discriminator(_is_list),
     BeforeValidator(lambda value: none_of(_number_or_list(value))),
 ]
@@ -79,6 +79,6 @@ SuppressionRules = Annotated[str, AfterValidator(_are_rules)]
 """See :mod:`retinaflow.settings.suppression`."""
 
 
-Dial = Annotated[Any, BeforeValidator(as_text)]
+Searchable = Annotated[Any, BeforeValidator(as_text)]
 """A setting that may be searched, as text: ``low..high`` (``low..high:log``), choices ``a,b,c``, or one value, which is
 not searched. The values keep to the rules that the setting has in training."""

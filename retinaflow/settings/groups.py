@@ -13,12 +13,12 @@ from retinaflow.data.sampling import BinRates, Strategy
 from retinaflow.data.tables import OnBadRow
 from retinaflow.settings.fields import (
     Auto,
+    Fraction,
     Names,
     Numbers,
     OptionalPath,
     OptionalText,
     Paths,
-    Share,
     SuppressionRules,
     split_list,
 )
@@ -65,7 +65,7 @@ class DataSettings(TrackingSettings):
     image_sizes: OptionalPath = None
     """Table of image sizes (ImageID,Width,Height) to believe instead of every file's header; none: headers."""
     class_group: str = "all"
-    """Classes to train and judge: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
+    """Classes to train and evaluate: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
     background_ratio: Annotated[float, Field(ge=0)] = 1.0
     """class_group other than all: training images without its boxes, verified absent first, per image with."""
     exhaustive: bool = False
@@ -84,7 +84,7 @@ class ImagesFields(Settings):
     """Folder in the published layout, demo, or trained: the data of the training."""
     split: str = "validation"
     """Split of data to look at: the images that its annotations name, or those of the folder of its name. With
-    data=trained the default stands for what the model was judged on."""
+    data=trained the default stands for what the model was evaluated on."""
     images: Paths = ()
     """Folders of images to look at instead of a split, with their subfolders."""
     image_list: OptionalPath = None
@@ -96,18 +96,18 @@ class ImagesFields(Settings):
 
 
 class SplitSettings(DataSettings):
-    """What is trained on and what is judged on."""
+    """What is trained on and what is evaluated on."""
 
     train_splits: Annotated[Names, Field(min_length=1)] = ("train",)
     """Splits to train on."""
     eval_split: str = "validation"
-    """Split to judge on."""
+    """Split to evaluate on."""
     eval_ids: OptionalPath = None
-    """File of image ids to judge on, taken out of the training splits; none: use eval_split."""
+    """File of image ids to evaluate on, taken out of the training splits; none: use eval_split."""
     eval_boxes: Paths = ()
-    """CSV files of boxes to judge on, instead of those of eval_split."""
+    """CSV files of boxes to evaluate on, instead of those of eval_split."""
     eval_image_labels: Paths = ()
-    """CSV files of image-level labels to judge on, instead of those of eval_split."""
+    """CSV files of image-level labels to evaluate on, instead of those of eval_split."""
 
 
 FOLDER_SETTINGS: tuple[str, ...] = ("exhaustive", "image_labels", "hierarchy", "train_splits", "eval_split")
@@ -126,12 +126,12 @@ class SamplingFields(SplitSettings):
     """Explicit cuts between bins, in training images (10,100,1000); none: by bin_strategy and num_bins."""
     sampling: Strategy = "binned"
     """How often images are drawn."""
-    balance: Share | Auto = "auto"
+    balance: Fraction | Auto = "auto"
     """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing; auto: 0.75, demo 0.5."""
     bin_rates: BinRates | Auto = "auto"
     """binned: one rate for all classes of a bin (step), or rates that change smoothly from bin to bin (smooth); auto:
     smooth, demo step."""
-    class_power: Share = 0.0
+    class_power: Fraction = 0.0
     """class-aware: draws of a class go by its images to this power; 0: all classes alike."""
     background_rate: Annotated[float, Field(gt=0)] = 1.0
     """binned: draws of an image without boxes, relative to the least drawn image with boxes."""
@@ -154,7 +154,7 @@ class PostprocessFields(Settings):
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Detections below this score are dropped."""
     nms: SuppressionRules = "nms"
-    """How overlapping detections of one class are thinned out: nms, soft-nms, or support-nms (score is
+    """How overlapping detections of one class are suppressed: nms, soft-nms, or support-nms (score is
     lost by how few raw boxes speak for a box), with a number if wanted (nms:0.6, soft-nms:0.3), for all classes or by
     class group (people-clothing:soft-nms,rest:nms)."""
     nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -174,10 +174,10 @@ class MergeFields(Settings):
     """How the detections of several models become those of one."""
 
     calibration: Literal["auto", "platt", "isotonic", "none"] = "auto"
-    """Scores made comparable class by class, by the images that are judged (cross-fitted); auto: the method of highest
+    """Scores made comparable class by class, by the images that are evaluated (cross-fitted); auto: the method of highest
     held-out likelihood for each class; none: scores as they are."""
     min_truths: Annotated[int, Field(ge=1)] = 20
-    """Truths of a class on the judged images below which its scores stay as they are."""
+    """Ground-truth boxes of a class on the evaluated images below which its scores stay as they are."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts of the images: those of one part get calibrators that were fitted on the other parts."""
     fusion_iou: Annotated[float, Field(gt=0, lt=1)] = 0.55

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from retinaflow.settings.fields import Names, OptionalPath, OptionalText, Share
+from retinaflow.settings.fields import Fraction, Names, OptionalPath, OptionalText
 from retinaflow.settings.groups import ImagesFields, PostprocessFields, TrackingSettings
 
 
@@ -27,7 +27,7 @@ class DetectingFields(ModelFields, ImagesFields):
     """Square root of the area that images are resized to; trained: as in training."""
     parents: Literal["trained", "expand"] = "trained"
     """Detections of parent classes: as the model was trained, or expand: each detection is also one of every ancestor
-    of its class, of doubles the best."""
+    of its class, of duplicates the best."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Images per step of a process."""
     workers: Annotated[int, Field(ge=-1)] = -1
@@ -38,10 +38,10 @@ class DetectingFields(ModelFields, ImagesFields):
 
 class PredictConfig(TrackingSettings, DetectingFields):
     """``predict``: detections of a trained model on a folder, a list or a split of images, in files; an interrupted run
-    is gone on with by the same command."""
+    is resumed by the same command."""
 
     output: Path = Path("outputs/predict")
-    """Folder of the predictions, and of the shards that an interrupted run goes on from."""
+    """Folder of the predictions, and of the shards that an interrupted run resumes from."""
     file_format: Literal["csv", "parquet"] = "csv"
     """The file of all predictions: predictions.csv or predictions.parquet, columns as evaluate reads them."""
     submission: OptionalPath = None
@@ -57,7 +57,7 @@ class PredictConfig(TrackingSettings, DetectingFields):
 
 
 class VisualizeConfig(TrackingSettings, DetectingFields):
-    """``visualize``: pictures with boxes drawn in, of a model or of a file of predictions, truth beside them where it
+    """``visualize``: pictures with boxes drawn in, of a model or of a file of predictions, ground truth beside them where it
     is known."""
 
     output: Path = Path("outputs/visualize")
@@ -68,9 +68,9 @@ class VisualizeConfig(TrackingSettings, DetectingFields):
     """Images drawn at random, by seed."""
     ids: Names = ()
     """Ids of the images to draw; none: a random sample."""
-    min_score: Share = 0.3
+    min_score: Fraction = 0.3
     """Detections below this score are not drawn."""
-    truth: bool = True
+    ground_truth: bool = True
     """Draw the annotated boxes of the split beside the detections, if there are any."""
     longest_side: Annotated[int, Field(ge=64)] = 1024
     """Longest side of a drawn image, pixels; larger ones are made smaller, small ones are drawn at up to four times

@@ -1,4 +1,4 @@
-"""How overlapping detections are thinned out, as written in the setting ``nms``: one rule, or one per class group.
+"""How overlapping detections are suppressed, as written in the setting ``nms``: one rule, or one per class group.
 
     nms                                      every class by plain NMS at the setting nms_iou
     nms:0.6                                  ... at an IoU of 0.6

@@ -2,13 +2,13 @@
 
 Matching is done once. Each resample is a random half of the images, and its scores come from the matches as they are.
 What varies is the choice of the validation images; the detector is taken as given, so intervals say nothing about
-training with another seed. A class without truth in a resample is left out of its mean.
+training with another seed. A class without ground truth in a resample is left out of its mean.
 
 The resamples give standard errors, the excess of AP on few images, and the share above 0. The ends of an interval are
-not their percentiles, which miss the true AP far too often where classes have few truths; :mod:`~.intervals` says what
+not their percentiles, which miss the true AP far too often where classes have few ground-truth boxes; :mod:`~.intervals` says what
 is done instead. Where the true AP is known by simulation, 95% intervals of scores and of paired differences cover it in
-90% to 99% of the samples, for the mean, for bins by frequency, and on average over classes with 10 truths and more
-(tests/statistics/test_interval_coverage.py; docs/decisions.md has the table, and what classes of 3 to 9 truths get).
+90% to 99% of the samples, for the mean, for bins by frequency, and on average over classes with 10 ground-truth boxes and more
+(tests/statistics/test_interval_coverage.py; docs/decisions.md has the table, and what classes of 3 to 9 ground-truth boxes get).
 An interval always holds its estimate, but need not be centred on it: AP of few images is too high.
 
 Same seed, same numbers, whatever the number of threads and the size of the blocks; no global state. Cost: for 40,000
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Interval:
-    """A score and its interval; NaN where there is no truth."""
+    """A score and its interval; NaN where there is no ground truth."""
 
     estimate: float
     """On the images as they are."""
@@ -96,7 +96,7 @@ def bootstrap_intervals(
 
     Raises ValueError for settings out of range and groups that do not fit the classes.
     """
-    groups = _checked(groups, len(matches.judged), resamples=resamples, confidence=confidence)
+    groups = _checked(groups, len(matches.evaluated), resamples=resamples, confidence=confidence)
     here = average_precision(matches)
     num_truths = matches.num_truths
     (drawn,) = resampled_ap([matches], resamples=resamples, seed=seed, threads=threads)
@@ -140,20 +140,20 @@ def paired_differences(
 ) -> Differences:
     """Second run minus first run; both get the same images in every resample, so what they share cancels out.
 
-    Classes that only one run judged are left out; a class of which both found the same differs by exactly 0. Raises
-    ValueError when the two were not matched with the same images and truth, for settings out of range, and for groups
+    Classes that only one run evaluated are left out; a class of which both found the same differs by exactly 0. Raises
+    ValueError when the two were not matched with the same images and ground truth, for settings out of range, and for groups
     that do not fit the classes.
     """
-    groups = _checked(groups, len(first.judged), resamples=resamples, confidence=confidence)
-    _check_same_truth(first, second)
+    groups = _checked(groups, len(first.evaluated), resamples=resamples, confidence=confidence)
+    _check_same_ground_truth(first, second)
     before, after = resampled_ap([first, second], resamples=resamples, seed=seed, threads=threads)
     here = average_precision(second) - average_precision(first)
     drawn = after - before
-    num_images = np.bincount(first.truth_class, minlength=len(here))
+    num_images = np.bincount(first.gt_class, minlength=len(here))
     hidden = np.where(_same_entries(first, second), 0.0, disagreement_variance(num_images))
 
     def difference(members: NDArray[np.bool_]) -> Difference:
-        # The classes of one resample have truth for both runs or for neither, so the difference of the means over
+        # The classes of one resample have ground truth for both runs or for neither, so the difference of the means over
         # the shared classes is the mean of the differences.
         members = members & ~np.isnan(here)
         means = _row_means(drawn[:, members])[:, None]
@@ -177,7 +177,7 @@ def paired_differences(
 
 def _same_entries(first: Matches, second: Matches) -> NDArray[np.bool_]:
     """``[K]`` whether both runs have the same entries of a class (and any, unless the runs are equal throughout)."""
-    num_classes = len(first.judged)
+    num_classes = len(first.evaluated)
     counts = [np.bincount(run.class_index, minlength=num_classes) for run in (first, second)]
     same = (counts[0] == counts[1]) & (counts[0] > 0)
     one, other = (np.flatnonzero(same[run.class_index]) for run in (first, second))
@@ -235,18 +235,22 @@ def _checked(groups: Groups | None, num_classes: int, *, resamples: int, confide
     return groups or {}
 
 
-def _check_same_truth(first: Matches, second: Matches) -> None:
+def _check_same_ground_truth(first: Matches, second: Matches) -> None:
     if not np.array_equal(first.image_ids, second.image_ids):
         raise ValueError(
-            "paired differences need the same images in the same order, but the runs were judged on "
+            "paired differences need the same images in the same order, but the runs were evaluated on "
             f"{len(first.image_ids)} and {len(second.image_ids)} images that are not the same"
         )
-    if len(first.judged) != len(second.judged):
-        raise ValueError(f"the runs must share their classes, but got {len(first.judged)} and {len(second.judged)}")
-    shared = first.judged & second.judged
-    truths = []
+    if len(first.evaluated) != len(second.evaluated):
+        raise ValueError(
+            f"the runs must share their classes, but got {len(first.evaluated)} and {len(second.evaluated)}"
+        )
+    shared = first.evaluated & second.evaluated
+    ground_truths = []
     for run in (first, second):
-        rows = shared[run.truth_class]
-        truths.append((run.truth_image[rows], run.truth_class[rows], run.truth_count[rows]))
-    if not all(np.array_equal(one, other) for one, other in zip(*truths, strict=True)):
-        raise ValueError("the runs were judged with different truth boxes (or group_of_weight) for the same images")
+        rows = shared[run.gt_class]
+        ground_truths.append((run.gt_image[rows], run.gt_class[rows], run.gt_count[rows]))
+    if not all(np.array_equal(one, other) for one, other in zip(*ground_truths, strict=True)):
+        raise ValueError(
+            "the runs were evaluated with different ground truth boxes (or group_of_weight) for the same images"
+        )

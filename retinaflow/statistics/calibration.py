@@ -1,7 +1,7 @@
 """Scores that mean the same in every class: from "0.7" to the share of such detections that are right.
 
 A detector's scores are not probabilities, and those of two detectors are on two scales. A :class:`Calibrator` maps the
-scores of one class of one detector by a rising function, fitted to detections that the Challenge's matching has judged:
+scores of one class of one detector by a rising function, fitted to detections that the Challenge's matching has evaluated:
 
 - ``platt``: sigmoid(a * logit(score) + b), a > 0, by maximum likelihood with Platt's targets (N+ + 1) / (N+ + 2) for
   right and 1 / (N- + 2) for wrong detections (Platt 1999, section 2.2);
@@ -13,7 +13,7 @@ Which of them is told by the likelihood of detections on images that had no part
 millionth of the score itself is mixed in, so that every calibrator rises strictly: the order of one class's detections
 from one model, and with it the class's AP, stays as it was.
 
-Cost of a fit: linear in the judged detections (isotonic: after a sort).
+Cost of a fit: linear in the evaluated detections (isotonic: after a sort).
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Calibrator:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The judged detections of one class of one model: ``score [N]``, ``right [N]``, ``fold [N]`` of their image.
+class ScoredDetections:
+    """The evaluated detections of one class of one model: ``score [N]``, ``right [N]``, ``fold [N]`` of their image.
 
     Detections of unverified classes and those that group-of boxes absorb are neither right nor wrong, and not here.
     """
@@ -89,31 +89,31 @@ class Judged:
     def __len__(self) -> int:
         return len(self.score)
 
-    def take(self, rows: BoolArray) -> Judged:
+    def take(self, rows: BoolArray) -> ScoredDetections:
         """The rows where ``rows [N]`` is True."""
-        return Judged(self.score[rows], self.right[rows], self.fold[rows])
+        return ScoredDetections(self.score[rows], self.right[rows], self.fold[rows])
 
 
-def fit(judged: Judged, method: Method) -> Calibrator:
-    """The calibrator of one method; the scores themselves where nothing was judged."""
-    return _FITS[method](judged) if len(judged) else Calibrator()
+def fit(evaluated: ScoredDetections, method: Method) -> Calibrator:
+    """The calibrator of one method; the scores themselves where nothing was evaluated."""
+    return _FITS[method](evaluated) if len(evaluated) else Calibrator()
 
 
-def choose_method(judged: Judged) -> Method:
+def choose_method(evaluated: ScoredDetections) -> Method:
     """The method of least held-out log loss, by leaving out one fold after the other; ``none`` with a single fold."""
-    if len(np.unique(judged.fold)) < 2:
+    if len(np.unique(evaluated.fold)) < 2:
         return "none"
-    losses = [held_out_loss(judged, method) for method in METHODS]
+    losses = [held_out_loss(evaluated, method) for method in METHODS]
     return METHODS[int(np.argmin(losses))]
 
 
-def held_out_loss(judged: Judged, method: Method) -> float:
+def held_out_loss(evaluated: ScoredDetections, method: Method) -> float:
     """Sum over the folds of the log loss of a fold's detections by the calibrator fitted on the other folds."""
     total = 0.0
-    for fold in np.unique(judged.fold):
-        inside = judged.fold == fold
-        calibrated = fit(judged.take(~inside), method)(judged.score[inside])
-        total += float(log_loss(calibrated, judged.right[inside]).sum())
+    for fold in np.unique(evaluated.fold):
+        inside = evaluated.fold == fold
+        calibrated = fit(evaluated.take(~inside), method)(evaluated.score[inside])
+        total += float(log_loss(calibrated, evaluated.right[inside]).sum())
     return total
 
 
@@ -123,10 +123,10 @@ def log_loss(share: NDArray[np.floating], right: BoolArray) -> FloatArray:
     return np.asarray(-np.log(np.clip(said, _NEAR_ZERO, 1)), dtype=np.float64)
 
 
-def _fit_platt(judged: Judged) -> Calibrator:
-    right = int(judged.right.sum())
-    target = np.where(judged.right, (right + 1) / (right + 2), 1 / (len(judged) - right + 2))
-    x = _logit(judged.score)
+def _fit_platt(evaluated: ScoredDetections) -> Calibrator:
+    right = int(evaluated.right.sum())
+    target = np.where(evaluated.right, (right + 1) / (right + 2), 1 / (len(evaluated) - right + 2))
+    x = _logit(evaluated.score)
 
     def loss(weights: FloatArray) -> tuple[float, FloatArray]:
         z = weights[0] * x + weights[1]
@@ -138,15 +138,15 @@ def _fit_platt(judged: Judged) -> Calibrator:
     return Calibrator("platt", (float(found.x[0]), float(found.x[1])))
 
 
-def _fit_isotonic(judged: Judged) -> Calibrator:
-    scores, place = np.unique(judged.score, return_inverse=True)
+def _fit_isotonic(evaluated: ScoredDetections) -> Calibrator:
+    scores, place = np.unique(evaluated.score, return_inverse=True)
     count = np.bincount(place).astype(np.float64)
-    share = np.bincount(place, judged.right) / count
+    share = np.bincount(place, evaluated.right) / count
     blocks = isotonic_regression(share, weights=count).blocks
     weight = np.add.reduceat(count, blocks[:-1])
     centre = np.add.reduceat(count * scores, blocks[:-1]) / weight
     value = np.add.reduceat(count * share, blocks[:-1]) / weight
-    margin = 1 / (len(judged) + 2)
+    margin = 1 / (len(evaluated) + 2)
     return Calibrator("isotonic", (*centre.tolist(), *np.clip(value, margin, 1 - margin).tolist()))
 
 
@@ -154,8 +154,8 @@ def _logit(score: FloatArray) -> FloatArray:
     return np.asarray(logit(np.clip(score, _NEAR_ZERO, 1 - _NEAR_ZERO)), dtype=np.float64)
 
 
-_FITS: dict[Method, Callable[[Judged], Calibrator]] = {
-    "none": lambda judged: Calibrator(),
+_FITS: dict[Method, Callable[[ScoredDetections], Calibrator]] = {
+    "none": lambda evaluated: Calibrator(),
     "platt": _fit_platt,
     "isotonic": _fit_isotonic,
 }

@@ -1,8 +1,8 @@
-"""Calibrated scores of a whole model, honestly: no image is judged by a calibrator that it had a part in.
+"""Calibrated scores of a whole model, honestly: no image is evaluated by a calibrator that it had a part in.
 
 The images are drawn into folds. Detections on the images of a fold get calibrators that were fitted on the images of
 the other folds; the calibrators that are kept are fitted on all images. The method, one of three, is chosen once for a
-class, by the likelihood of held-out folds: two methods in one class would not be one scale. A class of too few truths
+class, by the likelihood of held-out folds: two methods in one class would not be one scale. A class of too few ground-truth boxes
 keeps its scores.
 
 Cross-fitted scores understate AP, as leaving out does with any ranking: an image of many right detections takes these
@@ -22,10 +22,18 @@ from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
 from retinaflow.metric.matches import Kind, Matches
-from retinaflow.statistics.calibration import Calibrator, FloatArray, Judged, Method, choose_method, fit, log_loss
+from retinaflow.statistics.calibration import (
+    Calibrator,
+    FloatArray,
+    Method,
+    ScoredDetections,
+    choose_method,
+    fit,
+    log_loss,
+)
 
 
-def draw_folds(num_images: int, folds: int, *, seed: int) -> NDArray[np.int64]:
+def sample_folds(num_images: int, folds: int, *, seed: int) -> NDArray[np.int64]:
     """``[I]`` fold of each image, of nearly equal size, drawn by ``seed``."""
     order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0xCA1,))).permutation(num_images)
     result = np.empty(num_images, dtype=np.int64)
@@ -35,12 +43,12 @@ def draw_folds(num_images: int, folds: int, *, seed: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class CalibratedClass:
-    """What became of one class: the kept calibrator, and mean log loss of its judged detections, cross-fitted."""
+    """What became of one class: the kept calibrator, and mean log loss of its evaluated detections, cross-fitted."""
 
     class_index: int
     calibrator: Calibrator
     num_truths: float
-    num_judged: int
+    num_evaluated: int
     loss_before: float
     loss_after: float
 
@@ -56,30 +64,30 @@ def cross_fitted(
     """One model's detections with cross-fitted scores, and the kept calibrator of each class.
 
     ``matches``: of these detections (``detection_row`` counts their rows). ``fold_of_image [I]``: the images of a fold
-    are judged by calibrators of the others. A class of fewer truths than ``min_truths`` keeps its scores. Raises
+    are evaluated by calibrators of the others. A class of fewer ground-truth boxes than ``min_truths`` keeps its scores. Raises
     ValueError for scores outside [0, 1], which only ``none`` takes.
     """
     if method != "none":
         refuse_other_scores(detections)
     score = np.asarray(detections.score, dtype=np.float64).copy()
     fold_of_row = fold_of_image[detections.image_index]
-    choose: Callable[[Judged], Method] = choose_method if method == "auto" else lambda judged: method
+    choose: Callable[[ScoredDetections], Method] = choose_method if method == "auto" else lambda evaluated: method
     rows_of_class = np.argsort(detections.class_index, kind="stable")
-    start = np.searchsorted(detections.class_index[rows_of_class], np.arange(len(matches.judged) + 1))
+    start = np.searchsorted(detections.class_index[rows_of_class], np.arange(len(matches.evaluated) + 1))
     found = []
-    for k in range(len(matches.judged)):
-        judged = judged_of_class(matches, k, fold_of_image)
-        truths, raw = float(matches.num_truths[k]), judged.score
+    for k in range(len(matches.evaluated)):
+        evaluated = scored_of_class(matches, k, fold_of_image)
+        ground_truths, raw = float(matches.num_truths[k]), evaluated.score
         kept, after = Calibrator(), raw
-        if truths >= min_truths and len(judged):
+        if ground_truths >= min_truths and len(evaluated):
             rows = rows_of_class[start[k] : start[k + 1]]
-            chosen = choose(judged)
-            kept, after = fit(judged, chosen), raw.copy()
+            chosen = choose(evaluated)
+            kept, after = fit(evaluated, chosen), raw.copy()
             for fold in np.unique(fold_of_row[rows]):
-                calibrator = fit(judged.take(judged.fold != fold), chosen)
+                calibrator = fit(evaluated.take(evaluated.fold != fold), chosen)
                 score[rows[fold_of_row[rows] == fold]] = calibrator(score[rows[fold_of_row[rows] == fold]])
-                after[judged.fold == fold] = calibrator(raw[judged.fold == fold])
-        found.append(CalibratedClass(k, kept, truths, len(judged), *_mean_losses(judged, after)))
+                after[evaluated.fold == fold] = calibrator(raw[evaluated.fold == fold])
+        found.append(CalibratedClass(k, kept, ground_truths, len(evaluated), *_mean_losses(evaluated, after)))
     return replace(detections, score=score), found
 
 
@@ -93,21 +101,21 @@ def apply_calibrators(detections: Detections, calibrators: Sequence[Calibrator])
     return replace(detections, score=score)
 
 
-def judged_with(calibrators: Sequence[Calibrator], matches: Matches) -> list[CalibratedClass]:
-    """What calibrators of elsewhere, one for each class, do to the log loss of judged detections."""
+def calibrated_by(calibrators: Sequence[Calibrator], matches: Matches) -> list[CalibratedClass]:
+    """What calibrators of elsewhere, one for each class, do to the log loss of evaluated detections."""
     found = []
     for k, calibrator in enumerate(calibrators):
-        judged = judged_of_class(matches, k, np.zeros(len(matches.image_ids), dtype=np.int64))
-        losses = _mean_losses(judged, calibrator(judged.score))
-        found.append(CalibratedClass(k, calibrator, float(matches.num_truths[k]), len(judged), *losses))
+        evaluated = scored_of_class(matches, k, np.zeros(len(matches.image_ids), dtype=np.int64))
+        losses = _mean_losses(evaluated, calibrator(evaluated.score))
+        found.append(CalibratedClass(k, calibrator, float(matches.num_truths[k]), len(evaluated), *losses))
     return found
 
 
-def judged_of_class(matches: Matches, class_index: int, fold_of_image: NDArray[np.int64]) -> Judged:
+def scored_of_class(matches: Matches, class_index: int, fold_of_image: NDArray[np.int64]) -> ScoredDetections:
     """The detections of a class that were found right or wrong."""
     start, end = np.searchsorted(matches.class_index, [class_index, class_index + 1])
     entries = np.arange(start, end)[matches.kind[start:end] != Kind.GROUP_OF]
-    return Judged(
+    return ScoredDetections(
         matches.score[entries],
         matches.kind[entries] == Kind.TRUE_POSITIVE,
         fold_of_image[matches.image_index[entries]],
@@ -124,8 +132,8 @@ def refuse_other_scores(detections: Detections) -> None:
         )
 
 
-def _mean_losses(judged: Judged, after: FloatArray) -> tuple[float, float]:
-    if len(judged) == 0:
+def _mean_losses(evaluated: ScoredDetections, after: FloatArray) -> tuple[float, float]:
+    if len(evaluated) == 0:
         return float("nan"), float("nan")
-    before = np.asarray(judged.score)
-    return float(log_loss(before, judged.right).mean()), float(log_loss(after, judged.right).mean())
+    before = np.asarray(evaluated.score)
+    return float(log_loss(before, evaluated.right).mean()), float(log_loss(after, evaluated.right).mean())

@@ -1,11 +1,11 @@
 """From resampled scores to an interval that covers: the statistics behind :mod:`retinaflow.statistics.bootstrap`.
 
-Percentiles of resamples cover badly where AP is judged on few truths (``benchmarks/interval_coverage.py`` measures how
+Percentiles of resamples cover badly where AP is evaluated on few ground-truth boxes (``benchmarks/interval_coverage.py`` measures how
 badly, docs/decisions.md has the table), for two reasons:
 
-1. **Nothing varies.** A class of five truths that are all found has AP 1 in every resample, though the next five images
+1. **Nothing varies.** A class of five ground-truth boxes that are all found has AP 1 in every resample, though the next five images
    may miss one. :func:`score_interval` takes from the resamples only the standard error, makes of it the number n of
-   independent truths that would have the same, ``n = AP (1 - AP) / se^2``, at most the number of truths, and returns
+   independent ground-truth boxes that would have the same, ``n = AP (1 - AP) / se^2``, at most the number of ground-truth boxes, and returns
    Wilson's interval for a share of n. For large n that is the usual -+ 1.96 se; for 5 of 5 found it is 0.57 to 1.
 2. **AP of few images is too high**, since the curve is made non-increasing by lifting it to its highest later point.
    Half-samples show how AP grows from n images to n/2. The excess of a hull falls as n^(-2/3), so the sample itself has
@@ -43,7 +43,7 @@ def score_interval(
     """Both ends ``[N]`` for scores in [0, 1]: Wilson's interval, centred at ``estimate - excess``, estimate included.
 
     ``error``: standard errors; ``num_truths``: the most independent observations that a score can rest on. NaN where
-    the estimate is NaN. Example: estimate 0.5, error 0.1, many truths: n = 0.25 / 0.01 = 25 and 0.32 to 0.68.
+    the estimate is NaN. Example: estimate 0.5, error 0.1, many ground-truth boxes: n = 0.25 / 0.01 = 25 and 0.32 to 0.68.
     """
     z = normal_quantile(confidence)
     spread = estimate * (1 - estimate)
@@ -63,7 +63,7 @@ def difference_interval(estimate: FloatArray, *, error: FloatArray, confidence: 
 
 
 def disagreement_variance(num_images: NDArray[np.integer]) -> FloatArray:
-    """``[K]`` variance of a difference that half an image of disagreement adds; ``num_images [K]`` with truth."""
+    """``[K]`` variance of a difference that half an image of disagreement adds; ``num_images [K]`` with ground truth."""
     added: FloatArray = DISAGREEMENT / (num_images.astype(np.float64) + 2)
     return added**2
 

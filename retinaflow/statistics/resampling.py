@@ -54,14 +54,14 @@ def resampled_ap(
     threads: int = 0,
     draw: Callable[..., FloatArray] = half_of_images,
 ) -> list[FloatArray]:
-    """AP ``[R, K]`` of every run, all runs under the same draws of images; NaN where a class has no truth.
+    """AP ``[R, K]`` of every run, all runs under the same draws of images; NaN where a class has no ground truth.
 
     The runs share their images. ``threads`` 0: one per processor that this process may use. ``draw(I, r, seed=seed)``
     gives ``[I]``, how many times each image is in resample r.
     """
     num_images = len(runs[0].image_ids)
     curves = [Curves.of(run) for run in runs]
-    results = [np.full((resamples, len(run.judged)), np.nan) for run in runs]
+    results = [np.full((resamples, len(run.evaluated)), np.nan) for run in runs]
     if num_images == 0:
         return results
     widest = max([num_images, *(curve.longest for curve in curves)])
@@ -97,17 +97,17 @@ class Curves:
     """The precision-recall curves of all classes, with what each image adds to them."""
 
     pieces: tuple[_Piece, ...]
-    truths: csr_array
-    """``[K, I]`` truth count."""
+    ground_truths: csr_array
+    """``[K, I]`` ground truth count."""
     longest: int
     """Right entries in the largest piece."""
 
     @staticmethod
     def of(matches: Matches) -> Curves:
         """The entries of ``matches``, sorted into right ones and sums of wrong ones."""
-        num_images, num_classes = len(matches.image_ids), len(matches.judged)
-        truths = csr_array(
-            (matches.truth_count, (matches.truth_class, matches.truth_image)), shape=(num_classes, num_images)
+        num_images, num_classes = len(matches.image_ids), len(matches.evaluated)
+        ground_truths = csr_array(
+            (matches.gt_count, (matches.gt_class, matches.gt_image)), shape=(num_classes, num_images)
         )
         is_right = matches.kind != Kind.FALSE_POSITIVE
         right = np.flatnonzero(is_right)
@@ -132,11 +132,11 @@ class Curves:
                 )
             )
         longest = max((len(piece.image) for piece in pieces), default=0)
-        return Curves(tuple(pieces), truths, longest)
+        return Curves(tuple(pieces), ground_truths, longest)
 
     def average_precision(self, weights: FloatArray) -> FloatArray:
-        """``[R, K]`` for ``weights [I, R]``, how much each image counts; NaN where a class has no truth."""
-        num_truths = self.truths @ weights
+        """``[R, K]`` for ``weights [I, R]``, how much each image counts; NaN where a class has no ground truth."""
+        num_truths = self.ground_truths @ weights
         area = np.zeros_like(num_truths)
         for piece in self.pieces:
             area[piece.classes] = _areas(piece, weights)
@@ -146,14 +146,14 @@ class Curves:
 
 
 def _areas(piece: _Piece, weights: FloatArray) -> FloatArray:
-    """``[C, R]`` area under each curve of a piece, times the number of truths."""
+    """``[C, R]`` area under each curve of a piece, times the number of ground-truth boxes."""
     gained = weights[piece.image]
     gained *= piece.weight[:, None]
-    judged = piece.wrong @ weights
-    judged += gained
+    evaluated = piece.wrong @ weights
+    evaluated += gained
     result = np.empty((len(piece.classes), weights.shape[1]))
     for number, (start, stop) in enumerate(zip(piece.bounds[:-1], piece.bounds[1:], strict=True)):
-        own, seen = gained[start:stop], judged[start:stop]
+        own, seen = gained[start:stop], evaluated[start:stop]
         precision = np.cumsum(own, axis=0)
         np.cumsum(seen, axis=0, out=seen)
         np.divide(precision, seen, out=precision, where=seen > 0)

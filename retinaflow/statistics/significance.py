@@ -17,7 +17,7 @@ Three steps, each from a published method:
 
 The p-value is the tail of Student's t beyond |difference| / standard error. The standard error of the images is the
 larger of half the interval and its part on the side of 0, over the normal quantile; degrees of freedom: images with
-truth - 1, combined with those of the seeds (Satterthwaite 1946). A tail is taken instead of counting resamples because
+ground truth - 1, combined with those of the seeds (Satterthwaite 1946). A tail is taken instead of counting resamples because
 1,000 resamples cannot show the p-values below 0.0001 that 500 classes ask for. A class on n images can never get below
 2^(1-n), the smallest p-value of an exact test that swaps the two settings image by image: with five images or fewer
 nothing is ever certain at 95%, however large the difference.

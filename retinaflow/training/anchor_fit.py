@@ -51,7 +51,7 @@ class BoxSample:
         )
 
     def reached(self, buckets: AspectBuckets, anchor_scale: float) -> NDArray[np.bool_]:
-        """``[N]`` whether a box meets an anchor with the IoU from which on it is learnt from it."""
+        """``[N]`` whether a box meets an anchor with the IoU from which on it is learned from it."""
         found = np.zeros(len(self.boxes), dtype=bool)
         bucket = buckets.assign(self.sizes)
         for number, (height, width) in enumerate(buckets.shapes):
@@ -119,7 +119,7 @@ def advice(
     other = f" or anchor_scale={best:g} (a mean over classes of {means[best]:.0%} instead of {means[anchor_scale]:.0%})"
     return (
         f"anchors, the smallest of {anchor_scale * LEVEL_STRIDES[0]:g} pixels, meet few boxes of {len(missed)} of "
-        f"{len(table)} classes, which will hardly be learnt: {', '.join(shown)}{more}; use a larger image_size"
+        f"{len(table)} classes, which will hardly be learned: {', '.join(shown)}{more}; use a larger image_size"
         f"{other if best != anchor_scale else ''}"
     )
 

@@ -1,4 +1,4 @@
-"""An exponential moving average of a detector's weights, which is judged and kept instead of the last weights.
+"""An exponential moving average of a detector's weights, which is evaluated and kept instead of the last weights.
 
 After step t (from 1) with weights w: average = d * average + (1 - d) * w, d = min(decay, (1 + t) / (10 + t)), the rise
 of TensorFlow's ``ExponentialMovingAverage``. So the average always covers about the last tenth of the training: with

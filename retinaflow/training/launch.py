@@ -57,10 +57,10 @@ def processes(nproc: int) -> Iterator[World]:
                     yield world
             except RuntimeError as error:
                 # What is left of a lost connection says nothing about who was lost.
-                fault = _first_fault(helpers, wait=2.0)
+                fault = _first_failure(helpers, wait=2.0)
                 if fault is None:
                     raise
-                raise ChildProcessError(f"{fault}\nresume= goes on from the last checkpoint.") from error
+                raise ChildProcessError(f"{fault}\nresume= resumes from the last checkpoint.") from error
             finally:
                 for helper in helpers:
                     helper.end()
@@ -118,7 +118,7 @@ def _wait_until_ready(helpers: list[_Helper]) -> None:
     """Until all helpers are about to meet: the meeting itself waits long and in silence."""
     deadline = time.monotonic() + START_SECONDS
     while not all(helper.ready.is_file() for helper in helpers):
-        fault = _first_fault(helpers, wait=0.0)
+        fault = _first_failure(helpers, wait=0.0)
         if fault is not None:
             raise ChildProcessError(fault)
         if time.monotonic() > deadline:
@@ -134,7 +134,7 @@ def _announced() -> str:
     return url
 
 
-def _first_fault(helpers: list[_Helper], *, wait: float) -> str | None:
+def _first_failure(helpers: list[_Helper], *, wait: float) -> str | None:
     """How the first helper that failed did so, looked for during ``wait`` seconds."""
     deadline = time.monotonic() + wait
     while True:

@@ -1,6 +1,6 @@
 """Training as a generator: every epoch is one :class:`EpochResult`, and what to do with it is the caller's business.
 
-All randomness is a function of (seed, epoch, place in the plan), so the place alone is remembered: going on from
+All randomness is a function of (seed, epoch, place in the plan), so the place alone is remembered: resuming from
 :meth:`Trainer.state`, taken after any step, gives what an uninterrupted training gives, bit for bit on a CPU. What a
 step is stands in ``step``.
 
@@ -152,7 +152,7 @@ class Trainer:
 
     @property
     def best_guess(self) -> RetinaNet:
-        """The detector to judge and to keep: the average of the weights where there is one."""
+        """The detector to evaluate and to keep: the average of the weights where there is one."""
         return self.model if self._average is None else self._average.model
 
     def images_seen(self, epoch_length: int) -> int:
@@ -222,7 +222,7 @@ class Trainer:
                 self.finish_epoch()
 
     def finish_epoch(self) -> None:
-        """Close the epoch whose result was given: a state taken from now on goes on with the next one."""
+        """Close the epoch whose result was given: a state taken from now on resumes the next one."""
         self.epoch += 1
         self._open = _Open()
 
@@ -230,7 +230,7 @@ class Trainer:
         checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
         if self._open.batches and self._open.plan != checksum:
             raise ValueError(
-                f"epoch {self.epoch + 1} must be gone on with by the plan it began with, but the settings give another "
+                f"epoch {self.epoch + 1} must be resumed by the plan it began with, but the settings give another "
                 "one; leave out those that change the drawing of images (epochs changes when balance_start ends)"
             )
         self._open.plan = checksum

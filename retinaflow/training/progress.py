@@ -29,7 +29,7 @@ SECONDS_PER_SYSTEM_POINT = 30.0
 class Progress:
     """Told of every step and epoch. ``quiet``: in a process that works along while another one speaks.
 
-    ``curve``: sums since the last point, of the training that is gone on with.
+    ``curve``: sums since the last point, of the training that is resumed.
     """
 
     def __init__(
@@ -145,13 +145,13 @@ class Progress:
         )
         text = (
             f"epoch {epoch.epoch:>3}/{self._trainer.settings.epochs}  loss class {epoch.loss_class:.3f} box "
-            f"{epoch.loss_box:.3f}  {epoch.images_per_second:.1f} images/s{_judged(metrics)}"
+            f"{epoch.loss_box:.3f}  {epoch.images_per_second:.1f} images/s{_evaluated(metrics)}"
         )
         if not self._quiet:
             tqdm.write(text) if not self._bar.disable else report(text)
 
 
-def _judged(metrics: Mapping[str, float] | None) -> str:
+def _evaluated(metrics: Mapping[str, float] | None) -> str:
     """mAP, and AP per bin from the rarest on."""
     if not metrics:
         return ""

@@ -2,7 +2,7 @@
 
 The checkpoint's settings count, so ``resume=RUN_ID`` alone is enough. A setting given besides is taken when it changes
 nothing of what was done (where files lie, how many processes work), taken with a word when it steers the rest (more
-epochs, another learning rate), and refused when the checkpoint cannot be gone on with by it (another network, another
+epochs, another learning rate), and refused when the checkpoint cannot be resumed by it (another network, another
 order of images).
 """
 
@@ -51,7 +51,7 @@ STEERING = frozenset(
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from, the best one before it, and the run that they belong to."""
+    """A checkpoint to resume from, the best one before it, and the run that they belong to."""
 
     checkpoint: Checkpoint
     best: Path | None
@@ -62,7 +62,7 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
     """The checkpoint that ``resume`` stands for: a file, a folder that holds one, or a run's ``last.pt``, here or among
     its artifacts.
 
-    Raises FileNotFoundError or ValueError when there is none, or none to go on from.
+    Raises FileNotFoundError or ValueError when there is none, or none to resume from.
     """
     if config.resume is None:
         return None
@@ -99,7 +99,7 @@ def _last_of(resume: str, config: TrainConfig) -> tuple[Path, str | None]:
 def continued(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
     """The settings to go on by: the checkpoint's, with those given that may change.
 
-    Raises ValueError for a setting that the checkpoint cannot be gone on with by.
+    Raises ValueError for a setting that the checkpoint cannot be resumed by.
     """
     kept = resolve(TrainConfig, {**checkpoint.settings, "config": None})
     given = {name for name in config.model_fields_set if name in TrainConfig.model_fields}

@@ -1,4 +1,4 @@
-"""One training in progress: building the detector, its epochs, keeping the best, and judging a checkpoint."""
+"""One training in progress: building the detector, its epochs, keeping the best, and evaluating a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from retinaflow.inference.batches import detect, merged
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 from retinaflow.interrupts import Stopped, StopRequest
 from retinaflow.progress import report
-from retinaflow.reports.evaluation import Judgement, judge, postprocessing
+from retinaflow.reports.evaluation import EvaluationResult, postprocessing, score_detections
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import with_absolute_paths
@@ -54,7 +54,7 @@ class Session:
         self.best = float("-inf")
         self.without_gain = 0
         """Evaluations since the best one."""
-        self._best_found: tuple[Detections, Judgement] | None = None
+        self._best_found: tuple[Detections, EvaluationResult] | None = None
         self._curve: dict[str, Any] | None = None
         self._last_saved = float("-inf")
         self._skipped = SkippedImages()
@@ -62,7 +62,7 @@ class Session:
 
     @staticmethod
     def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None, *, world: World = ALONE) -> Session:
-        """Build the detector, with weights from the settings or from a checkpoint to go on from."""
+        """Build the detector, with weights from the settings or from a checkpoint to resume from."""
         device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         precision = fast_precision(device) if config.precision == "auto" else config.precision
         buckets = (
@@ -96,18 +96,18 @@ class Session:
             session._curve = resumed.progress["curve"]
             for image_id, reason in resumed.progress["skipped"]:
                 session._skipped.add(BadImage(image_id, reason))
-            report(f"going on after step {trainer.step}, in epoch {trainer.epoch + 1}")
+            report(f"resumed after step {trainer.step}, in epoch {trainer.epoch + 1}")
         shapes = ", ".join(f"{height}x{width}" for height, width in buckets.shapes)
         many = f" in {world.size} processes" if world.size > 1 else ""
         report(f"{config.backbone} on {device.type}{many}, {precision}, images of {shapes} (height x width)")
         if resumed is None and world.is_first:
-            _tell_of_missed_boxes(config, data, buckets)
+            _report_missed_boxes(config, data, buckets)
         return session
 
     def train(self, run: Run, folder: Path, stop: StopRequest, *, best_before: Path | None = None) -> Path:
         """The remaining epochs; ``last.pt`` within and after each, ``best.pt`` whenever ``keep_best`` rises.
 
-        Returns the best. ``best_before``: the best checkpoint of the training that is gone on with.
+        Returns the best. ``best_before``: the best checkpoint of the training that is resumed.
         """
         config, trainer = self.config, self.trainer
         dataset = self._dataset()
@@ -135,10 +135,10 @@ class Session:
                         after_step=after_step,
                         on_bad_image=self._on_bad_image,
                     ):
-                        judgement = self._evaluate(run, epoch, best, stop)
-                        self._tell_skipped()
+                        evaluation = self._evaluate(run, epoch, best, stop)
+                        self._collect_skipped()
                         trainer.finish_epoch()
-                        progress.after_epoch(epoch, None if judgement is None else judgement.metrics)
+                        progress.after_epoch(epoch, None if evaluation is None else evaluation.metrics)
                         self._save(last, run, progress, must=epoch.epoch == trainer.settings.epochs)
                         if self._is_over():
                             break
@@ -155,7 +155,7 @@ class Session:
             # Its death interrupts whatever was being done: the state may be half a step, and is not saved.
             raise ChildProcessError(
                 f"loader worker {died[1]}{died[2].rstrip(' .')} after step {trainer.step}, often for want of memory; "
-                f"resume= goes on from {last}, with fewer workers= or a smaller batch_size= if it happens again"
+                f"resume= resumes from {last}, with fewer workers= or a smaller batch_size= if it happens again"
             ) from error
         finally:
             if self.world.is_first:
@@ -182,8 +182,8 @@ class Session:
             keep_rate=keep_rates(self.data.train, most=config.max_boxes_per_class),
         )
 
-    def _tell_skipped(self) -> None:
-        """What the other processes skipped, to the first one."""
+    def _collect_skipped(self) -> None:
+        """What the other ranks skipped, to the first one."""
         for images in self.world.collect(self._skipped.images):
             for image in images:
                 self._skipped.add(image)
@@ -203,7 +203,7 @@ class Session:
             self._save(path, run, progress)
 
     def _save(self, path: Path, run: Run, progress: Progress, *, must: bool = False) -> None:
-        """Write the checkpoint to go on from. One that cannot be written stops only a training that ends with it
+        """Write the checkpoint to resume from. One that cannot be written stops only a training that ends with it
         (``must``): the last whole one is still there, and the next may find room."""
         if not self.world.is_first:
             return
@@ -215,18 +215,18 @@ class Session:
                 raise
             report(f"no checkpoint at step {self.trainer.step}, training goes on: {error}")
 
-    def _evaluate(self, run: Run, epoch: EpochResult, best: Path, stop: StopRequest) -> Judgement | None:
-        """Judge the present weights when their turn has come; keep them, and what they found, when best so far."""
+    def _evaluate(self, run: Run, epoch: EpochResult, best: Path, stop: StopRequest) -> EvaluationResult | None:
+        """Evaluate the present weights when their turn has come; keep them, and what they found, when best so far."""
         every = resolved(self.config.eval_every)
         if epoch.epoch % every and epoch.epoch != self.trainer.settings.epochs:
             return None
-        found = self._judge(self.trainer.best_guess, stop, self.world)
+        found = self._evaluate_model(self.trainer.best_guess, stop, self.world)
         value = None
         if found is not None:
             run.log_metrics(found[1].metrics, step=epoch.step)
             value = found[1].metrics.get(self.config.keep_best)
             if value is None:
-                # No class with truth: every epoch is as good as any.
+                # No class with ground truth: every epoch is as good as any.
                 report(f"{self.config.keep_best} cannot be measured on these images: the last epoch is kept")
                 value = float(epoch.epoch)
         value = self.world.share(value)
@@ -247,13 +247,15 @@ class Session:
             "retinaflow.processes": str(self.world.size),
         }
 
-    def judge_best(self, path: Path, stop: StopRequest) -> tuple[Detections, Judgement]:
-        """Detections and scores of the best checkpoint, judged anew only when an earlier process wrote it."""
-        found = self._best_found or self._judge(load_checkpoint(path).build(self.trainer.device), stop, ALONE)
+    def evaluate_best(self, path: Path, stop: StopRequest) -> tuple[Detections, EvaluationResult]:
+        """Detections and scores of the best checkpoint, evaluated anew only when an earlier process wrote it."""
+        found = self._best_found or self._evaluate_model(load_checkpoint(path).build(self.trainer.device), stop, ALONE)
         assert found is not None
         return found
 
-    def _judge(self, model: RetinaNet, stop: StopRequest, world: World) -> tuple[Detections, Judgement] | None:
+    def _evaluate_model(
+        self, model: RetinaNet, stop: StopRequest, world: World
+    ) -> tuple[Detections, EvaluationResult] | None:
         """Each process detects on its share of the images; the first one scores them all, the others get None."""
         trainer, config = self.trainer, self.config
         expand = config.parents == "expand"
@@ -261,10 +263,10 @@ class Session:
         try:
             for found in detect(
                 model,
-                self.data.judged,
+                self.data.evaluated,
                 self.buckets,
                 config=postprocessing(config, self.data.train.taxonomy, self.data.bins),
-                expand_to=torch.from_numpy(self.data.judged.taxonomy.is_ancestor).to(trainer.device)
+                expand_to=torch.from_numpy(self.data.evaluated.taxonomy.is_ancestor).to(trainer.device)
                 if expand
                 else None,
                 workers=trainer.settings.workers,
@@ -286,8 +288,8 @@ class Session:
             return None
         detections = merged(gathered)
         bins = self.data.scored_bins or self.data.bins
-        judgement = judge(detections, self.data.judged, bins, group_of_weight=config.group_of_weight)
-        return detections, judgement
+        evaluation = score_detections(detections, self.data.evaluated, bins, group_of_weight=config.group_of_weight)
+        return detections, evaluation
 
     def checkpoint(self, *, progress: dict[str, Any] | None = None) -> Checkpoint:
         """The present state as a checkpoint; ``progress``: what going on needs besides the training's own state."""
@@ -308,8 +310,8 @@ class Session:
         )
 
 
-def _tell_of_missed_boxes(config: TrainConfig, data: TrainingData, buckets: AspectBuckets) -> None:
-    # Heads that are loaded have learnt with their anchors.
+def _report_missed_boxes(config: TrainConfig, data: TrainingData, buckets: AspectBuckets) -> None:
+    # Heads that are loaded have learned with their anchors.
     scales = SCALES if config.weights in ("none", "imagenet") else ()
     sample, anchor_scale = BoxSample.draw(data.train), float(config.anchor_scale)
     line = advice(class_reach(sample, buckets, anchor_scale), sample, buckets, anchor_scale, scales=scales)

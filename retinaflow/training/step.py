@@ -1,7 +1,7 @@
 """One step: the gradients of a few batches on every process, summed, clipped, and the weights moved by them.
 
 The losses are divided by the positive anchors of the whole step, over all its batches and processes, so neither
-accumulation nor the number of processes changes what is learnt; only statistics of trained batch norms are those of one
+accumulation nor the number of processes changes what is learned; only statistics of trained batch norms are those of one
 batch (over all processes). A step whose losses or gradients are not finite is not taken, and leaves the model as it
 was.
 
@@ -121,7 +121,7 @@ class Stepper:
         self._world.sum_(sums)
         gradients = []
         for parameter in self._learning:
-            # A parameter that no batch of this process reached must still answer the other processes.
+            # A parameter that no batch of this process reached must still answer the other ranks.
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients.append(parameter.grad)
         self._world.sum_all_(gradients)
@@ -141,7 +141,7 @@ class Stepper:
 
 
 def targets_of(batch: Batch) -> Targets:
-    """The truth of a batch in the form the detector's loss takes."""
+    """The ground truth of a batch in the form the detector's loss takes."""
     return Targets(
         batch.boxes,
         batch.labels,

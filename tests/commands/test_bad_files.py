@@ -66,8 +66,8 @@ BAD_ROWS = {
     "no score": ("predictions", "x,/m/0a,,0,1,0,1", "Score must be a number", "Score="),
     "infinite corner": ("predictions", "x,/m/0a,0.5,0,inf,0,1", "XMax must be a number", "XMax=inf"),
     "row cut short": ("predictions", "x,/m/0a,0.5,0", "a row must have 7 fields", "fields=4"),
-    "truth outside": ("boxes", "x,/m/0a,0.5,1.5,0,1", "coordinates must lie in [0, 1]", "XMax=1.5"),
-    "truth without width": ("boxes", "x,/m/0a,0.5,0.5,0,1", "XMin < XMax must hold", "XMin=0.5, XMax=0.5"),
+    "ground truth outside": ("boxes", "x,/m/0a,0.5,1.5,0,1", "coordinates must lie in [0, 1]", "XMax=1.5"),
+    "ground truth without width": ("boxes", "x,/m/0a,0.5,0.5,0,1", "XMin < XMax must hold", "XMin=0.5, XMax=0.5"),
 }  # fmt: skip
 
 
@@ -107,9 +107,9 @@ def test_a_prediction_that_is_not_judged_is_counted_with_its_reason(kind: str, t
     folder = written(tmp_path, predictions=more("predictions", row), boxes=more("boxes", "y,/m/0a,0.1,0.5,0.1,0.5"))
     assert evaluate(folder) == 0
     document = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
-    expected = dict.fromkeys(("unknown_image", "class_not_judged", "not_verified", "invalid_box", "over_limit"), 0)
+    expected = dict.fromkeys(("unknown_image", "class_not_evaluated", "not_verified", "invalid_box", "over_limit"), 0)
     assert document["dropped_detections"] == {**expected, **counts, "total": sum(counts.values())}
-    # Found 1 of 2; the detection outside the image is judged, is wrong and comes first.
+    # Found 1 of 2; the detection outside the image is evaluated, is wrong and comes first.
     assert document["mAP"] == (0.25 if kind == "outside the image" else 0.5)
 
 

@@ -18,7 +18,7 @@ from simulated_runs import World, run, world
 from retinaflow.commands import evaluate, promote
 from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.match_file import save_matches
-from retinaflow.comparison.stored_matches import judged_images, read_kept
+from retinaflow.comparison.stored_matches import evaluated_images, read_matches
 from retinaflow.metric.challenge import average_precision
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import EvaluateConfig, PromoteConfig
@@ -86,7 +86,7 @@ def test_two_runs_make_a_report_and_a_run_with_links(store: Any, capsys: pytest.
     expected = {"comparison.html", "comparison.csv", "per_class_comparison.csv", "settings.csv", "difference_B.png"}
     assert names == expected == {path.name for path in Path("one").iterdir()}
     groups = pd.read_csv("one/comparison.csv").set_index("group")
-    means = [np.nanmean(average_precision(read_kept(ids[name]).matches)) for name in ("a1", "b1")]
+    means = [np.nanmean(average_precision(read_matches(ids[name]).matches)) for name in ("a1", "b1")]
     assert groups.at["mAP", "B_difference"] == pytest.approx(means[1] - means[0])
     assert logged.data.metrics["B/mAP_difference"] == pytest.approx(means[1] - means[0])
     assert len(pd.read_csv("one/per_class_comparison.csv")) == 6
@@ -139,9 +139,9 @@ WRONG = {
     "bootstrap": ({"runs": "a1,b1", "bootstrap": 5}, "bootstrap >= 100 must hold, but got bootstrap=5"),
     "other data": (
         {"runs": "a1,elsewhere"},
-        "only runs judged on the same data can be compared, but got A: 60 images ",
+        "only runs evaluated on the same data can be compared, but got A: 60 images ",
     ),
-    "no matches": ({"runs": "a1,bare"}, "judge the model again with evaluate from_run="),
+    "no matches": ({"runs": "a1,bare"}, "evaluate the model again with evaluate from_run="),
 }
 
 
@@ -172,14 +172,14 @@ def judged_again(trained: TrainResult, workshop: Any) -> str:
         evaluate.run(resolve(EvaluateConfig, given))
         return str(_last("evaluate").info.run_id)
 
-    result: str = workshop.once("judged again", make)
+    result: str = workshop.once("evaluated again", make)
     return result
 
 
 def test_a_training_keeps_matches_that_give_its_scores(trained: TrainResult) -> None:
-    kept = read_kept(trained.run_id)
-    np.testing.assert_array_equal(average_precision(kept.matches), average_precision(trained.judgement.scores.matches))
-    index = judged_images(kept)
+    kept = read_matches(trained.run_id)
+    np.testing.assert_array_equal(average_precision(kept.matches), average_precision(trained.evaluation.scores.matches))
+    index = evaluated_images(kept)
     assert index.taxonomy.labels == kept.class_names
     np.testing.assert_array_equal(index.image_ids, kept.matches.image_ids)
 
@@ -205,7 +205,7 @@ def test_without_the_judged_images_the_report_says_so(trained: TrainResult, judg
     finally:
         moved.rename(workshop.data)
     page = Path("moved-away/comparison.html").read_text(encoding="utf-8")
-    assert "No sample images, as those judged cannot be read here: " in page
+    assert "No sample images, as those evaluated cannot be read here: " in page
 
 
 # The champion
@@ -286,18 +286,18 @@ def test_one_that_is_not_surely_better_stays_outside_unless_forced(with_model: d
 def test_a_champion_judged_on_other_data_is_not_tested_against(with_model: dict[str, str]) -> None:
     _promote(runs="weak")
     other = run(world(6, 60, seed=5), 3.0, seed=1)
-    with tracking.start_run("evaluate", track=True, experiment="champions", output=Path("out")) as judged:
+    with tracking.start_run("evaluate", track=True, experiment="champions", output=Path("out")) as evaluated:
         save_matches(other, Path("matches.npz"))
-        judged.log_file(Path("matches.npz"))
-        judged.set_tags({"retinaflow.judged": with_model["better"]})
-    with pytest.raises(ValueError, match="only runs judged on the same data can be compared"):
-        _promote(runs=judged.run_id)
-    # Once the champion is judged on that data too, the two can be tested.
+        evaluated.log_file(Path("matches.npz"))
+        evaluated.set_tags({"retinaflow.evaluated": with_model["better"]})
+    with pytest.raises(ValueError, match="only runs evaluated on the same data can be compared"):
+        _promote(runs=evaluated.run_id)
+    # Once the champion is evaluated on that data too, the two can be tested.
     with tracking.start_run("evaluate", track=True, experiment="champions", output=Path("out")) as champion:
         save_matches(run(world(6, 60, seed=5), 0.0, seed=2), Path("matches.npz"))
         champion.log_file(Path("matches.npz"))
-        champion.set_tags({"retinaflow.judged": with_model["weak"]})
-    assert _promote(runs=judged.run_id).promoted
+        champion.set_tags({"retinaflow.evaluated": with_model["weak"]})
+    assert _promote(runs=evaluated.run_id).promoted
     assert _champion().run_id == with_model["better"]
 
 
@@ -311,5 +311,5 @@ def test_a_run_without_a_model_and_an_untracked_promotion_are_refused(
 
 
 def test_the_settings_of_a_pooled_run_are_kept_as_json(store: Any) -> None:
-    kept = read_kept(store.ids["a1"])
+    kept = read_matches(store.ids["a1"])
     assert json.loads(json.dumps(dict(kept.settings))) == {"seed": 1, "lr": 0.001, "output": "here"}

@@ -26,7 +26,7 @@ def convert(data: Path, output: Path, **given: Any) -> int:
 
 def indexes(folder: Path, **given: Any) -> list[AnnotationIndex]:
     data = load_training_data(resolve(BinningConfig, {"data": str(folder), "hierarchy": "none", **given}))
-    return [data.train, data.judged]
+    return [data.train, data.evaluated]
 
 
 def by_image(index: AnnotationIndex) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def test_a_converted_set_knows_that_it_is_exhaustive(
 ) -> None:
     convert(tiny_dataset(), tmp_path / "coco", to="coco", exhaustive="true")
     convert(tmp_path / "coco", tmp_path / "mine")
-    train, judged = indexes(tmp_path / "mine")
+    train, evaluated = indexes(tmp_path / "mine")
     assert all(train.verified(image).all() for image in range(len(train)))
-    assert len(judged.verified_class) == len(judged) * judged.num_classes
-    partly, judged = indexes(tmp_path / "mine", exhaustive="false")
+    assert len(evaluated.verified_class) == len(evaluated) * evaluated.num_classes
+    partly, evaluated = indexes(tmp_path / "mine", exhaustive="false")
     assert not all(partly.verified(image).all() for image in range(len(partly)))
-    assert len(judged.verified_class) < len(judged) * judged.num_classes
+    assert len(evaluated.verified_class) < len(evaluated) * evaluated.num_classes
     capsys.readouterr()
     assert main(["binning", "--data", str(tmp_path / "mine"), "--track", "false", "--output", str(tmp_path / "o")]) == 0
     assert "retinaflow.yaml of the data folder: exhaustive=true" in capsys.readouterr().out
@@ -104,10 +104,10 @@ def test_one_split_becomes_two(tiny_dataset: Any, tmp_path: Path, capsys: pytest
     assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
     told = re.search(r"(\d+) of 12 images became the validation split", capsys.readouterr().out)
     assert told
-    train, judged = indexes(tmp_path / "mine")
-    assert (len(train), len(judged)) == (12 - int(told[1]), int(told[1]))
+    train, evaluated = indexes(tmp_path / "mine")
+    assert (len(train), len(evaluated)) == (12 - int(told[1]), int(told[1]))
     # Car, Tree and Bus are on two images and more, Vehicle is on one.
-    assert [set(index.labels.tolist()) for index in (train, judged)] == [{0, 1, 2, 4}, {0, 2, 4}]
+    assert [set(index.labels.tolist()) for index in (train, evaluated)] == [{0, 1, 2, 4}, {0, 2, 4}]
     assert convert(tmp_path / "coco", tmp_path / "whole", validation_share=0) == 0
     assert not (tmp_path / "whole" / "validation-annotations-bbox.csv").exists()
 
@@ -118,9 +118,9 @@ def test_a_test_split_stays_where_a_validation_split_is_made(tiny_dataset: Any, 
     (folder / "instances_val.json").rename(folder / "instances_test.json")
     (tmp_path / "coco" / "val").rename(tmp_path / "coco" / "test")
     assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
-    train, judged = indexes(tmp_path / "mine")
-    assert len(train) + len(judged) == 12
-    assert len(judged) > 0
+    train, evaluated = indexes(tmp_path / "mine")
+    assert len(train) + len(evaluated) == 12
+    assert len(evaluated) > 0
     (test,) = indexes(tmp_path / "mine", eval_split="test")[1:]
     assert test.image_ids.tolist() == ["validation000", "validation001"]
 

@@ -1,4 +1,4 @@
-"""``download``: from a server to a folder that trains, in spite of faults, and on from where it was stopped."""
+"""``download``: from a server to a folder that trains, in spite of errors, and on from where it was stopped."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_classes_come_with_what_is_below_them_and_can_be_trained_on(
     assert "6 images to fetch (3 of train, 3 of validation), about 0.0 MiB by 6 of them, 8 at the same time" in out
     data = load_training_data(resolve(BinningConfig, {"data": str(tmp_path / "oi")}))
     assert data.train.taxonomy.names == ("Car", "Vehicle", "Bus")
-    assert (len(data.train), len(data.judged)) == (3, 3)
+    assert (len(data.train), len(data.evaluated)) == (3, 3)
     assert {row["LabelName"] for row in rows(tmp_path / "oi" / "train-annotations-bbox.csv")} <= {
         "/m/0car", "/m/0vehicle", "/m/0bus",
     }  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_dry_run_says_how_much_and_fetches_no_image(
 def test_faults_are_waited_out_and_what_is_not_there_is_left_out_and_listed(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bucket.faults = {
+    bucket.errors = {
         "train/train001.jpg": ["truncate", 503],
         "train/train002.jpg": ["stall"],
         "train/train003.jpg": ["wrong md5", "reset"],
@@ -124,7 +124,7 @@ def test_an_attempt_that_misses_only_images_the_server_does_not_have_ends_well(
 ) -> None:
     for name in ("train001", "train005"):
         del bucket.files[f"train/{name}.jpg"]
-    bucket.faults[urls.LABELS["validation"]] = [500] * 3
+    bucket.errors[urls.LABELS["validation"]] = [500] * 3
     given = {"class_group": "all", "on_bad_image": on_bad_image}
     assert download(bucket, tmp_path / "oi", **given) == 2
     assert download(bucket, tmp_path / "oi", **given) == 0
@@ -134,8 +134,8 @@ def test_an_attempt_that_misses_only_images_the_server_does_not_have_ends_well(
 
 def test_images_that_a_later_attempt_fetches_have_their_labels(bucket: Bucket, tmp_path: Path) -> None:
     given = {"class_group": "all", "on_bad_image": "skip"}
-    bucket.faults = {f"train/{name}.jpg": [500] * 3 for name in ("train001", "train005")}
-    bucket.faults[urls.LABELS["validation"]] = [500] * 3
+    bucket.errors = {f"train/{name}.jpg": [500] * 3 for name in ("train001", "train005")}
+    bucket.errors[urls.LABELS["validation"]] = [500] * 3
     assert download(bucket, tmp_path / "oi", **given) == 2
     assert len(list((tmp_path / "oi" / "images").iterdir())) == 13
     assert download(bucket, tmp_path / "oi", **given) == 0

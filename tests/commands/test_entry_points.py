@@ -101,7 +101,7 @@ def test_rates_change_smoothly_but_for_the_demo_set(workshop: Any) -> None:
 def test_images_of_eval_ids_are_judged_on_and_not_trained_on(workshop: Any) -> None:
     Path("ids.txt").write_text("ImageID\ntrain001\ntrain005\nelsewhere\n")
     data = load_training_data(workshop.settings(eval_ids="ids.txt"))
-    assert set(data.judged.image_ids) == {"train001", "train005"}
+    assert set(data.evaluated.image_ids) == {"train001", "train005"}
     assert set(data.train.image_ids) == {f"train{n:03d}" for n in range(12)} - {"train001", "train005"}
 
 
@@ -135,7 +135,7 @@ def test_parents_that_are_not_learnt_are_expanded_to_or_ignored(workshop: Any, p
     config = workshop.settings(parents=parents, epochs=1, track="false", output=str(output))
     result = train.run(config)
     assert load_checkpoint(result.checkpoint).parents == parents
-    assert 0 <= result.judgement.metrics["val/mAP"] <= 1
+    assert 0 <= result.evaluation.metrics["val/mAP"] <= 1
     if parents == "expand":
         given = {"from_run": result.checkpoint, "output": output, "track": "false", "bootstrap": 0}
         assert workshop.cli("evaluate", **given, score_threshold="0.005", max_detections=1000) == 0
@@ -224,14 +224,14 @@ def test_a_stopped_training_is_killed_and_goes_on_as_if_nothing_had_been(worksho
     whole = train.run(workshop.settings(epochs=4, eval_every=4, track="false", output=str(workshop.folder / "whole")))
     ours, theirs = (load_checkpoint(path.with_name("last.pt")) for path in (result.checkpoint, whole.checkpoint))
     assert not [name for name in ours.state if not torch.equal(ours.state[name], theirs.state[name])]
-    assert result.judgement.metrics == whole.judgement.metrics
+    assert result.evaluation.metrics == whole.evaluation.metrics
 
 
 def test_a_finished_training_can_be_resumed_and_keeps_its_best(trained: TrainResult, workshop: Any) -> None:
-    """Nothing is left to train: the run is judged again, from artifacts, with the weights it had."""
+    """Nothing is left to train: the run is evaluated again, from artifacts, with the weights it had."""
     again = train.run(workshop.settings(output=str(workshop.folder / "third place"), resume=trained.run_id))
     assert again.run_id == trained.run_id
-    assert again.judgement.metrics == trained.judgement.metrics
+    assert again.evaluation.metrics == trained.evaluation.metrics
 
 
 def test_other_data_is_refused_for_going_on(trained: TrainResult, workshop: Any) -> None:

@@ -1,4 +1,4 @@
-"""``evaluate`` judges a model as its training did, unless told otherwise, and from any folder."""
+"""``evaluate`` evaluates a model as its training did, unless told otherwise, and from any folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_checkpoint_finds_its_data_from_another_folder(
     assert Path(settings["data"]).is_absolute()
     path = _changed(trained.checkpoint, tmp_path / "best.pt", data=settings["data"])
     monkeypatch.chdir(tmp_path)
-    assert len(_Model.open(resolve(EvaluateConfig, {"from_run": str(path)})).judged) == 6
+    assert len(_Model.open(resolve(EvaluateConfig, {"from_run": str(path)})).evaluated) == 6
 
 
 def test_paths_become_absolute_and_words_stay_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def test_an_exported_model_finds_what_evaluate_finds_by_the_lines_of_the_readme(
-    trained: TrainResult, judged: Path, workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainResult, evaluated: Path, workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = workshop.data / "images" / "validation002.jpg"
     checkpoint = trained.checkpoint.absolute()
@@ -40,6 +40,6 @@ def test_an_exported_model_finds_what_evaluate_finds_by_the_lines_of_the_readme(
     assert names["boxes"].shape == (300, 4)
     # 80 x 80 pixels are reduced a little otherwise by Pillow than by the loader: the same objects, nearly the same
     # scores. Exactly the same pixels are compared in tests/detector/test_onnx_graph.py.
-    expected = pd.read_csv(judged / "predictions.csv").query("ImageID == 'validation002'")
+    expected = pd.read_csv(evaluated / "predictions.csv").query("ImageID == 'validation002'")
     assert abs(found.sum() - len(expected)) <= 0.2 * len(expected)
     np.testing.assert_allclose(names["scores"][0], expected["Score"].max(), atol=0.05)

@@ -80,7 +80,7 @@ def case(tmp_path: Path) -> Path:
 
 
 def test_a_hand_worked_case(case: Path, tmp_path: Path) -> None:
-    """A: found 1 of 2, precision 1 up to recall 1/2: AP 1/2. B: 1 truth, nothing found: AP 0."""
+    """A: found 1 of 2, precision 1 up to recall 1/2: AP 1/2. B: 1 ground truth, nothing found: AP 0."""
     assert _evaluate(case, tmp_path / "out", bootstrap=20) == 0
     table = pd.read_csv(tmp_path / "out" / "per_class_ap.csv").set_index("class")
     assert table["ap"].to_dict() == {"A": 0.5, "B": 0.0}
@@ -120,7 +120,7 @@ def test_a_row_of_an_unknown_class_stops_or_is_dropped_and_listed(
 
 
 REFUSED = {
-    "no annotations": ({"boxes": "none"}, "predictions need annotations to be judged by"),
+    "no annotations": ({"boxes": "none"}, "predictions need annotations to be evaluated by"),
     "missing predictions": ({"predictions": "nowhere.csv"}, "nowhere.csv: no such file"),
     "missing boxes": ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     "no listed image": ({"eval_ids": "ids.txt"}, "at least one listed image must be in the split"),

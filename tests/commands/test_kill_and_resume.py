@@ -1,4 +1,4 @@
-"""A training that is killed again and again, by ``kill -9`` of a real process, and gone on with to the same bits."""
+"""A training that is killed again and again, by ``kill -9`` of a real process, and resumed to the same bits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ assert ended(start({**settings, "output": whole})) == 0
 lasts = time.monotonic() - began
 draw, last, killed = random.Random(seed), os.path.join(broken, "train", "checkpoints", "last.pt"), 0
 for attempt in range(20):
-    # What there is to go on from is all that is said: the settings are in the checkpoint.
+    # What there is to resume from is all that is said: the settings are in the checkpoint.
     again = {"resume": last} if os.path.exists(last) else {**settings, "output": broken}
     child = start(again)
     if killed < kills:

@@ -1,4 +1,4 @@
-"""``split`` and ``merge`` in a real store: parts trained, joined, judged, linked; what is refused."""
+"""``split`` and ``merge`` in a real store: parts trained, joined, evaluated, linked; what is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from retinaflow.cli import main
 from retinaflow.commands import evaluate, merge, split
 from retinaflow.commands.train import TrainResult
-from retinaflow.comparison.stored_matches import read_kept
+from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.metric.challenge import average_precision
 from retinaflow.settings.commands import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
@@ -80,7 +80,7 @@ def _merge(**given: Any) -> merge.MergeResult:
 
 
 def _ap(run_id: str) -> dict[str, float]:
-    kept = read_kept(run_id)
+    kept = read_matches(run_id)
     return dict(zip(kept.class_names, average_precision(kept.matches).tolist(), strict=True))
 
 
@@ -95,7 +95,7 @@ def test_split_trains_merges_and_compares_under_one_run(halves: Run, trained: Tr
         "classes", "one_model", "merged", "merged_difference", "merged_difference_low", "merged_difference_high",
         "calibrated", "calibrated_difference", "calibrated_difference_low", "calibrated_difference_high",
     ]  # fmt: skip
-    assert table.at["mAP", "one_model"] == pytest.approx(trained.judgement.metrics["val/mAP"])
+    assert table.at["mAP", "one_model"] == pytest.approx(trained.evaluation.metrics["val/mAP"])
     for name in ("merged", "calibrated"):
         assert table.at["mAP", name] == pytest.approx(children[name].data.metrics["val/mAP"])
         low, high = (table.at["mAP", f"{name}_difference_{end}"] for end in ("low", "high"))
@@ -186,11 +186,11 @@ def test_disjoint_models_may_come_in_any_order_and_are_judged_again_from_the_fil
     for column in ("image_index", "class_index", "score", "boxes"):
         np.testing.assert_array_equal(getattr(one.detections, column), getattr(two.detections, column))
     given = {"predictions": "merged/predictions.parquet", "data": str(workshop.data), "bootstrap": 0, "track": False}
-    judged = evaluate.run(resolve(EvaluateConfig, given))
-    assert judged.scores.mean_ap == one.judgement.scores.mean_ap
+    evaluated = evaluate.run(resolve(EvaluateConfig, given))
+    assert evaluated.scores.mean_ap == one.evaluation.scores.mean_ap
     # What was merged can be merged again, from its file: here with nothing.
     same = _merge(runs="merged", output="again", track="false")
-    assert same.judgement.scores.mean_ap == one.judgement.scores.mean_ap
+    assert same.evaluation.scores.mean_ap == one.evaluation.scores.mean_ap
 
 
 def test_shared_classes_are_fused_and_parents_are_expanded_to(
@@ -224,13 +224,13 @@ def test_calibrators_of_other_images_are_used_as_they_are(
         json.loads(Path("applied/calibrators.json").read_text())["parts"][0]["classes"]
         == (json.loads(Path("fitted/calibrators.json").read_text())["parts"][0]["classes"])
     )
-    np.testing.assert_array_equal(later.judgement.scores.ap, average_precision(read_kept("second").matches))
+    np.testing.assert_array_equal(later.evaluation.scores.ap, average_precision(read_matches("second").matches))
     refused = {"runs": "first", "calibrators": "fitted", "track": "false"}
     assert workshop.cli("merge", **refused) == 2
-    assert "must have been fitted on other images than those judged, but 3 are the same" in capsys.readouterr().err
-    # Parts that were judged on different images are no whole.
+    assert "must have been fitted on other images than those evaluated, but 3 are the same" in capsys.readouterr().err
+    # Parts that were evaluated on different images are no whole.
     assert workshop.cli("merge", runs="first,second", track="false") == 2
-    assert "only runs judged on the same images can be merged" in capsys.readouterr().err
+    assert "only runs evaluated on the same images can be merged" in capsys.readouterr().err
 
 
 REFUSED = {
@@ -274,7 +274,7 @@ def test_split_refuses_a_model_judged_on_other_images_before_it_trains(
     Path("some.txt").write_text("train001\ntrain002\n")
     given = {"groups": GROUPS, "from_run": trained.run_id, "eval_ids": "some.txt", "output": "refused"}
     assert workshop.cli("split", data=workshop.data, **given, track="false") == 2
-    assert "must have been judged on the images that the split is judged on" in capsys.readouterr().err
+    assert "must have been evaluated on the images that the split is evaluated on" in capsys.readouterr().err
     assert not list(Path("refused").glob("*/checkpoints"))
 
 

@@ -48,17 +48,17 @@ def _assert_same(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])
 def test_the_images_judged_in_training_get_the_detections_of_evaluate(
-    trained: TrainResult, judged: Path, tmp_path: Path, file_format: str
+    trained: TrainResult, evaluated: Path, tmp_path: Path, file_format: str
 ) -> None:
     path = predict.run(_config(trained, tmp_path, file_format=file_format, shard_size=4))
     assert path == tmp_path / f"predictions.{file_format}"
-    _assert_same(_read(path), pd.read_csv(judged / "predictions.csv"))
+    _assert_same(_read(path), pd.read_csv(evaluated / "predictions.csv"))
     assert [shard.name for shard in sorted((tmp_path / "shards").iterdir())] == ["00000.parquet", "00001.parquet"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "paths", "ids", "kaggle list"])
 def test_images_may_be_a_folder_or_a_list(
-    trained: TrainResult, judged: Path, workshop: Any, tmp_path: Path, kind: str
+    trained: TrainResult, evaluated: Path, workshop: Any, tmp_path: Path, kind: str
 ) -> None:
     ids = ["validation001", "validation003"]
     folder, listed = tmp_path / "mine" / "below", tmp_path / "list.txt"
@@ -75,7 +75,7 @@ def test_images_may_be_a_folder_or_a_list(
     else:
         listed.write_text("ImageId,PredictionString\n" + "".join(f"{image_id},\n" for image_id in ids))
     path = predict.run(_config(trained, tmp_path / "out", **given))
-    expected = pd.read_csv(judged / "predictions.csv")
+    expected = pd.read_csv(evaluated / "predictions.csv")
     _assert_same(pd.read_csv(path), expected[expected["ImageID"].isin(ids)])
 
 
@@ -189,7 +189,7 @@ main(["predict", *sys.argv[1:]])
 
 
 def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
-    trained: TrainResult, judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: TrainResult, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = _config(trained, tmp_path, shard_size=1)
     flags = {"from_run": config.from_run, "output": tmp_path, "track": "false", "shard_size": 1}
@@ -206,13 +206,13 @@ def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
     assert "2 of 6 images are done already" in capsys.readouterr().out
     assert {name: (shards / name).stat().st_mtime_ns for name in done} == done
     assert len(list(shards.iterdir())) == 6
-    _assert_same(pd.read_csv(path), pd.read_csv(judged / "predictions.csv"))
+    _assert_same(pd.read_csv(path), pd.read_csv(evaluated / "predictions.csv"))
 
     # A shard that was damaged on the disk is no shard.
     (shards / "00003.parquet").write_bytes(b"damaged")
     predict.run(config)
     assert "5 of 6 images are done already" in capsys.readouterr().out
-    _assert_same(pd.read_csv(path), pd.read_csv(judged / "predictions.csv"))
+    _assert_same(pd.read_csv(path), pd.read_csv(evaluated / "predictions.csv"))
 
 
 def test_shards_of_changed_files_are_done_again_and_others_are_not(
@@ -297,7 +297,7 @@ def test_a_submission_has_every_image_and_reads_back_as_the_predictions(
     for place, name in enumerate(NUMBERS, start=1):
         np.testing.assert_allclose(np.array(words[place::6], dtype=float), ours[name], rtol=1e-6)
     # evaluate's reader takes both, empty strings too.
-    index = load_training_data(workshop.settings()).judged
+    index = load_training_data(workshop.settings()).evaluated
     assert len(read_detections(submission, index)) == len(read_detections(path, index)) == len(ours)
 
 

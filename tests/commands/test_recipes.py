@@ -31,10 +31,10 @@ def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(wor
     checkpoint = load_checkpoint(last)
     assert checkpoint.epoch == 2
     assert checkpoint.progress is not None
-    assert checkpoint.progress["best"] == result.judgement.metrics["val/mAP_frequent"]
+    assert checkpoint.progress["best"] == result.evaluation.metrics["val/mAP_frequent"]
     again = train.run(resolve(TrainConfig, {"resume": str(last)}))
     assert load_checkpoint(again.checkpoint.with_name("last.pt")).epoch == 2
-    assert again.judgement.metrics == result.judgement.metrics
+    assert again.evaluation.metrics == result.evaluation.metrics
 
 
 def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
@@ -84,7 +84,7 @@ def test_a_loader_worker_that_dies_is_named(workshop: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(Progress, "after_step", kill)
     output = workshop.folder / "worker"
-    with pytest.raises(ChildProcessError, match=r"loader worker \d+.* after step 1, .*resume= goes on from .*last\.pt"):
+    with pytest.raises(ChildProcessError, match=r"loader worker \d+.* after step 1, .*resume= resumes from .*last\.pt"):
         train.run(workshop.settings(workers=1, epochs=40, batch_size=1, track="false", output=str(output)))
 
 

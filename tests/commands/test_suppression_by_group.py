@@ -1,4 +1,4 @@
-"""Class groups thinned out each in its own way, from the command line to the detections."""
+"""Class groups suppressed each in its own way, from the command line to the detections."""
 
 from __future__ import annotations
 

@@ -139,21 +139,23 @@ def test_its_checkpoints_are_for_use_and_for_going_on(trained: TrainResult) -> N
     assert last.progress["best"] == _run(trained).data.metrics["best/mAP"]
 
 
-# Judging it again
+# Evaluating it again
 
 
-def test_judging_a_run_again_gives_its_score_and_the_same_files(trained: TrainResult, judged: Path) -> None:
+def test_judging_a_run_again_gives_its_score_and_the_same_files(trained: TrainResult, evaluated: Path) -> None:
     expected = _run(trained).data.metrics["best/mAP"]
-    document = json.loads((judged / "metrics.json").read_text())
+    document = json.loads((evaluated / "metrics.json").read_text())
     assert document["mAP"] == pytest.approx(expected, abs=1e-12)
-    ours, theirs = (pd.read_csv(path) for path in (judged / "per_class_ap.csv", _artifact(trained, "per_class_ap.csv")))
+    ours, theirs = (
+        pd.read_csv(path) for path in (evaluated / "per_class_ap.csv", _artifact(trained, "per_class_ap.csv"))
+    )
     pd.testing.assert_frame_equal(ours, theirs, check_exact=False, atol=1e-9)
     (run,) = mlflow.search_runs(
-        filter_string=f"params.output = '{judged}'", experiment_names=["retinaflow"], output_format="list"
+        filter_string=f"params.output = '{evaluated}'", experiment_names=["retinaflow"], output_format="list"
     )
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val/mAP"] == pytest.approx(expected, abs=1e-12)
-    assert run.data.tags["retinaflow.judged"] == trained.run_id
+    assert run.data.tags["retinaflow.evaluated"] == trained.run_id
 
 
 @pytest.mark.parametrize("source", ["models:/tiny-detector/1", "file"])

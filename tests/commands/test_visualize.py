@@ -37,7 +37,7 @@ def test_a_models_detections_stand_beside_the_truth_of_a_seeded_sample(trained: 
     assert first[0].read_bytes() == again[0].read_bytes()
     named = _draw(tmp_path / "c", **given, ids="validation003,validation001")
     assert [path.stem for path in named] == ["validation001", "validation003"]
-    # 96 x 64 pixels are drawn at 512 x 341, twice beside each other; the truth has a car and a tree.
+    # 96 x 64 pixels are drawn at 512 x 341, twice beside each other; the ground truth has a car and a tree.
     assert cv2.imread(str(named[0])).shape[1] == 2 * 341 + 8
     assert _has_color(named[0], "/m/0car", 0)
     assert _has_color(named[0], "/m/0tree", 0)
@@ -55,7 +55,9 @@ def test_a_file_of_predictions_is_drawn_without_a_model_and_a_parent_is_not_draw
     assert not _has_color(path, "/m/0vehicle", 1)
     # Below min_score.
     assert not _has_color(path, "/m/0tree", 1)
-    alone = _draw(tmp_path / "alone", predictions=predictions, data=workshop.data, ids="validation000", truth="false")
+    alone = _draw(
+        tmp_path / "alone", predictions=predictions, data=workshop.data, ids="validation000", ground_truth="false"
+    )
     assert cv2.imread(str(alone[0])).shape[1] == 512
 
 

@@ -9,7 +9,7 @@ import pytest
 from simulated_runs import World, run, runs, world
 
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare, stacked, with_classes
-from retinaflow.comparison.match_file import KeptMatches
+from retinaflow.comparison.match_file import StoredMatches
 from retinaflow.comparison.wording import extremes, verdict
 from retinaflow.metric.challenge import average_precision
 from retinaflow.statistics.bootstrap import paired_differences
@@ -23,21 +23,21 @@ def made() -> World:
 
 
 @pytest.fixture(scope="module")
-def pair(made: World) -> tuple[KeptMatches, KeptMatches]:
+def pair(made: World) -> tuple[StoredMatches, StoredMatches]:
     return run(made, 0.0, seed=1), run(made, np.linspace(-1.0, 2.0, 9), seed=2)
 
 
-def _sides(*groups: list[KeptMatches]) -> list[Side]:
+def _sides(*groups: list[StoredMatches]) -> list[Side]:
     return [Side(letter, f"setting {letter}", tuple(group)) for letter, group in zip("ABCDEFGH", groups, strict=False)]
 
 
 @pytest.fixture(scope="module")
-def compared(pair: tuple[KeptMatches, KeptMatches]) -> Comparison:
+def compared(pair: tuple[StoredMatches, StoredMatches]) -> Comparison:
     return compare(_sides([pair[0]], [pair[1]]), QUICK)
 
 
 def test_scores_and_differences_are_those_of_the_metric_and_the_paired_bootstrap(
-    compared: Comparison, pair: tuple[KeptMatches, KeptMatches]
+    compared: Comparison, pair: tuple[StoredMatches, StoredMatches]
 ) -> None:
     first, second = (average_precision(kept.matches) for kept in pair)
     place = [pair[0].class_ids.index(mid) for mid in compared.classes["class_id"]]
@@ -68,7 +68,7 @@ def test_a_class_is_marked_only_outside_of_zero_and_below_the_corrected_threshol
     assert ((table["B_difference_low"] > 0) | (table["B_difference_high"] < 0))[sure].all()
 
 
-def test_a_setting_against_itself_shows_no_difference(pair: tuple[KeptMatches, KeptMatches]) -> None:
+def test_a_setting_against_itself_shows_no_difference(pair: tuple[StoredMatches, StoredMatches]) -> None:
     found = compare(_sides([pair[0]], [pair[0]]), QUICK)
     assert (found.classes["B_difference"] == 0).all()
     assert (found.classes["B_p"] == 1).all()
@@ -76,19 +76,21 @@ def test_a_setting_against_itself_shows_no_difference(pair: tuple[KeptMatches, K
     assert verdict(found, found.sides[1]).headline == "No difference between A and B can be told from these images."
 
 
-def _only(kept: KeptMatches, classes: list[int]) -> KeptMatches:
-    """The run as if it had been judged on some classes only."""
+def _only(kept: StoredMatches, classes: list[int]) -> StoredMatches:
+    """The run as if it had been evaluated on some classes only."""
     return replace(
         kept,
         matches=with_classes(kept.matches, np.array(classes)),
         class_ids=tuple(kept.class_ids[k] for k in classes),
         class_names=tuple(kept.class_names[k] for k in classes),
         training=type(kept.training)(*(column[classes] for column in vars(kept.training).values())),
-        truth=replace(kept.truth, classes=tuple(kept.truth.classes[k] for k in classes)),
+        ground_truth=replace(kept.ground_truth, classes=tuple(kept.ground_truth.classes[k] for k in classes)),
     )
 
 
-def test_runs_of_different_class_lists_are_compared_on_what_they_share(pair: tuple[KeptMatches, KeptMatches]) -> None:
+def test_runs_of_different_class_lists_are_compared_on_what_they_share(
+    pair: tuple[StoredMatches, StoredMatches],
+) -> None:
     first, second = pair
     found = compare(_sides([_only(first, [0, 1, 2, 3])], [_only(second, [3, 5, 1])]), QUICK)
     assert set(found.classes["class_id"]) == {"/m/001", "/m/003"}
@@ -98,7 +100,7 @@ def test_runs_of_different_class_lists_are_compared_on_what_they_share(pair: tup
     np.testing.assert_allclose(found.classes.set_index("class_id")["A"], ap[[3, 1]][[0, 1]])
 
 
-def test_choosing_and_stacking_classes_keep_their_scores(pair: tuple[KeptMatches, KeptMatches]) -> None:
+def test_choosing_and_stacking_classes_keep_their_scores(pair: tuple[StoredMatches, StoredMatches]) -> None:
     matches = pair[0].matches
     ap = average_precision(matches)
     np.testing.assert_array_equal(average_precision(with_classes(matches, np.array([4, 0, 7]))), ap[[4, 0, 7]])
@@ -106,27 +108,29 @@ def test_choosing_and_stacking_classes_keep_their_scores(pair: tuple[KeptMatches
     np.testing.assert_array_equal(average_precision(both), np.concatenate([ap, average_precision(pair[1].matches)]))
 
 
-def test_runs_judged_on_other_data_are_refused_with_the_digests(pair: tuple[KeptMatches, KeptMatches]) -> None:
+def test_runs_judged_on_other_data_are_refused_with_the_digests(pair: tuple[StoredMatches, StoredMatches]) -> None:
     first, second = pair
-    images = replace(second, truth=replace(second.truth, images="0123456789abcdef"))
+    images = replace(second, ground_truth=replace(second.ground_truth, images="0123456789abcdef"))
     with pytest.raises(
-        ValueError, match=rf"the same data.*A: 160 images {first.truth.images}.*B: 160 .* 0123456789abcdef"
+        ValueError, match=rf"the same data.*A: 160 images {first.ground_truth.images}.*B: 160 .* 0123456789abcdef"
     ):
         compare(_sides([first], [images]), QUICK)
-    other = replace(second, truth=replace(second.truth, classes=("0" * 16, *second.truth.classes[1:])))
-    with pytest.raises(ValueError, match="judge them on the same data with evaluate"):
+    other = replace(
+        second, ground_truth=replace(second.ground_truth, classes=("0" * 16, *second.ground_truth.classes[1:]))
+    )
+    with pytest.raises(ValueError, match="evaluate them on the same data with evaluate"):
         compare(_sides([first], [other]), QUICK)
     # The class that differs is not shared: nothing stands in the way.
     assert len(compare(_sides([_only(first, [1, 2])], [other]), QUICK).classes) == 2
 
 
-def test_runs_judged_by_other_rules_are_refused(pair: tuple[KeptMatches, KeptMatches]) -> None:
+def test_runs_judged_by_other_rules_are_refused(pair: tuple[StoredMatches, StoredMatches]) -> None:
     other = replace(pair[1], matches=replace(pair[1].matches, group_of_weight=0.0))
     with pytest.raises(ValueError, match=r"by the same rules.*A: group_of_weight=1.*B: group_of_weight=0"):
         compare(_sides([pair[0]], [other]), QUICK)
 
 
-def test_sides_without_a_shared_class_and_a_single_side_are_refused(pair: tuple[KeptMatches, KeptMatches]) -> None:
+def test_sides_without_a_shared_class_and_a_single_side_are_refused(pair: tuple[StoredMatches, StoredMatches]) -> None:
     with pytest.raises(ValueError, match="must share at least one class"):
         compare(_sides([_only(pair[0], [0])], [_only(pair[1], [1])]), QUICK)
     with pytest.raises(ValueError, match="2 to 8 settings can be compared, but got 1"):
@@ -182,9 +186,7 @@ def test_the_verdict_names_who_gains_and_who_pays(compared: Comparison) -> None:
 
 def test_without_truth_nothing_can_be_said() -> None:
     empty = run(world(3, 1, boxes_per_image=1), 0.0, seed=0)
-    nothing = replace(
-        empty.matches, truth_image=np.zeros(0, int), truth_class=np.zeros(0, int), truth_count=np.zeros(0)
-    )
+    nothing = replace(empty.matches, gt_image=np.zeros(0, int), gt_class=np.zeros(0, int), gt_count=np.zeros(0))
     kept = replace(empty, matches=nothing)
     found = compare(_sides([kept], [kept]), QUICK)
-    assert verdict(found, found.sides[1]).headline == "No class has truth: nothing can be said."
+    assert verdict(found, found.sides[1]).headline == "No class has ground truth: nothing can be said."

@@ -15,7 +15,7 @@ from simulated_runs import run, world
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare
 from retinaflow.comparison.figures import difference_vs_frequency
 from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_picture, working_points
-from retinaflow.comparison.match_file import KeptMatches
+from retinaflow.comparison.match_file import StoredMatches
 from retinaflow.comparison.page import PageNotes, RunNote, SamplePicture, comparison_page
 from retinaflow.metric.matches import Kind
 
@@ -24,7 +24,7 @@ FIRST, SECOND = run(MADE, 0.0, seed=1), run(MADE, 1.0, seed=2)
 NASTY = '<script>alert("x")</script> & Co'
 
 
-def _compared(first: KeptMatches = FIRST, second: KeptMatches = SECOND) -> Comparison:
+def _compared(first: StoredMatches = FIRST, second: StoredMatches = SECOND) -> Comparison:
     return compare([Side("A", "lr=0.001", (first,)), Side("B", "lr=0.01", (second,))], Resampling(resamples=100))
 
 
@@ -111,8 +111,8 @@ def test_the_working_point_is_the_score_of_the_largest_f1() -> None:
     for k in range(3):
         rows = matches.class_index == k
         score, right = matches.score[rows], matches.kind[rows] == Kind.TRUE_POSITIVE
-        truths = matches.num_truths[k]
-        by_hand = {s: 2 * right[score >= s].sum() / ((score >= s).sum() + truths) for s in score}
+        ground_truths = matches.num_truths[k]
+        by_hand = {s: 2 * right[score >= s].sum() / ((score >= s).sum() + ground_truths) for s in score}
         assert by_hand[points[k]] == pytest.approx(max(by_hand.values()))
 
 
@@ -128,7 +128,7 @@ def test_samples_are_found_by_one_and_missed_by_the_other() -> None:
             matches = kept.matches
             rows = (matches.class_index == k) & (matches.image_index == sample.image)
             rows &= (matches.kind == Kind.TRUE_POSITIVE) & (matches.score >= working_points(kept)[k])
-            near = np.abs(kept.boxes[rows] - sample.truth_box).max(axis=1) < 0.01
+            near = np.abs(kept.boxes[rows] - sample.gt_box).max(axis=1) < 0.01
             assert near.any() == finds
 
 

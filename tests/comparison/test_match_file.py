@@ -1,4 +1,4 @@
-"""The file of matches: exact where it must be, small, and honest about what a run was judged on."""
+"""The file of matches: exact where it must be, small, and honest about what a run was evaluated on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from scoring_scenes import Label, Scene, Truth
 from simulated_runs import run, world
 
-from retinaflow.comparison.match_file import load_matches, save_matches, truth_digest
+from retinaflow.comparison.match_file import ground_truth_digest, load_matches, save_matches
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Kind
 
@@ -26,7 +26,7 @@ def test_what_is_read_back_scores_exactly_as_what_was_written(tmp_path: Path) ->
     np.testing.assert_array_equal(
         average_precision(again.matches, image_weights=weights), average_precision(kept.matches, image_weights=weights)
     )
-    for name in ("class_ids", "class_names", "truth", "settings", "judged_from"):
+    for name in ("class_ids", "class_names", "ground_truth", "settings", "evaluated_from"):
         assert getattr(again, name) == getattr(kept, name), name
     assert again.matches.dropped == kept.matches.dropped
     np.testing.assert_allclose(again.boxes, kept.boxes, atol=1 / 65_535)
@@ -59,24 +59,27 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         path.write_text("ap,class")
     else:
         np.savez(path, header=np.frombuffer(b'{"format": 99}', dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"matches\.npz: .*judge (the run|it) again"):
+    with pytest.raises(ValueError, match=r"matches\.npz: .*evaluate (the run|it) again"):
         load_matches(path)
 
 
 def _scene(**changes: object) -> Scene:
-    truths = (Truth("a", 0, BOX), Truth("a", 0, FAR), Truth("b", 1, BOX))
-    return replace(Scene(3, truths, labels=(Label("b", 0, False),)), **changes)  # type: ignore[arg-type]
+    ground_truths = (Truth("a", 0, BOX), Truth("a", 0, FAR), Truth("b", 1, BOX))
+    return replace(Scene(3, ground_truths, labels=(Label("b", 0, False),)), **changes)  # type: ignore[arg-type]
 
 
 def test_the_digest_does_not_depend_on_the_order_of_an_image_s_boxes() -> None:
-    turned = _scene(truths=(Truth("a", 0, FAR), Truth("a", 0, BOX), Truth("b", 1, BOX)))
-    assert truth_digest(turned.annotations()) == truth_digest(_scene().annotations())
+    turned = _scene(ground_truths=(Truth("a", 0, FAR), Truth("a", 0, BOX), Truth("b", 1, BOX)))
+    assert ground_truth_digest(turned.annotations()) == ground_truth_digest(_scene().annotations())
 
 
 CHANGES = {
-    "a box moved": ({"truths": (Truth("a", 0, BOX), Truth("a", 0, (0.6, 0.6, 0.9, 0.8)), Truth("b", 1, BOX))}, {0}),
-    "a box more": ({"truths": (*_scene().truths, Truth("b", 2, FAR))}, {2}),
-    "a group-of flag": ({"truths": (*_scene().truths[:2], Truth("b", 1, BOX, group_of=True))}, {1}),
+    "a box moved": (
+        {"ground_truths": (Truth("a", 0, BOX), Truth("a", 0, (0.6, 0.6, 0.9, 0.8)), Truth("b", 1, BOX))},
+        {0},
+    ),
+    "a box more": ({"ground_truths": (*_scene().ground_truths, Truth("b", 2, FAR))}, {2}),
+    "a group-of flag": ({"ground_truths": (*_scene().ground_truths[:2], Truth("b", 1, BOX, group_of=True))}, {1}),
     "a verified class": ({"labels": (Label("b", 0, False), Label("b", 2, False))}, {2}),
 }
 
@@ -84,14 +87,14 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_shows_in_the_digest_of_its_class_alone(change: str) -> None:
     given, classes = CHANGES[change]
-    before, after = truth_digest(_scene().annotations()), truth_digest(_scene(**given).annotations())
+    before, after = ground_truth_digest(_scene().annotations()), ground_truth_digest(_scene(**given).annotations())
     assert before.images == after.images
     assert {k for k in range(3) if before.classes[k] != after.classes[k]} == classes
     assert before.of_all != after.of_all
 
 
 def test_a_box_of_a_child_shows_in_its_parent_too() -> None:
-    one, other = _scene(links=((2, 0),)), _scene(truths=_scene().truths[1:], links=((2, 0),))
-    before, after = truth_digest(one.annotations()), truth_digest(other.annotations())
+    one, other = _scene(links=((2, 0),)), _scene(ground_truths=_scene().ground_truths[1:], links=((2, 0),))
+    before, after = ground_truth_digest(one.annotations()), ground_truth_digest(other.annotations())
     assert before.classes[2] != after.classes[2]
     assert before.classes[1] == after.classes[1]

@@ -19,7 +19,7 @@ from PIL import Image
 from retinaflow.data.cache import LoadedIndex, load_index
 from retinaflow.data.images import OnBadImage, decode
 from retinaflow.data.openimages import find_files, read_annotations
-from retinaflow.data.tables import Faults, OnBadRow
+from retinaflow.data.tables import OnBadRow, RowErrors
 
 BOXES, LABELS = "train-annotations-bbox.csv", "train-annotations-human-imagelabels.csv"
 CLASSES, HIERARCHY = "class-descriptions.csv", "bbox_labels_hierarchy.json"
@@ -298,18 +298,18 @@ def test_of_2000_mutations_each_is_read_in_full_or_refused_by_name(tiny_dataset:
         name = names[rng.choice(4, p=[0.5, 0.25, 0.125, 0.125])]
         content = broken_bytes(originals[name], rng)
         (folder / name).write_bytes(content)
-        faults = Faults("drop")
+        errors = RowErrors("drop")
         try:
-            index = read_annotations(find_files(folder, ["train"]), faults, progress=lambda text: None)
+            index = read_annotations(find_files(folder, ["train"]), errors, progress=lambda text: None)
         except ValueError as error:
             unnamed = None if name in str(error) else (seed, content, error)
             assert unnamed is None
             refused += 1
         else:
             rows_in = sum(filled_lines((folder / file).read_bytes()) - 1 for file in (BOXES, LABELS))
-            assert len(index.boxes) + len(index.verified_class) + len(faults.found) == rows_in, (seed, content)
+            assert len(index.boxes) + len(index.verified_class) + len(errors.found) == rows_in, (seed, content)
             kept += 1
-            dropped += len(faults.found) > 0
+            dropped += len(errors.found) > 0
         (folder / name).write_bytes(originals[name])
     # All three ways are taken often, or the mutations would test little.
     assert min(refused, kept - dropped, dropped) > 100

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_index import presence_of
 
 from retinaflow.data.bins import BinStrategy, ClassBins, make_bins
-from retinaflow.data.image_class_pairs import Presence
+from retinaflow.data.image_class_pairs import ImageClassPairs
 
 STRATEGIES: tuple[BinStrategy, ...] = ("log", "quantile", "jenks")
 
@@ -172,9 +172,11 @@ def test_images_and_boxes_per_class_are_kept() -> None:
 def test_bins_that_cannot_be_made_are_refused(
     counts: list[int], num_bins: int, edges: list[float], message: str
 ) -> None:
-    presence = presence_of(counts) if counts else Presence(*(np.zeros(0, np.int32),) * 2, np.zeros(0, np.int64), 0, 0)
+    pairs = (
+        presence_of(counts) if counts else ImageClassPairs(*(np.zeros(0, np.int32),) * 2, np.zeros(0, np.int64), 0, 0)
+    )
     with pytest.raises(ValueError, match=message):
-        make_bins(presence, num_bins=num_bins, edges=edges)
+        make_bins(pairs, num_bins=num_bins, edges=edges)
 
 
 def test_a_document_gives_the_same_bins_back_and_counts_from_1() -> None:

@@ -11,7 +11,7 @@ from made_index import SHARED, make_index, make_taxonomy
 from retinaflow.data.bins import make_bins
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.class_groups import CLOTHING, PERSON, limit_background, select_classes
-from retinaflow.data.image_class_pairs import class_presence
+from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 META = SHARED / "oid_meta"
@@ -64,8 +64,8 @@ def test_a_list_longer_than_a_file_name_may_be_is_still_a_list() -> None:
 
 def test_a_bin_is_a_group_counted_from_1_for_the_rarest() -> None:
     # Images per class: 1, 0, 3, 100; log bins between 1 and 100, cut at 10.
-    presence = class_presence(make_index([[0], [2], [2], [2], *[[3]] * 100], classes=4))
-    bins = make_bins(presence, num_bins=2)
+    pairs = image_class_pairs(make_index([[0], [2], [2], [2], *[[3]] * 100], classes=4))
+    bins = make_bins(pairs, num_bins=2)
     taxonomy = make_taxonomy(4)
     assert select_classes("bin:1", taxonomy, bins).tolist() == [0, 2]
     assert select_classes("bin:2", taxonomy, bins).tolist() == [3]

@@ -21,11 +21,11 @@ from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset, Reques
 from retinaflow.data.images import BadImage, attach_files
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_annotations
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 
 def read_tiny(folder: Path, split: str = "train") -> AnnotationIndex:
-    index = read_annotations(find_files(folder, [split]), Faults(), progress=lambda text: None)
+    index = read_annotations(find_files(folder, [split]), RowErrors(), progress=lambda text: None)
     return attach_files(index, [folder / "images"], quiet=True)[0]
 
 
@@ -76,7 +76,7 @@ def test_a_batch_of_a_non_square_image_by_hand(tmp_path: Path) -> None:
     assert batch.boxes.dtype == torch.float32
     assert batch.labels.tolist() == [0]
     assert batch.owner.tolist() == [0]
-    # The group-of box is no truth but a region.
+    # The group-of box is no ground truth but a region.
     assert batch.ignore_boxes.tolist() == [[64, 16, 128, 24]]
     assert batch.ignore_labels.tolist() == [2]
     assert batch.ignore_owner.tolist() == [0]
@@ -302,7 +302,7 @@ def test_requests_of_an_epoch_are_made_batch_by_batch(index: AnnotationIndex) ->
     assert endless.taken <= 4
 
 
-# Boxes that are not learnt this time
+# Boxes that are not learned this time
 
 
 def test_the_rate_leaves_the_most_of_a_frequent_class_and_all_of_a_rare_one() -> None:

@@ -38,16 +38,16 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
-def test_a_fault_that_passes_is_waited_out(bucket: Bucket, faults: list[object]) -> None:
-    bucket.faults["a"] = list(faults)
+@pytest.mark.parametrize("errors", FAULTS.values(), ids=FAULTS)
+def test_a_fault_that_passes_is_waited_out(bucket: Bucket, errors: list[object]) -> None:
+    bucket.errors["a"] = list(errors)
     assert Fetcher(retries=3, timeout=0.3).read(f"{bucket.url}/a") == bucket.files["a"]
-    assert bucket.asked["a"] == len(faults) + 1
+    assert bucket.asked["a"] == len(errors) + 1
 
 
 @pytest.mark.parametrize("fault", [503, "truncate", "wrong md5"])
 def test_a_fault_that_stays_is_told_with_its_reason(bucket: Bucket, fault: object) -> None:
-    bucket.faults["a"] = [fault] * 9
+    bucket.errors["a"] = [fault] * 9
     with pytest.raises(UnreachableError, match=r"/a: not read in 3 tries; the last one: (status 503|\w+Error|the MD5)"):
         Fetcher(retries=2, timeout=1).read(f"{bucket.url}/a")
     assert bucket.asked["a"] == 3
@@ -55,14 +55,14 @@ def test_a_fault_that_stays_is_told_with_its_reason(bucket: Bucket, fault: objec
 
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_a_file_that_is_not_there_is_asked_for_once(bucket: Bucket, status: int) -> None:
-    bucket.faults["a"] = [status]
+    bucket.errors["a"] = [status]
     with pytest.raises(MissingFileError, match=f"status {status}"):
         Fetcher().read(f"{bucket.url}/a")
     assert bucket.asked["a"] == 1
 
 
 def test_another_status_ends_at_once(bucket: Bucket) -> None:
-    bucket.faults["a"] = [401]
+    bucket.errors["a"] = [401]
     with pytest.raises(UnreachableError, match="status 401"):
         Fetcher().read(f"{bucket.url}/a")
     assert bucket.asked["a"] == 1
@@ -75,7 +75,7 @@ def test_what_the_caller_finds_wrong_is_tried_again(bucket: Bucket) -> None:
 
 
 def test_retry_after_is_kept_to_in_seconds_and_as_a_date(bucket: Bucket) -> None:
-    bucket.faults["a"] = [(503, "0.4")]
+    bucket.errors["a"] = [(503, "0.4")]
     start = time.monotonic()
     Fetcher().read(f"{bucket.url}/a")
     assert time.monotonic() - start >= 0.4
@@ -88,7 +88,7 @@ def test_a_stream_that_breaks_goes_on_where_it_broke(bucket: Bucket, monkeypatch
     monkeypatch.setattr(http, "_BLOCK", 100)
     lines = [f"row {number}".encode() for number in range(2000)]
     bucket.files["t"] = b"\r\n".join(lines)
-    bucket.faults["t"] = ["truncate", "stall", 503, "reset"]
+    bucket.errors["t"] = ["truncate", "stall", 503, "reset"]
     seen: list[int] = []
     assert list(Fetcher(timeout=0.3).lines(f"{bucket.url}/t", seen=seen.append)) == lines
     assert sum(seen) == len(bucket.files["t"])
@@ -98,15 +98,15 @@ def test_a_stream_that_breaks_goes_on_where_it_broke(bucket: Bucket, monkeypatch
 
 def test_a_stream_of_unknown_length_that_ends_in_mid_line_was_cut(bucket: Bucket) -> None:
     bucket.files["t"] = b"a,1\nb,2\nc,345\n"
-    bucket.faults["t"] = ["truncate, no length"]
+    bucket.errors["t"] = ["truncate, no length"]
     assert list(Fetcher().lines(f"{bucket.url}/t")) == [b"a,1", b"b,2", b"c,345"]
     assert bucket.ranges == ["bytes=7-"]
-    bucket.faults["t"] = ["no length"]
+    bucket.errors["t"] = ["no length"]
     assert list(Fetcher().lines(f"{bucket.url}/t")) == [b"a,1", b"b,2", b"c,345"]
     assert bucket.ranges == ["bytes=7-"]
     bucket.files["t"] = b"a,1\nb,2"
     assert list(Fetcher().lines(f"{bucket.url}/t")) == [b"a,1", b"b,2"]
-    bucket.faults["t"] = ["truncate, no length", 503]
+    bucket.errors["t"] = ["truncate, no length", 503]
     with pytest.raises(UnreachableError, match="the last one: 3 bytes of an unknown number came, the last of them in"):
         list(Fetcher(retries=0).lines(f"{bucket.url}/t"))
 
@@ -114,7 +114,7 @@ def test_a_stream_of_unknown_length_that_ends_in_mid_line_was_cut(bucket: Bucket
 def test_a_file_that_changes_while_it_streams_is_refused(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_BLOCK", 100)
     bucket.files["t"] = b"row\n" * 500
-    bucket.faults["t"] = ["truncate", "wrong md5"]
+    bucket.errors["t"] = ["truncate", "wrong md5"]
     with pytest.raises(ValueError, match="the file must not change while it is read"):
         list(Fetcher().lines(f"{bucket.url}/t"))
 
@@ -129,7 +129,7 @@ def gaps(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
 def refuse(bucket: Bucket) -> None:
     """Let each of the five images be asked for once in vain."""
     bucket.files |= {f"{name}.jpg": b"" for name in "bcdef"}
-    bucket.faults = {f"{name}.jpg": [401] for name in "bcdef"}
+    bucket.errors = {f"{name}.jpg": [401] for name in "bcdef"}
 
 
 def test_a_wrong_address_ends_soon(bucket: Bucket, gaps: list[Picture]) -> None:

@@ -10,7 +10,7 @@ from made_index import make_index
 
 from retinaflow.data import exploration
 from retinaflow.data.bins import make_bins
-from retinaflow.data.image_class_pairs import class_presence
+from retinaflow.data.image_class_pairs import image_class_pairs
 
 
 def test_the_table_of_classes_by_hand() -> None:
@@ -22,8 +22,8 @@ def test_the_table_of_classes_by_hand() -> None:
         labelled=[[(1, True)], [(2, True), (1, False)], [(1, False)], [(0, False)]],
         group_of=[0],
     )
-    given = class_presence(index)
-    bins = make_bins(class_presence(index, expand=True), num_bins=1)
+    given = image_class_pairs(index)
+    bins = make_bins(image_class_pairs(index, expand=True), num_bins=1)
     table = exploration.class_table(index, given, bins).set_index("class")
     assert table["boxes"].to_dict() == {"c0": 0, "c1": 3, "c2": 2}
     assert table["images"].to_dict() == {"c0": 0, "c1": 2, "c2": 2}
@@ -40,14 +40,14 @@ def test_the_table_of_classes_by_hand() -> None:
 
 
 def test_shares_of_images_that_classes_have_in_common() -> None:
-    presence = class_presence(make_index([[0, 1], [0], [0, 1, 2], [3]], classes=5))
-    found = exploration.cooccurrence(presence, np.arange(5), np.arange(4))
+    pairs = image_class_pairs(make_index([[0, 1], [0], [0, 1, 2], [3]], classes=5))
+    found = exploration.cooccurrence(pairs, np.arange(5), np.arange(4))
     assert found.rows.tolist() == [0, 1, 2, 3], "class 4 has no image"
     np.testing.assert_allclose(found.share, [[1, 2 / 3, 1 / 3, 0], [1, 1, 0.5, 0], [1, 1, 1, 0], [0, 0, 0, 1]])
     # The others that are most often on the images of 2 and 3: 0 and 1, each on all images of 2 and none of 3.
-    others = exploration.cooccurrence(presence, np.array([2, 3]), most=2)
+    others = exploration.cooccurrence(pairs, np.array([2, 3]), most=2)
     assert others.columns.tolist() == [0, 1]
-    assert exploration.cooccurrence(presence, np.array([3])).columns.tolist() == []
+    assert exploration.cooccurrence(pairs, np.array([3])).columns.tolist() == []
 
 
 def test_sides_and_aspects_of_boxes_on_a_wide_image() -> None:

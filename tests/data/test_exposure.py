@@ -9,11 +9,11 @@ from made_index import make_index, random_index
 
 from retinaflow.data.bins import make_bins
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table, measure_exposure
-from retinaflow.data.image_class_pairs import class_presence
+from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.sampling import STRATEGIES, SamplingSettings
 
 # Class 0 on images 0, 1 and 2, class 1 on image 2, class 2 nowhere; image 3 is empty.
-FOUR = class_presence(make_index([[0], [0], [0, 1], []], classes=3))
+FOUR = image_class_pairs(make_index([[0], [0], [0, 1], []], classes=3))
 
 
 def test_the_three_figures_by_hand() -> None:
@@ -41,20 +41,20 @@ def test_one_image_drawn_alone_has_the_effective_size_of_one_image() -> None:
 
 
 def test_a_class_that_is_never_drawn_makes_the_imbalance_infinite() -> None:
-    presence = class_presence(make_index([[0], [1]], classes=2))
-    assert measure_exposure(np.array([2.0, 0.0]), presence, seed=0).imbalance < float("inf"), "5th percentile of (0, 2)"
-    presence = class_presence(make_index([[0]] + [[number] for number in range(1, 40)], classes=40))
+    pairs = image_class_pairs(make_index([[0], [1]], classes=2))
+    assert measure_exposure(np.array([2.0, 0.0]), pairs, seed=0).imbalance < float("inf"), "5th percentile of (0, 2)"
+    pairs = image_class_pairs(make_index([[0]] + [[number] for number in range(1, 40)], classes=40))
     expected = np.zeros(40)
     expected[0] = 40
-    assert measure_exposure(expected, presence, seed=0).imbalance == float("inf")
+    assert measure_exposure(expected, pairs, seed=0).imbalance == float("inf")
 
 
 def test_the_table_has_one_row_per_class_rarest_first_and_three_columns_per_strategy() -> None:
     index = make_index([[0], [0], [0, 1, 1], []], classes=3)
-    presence = class_presence(index)
-    bins = make_bins(presence, num_bins=2)
-    exposures = {"uniform": measure_exposure(np.ones(4), presence, seed=0)}
-    table = exposure_table(exposures, presence, bins, index.taxonomy)  # type: ignore[arg-type]
+    pairs = image_class_pairs(index)
+    bins = make_bins(pairs, num_bins=2)
+    exposures = {"uniform": measure_exposure(np.ones(4), pairs, seed=0)}
+    table = exposure_table(exposures, pairs, bins, index.taxonomy)  # type: ignore[arg-type]
     assert table["class"].tolist() == ["c2", "c1", "c0"]
     assert table["class_id"].tolist() == ["/m/2", "/m/1", "/m/0"]
     assert table["train_images"].tolist() == [0, 1, 3]
@@ -68,9 +68,9 @@ def test_the_table_has_one_row_per_class_rarest_first_and_three_columns_per_stra
 
 def test_all_strategies_are_compared_on_one_epoch_length() -> None:
     index = random_index(1, images=80)
-    presence = class_presence(index)
-    bins = make_bins(presence)
-    exposures = compare_strategies(presence, bins, length=50, settings=SamplingSettings(), seed=0)
+    pairs = image_class_pairs(index)
+    bins = make_bins(pairs)
+    exposures = compare_strategies(pairs, bins, length=50, settings=SamplingSettings(), seed=0)
     assert tuple(exposures) == STRATEGIES
     summary = exposure_summary(exposures)
     assert list(summary.columns) == ["sampling", "imbalance", "coverage", "ess"]
@@ -78,7 +78,7 @@ def test_all_strategies_are_compared_on_one_epoch_length() -> None:
     assert (summary["ess"] <= 1 + 1e-12).all()
     assert summary["ess"][0] == pytest.approx(1), "uniform"
     assert (summary["coverage"] <= 50 / 80).all()
-    assert len(exposure_table(exposures, presence, bins, index.taxonomy)) == index.num_classes
+    assert len(exposure_table(exposures, pairs, bins, index.taxonomy)) == index.num_classes
     # Planned draws are within one of the expected ones per image, so they agree per class up to its images.
     for exposure in exposures.values():
-        assert (np.abs(exposure.planned_per_class - exposure.expected_per_class) <= presence.images_per_class).all()
+        assert (np.abs(exposure.planned_per_class - exposure.expected_per_class) <= pairs.images_per_class).all()

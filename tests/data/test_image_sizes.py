@@ -15,7 +15,7 @@ from retinaflow.data.cache import load_index
 from retinaflow.data.image_sizes import SizeTable, read_sizes
 from retinaflow.data.images import attach_files
 from retinaflow.data.openimages import find_files, read_image_sizes
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 
 class Reader:
@@ -139,6 +139,6 @@ def test_a_faulty_row_of_the_table_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / "sizes.csv"
     path.write_text(f"ImageID,Width,Height\nb,1,2\n{row}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_image_sizes(path, Faults())
-    ids, sizes = read_image_sizes(path, Faults("drop"))
+        read_image_sizes(path, RowErrors())
+    ids, sizes = read_image_sizes(path, RowErrors("drop"))
     assert (ids.tolist(), sizes.tolist()) == (["b"], [[2, 1]])

@@ -21,7 +21,7 @@ from retinaflow.data.openimages import (
     read_image_ids,
 )
 from retinaflow.data.predictions import read_predictions
-from retinaflow.data.tables import SHOWN, Faults, OnBadRow
+from retinaflow.data.tables import SHOWN, OnBadRow, RowErrors
 from retinaflow.detections import Detections
 
 HEADER_2018 = (
@@ -51,17 +51,17 @@ def write(
 
 def read(
     folder: Path, splits: Sequence[str] = ("train",), on_bad_row: OnBadRow = "stop"
-) -> tuple[AnnotationIndex, Faults]:
-    faults = Faults(on_bad_row)
-    index = read_annotations(find_files(folder, splits), faults, progress=lambda text: None)
-    return index, faults
+) -> tuple[AnnotationIndex, RowErrors]:
+    errors = RowErrors(on_bad_row)
+    index = read_annotations(find_files(folder, splits), errors, progress=lambda text: None)
+    return index, errors
 
 
 def test_files_without_rows_make_an_empty_index(tmp_path: Path) -> None:
-    index, faults = read(write(tmp_path))
+    index, errors = read(write(tmp_path))
     assert len(index) == len(index.boxes) == len(index.verified_class) == 0
     assert index.num_classes == 2
-    assert len(faults.frame()) == 0
+    assert len(errors.frame()) == 0
 
 
 def test_the_13_columns_of_2018_are_read_by_hand(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_boxes_in_parquet_are_read_like_csv(tmp_path: Path) -> None:
     frame["LabelName"] = frame["LabelName"].astype("category")
     frame.to_parquet(tmp_path / "boxes.parquet")
     files = find_files(tmp_path, ["train"], boxes=[tmp_path / "boxes.parquet"])
-    index = read_annotations(files, Faults(), progress=lambda text: None)
+    index = read_annotations(files, RowErrors(), progress=lambda text: None)
     assert boxes_of(index) == {"a": [("/m/car", 0.1, 0.2, 0.3, 0.4, 0)]}
 
 
@@ -148,7 +148,7 @@ def test_a_null_in_parquet_is_a_fault_like_any_other(column: str, message: str, 
     frame.to_parquet(tmp_path / "boxes.parquet")
     files = find_files(tmp_path, ["train"], boxes=[tmp_path / "boxes.parquet"])
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_annotations(files, Faults(), progress=lambda text: None)
+        read_annotations(files, RowErrors(), progress=lambda text: None)
 
 
 def row(**changes: str) -> str:
@@ -201,19 +201,19 @@ def test_a_bad_row_stops_the_reading_with_file_line_rule_and_value(name: str, tm
 def test_a_bad_row_dropped_is_listed_and_the_good_rows_stay(name: str, tmp_path: Path) -> None:
     bad, rule = BAD_ROWS[name]
     write(tmp_path, GOOD, "", bad, GOOD.replace("a,", "b,", 1))
-    index, faults = read(tmp_path, on_bad_row="drop")
+    index, errors = read(tmp_path, on_bad_row="drop")
     assert boxes_of(index) == {image: [("/m/car", 0.1, 0.2, 0.3, 0.4, 0)] for image in ("a", "b")}
     text, _, value = rule.rpartition(", but got ")
     expected = {"file": "train-annotations-bbox.csv", "line": 4, "rule": text, "value": value}
-    assert faults.frame().to_dict("records") == [expected]
+    assert errors.frame().to_dict("records") == [expected]
 
 
 def test_many_bad_rows_are_counted_once_each_and_the_first_are_shown(tmp_path: Path) -> None:
     bad = [bad for bad, _ in BAD_ROWS.values()]
     write(tmp_path, *bad, GOOD)
-    index, faults = read(tmp_path, on_bad_row="drop")
+    index, errors = read(tmp_path, on_bad_row="drop")
     assert len(index.boxes) == 1
-    assert sorted(faults.frame()["line"]) == list(range(2, len(bad) + 2))
+    assert sorted(errors.frame()["line"]) == list(range(2, len(bad) + 2))
     with pytest.raises(ValueError) as caught:
         read(tmp_path)
     message = str(caught.value)
@@ -237,9 +237,9 @@ def test_a_bad_image_level_label_is_named_too(label: str, rule: str, tmp_path: P
     write(tmp_path, GOOD, labels=["a,v,/m/car,1", label])
     with pytest.raises(ValueError, match=re.escape(f"train-annotations-human-imagelabels.csv line 3: {rule}\n")):
         read(tmp_path)
-    index, faults = read(tmp_path, on_bad_row="drop")
+    index, errors = read(tmp_path, on_bad_row="drop")
     assert labels_of(index) == {"a": [("/m/car", True)]}
-    assert len(faults.found) == 1
+    assert len(errors.found) == 1
 
 
 @pytest.mark.parametrize(
@@ -274,12 +274,12 @@ def test_a_parquet_file_that_is_none_or_of_other_types_is_refused_with_its_path(
     path.write_bytes(b"no parquet at all")
     files = find_files(tmp_path, ["train"], boxes=[path])
     with pytest.raises(ValueError, match=r"boxes\.parquet: not a readable Parquet file"):
-        read_annotations(files, Faults(), progress=lambda text: None)
+        read_annotations(files, RowErrors(), progress=lambda text: None)
     frame = pd.read_csv(tmp_path / "train-annotations-bbox.csv")
     frame["XMin"] = "left"
     frame.to_parquet(path)
     with pytest.raises(ValueError, match=r"boxes\.parquet: a column does not hold what its name says.*left"):
-        read_annotations(files, Faults(), progress=lambda text: None)
+        read_annotations(files, RowErrors(), progress=lambda text: None)
 
 
 def test_an_image_in_two_splits_is_refused_with_both_files(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_predictions_written_and_read_again_are_the_same_rows_in_the_same_order(
     frame = predictions_frame(made, index)
     path = tmp_path / f"predictions{suffix}"
     frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
-    again = read_predictions(path, index, Faults())
+    again = read_predictions(path, index, RowErrors())
     for name in ("image_index", "class_index", "score", "boxes"):
         np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
 
@@ -413,12 +413,12 @@ def test_predictions_of_an_unknown_image_are_marked_and_invalid_boxes_kept(tmp_p
         "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\nzzz,/m/car,0.5,0.9,0.1,0,2\na,/m/bus,-1,0,1,0,1\n",
         encoding="utf-8",
     )
-    found = read_predictions(path, index, Faults())
+    found = read_predictions(path, index, RowErrors())
     assert found.image_index.tolist() == [-1, 0]
     assert found.boxes.tolist() == [[0.9, 0.0, 0.1, 2.0], [0.0, 0.0, 1.0, 1.0]]
     path.write_text("ImageID,LabelName,Score,XMin,XMax,YMin,YMax\na,/m/cat,0.5,0,1,0,1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"p\.csv line 2: LabelName must be in the class list"):
-        read_predictions(path, index, Faults())
+        read_predictions(path, index, RowErrors())
 
 
 @pytest.mark.skipif(not (SHARED / "bccd").is_dir(), reason="the blood cell data is not here")
@@ -441,7 +441,7 @@ def test_the_broken_blood_cell_rows_are_refused() -> None:
     files = find_files(folder, ["train"], boxes=[folder / "broken_rows.csv"])
     rule = "2 rows break a rule:\n  broken_rows.csv line 2: XMin < XMax must hold, but got XMin=0.282813, XMax=0.282813"
     with pytest.raises(ValueError, match=re.escape(rule)):
-        read_annotations(files, Faults(), progress=lambda text: None)
+        read_annotations(files, RowErrors(), progress=lambda text: None)
 
 
 @pytest.mark.skipif(not (SHARED / "oid_real27").is_dir(), reason="the sample of Open Images is not here")

@@ -11,8 +11,8 @@ import pytest
 
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import read_predictions, source_of
-from retinaflow.data.tables import Faults
-from retinaflow.metric.evaluation import read_truth
+from retinaflow.data.tables import RowErrors
+from retinaflow.metric.evaluation import read_ground_truth
 
 CORNERS = "XMin,XMax,YMin,YMax"
 KAGGLE = "ImageId,PredictionString\n"
@@ -23,7 +23,7 @@ def index() -> AnnotationIndex:
     """Images x and y, classes /m/0a and /m/0b."""
     boxes = {"ImageID": ["y", "x"], "LabelName": ["/m/0a", "/m/0b"], "XMin": [0.1, 0.1], "YMin": [0.1, 0.1]}
     boxes |= {"XMax": [0.5, 0.5], "YMax": [0.5, 0.5]}
-    return read_truth(boxes, classes={"/m/0a": "A", "/m/0b": "B"})
+    return read_ground_truth(boxes, classes={"/m/0a": "A", "/m/0b": "B"})
 
 
 Write = Callable[..., Path]
@@ -52,7 +52,7 @@ def test_a_kaggle_submission_reads_as_the_same_rows_in_published_columns(index: 
         "elsewhere,/m/0a,0.001,0.1,0.3,0.2,0.4\nx,/m/0b,0.25,0.5,0.75,0.5,0.75\n",
         "published.csv",
     )
-    found, wanted = (read_predictions(path, index, Faults()) for path in (kaggle, published))
+    found, wanted = (read_predictions(path, index, RowErrors()) for path in (kaggle, published))
     # Images are in order of their ids: x 0, y 1; the third is none of them.
     assert found.image_index.tolist() == [1, 1, -1, 0]
     for name in ("image_index", "class_index", "score", "boxes"):
@@ -64,13 +64,13 @@ def test_a_submission_may_be_parquet_or_a_frame(index: AnnotationIndex, tmp_path
     frame = pd.DataFrame({"ImageId": ["x"], "PredictionString": ["/m/0a 0.5 0 0 1 1"]})
     frame.to_parquet(tmp_path / "s.parquet")
     for source in (tmp_path / "s.parquet", frame):
-        found = read_predictions(source_of(source, "predictions"), index, Faults())
+        found = read_predictions(source_of(source, "predictions"), index, RowErrors())
         assert (found.score.tolist(), found.class_index.tolist()) == ([0.5], [0])
 
 
 def test_a_submission_without_any_detection_is_empty(index: AnnotationIndex, write: Write) -> None:
     for text in (KAGGLE, KAGGLE + "x,\ny,\n"):
-        assert len(read_predictions(write(text), index, Faults())) == 0
+        assert len(read_predictions(write(text), index, RowErrors())) == 0
 
 
 BAD_STRINGS = {
@@ -89,14 +89,14 @@ def test_a_bad_prediction_string_is_named_by_line_and_can_be_dropped(
     bad, rule, value = BAD_STRINGS[fault]
     path = write(KAGGLE + f"x,/m/0a 0.5 0 0 1 1\ny,{bad}\n")
     with pytest.raises(ValueError, match="1 row breaks a rule") as caught:
-        read_predictions(path, index, Faults())
+        read_predictions(path, index, RowErrors())
     message = str(caught.value)
     assert "predictions.csv line 3: " in message
     assert rule in message
     assert value in message
-    faults = Faults("drop")
-    assert read_predictions(path, index, faults).score.tolist() == [0.5]
-    assert len(faults.frame()) == 1
+    errors = RowErrors("drop")
+    assert read_predictions(path, index, errors).score.tolist() == [0.5]
+    assert len(errors.frame()) == 1
 
 
 def test_frames_and_dicts_are_checked_like_files_and_counted_from_one(index: AnnotationIndex) -> None:
@@ -104,9 +104,9 @@ def test_frames_and_dicts_are_checked_like_files_and_counted_from_one(index: Ann
     columns |= {name: np.array([0.25, 0.5]) for name in CORNERS.split(",")}
     for given in (columns, pd.DataFrame(columns)):
         with pytest.raises(ValueError, match="predictions line 2: Score must be a number, but got Score=nan"):
-            read_predictions(source_of(given, "predictions"), index, Faults())
+            read_predictions(source_of(given, "predictions"), index, RowErrors())
     with pytest.raises(ValueError, match=r"the header must name .* but lacks Score"):
-        read_predictions(source_of({"ImageID": [], "LabelName": []}, "predictions"), index, Faults())
+        read_predictions(source_of({"ImageID": [], "LabelName": []}, "predictions"), index, RowErrors())
     with pytest.raises(ValueError, match="predictions: columns must be arrays of one length"):
         source_of({**columns, "Score": [0.5]}, "predictions")
     with pytest.raises(ValueError, match="predictions must be a path, a pandas frame or a dict"):

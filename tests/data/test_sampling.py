@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from made_index import make_index, random_index
 
 from retinaflow.data.bins import make_bins
-from retinaflow.data.image_class_pairs import class_presence
+from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.sampling import (
     STRATEGIES,
     SamplingSettings,
     Strategy,
     epoch_plan,
-    expected_draws,
+    expected_samples,
     first_balanced_epoch,
     image_weights,
 )
@@ -46,9 +46,9 @@ BY_HAND = {
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_weights_of_every_strategy_by_hand(strategy: Strategy) -> None:
-    dials, expected = BY_HAND[strategy]
-    presence = class_presence(TEN)
-    weights = image_weights(strategy, presence, make_bins(presence, num_bins=2), dials)
+    searchable, expected = BY_HAND[strategy]
+    pairs = image_class_pairs(TEN)
+    weights = image_weights(strategy, pairs, make_bins(pairs, num_bins=2), searchable)
     np.testing.assert_allclose(weights, expected, rtol=1e-12)
 
 
@@ -57,20 +57,20 @@ def test_one_correction_step_by_hand_lowers_the_rate_of_a_bin_that_rarer_classes
     # Rates 10, 2.5, 1. Draws of weight: class 2: 10; class 1: 3 x 2.5 + 10 = 17.5; class 0: 15 + 2.5 = 17.5. Goals
     # max(T, n) = 10, 10, 16. New rates: 10 x sqrt(10 / 10); 2.5 x sqrt(10 / 17.5) = 1.89; max(1, sqrt(16 / 17.5)) = 1.
     index = make_index([[0]] * 15 + [[0, 1], [1], [1], [1, 2], []], classes=3)
-    presence = class_presence(index)
-    bins = make_bins(presence, num_bins=3)
+    pairs = image_class_pairs(index)
+    bins = make_bins(pairs, num_bins=3)
     assert bins.bin_of_class.tolist() == [2, 1, 0]
-    weights = image_weights("binned", presence, bins, SamplingSettings(correction_steps=1))
+    weights = image_weights("binned", pairs, bins, SamplingSettings(correction_steps=1))
     np.testing.assert_allclose(weights, [1.0] * 15 + [2.5 * sqrt(10 / 17.5)] * 3 + [10.0, 1.0])
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_one_bin_is_exactly_uniform(seed: int) -> None:
-    presence = class_presence(random_index(seed))
-    bins = make_bins(presence, num_bins=1)
+    pairs = image_class_pairs(random_index(seed))
+    bins = make_bins(pairs, num_bins=1)
     for balance in (0.0, 0.5, 0.75, 1.0):
-        weights = image_weights("binned", presence, bins, SamplingSettings(balance=balance))
-        np.testing.assert_array_equal(expected_draws(weights, len(weights)), np.ones(len(weights)))
+        weights = image_weights("binned", pairs, bins, SamplingSettings(balance=balance))
+        np.testing.assert_array_equal(expected_samples(weights, len(weights)), np.ones(len(weights)))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -82,35 +82,33 @@ def test_repeat_factor_agrees_with_a_plain_loop(seed: int) -> None:
     for classes in holds:
         factors = [max(1.0, sqrt(threshold / (sum(c in other for other in holds) / 60))) for c in classes]
         expected.append(max(factors, default=1.0))
-    presence = class_presence(index)
-    weights = image_weights(
-        "repeat-factor", presence, make_bins(presence), SamplingSettings(repeat_threshold=threshold)
-    )
+    pairs = image_class_pairs(index)
+    weights = image_weights("repeat-factor", pairs, make_bins(pairs), SamplingSettings(repeat_threshold=threshold))
     assert max(expected) > 1
     np.testing.assert_allclose(weights, expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_more_images_of_a_rare_class_are_drawn_than_under_uniform(strategy: Strategy) -> None:
-    presence = class_presence(TEN)
-    weights = image_weights(strategy, presence, make_bins(presence, num_bins=2), SamplingSettings(repeat_threshold=0.5))
+    pairs = image_class_pairs(TEN)
+    weights = image_weights(strategy, pairs, make_bins(pairs, num_bins=2), SamplingSettings(repeat_threshold=0.5))
     share = weights[7:9].sum() / weights.sum()
     assert share == pytest.approx(0.2) if strategy == "uniform" else share > 0.25
 
 
 def test_water_filling_by_hand_shares_what_is_over_the_cap() -> None:
     # (100, 10, 1, 1) to length 4 with at most 2: the first would get 3.57, is capped at 2; 2 are left for 10 : 1 : 1.
-    expected = expected_draws(np.array([100.0, 10.0, 1.0, 1.0]), 4, max_repeats=2)
+    expected = expected_samples(np.array([100.0, 10.0, 1.0, 1.0]), 4, max_repeats=2)
     np.testing.assert_allclose(expected, [2, 20 / 12, 2 / 12, 2 / 12])
     # (100, 50, 1, 1): first 2.63 and 1.32; then 2 left over 50 : 1 : 1 gives 1.92, under the cap.
     np.testing.assert_allclose(
-        expected_draws(np.array([100.0, 50.0, 1, 1]), 4, max_repeats=2), [2, 100 / 52, 2 / 52, 2 / 52]
+        expected_samples(np.array([100.0, 50.0, 1, 1]), 4, max_repeats=2), [2, 100 / 52, 2 / 52, 2 / 52]
     )
 
 
 def test_no_draws_and_no_images_are_no_expected_draws() -> None:
-    assert expected_draws(np.ones(3), 0).tolist() == [0, 0, 0]
-    assert len(expected_draws(np.zeros(0), 0)) == 0
+    assert expected_samples(np.ones(3), 0).tolist() == [0, 0, 0]
+    assert len(expected_samples(np.zeros(0), 0)) == 0
     assert len(epoch_plan(np.zeros(0), seed=0, epoch=0)) == 0
     assert len(epoch_plan(np.zeros(5), seed=0, epoch=0)) == 0
 
@@ -125,7 +123,7 @@ def test_expected_draws_sum_to_the_length_under_the_cap_in_proportion_to_weight(
 ) -> None:
     array = np.array(weights)
     length = int(share * cap * np.count_nonzero(array))
-    expected = expected_draws(array, length, max_repeats=cap)
+    expected = expected_samples(array, length, max_repeats=cap)
     assert expected.sum() == pytest.approx(length)
     assert (expected <= cap).all()
     assert (expected[array == 0] == 0).all(), "weight 0 is never drawn"
@@ -137,12 +135,12 @@ def test_expected_draws_sum_to_the_length_under_the_cap_in_proportion_to_weight(
 
 
 def test_all_images_at_the_cap_is_still_possible_and_one_more_draw_is_refused() -> None:
-    assert expected_draws(np.array([1.0, 5.0, 0.0]), 6, max_repeats=3).tolist() == [3, 3, 0]
+    assert expected_samples(np.array([1.0, 5.0, 0.0]), 6, max_repeats=3).tolist() == [3, 3, 0]
     with pytest.raises(
         ValueError,
         match="epoch_length <= max_repeats x images must hold, but got epoch_length=7, max_repeats=3, images=2",
     ):
-        expected_draws(np.array([1.0, 5.0, 0.0]), 7, max_repeats=3)
+        expected_samples(np.array([1.0, 5.0, 0.0]), 7, max_repeats=3)
 
 
 @settings(max_examples=80, deadline=None)
@@ -152,7 +150,7 @@ def test_a_plan_has_its_exact_length_and_every_image_floor_or_ceil_of_its_expect
 ) -> None:
     array = np.array(weights)
     length = int(share * 4 * np.count_nonzero(array))
-    expected = expected_draws(array, length, max_repeats=4)
+    expected = expected_samples(array, length, max_repeats=4)
     plan = epoch_plan(expected, seed=seed, epoch=epoch)
     assert plan.dtype == np.int64
     assert len(plan) == length
@@ -163,7 +161,7 @@ def test_a_plan_has_its_exact_length_and_every_image_floor_or_ceil_of_its_expect
 
 def test_a_plan_of_a_million_images_has_its_exact_length() -> None:
     weights = np.random.default_rng(0).pareto(1.2, 1_000_000) + 0.01
-    expected = expected_draws(weights, 1_000_000, max_repeats=50)
+    expected = expected_samples(weights, 1_000_000, max_repeats=50)
     plan = epoch_plan(expected, seed=1, epoch=2)
     assert len(plan) == 1_000_000
     counts = np.bincount(plan, minlength=1_000_000)
@@ -177,7 +175,7 @@ def test_a_uniform_plan_is_a_permutation_of_all_images() -> None:
 
 
 def test_the_mean_over_many_epochs_is_the_expected_count() -> None:
-    expected = expected_draws(np.array([9.0, 3.3, 1.0, 0.2, 0.2, 0.1, 4.4]), 9, max_repeats=3)
+    expected = expected_samples(np.array([9.0, 3.3, 1.0, 0.2, 0.2, 0.1, 4.4]), 9, max_repeats=3)
     epochs = 900
     counts = sum(np.bincount(epoch_plan(expected, seed=3, epoch=epoch), minlength=7) for epoch in range(epochs))
     # A count is floor or ceil, so its standard deviation is at most 1/2; five standard errors are 5 x 0.5 / 30 = 0.083.
@@ -216,27 +214,27 @@ def test_smooth_rates_by_hand_lie_between_those_of_the_bins_medians() -> None:
     # Rates 10 / 3 and 1. Class 0 is rarer than the first median and takes its rate, class 3 is beyond the last: 1.
     # Class 1 is ln(4 / 3) / ln(12 / 3) of the way in log n, so r = (10 / 3)^(1 - 0.2075); class 2: ln(8/3) / ln 4.
     index = make_index([[0]] * 2 + [[1]] * 4 + [[2]] * 8 + [[3]] * 16, classes=4)
-    presence = class_presence(index)
-    weights = image_weights("binned", presence, make_bins(presence, num_bins=2), SamplingSettings(bin_rates="smooth"))
+    pairs = image_class_pairs(index)
+    weights = image_weights("binned", pairs, make_bins(pairs, num_bins=2), SamplingSettings(bin_rates="smooth"))
     rates = [10 / 3, (10 / 3) ** (1 - np.log(4 / 3) / np.log(4)), (10 / 3) ** (1 - np.log(8 / 3) / np.log(4)), 1.0]
     np.testing.assert_allclose(weights, np.repeat(rates, [2, 4, 8, 16]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_smooth_rates_are_uniform_with_one_bin_and_per_class_with_a_bin_for_each(balance: float) -> None:
-    presence = class_presence(random_index(6, images=200))
+    pairs = image_class_pairs(random_index(6, images=200))
     smooth, step = (SamplingSettings(balance=balance, bin_rates=kind) for kind in ("smooth", "step"))
-    one = image_weights("binned", presence, make_bins(presence, num_bins=1), smooth)
+    one = image_weights("binned", pairs, make_bins(pairs, num_bins=1), smooth)
     assert (one == one[0]).all()
-    each = make_bins(presence, edges=sorted(set(presence.images_per_class.tolist()))[1:])
+    each = make_bins(pairs, edges=sorted(set(pairs.images_per_class.tolist()))[1:])
     np.testing.assert_allclose(
-        image_weights("binned", presence, each, smooth), image_weights("binned", presence, each, step), rtol=1e-12
+        image_weights("binned", pairs, each, smooth), image_weights("binned", pairs, each, step), rtol=1e-12
     )
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_draws_of_a_class_go_by_its_images_to_the_class_power(power: float) -> None:
     # Classes on images of their own: 4 and 16 images. Draws 4^q to 16^q, so 1 to 4^q.
-    presence = class_presence(make_index([[0]] * 4 + [[1]] * 16, classes=2))
-    weights = image_weights("class-aware", presence, make_bins(presence), SamplingSettings(class_power=power))
+    pairs = image_class_pairs(make_index([[0]] * 4 + [[1]] * 16, classes=2))
+    weights = image_weights("class-aware", pairs, make_bins(pairs), SamplingSettings(class_power=power))
     assert weights[4:].sum() / weights[:4].sum() == pytest.approx(4**power)

@@ -11,7 +11,7 @@ from made_index import SHARED, make_index, parents_of, random_index
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_annotations
 from retinaflow.data.suspicious import WHOLE, suspicions, suspicious_table
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 
 def found(index: AnnotationIndex) -> dict[str, list[int]]:
@@ -116,5 +116,5 @@ def test_the_table_names_image_class_and_corners_and_keeps_to_its_limit() -> Non
 
 @pytest.mark.skipif(not (SHARED / "bccd").is_dir(), reason="the blood cell data is not here")
 def test_the_blood_cells_hold_no_repeated_boxes() -> None:
-    index = read_annotations(find_files(SHARED / "bccd", ["train"]), Faults(), progress=lambda text: None)
+    index = read_annotations(find_files(SHARED / "bccd", ["train"]), RowErrors(), progress=lambda text: None)
     assert found(index)["child and parent"] == found(index)["class verified absent"] == []

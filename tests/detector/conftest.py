@@ -1,4 +1,4 @@
-"""Small batches of known truth for the detector's tests. All random values come from generators of their own."""
+"""Small batches of known ground truth for the detector's tests. All random values come from generators of their own."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def dense_reference(
     return (weight * modulation * entropy).sum() / max(1, int((matched >= 0).sum()))
 
 
-@pytest.mark.parametrize("learn", [True, False], ids=["ancestors learnt", "ancestors silent"])
+@pytest.mark.parametrize("learn", [True, False], ids=["ancestors learned", "ancestors silent"])
 @pytest.mark.parametrize("hierarchy", [True, False], ids=["hierarchy", "flat"])
 def test_class_loss_and_gradient_are_those_of_a_dense_one_hot_with_all_masks(
     learn: bool, hierarchy: bool, targets: Targets, ancestors: Tensor, generator: torch.Generator
@@ -131,7 +131,7 @@ def test_a_perfect_box_costs_nothing(kind: Any, targets: Targets, generator: tor
     assert float(losses.box_loss) < 1e-5
 
 
-def test_a_class_not_verified_on_an_image_gives_no_negative_loss_there_and_its_boxes_still_count(
+def test_a_class_not_evaluated_on_an_image_gives_no_negative_loss_there_and_its_boxes_still_count(
     random_boxes: Callable[[int], Tensor], generator: torch.Generator
 ) -> None:
     negatives = torch.tensor([[True, False], [True, True]])

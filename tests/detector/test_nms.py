@@ -1,4 +1,4 @@
-"""Every way to thin out overlapping boxes: hand-worked, against a double loop, and what they have in common."""
+"""Every way to suppress overlapping boxes: hand-worked, against a double loop, and what they have in common."""
 
 from __future__ import annotations
 

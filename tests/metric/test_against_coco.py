@@ -1,7 +1,7 @@
 """AP over IoU thresholds beside pycocotools, where the rules of COCO and of the Challenge meet.
 
-They meet when no two truths of a class overlap (COCO gives a detection a second choice), nothing is group-of,
-everything is verified, and recall is looked at where it changes: with 64 truths of every class, COCO's recall points
+They meet when no two ground-truth boxes of a class overlap (COCO gives a detection a second choice), nothing is group-of,
+everything is verified, and recall is looked at where it changes: with 64 ground-truth boxes of every class, COCO's recall points
 set to k/64 lie exactly there, and the mean of its precision over k = 1..64 is the exact area.
 """
 
@@ -22,15 +22,15 @@ IMAGES, CLASSES, TRUTHS = 32, 3, 64
 
 
 def scene(seed: int) -> Scene:
-    """Two truths of each class on an image, in cells that do not touch; detections near them and elsewhere."""
+    """Two ground-truth boxes of each class on an image, in cells that do not touch; detections near them and elsewhere."""
     rng = np.random.default_rng(seed)
-    truths, found = [], []
+    ground_truths, found = [], []
     for image in range(IMAGES):
         for c in range(CLASSES):
             for cell in rng.permutation(4)[:2]:
                 low = np.array([cell % 2, cell // 2]) / 2 + 0.05 + 0.1 * rng.random(2)
                 corners = np.concatenate([low, low + 0.15 + 0.15 * rng.random(2)])
-                truths.append(Truth(f"{image:03d}", c, tuple(corners)))
+                ground_truths.append(Truth(f"{image:03d}", c, tuple(corners)))
                 for _ in range(rng.integers(0, 4)):
                     moved = corners + rng.normal(0, 0.015, 4)
                     found.append(Found(f"{image:03d}", c, float(rng.random()), tuple(moved)))
@@ -39,7 +39,7 @@ def scene(seed: int) -> Scene:
             box = tuple(np.concatenate([low, low + 0.1 + 0.1 * rng.random(2)]))
             found.append(Found(f"{image:03d}", int(rng.integers(CLASSES)), float(rng.random()), box))
     labels = [Label(f"{image:03d}", c, True) for image in range(IMAGES) for c in range(CLASSES)]
-    return Scene(CLASSES, tuple(truths), tuple(labels), tuple(found))
+    return Scene(CLASSES, tuple(ground_truths), tuple(labels), tuple(found))
 
 
 def coco_precision(made: Scene, recalls: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -59,16 +59,16 @@ def coco_precision(made: Scene, recalls: NDArray[np.float64]) -> NDArray[np.floa
         }
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco.COCO()
-        truth.dataset = {
+        ground_truth = coco.COCO()
+        ground_truth.dataset = {
             "info": {},
             "images": [{"id": number + 1} for number in range(IMAGES)],
             "categories": [{"id": c + 1} for c in range(CLASSES)],
-            "annotations": [row(item) | {"id": number} for number, item in enumerate(made.truths, 1)],
+            "annotations": [row(item) | {"id": number} for number, item in enumerate(made.ground_truths, 1)],
         }
-        truth.createIndex()
-        found = truth.loadRes([row(item) | {"score": item.score} for item in made.found])
-        evaluation = cocoeval.COCOeval(truth, found, "bbox")
+        ground_truth.createIndex()
+        found = ground_truth.loadRes([row(item) | {"score": item.score} for item in made.found])
+        evaluation = cocoeval.COCOeval(ground_truth, found, "bbox")
         evaluation.params.recThrs = recalls
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.params.maxDets = [1000]

@@ -51,15 +51,15 @@ def scenes(draw: st.DrawFn) -> Scene:
     # Links from a lower to a higher index cannot make a cycle, and give a class several parents.
     pairs = [(parent, child) for parent in range(count) for child in range(parent + 1, count)]
     links = draw(st.lists(st.sampled_from(pairs), max_size=4, unique=True)) if pairs else []
-    truths = draw(st.lists(st.builds(Truth, images, classes, proper_boxes, st.booleans()), max_size=10))
+    ground_truths = draw(st.lists(st.builds(Truth, images, classes, proper_boxes, st.booleans()), max_size=10))
     labels = draw(st.lists(st.builds(Label, images, classes, st.booleans()), max_size=6))
-    near_truth = st.sampled_from([row.box for row in truths]) if truths else boxes
+    near_truth = st.sampled_from([row.box for row in ground_truths]) if ground_truths else boxes
     found = draw(st.lists(st.builds(Found, images, classes, scores, near_truth | boxes), max_size=16))
-    return Scene(count, tuple(truths), tuple(labels), tuple(found), tuple(links))
+    return Scene(count, tuple(ground_truths), tuple(labels), tuple(found), tuple(links))
 
 
-def one_class(truths: list[Truth], found: list[Found], *labels: Label) -> Scene:
-    return Scene(1, tuple(truths), labels or (Label("i1", 0, True),), tuple(found))
+def one_class(ground_truths: list[Truth], found: list[Found], *labels: Label) -> Scene:
+    return Scene(1, tuple(ground_truths), labels or (Label("i1", 0, True),), tuple(found))
 
 
 def ap_of(scene: Scene, *, group_of_weight: float = 1.0) -> list[float]:
@@ -71,10 +71,10 @@ def ap_of(scene: Scene, *, group_of_weight: float = 1.0) -> list[float]:
 def test_the_published_cases_give_the_values_of_the_reference(name: str, weight: int) -> None:
     if not CASES.is_dir():
         pytest.skip(f"no metric cases at {CASES}")
-    truth, detections = read_case(CASES / name)
+    ground_truth, detections = read_case(CASES / name)
     expected = json.loads((CASES / name / f"expected_weight_{weight}.json").read_text())
-    result = evaluate(detections, truth, group_of_weight=weight)
-    rows = [expected["per_class"][mid] for mid in truth.taxonomy.ids]
+    result = evaluate(detections, ground_truth, group_of_weight=weight)
+    rows = [expected["per_class"][mid] for mid in ground_truth.taxonomy.ids]
     wanted = [NAN if row["AP_forward"] is None else row["AP_forward"] for row in rows]
     np.testing.assert_allclose(result.ap, wanted, rtol=0, atol=1e-9)
     np.testing.assert_array_equal(result.num_truths, [row["num_gt"] for row in rows])
@@ -106,7 +106,7 @@ def large_scene(seed: int) -> Scene:
     image, label = rng.integers(0, 2000, 12_000), rng.integers(0, 60, 12_000)
     low, side = rng.random((12_000, 2)) * 0.5, 0.1 + 0.4 * rng.random((12_000, 2))
     group_of = rng.random(12_000) < 0.1
-    truths = [
+    ground_truths = [
         Truth(names[i], int(c), box, bool(g))
         for i, c, box, g in zip(image, label, boxes_at(low, side), group_of, strict=True)
     ]
@@ -127,7 +127,7 @@ def large_scene(seed: int) -> Scene:
             strict=True,
         )
     ]
-    return Scene(60, tuple(truths), tuple(labels), tuple(found), links)
+    return Scene(60, tuple(ground_truths), tuple(labels), tuple(found), links)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -173,12 +173,12 @@ def test_a_class_with_truth_and_no_detection_scores_zero_and_counts_in_the_mean(
     scene = Scene(3, (Truth("i1", 0, LEFT), Truth("i1", 1, LEFT)), (), (Found("i1", 0, 0.9, LEFT),))
     result = evaluate(scene.detections(), scene.annotations())
     np.testing.assert_array_equal(result.ap, [1, 0, NAN])
-    # Classes 0 and 1 have truth: (1 + 0) / 2.
+    # Classes 0 and 1 have ground truth: (1 + 0) / 2.
     assert result.mean_ap == 0.5
 
 
 def test_average_precision_is_the_area_under_the_curve_worked_by_hand() -> None:
-    # Three truths; by score: right, wrong, right, (third truth never found).
+    # Three ground-truth boxes; by score: right, wrong, right, (third ground truth never found).
     #   recall    1/3   1/3   2/3
     #   precision 1     1/2   2/3     made non-increasing from the right: 1, 2/3, 2/3
     # AP = 1/3 x 1 + 1/3 x 2/3
@@ -192,7 +192,7 @@ def test_average_precision_is_the_area_under_the_curve_worked_by_hand() -> None:
 def test_a_detection_whose_nearest_truth_is_taken_has_no_second_choice() -> None:
     # IoU with A = [0, 1], B = [0.2, 1.2] (unit height): the first detection is A itself and takes A.
     # The second, [0, 1] again, has IoU 1 with A (taken) and 0.8 / 1.2 = 2/3 with B (free): still a false positive.
-    # Entries: right, wrong; two truths: AP = 1/2 x 1.
+    # Entries: right, wrong; two ground-truth boxes: AP = 1/2 x 1.
     a, b = (0.0, 0.0, 1.0, 1.0), (0.2, 0.0, 1.2, 1.0)
     scene = one_class([Truth("i1", 0, a), Truth("i1", 0, b)], [Found("i1", 0, 0.9, a), Found("i1", 0, 0.8, a)])
     assert ap_of(scene) == [0.5]
@@ -211,9 +211,9 @@ def test_of_equally_near_truths_the_first_published_row_is_taken_even_among_many
 @pytest.mark.parametrize(
     ("weight", "expected"),
     [
-        # Curve: 0.9 right, 0.8 wrong (0.7 and 0.6 absorbed, leave no trace); one truth: AP 1.
+        # Curve: 0.9 right, 0.8 wrong (0.7 and 0.6 absorbed, leave no trace); one ground truth: AP 1.
         pytest.param(0.0, 1.0, id="weight 0"),
-        # Curve: 0.9 right, 0.8 wrong, 0.7 group-of (one entry for both absorbed); two truths, precisions 1, 1/2, 2/3:
+        # Curve: 0.9 right, 0.8 wrong, 0.7 group-of (one entry for both absorbed); two ground-truth boxes, precisions 1, 1/2, 2/3:
         # AP = 1/2 x 1 + 1/2 x 2/3.
         pytest.param(1.0, 1 / 2 + 1 / 2 * 2 / 3, id="weight 1"),
         # Count 1.5; precision at the group-of entry 1.5 / 2.5: AP = 1 / 1.5 x 1 + 0.5 / 1.5 x 0.6.
@@ -286,12 +286,12 @@ def test_a_group_of_entry_comes_after_a_detection_of_equal_score_in_its_image() 
 
 
 def test_truth_is_expanded_to_every_ancestor_once_even_by_two_ways() -> None:
-    # A diamond: 3 below 1 and 2, both below 0. The box gives each of the four classes one truth.
+    # A diamond: 3 below 1 and 2, both below 0. The box gives each of the four classes one ground truth.
     links = ((0, 1), (0, 2), (1, 3), (2, 3))
     scene = Scene(4, (Truth("i1", 3, LEFT),), links=links)
     result = evaluate(scene.detections(), scene.annotations())
     assert result.num_truths.tolist() == [1, 1, 1, 1]
-    assert result.matches.repeated_truths == 0
+    assert result.matches.repeated_ground_truths == 0
 
 
 def test_detections_are_not_expanded() -> None:
@@ -303,7 +303,7 @@ def test_a_box_given_under_child_and_parent_counts_twice_and_is_reported() -> No
     scene = Scene(2, (Truth("i1", 1, LEFT), Truth("i1", 0, LEFT)), links=((0, 1),))
     result = evaluate(scene.detections(), scene.annotations())
     assert result.num_truths.tolist() == [2, 1]
-    assert result.matches.repeated_truths == 1
+    assert result.matches.repeated_ground_truths == 1
 
 
 @pytest.mark.parametrize(
@@ -327,17 +327,22 @@ def test_image_labels_verify_ancestors_when_present_and_descendants_when_absent(
 def test_every_detection_is_an_entry_absorbed_or_dropped_for_one_counted_reason() -> None:
     found = (
         Found("nowhere", 0, 0.9, LEFT),  # the image has no annotation
-        Found("i1", 2, 0.9, LEFT),  # class 2 is not among the judged classes
+        Found("i1", 2, 0.9, LEFT),  # class 2 is not among the evaluated classes
         Found("i1", 1, 0.9, LEFT),  # class 1 is not verified on i1
         Found("i1", 0, 0.9, (0.4, 0.0, 0.4, 0.4)),  # no width
         Found("i1", 0, 0.8, LEFT),  # an entry
         Found("i1", 0, 0.7, RIGHT),  # absorbed
     )
-    truths = (Truth("i1", 0, LEFT), Truth("i1", 0, RIGHT, True), Truth("i1", 2, LEFT))
-    scene = Scene(3, truths, (), found)
+    ground_truths = (Truth("i1", 0, LEFT), Truth("i1", 0, RIGHT, True), Truth("i1", 2, LEFT))
+    scene = Scene(3, ground_truths, (), found)
     matches = match(scene.detections(), scene.annotations(), classes=np.array([True, True, False]), group_of_weight=0)
     dropped = matches.dropped
-    assert (dropped.unknown_image, dropped.class_not_judged, dropped.not_verified, dropped.invalid_box) == (1, 1, 1, 1)
+    assert (dropped.unknown_image, dropped.class_not_evaluated, dropped.not_verified, dropped.invalid_box) == (
+        1,
+        1,
+        1,
+        1,
+    )
     assert (matches.detection_row.tolist(), matches.absorbed, dropped.total) == ([4], 1, 4)
 
 
@@ -356,14 +361,14 @@ def test_detections_beyond_ten_thousand_of_an_image_and_class_are_dropped_lowest
 
 
 def test_classes_that_are_not_asked_for_are_nan_and_leave_the_others_alone() -> None:
-    truths = (Truth("i1", 1, LEFT), Truth("i1", 2, RIGHT))
+    ground_truths = (Truth("i1", 1, LEFT), Truth("i1", 2, RIGHT))
     found = (Found("i1", 0, 0.9, LEFT), Found("i1", 2, 0.5, FAR), Found("i1", 2, 0.4, RIGHT))
-    scene = Scene(3, truths, (), found, links=((0, 1),))
-    # Class 0 has its truth from its child 1, though 1 itself is not judged.
+    scene = Scene(3, ground_truths, (), found, links=((0, 1),))
+    # Class 0 has its ground truth from its child 1, though 1 itself is not evaluated.
     result = evaluate(scene.detections(), scene.annotations(), classes=np.array([True, False, True]))
     np.testing.assert_array_equal(result.ap, [1.0, NAN, 0.5])
     assert result.num_truths.tolist() == [1, 0, 1]
-    assert result.not_a_challenge_score[-1] == "only 2 of 3 classes were judged"
+    assert result.not_a_challenge_score[-1] == "only 2 of 3 classes were evaluated"
 
 
 def test_only_the_full_rules_with_image_labels_may_be_called_a_challenge_score() -> None:
@@ -402,7 +407,7 @@ def test_every_image_twice_under_another_id_keeps_the_ap(scene: Scene) -> None:
     # copy: a run of right entries ends at the same precision, and recall grows to the same values.
     twice = replace(
         scene,
-        truths=scene.truths + tuple(replace(row, image=row.image + "+") for row in scene.truths),
+        ground_truths=scene.ground_truths + tuple(replace(row, image=row.image + "+") for row in scene.ground_truths),
         labels=scene.labels + tuple(replace(row, image=row.image + "+") for row in scene.labels),
         found=found + tuple(replace(row, image=row.image + "+") for row in found),
     )
@@ -420,7 +425,9 @@ def test_image_weights_score_as_so_many_copies_of_the_images(scene: Scene, seed:
     def repeat(rows: tuple[Row, ...]) -> tuple[Row, ...]:
         return tuple(replace(row, image=copy) for image, copy in copies for row in rows if row.image == image)
 
-    repeated = replace(scene, truths=repeat(scene.truths), labels=repeat(scene.labels), found=repeat(scene.found))
+    repeated = replace(
+        scene, ground_truths=repeat(scene.ground_truths), labels=repeat(scene.labels), found=repeat(scene.found)
+    )
     weighted = average_precision(match(scene.detections(), scene.annotations()), image_weights=times)
     np.testing.assert_allclose(weighted, ap_of(repeated), rtol=0, atol=1e-12)
 
@@ -434,7 +441,7 @@ def test_many_image_weights_at_once_score_as_one_after_the_other() -> None:
     matches = match(scene.detections(), scene.annotations())
     weights = np.array([[1, 1], [2, 0], [0, 3]])
     together = average_precision(matches, image_weights=weights)
-    # All: one of two found at precision 1/2. Only i1: not found, and class 1 has no truth. Only i2: all found.
+    # All: one of two found at precision 1/2. Only i1: not found, and class 1 has no ground truth. Only i2: all found.
     np.testing.assert_array_equal(together, [[0.25, 1], [0, NAN], [1, 1]])
     np.testing.assert_array_equal(together, [average_precision(matches, image_weights=row) for row in weights])
     with pytest.raises(ValueError, match=r"image_weights must be \[2\] or \[R, 2\]"):
@@ -486,17 +493,17 @@ def test_settings_out_of_range_are_named(arguments: dict[str, float], message: s
     ],
 )
 def test_a_detection_that_cannot_be_judged_is_named_by_its_row(change: dict[str, object], message: str) -> None:
-    truth = Scene(2, (Truth("i1", 0, LEFT),)).annotations()
+    ground_truth = Scene(2, (Truth("i1", 0, LEFT),)).annotations()
     columns = {"image_index": np.zeros(2, np.int32), "class_index": np.zeros(2, np.int32), "score": np.ones(2)}
     with pytest.raises(ValueError, match=message):
-        match(Detections(**{**columns, "boxes": np.ones((2, 4)), **change}), truth)
+        match(Detections(**{**columns, "boxes": np.ones((2, 4)), **change}), ground_truth)
 
 
 def test_truth_outside_the_taxonomy_or_without_finite_boxes_is_named_by_its_row() -> None:
-    truth = Scene(2, (Truth("i1", 0, LEFT),), (Label("i1", 1, True),)).annotations()
+    ground_truth = Scene(2, (Truth("i1", 0, LEFT),), (Label("i1", 1, True),)).annotations()
     with pytest.raises(ValueError, match=r"`0 <= class < 2` must hold for every box, but row 0 has class 2"):
-        match(Detections.empty(), replace(truth, labels=np.array([2], np.int32)))
+        match(Detections.empty(), replace(ground_truth, labels=np.array([2], np.int32)))
     with pytest.raises(ValueError, match=r"for every image-level label, but row 0 has class -1"):
-        match(Detections.empty(), replace(truth, verified_class=np.array([-1], np.int32)))
-    with pytest.raises(ValueError, match="truth boxes must be finite, but box row 0"):
-        match(Detections.empty(), replace(truth, boxes=np.full((1, 4), NAN)))
+        match(Detections.empty(), replace(ground_truth, verified_class=np.array([-1], np.int32)))
+    with pytest.raises(ValueError, match="ground truth boxes must be finite, but box row 0"):
+        match(Detections.empty(), replace(ground_truth, boxes=np.full((1, 4), NAN)))

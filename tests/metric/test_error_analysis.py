@@ -21,10 +21,12 @@ NEARBY = (0.2, 0.0, 0.6, 0.4)
 def analysed(
     *rows: Truth | Label | Found, num_classes: int = 2, links: tuple[tuple[int, int], ...] = ()
 ) -> ErrorAnalysis:
-    truths, labels, found = (tuple(row for row in rows if isinstance(row, kind)) for kind in (Truth, Label, Found))
-    scene = Scene(num_classes, truths, labels, found, links)
-    truth, detections = scene.annotations(), scene.detections()
-    return analyse_errors(match(detections, truth), detections, truth)
+    ground_truths, labels, found = (
+        tuple(row for row in rows if isinstance(row, kind)) for kind in (Truth, Label, Found)
+    )
+    scene = Scene(num_classes, ground_truths, labels, found, links)
+    ground_truth, detections = scene.annotations(), scene.detections()
+    return analyse_errors(match(detections, ground_truth), detections, ground_truth)
 
 
 def prices(analysis: ErrorAnalysis, class_name: str = "Class 0") -> dict[str, float]:
@@ -41,7 +43,7 @@ def test_a_run_without_errors_pays_nothing() -> None:
 
 
 def test_a_badly_placed_box_costs_what_moving_it_gains() -> None:
-    # One truth, one detection at IoU 1/3: AP 0; moved onto the truth AP 1. What is pointed at is not missed.
+    # One ground truth, one detection at IoU 1/3: AP 0; moved onto the ground truth AP 1. What is pointed at is not missed.
     analysis = analysed(Truth("a", 0, HERE), Found("a", 0, 0.9, NEARBY))
     assert analysis.error.tolist() == [Error.LOCALISATION]
     assert prices(analysis) == {"localisation": 1.0}
@@ -55,7 +57,7 @@ def test_a_moved_box_takes_the_place_of_a_find_with_a_lower_score() -> None:
 
 
 def test_a_box_of_the_wrong_class_costs_both_classes() -> None:
-    # Class 1's truth is called 0 with score 0.9; class 0's own is found with 0.5: AP 1/2 and 0. Renamed: 1 and 1.
+    # Class 1's ground truth is called 0 with score 0.9; class 0's own is found with 0.5: AP 1/2 and 0. Renamed: 1 and 1.
     analysis = analysed(Truth("a", 0, FAR), Truth("a", 1, HERE), Found("a", 0, 0.9, HERE), Found("a", 0, 0.5, FAR))
     assert analysis.error.tolist() == [Error.CONFUSION, Error.NONE]
     assert prices(analysis, "Class 0") == {"confusion": 0.5}
@@ -125,7 +127,7 @@ def test_a_class_of_which_everything_is_missed_loses_all_its_ap_to_misses() -> N
 
 def test_group_of_boxes_cost_when_nothing_finds_them_and_by_boxes_that_stick_out() -> None:
     # Group-of box and one ordinary box. The detection of score 0.9 lies to a third inside the group-of box
-    # (0.1 <= 1/3 < 0.5): wrong, and the group-of box is not hit. AP: right at rank 2, one of two truths: 1/4.
+    # (0.1 <= 1/3 < 0.5): wrong, and the group-of box is not hit. AP: right at rank 2, one of two ground-truth boxes: 1/4.
     # Put right: not wrong, and not asked for: 1.
     group = Truth("a", 0, (0.0, 0.0, 0.1, 0.5), group_of=True)
     analysis = analysed(group, Truth("a", 0, FAR), Found("a", 0, 0.9, (0.0, 0.0, 0.3, 0.5)), Found("a", 0, 0.5, FAR))
@@ -141,7 +143,7 @@ def test_a_group_of_box_that_absorbed_a_detection_costs_nothing() -> None:
 
 
 def test_detections_of_unverified_classes_show_what_they_would_cost() -> None:
-    # Image b says nothing of class 0, so its detection is not judged. Counted as wrong it halves the precision.
+    # Image b says nothing of class 0, so its detection is not evaluated. Counted as wrong it halves the precision.
     analysis = analysed(Truth("a", 0, HERE), Truth("b", 1, HERE), Found("a", 0, 0.5, HERE), Found("b", 0, 0.9, HERE))
     row = analysis.table.set_index("class").loc["Class 0"]
     assert (row["ap"], row["unverified"], row["num_unverified"]) == (1.0, 0.5, 1)
@@ -194,16 +196,16 @@ def random_scene(seed: int) -> Scene:
         return (x / 10, y / 10, (x + w) / 10, (y + h) / 10)
 
     images = [f"i{k}" for k in range(8)]
-    truths = tuple(
+    ground_truths = tuple(
         Truth(image, int(rng.integers(5)), box(), group_of=bool(rng.random() < 0.15)) for image in images * 5
     )
     labels = tuple(Label(image, int(rng.integers(5)), bool(rng.random() < 0.3)) for image in images)
     found = []
-    for row in truths * 2:
+    for row in ground_truths * 2:
         near = rng.random() < 0.5
         label = row.label if rng.random() < 0.6 else int(rng.integers(5))
         found.append(Found(row.image, label, float(rng.integers(1, 100)) / 100, row.box if near else box()))
-    return Scene(5, truths, labels, tuple(found), links=((0, 1), (0, 2), (2, 3)))
+    return Scene(5, ground_truths, labels, tuple(found), links=((0, 1), (0, 2), (2, 3)))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -211,12 +213,12 @@ def test_kinds_agree_with_a_loop_over_all_boxes_whatever_the_size_of_the_pieces(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = random_scene(seed)
-    truth, detections = scene.annotations(), scene.detections()
-    matches = match(detections, truth)
+    ground_truth, detections = scene.annotations(), scene.detections()
+    matches = match(detections, ground_truth)
     if seed % 2:
         monkeypatch.setattr(nearest_ground_truth, "PAIRS_AT_ONCE", 7)
-    analysis = analyse_errors(matches, detections, truth)
-    image_of_box = np.repeat(np.arange(len(truth.image_ids)), np.diff(truth.box_start))
+    analysis = analyse_errors(matches, detections, ground_truth)
+    image_of_box = np.repeat(np.arange(len(ground_truth.image_ids)), np.diff(ground_truth.box_start))
     for entry, row in enumerate(matches.detection_row):
         if matches.kind[entry] != Kind.FALSE_POSITIVE:
             assert analysis.error[entry] == Error.NONE
@@ -224,13 +226,15 @@ def test_kinds_agree_with_a_loop_over_all_boxes_whatever_the_size_of_the_pieces(
         label = int(matches.class_index[entry])
         own, other, group = [0.0], [0.0], [0.0]
         for box in np.flatnonzero(image_of_box == matches.image_index[entry]):
-            is_own = truth.labels[box] == label or truth.taxonomy.is_ancestor[truth.labels[box], label]
-            overlap = float(iou(detections.boxes[[row]], truth.boxes[[box]])[0, 0])
-            if not truth.is_group_of[box]:
+            is_own = (
+                ground_truth.labels[box] == label or ground_truth.taxonomy.is_ancestor[ground_truth.labels[box], label]
+            )
+            overlap = float(iou(detections.boxes[[row]], ground_truth.boxes[[box]])[0, 0])
+            if not ground_truth.is_group_of[box]:
                 (own if is_own else other).append(overlap)
             elif is_own:
-                low = np.maximum(detections.boxes[row, :2], truth.boxes[box, :2])
-                high = np.minimum(detections.boxes[row, 2:], truth.boxes[box, 2:])
+                low = np.maximum(detections.boxes[row, :2], ground_truth.boxes[box, :2])
+                high = np.minimum(detections.boxes[row, 2:], ground_truth.boxes[box, 2:])
                 size = detections.boxes[row, 2:] - detections.boxes[row, :2]
                 group.append(float(np.clip(high - low, 0, None).prod() / size.prod()))
         if max(own) >= 0.5:
@@ -249,8 +253,8 @@ def test_kinds_agree_with_a_loop_over_all_boxes_whatever_the_size_of_the_pieces(
 @pytest.mark.parametrize("seed", range(6))
 def test_putting_errors_right_never_lowers_ap_and_never_lifts_it_above_one(seed: int) -> None:
     scene = random_scene(seed)
-    truth, detections = scene.annotations(), scene.detections()
-    table = analyse_errors(match(detections, truth), detections, truth).table
+    ground_truth, detections = scene.annotations(), scene.detections()
+    table = analyse_errors(match(detections, ground_truth), detections, ground_truth).table
     for name in (*PRICES, "false_positives", "false_negatives"):
         assert (table[name] > -1e-12).all(), name
         assert (table["ap"] + table[name] < 1 + 1e-12).all(), name
@@ -260,9 +264,9 @@ def test_putting_errors_right_never_lowers_ap_and_never_lifts_it_above_one(seed:
 def test_without_any_wrong_detection_and_any_miss_ap_is_one() -> None:
     # AP + false_positives is recall; asking only for what was found makes recall 1.
     scene = random_scene(0)
-    truth, detections = scene.annotations(), scene.detections()
-    scores = evaluate(detections, truth)
-    table = analyse_errors(scores.matches, detections, truth).table.iloc[1:]
+    ground_truth, detections = scene.annotations(), scene.detections()
+    scores = evaluate(detections, ground_truth)
+    table = analyse_errors(scores.matches, detections, ground_truth).table.iloc[1:]
     right = scores.matches.kind != Kind.FALSE_POSITIVE
     hits = np.bincount(scores.matches.class_index[right], minlength=5)
     recall = (hits / scores.num_truths)[~np.isnan(scores.ap)]
@@ -271,9 +275,9 @@ def test_without_any_wrong_detection_and_any_miss_ap_is_one() -> None:
 
 def test_the_row_of_all_classes_holds_means_of_prices_and_sums_of_counts() -> None:
     scene = random_scene(1)
-    truth, detections = scene.annotations(), scene.detections()
-    scores = evaluate(detections, truth)
-    table = analyse_errors(scores.matches, detections, truth).table
+    ground_truth, detections = scene.annotations(), scene.detections()
+    scores = evaluate(detections, ground_truth)
+    table = analyse_errors(scores.matches, detections, ground_truth).table
     assert table["ap"].iloc[0] == pytest.approx(scores.mean_ap)
     assert table["missed"].iloc[0] == pytest.approx(table["missed"].iloc[1:].mean())
     assert table["num_background"].iloc[0] == table["num_background"].iloc[1:].sum()
@@ -282,9 +286,9 @@ def test_the_row_of_all_classes_holds_means_of_prices_and_sums_of_counts() -> No
 
 def test_matches_of_other_detections_or_images_are_refused() -> None:
     scene = random_scene(0)
-    truth, detections = scene.annotations(), scene.detections()
-    matches = match(detections, truth)
+    ground_truth, detections = scene.annotations(), scene.detections()
+    matches = match(detections, ground_truth)
     with pytest.raises(ValueError, match="must be made of the detections"):
-        analyse_errors(matches, detections.take(np.arange(len(detections))[::-1]), truth)
-    with pytest.raises(ValueError, match="8 images and the truth of 1"):
+        analyse_errors(matches, detections.take(np.arange(len(detections))[::-1]), ground_truth)
+    with pytest.raises(ValueError, match="8 images and the ground truth of 1"):
         analyse_errors(matches, detections, Scene(5, (Truth("z", 0, HERE),)).annotations())

@@ -13,7 +13,7 @@ import pytest
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import COCO_THRESHOLDS
-from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_truth
+from retinaflow.metric.evaluation import evaluate_detections, read_detections, read_ground_truth
 
 BOXES = pd.DataFrame(
     {
@@ -57,7 +57,7 @@ def files(folder: Path) -> dict[str, Any]:
     (folder / "tree.json").write_text(json.dumps(TREE))
     return {
         "predictions": folder / "found.csv",
-        "truth": str(folder / "boxes.csv"),
+        "ground_truth": str(folder / "boxes.csv"),
         "image_labels": folder / "labels.csv",
         "classes": folder / "classes.csv",
         "hierarchy": folder / "tree.json",
@@ -70,8 +70,8 @@ def arrays(frame: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def index() -> AnnotationIndex:
-    """The truth as an index."""
-    return read_truth(BOXES, image_labels=LABELS, classes=CLASSES, hierarchy=TREE)
+    """The ground truth as an index."""
+    return read_ground_truth(BOXES, image_labels=LABELS, classes=CLASSES, hierarchy=TREE)
 
 
 def given(form: str, folder: Path) -> dict[str, Any]:
@@ -79,13 +79,13 @@ def given(form: str, folder: Path) -> dict[str, Any]:
     in_memory = {"image_labels": LABELS, "classes": CLASSES, "hierarchy": TREE}
     forms: dict[str, dict[str, Any]] = {
         "files": files(folder),
-        "frames": {"predictions": FOUND, "truth": BOXES, **in_memory},
+        "frames": {"predictions": FOUND, "ground_truth": BOXES, **in_memory},
         "arrays": {
-            "predictions": arrays(FOUND), "truth": arrays(BOXES), **in_memory, "image_labels": arrays(LABELS),
+            "predictions": arrays(FOUND), "ground_truth": arrays(BOXES), **in_memory, "image_labels": arrays(LABELS),
         },
         "mixed": {**files(folder), "predictions": FOUND, "classes": CLASSES},
-        "index": {"predictions": FOUND, "truth": index()},
-        "index and detections": {"predictions": read_detections(FOUND, index()), "truth": index()},
+        "index": {"predictions": FOUND, "ground_truth": index()},
+        "index and detections": {"predictions": read_detections(FOUND, index()), "ground_truth": index()},
     }  # fmt: skip
     return forms[form]
 

@@ -13,7 +13,7 @@ from test_challenge import FAR, LEFT, NAN, RIGHT, one_class, scenes
 from retinaflow.metric.challenge import Kind, match
 from retinaflow.metric.operating_points import at_threshold, best_f1
 
-# Two truths; by score: right 0.9, wrong 0.8, right 0.4.
+# Two ground-truth boxes; by score: right 0.9, wrong 0.8, right 0.4.
 SCENE = one_class(
     [Truth("i1", 0, LEFT), Truth("i1", 0, RIGHT)],
     [Found("i1", 0, 0.9, LEFT), Found("i1", 0, 0.8, FAR), Found("i1", 0, 0.4, RIGHT)],

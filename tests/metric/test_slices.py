@@ -1,4 +1,4 @@
-"""AP on a part of the truth: small, medium, large, crowded."""
+"""AP on a part of the ground truth: small, medium, large, crowded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_sizes_are_shares_of_the_image_and_wrong_detections_count_by_their_own_s
 
 def test_the_crowded_slice_judges_crowded_truths_where_they_are() -> None:
     # On i LARGE and TWIN crowd each other; SMALL does not belong, so its detection plays no part. On j nobody is
-    # crowded, so what is wrong there plays none either. By score: wrong (0.8, on i), right (TWIN): one of two truths at
+    # crowded, so what is wrong there plays none either. By score: wrong (0.8, on i), right (TWIN): one of two ground-truth boxes at
     # precision 1/2.
     scene = Scene(
         1,
@@ -75,8 +75,8 @@ def test_crowded_truths_are_those_a_double_loop_finds(scene: Scene) -> None:
             for place, other in enumerate(rows)
         )
     )
-    ordinary = evaluator.truth.ordinary
-    crowded = are_crowded(evaluator.truth)
+    ordinary = evaluator.ground_truth.ordinary
+    crowded = are_crowded(evaluator.ground_truth)
     found = zip(ordinary.pair[crowded].tolist(), map(tuple, ordinary.boxes[crowded].tolist()), strict=True)
     assert sorted(found) == wanted
 
@@ -86,7 +86,7 @@ def test_crowded_truths_are_those_a_double_loop_finds(scene: Scene) -> None:
 def test_the_slice_of_everything_is_the_whole_at_weight_zero(scene: Scene) -> None:
     evaluator = evaluator_of(scene)
     everything = Subset(
-        np.ones(len(evaluator.truth.ordinary), dtype=bool), np.ones(len(evaluator.ranked_claims()), dtype=bool)
+        np.ones(len(evaluator.ground_truth.ordinary), dtype=bool), np.ones(len(evaluator.ranked_claims()), dtype=bool)
     )
     whole = evaluator.matches(group_of_weight=0)
     part = evaluator.matches(group_of_weight=0, subset=everything)
@@ -95,8 +95,8 @@ def test_the_slice_of_everything_is_the_whole_at_weight_zero(scene: Scene) -> No
 
 def test_the_tables_hold_one_row_per_class_and_per_slice() -> None:
     scene = Scene(2, (Truth("i", 0, LARGE),), (Label("i", 0, True),), (Found("i", 0, 0.6, LARGE),))
-    truth = scene.annotations()
-    per_class, slices = detail_tables(evaluator_of(scene), truth.taxonomy, iou_thresholds=(0.5, 0.75))
+    ground_truth = scene.annotations()
+    per_class, slices = detail_tables(evaluator_of(scene), ground_truth.taxonomy, iou_thresholds=(0.5, 0.75))
     assert list(per_class.columns[:3]) == ["class", "ap", "num_truths"]
     assert per_class.columns[-1] == "class_id"
     first = per_class.iloc[0]

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from retinaflow.reports.contact_sheet import DETECTION, TRUTH, Panel, contact_sheet
+from retinaflow.reports.contact_sheet import DETECTION, GROUND_TRUTH, Panel, contact_sheet
 from retinaflow.reports.figures import ap_vs_frequency, class_frequency, exposure_curves
 
 COUNTS = [1, 3, 16, 500]
@@ -78,7 +78,7 @@ def test_every_class_with_truth_is_one_dot_at_its_images_and_ap() -> None:
     expected = shown[["train_images", "ap"]].to_numpy(dtype=float)
     assert len(dots) == table["ap"].notna().sum()
     np.testing.assert_allclose(np.asarray(dots)[-len(expected) :], expected)
-    assert any("72 without truth" in text.get_text() for text in axes.texts)
+    assert any("72 without ground truth" in text.get_text() for text in axes.texts)
 
 
 def test_the_legend_tells_the_mean_of_each_bin() -> None:
@@ -91,7 +91,7 @@ def test_the_legend_tells_the_mean_of_each_bin() -> None:
         }
     )
     (axes,) = ap_vs_frequency(table).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["bin 1: 0.200 (2)", "bin 2: no truth"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["bin 1: 0.200 (2)", "bin 2: no ground truth"]
 
 
 def test_class_names_do_not_overlap_each_other() -> None:
@@ -145,9 +145,9 @@ def test_a_panel_draws_truth_and_detections_in_their_places_and_colours() -> Non
     # 100 high, 200 wide: x is scaled by the width, y by the height.
     panel = Panel(
         photo(100, 200),
-        truth_boxes=np.array([[0.1, 0.2, 0.3, 0.6], [0.5, 0.5, 1.0, 1.0]]),
-        truth_labels=["Car", "Crowd"],
-        truth_group_of=[False, True],
+        gt_boxes=np.array([[0.1, 0.2, 0.3, 0.6], [0.5, 0.5, 1.0, 1.0]]),
+        gt_labels=["Car", "Crowd"],
+        gt_group_of=[False, True],
         detection_boxes=np.array([[0.1, 0.2, 0.3, 0.5]]),
         detection_labels=["Car"],
         detection_scores=[0.876],
@@ -158,8 +158,8 @@ def test_a_panel_draws_truth_and_detections_in_their_places_and_colours() -> Non
     assert drawn[1] == (pytest.approx((100, 50, 100, 50)), "--")
     assert drawn[2] == (pytest.approx((20, 20, 40, 30)), "-")
     assert [(text.get_text(), text.get_color()) for text in axes.texts] == [
-        ("Car", TRUTH),
-        ("Crowd", TRUTH),
+        ("Car", GROUND_TRUTH),
+        ("Crowd", GROUND_TRUTH),
         ("Car 0.88", DETECTION),
     ]
 
@@ -191,7 +191,7 @@ def test_panels_fill_rows_of_the_asked_number_of_columns(panels: int, columns: i
 
 
 def test_a_sheet_of_truth_alone_explains_only_what_it_shows() -> None:
-    panel = Panel(photo(50, 50), truth_boxes=np.array([[0.1, 0.1, 0.9, 0.9]]), truth_labels=["Cat"])
+    panel = Panel(photo(50, 50), gt_boxes=np.array([[0.1, 0.1, 0.9, 0.9]]), gt_labels=["Cat"])
     (legend,) = contact_sheet([panel]).legends
     assert [text.get_text() for text in legend.get_texts()] == ["truth"]
 
@@ -207,7 +207,7 @@ def test_a_sheet_without_panels_is_an_empty_picture_that_can_be_saved() -> None:
     [
         ({"image": np.zeros((4, 4), np.uint8)}, r"uint8 \[H, W, 3\], but got uint8 \[4, 4\]"),
         ({"image": np.zeros((4, 4, 3))}, r"but got float64 \[4, 4, 3\]"),
-        ({"truth_labels": ["Car"]}, r"truth_labels needs one value per box \(0\), but has 1"),
+        ({"gt_labels": ["Car"]}, r"gt_labels needs one value per box \(0\), but has 1"),
         ({"detection_boxes": np.zeros((2, 4))}, r"detection_labels needs one value per box \(2\), but has 0"),
     ],
 )

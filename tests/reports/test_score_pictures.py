@@ -28,21 +28,21 @@ SIZES = [1, 3, 20, 500]
 
 
 def scored_table(count: int, *, seed: int = 0, long: bool = False) -> pd.DataFrame:
-    """A table per class with intervals; every seventh class has no truth."""
+    """A table per class with intervals; every seventh class has no ground truth."""
     table = fake_table(count, seed=seed)
-    truths = np.where(table["ap"].isna(), 0, np.arange(count) + 1.0)
+    ground_truths = np.where(table["ap"].isna(), 0, np.arange(count) + 1.0)
     names = [f"A rather long class name {k}" if long else f"Class {k}" for k in range(count)]
     ids = [f"/m/{k}" for k in range(count)]
     return table.assign(
-        num_truths=truths, class_id=ids, ap_low=table["ap"] * 0.5, ap_high=table["ap"] ** 0.5, **{"class": names}
+        num_truths=ground_truths, class_id=ids, ap_low=table["ap"] * 0.5, ap_high=table["ap"] ** 0.5, **{"class": names}
     )
 
 
 def analysis_of(table: pd.DataFrame) -> ErrorAnalysis:
     """Errors of made-up prices for the classes of a table."""
     scene = Scene(1, (Truth("a", 0, HERE),))
-    truth, detections = scene.annotations(), scene.detections()
-    one = analyse_errors(match(detections, truth), detections, truth)
+    ground_truth, detections = scene.annotations(), scene.detections()
+    one = analyse_errors(match(detections, ground_truth), detections, ground_truth)
     rows = one.table.iloc[np.r_[0, np.ones(int(table["ap"].notna().sum()), dtype=np.int64)]].reset_index(drop=True)
     known = table[table["ap"].notna()]
     ids, names = [None, *known["class_id"]], ["all classes", *known["class"]]
@@ -69,8 +69,8 @@ def test_the_rarest_classes_with_truth_stand_on_top_with_their_intervals() -> No
     (axes,) = rarest_classes(table).axes
     shown = table[table["ap"].notna()].head(RAREST)
     np.testing.assert_allclose([bar.get_width() for bar in axes.patches], shown["ap"])
-    name, images, truths = shown.iloc[0][["class", "train_images", "num_truths"]]
-    assert axes.get_yticklabels()[0].get_text() == f"{name}: {images:,}, {truths:.0f}"
+    name, images, ground_truths = shown.iloc[0][["class", "train_images", "num_truths"]]
+    assert axes.get_yticklabels()[0].get_text() == f"{name}: {images:,}, {ground_truths:.0f}"
     segments = np.array([path.vertices for path in axes.collections[-1].get_paths()])
     np.testing.assert_allclose(segments[:, 0, 0], shown["ap_low"])
     np.testing.assert_allclose(segments[:, 1, 0], shown["ap_high"])
@@ -106,7 +106,7 @@ def test_curves_enclose_the_ap_of_their_class_and_share_axes() -> None:
 
 
 def test_a_curve_by_hand() -> None:
-    # Right, wrong, right of three truths: recall 1/3 at precision 1, then 2/3 at 2/3, then nothing.
+    # Right, wrong, right of three ground-truth boxes: recall 1/3 at precision 1, then 2/3 at 2/3, then nothing.
     scene = Scene(
         1,
         (Truth("a", 0, HERE), Truth("a", 0, FAR), Truth("b", 0, HERE)),
@@ -171,9 +171,9 @@ def test_errors_are_shown_by_class_or_by_bin_when_there_are_many(
 
 def test_pictures_without_any_truth_are_pictures_too() -> None:
     scene = Scene(len(QUALITIES), (Truth("a", 0, HERE),))
-    truth, detections = scene.annotations(), scene.detections()
-    nothing = match(detections, truth, classes=np.zeros(len(QUALITIES), dtype=bool))
+    ground_truth, detections = scene.annotations(), scene.detections()
+    nothing = match(detections, ground_truth, classes=np.zeros(len(QUALITIES), dtype=bool))
     table = scored_table(4).assign(ap=np.nan, num_truths=0.0)
     assert_margin_is_blank(rarest_classes(table))
-    assert_margin_is_blank(error_costs(analyse_errors(nothing, detections, truth), table))
+    assert_margin_is_blank(error_costs(analyse_errors(nothing, detections, ground_truth), table))
     assert_margin_is_blank(precision_recall(nothing, table, class_ids=spread_classes(table), index_of={}))

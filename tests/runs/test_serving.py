@@ -38,9 +38,9 @@ def _encoded(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _expected(judged: Path, image_id: str, size: tuple[int, int]) -> pd.DataFrame:
+def _expected(evaluated: Path, image_id: str, size: tuple[int, int]) -> pd.DataFrame:
     """Detections of ``evaluate`` in pixels, as the model gives them."""
-    table = pd.read_csv(judged / "predictions.csv")
+    table = pd.read_csv(evaluated / "predictions.csv")
     table = table[table["ImageID"] == image_id]
     corners = table[["XMin", "YMin", "XMax", "YMax"]].to_numpy() * [size[1], size[0], size[1], size[0]]
     return pd.DataFrame(corners, columns=["x1", "y1", "x2", "y2"]).assign(
@@ -59,7 +59,7 @@ def _assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 
 def test_the_logged_model_gives_the_boxes_of_evaluate_for_texts_and_for_paths(
-    trained: TrainResult, judged: Path, workshop: Any
+    trained: TrainResult, evaluated: Path, workshop: Any
 ) -> None:
     del trained
     files = {f"validation00{n}": workshop.data / "images" / f"validation00{n}.jpg" for n in (0, 1)}
@@ -70,7 +70,7 @@ def test_the_logged_model_gives_the_boxes_of_evaluate_for_texts_and_for_paths(
     pd.testing.assert_frame_equal(texts, paths)
     # 64 x 96 and 96 x 64 pixels.
     for number, (image_id, size) in enumerate(zip(files, ((64, 96), (96, 64)), strict=True)):
-        _assert_same(texts[texts["image"] == number], _expected(judged, image_id, size))
+        _assert_same(texts[texts["image"] == number], _expected(evaluated, image_id, size))
     best = float(texts["score"].max())
     fewer = model.predict(pd.DataFrame({"image": [str(f) for f in files.values()]}), {"score_threshold": best * 0.9})
     assert len(fewer) == (texts["score"] > best * 0.9).sum() < len(texts)
@@ -142,11 +142,11 @@ def client(trained: TrainResult, workshop: Any, monkeypatch: pytest.MonkeyPatch)
     thread.join()
 
 
-def test_a_server_answers_with_the_boxes_of_evaluate(client: Client, judged: Path, workshop: Any) -> None:
+def test_a_server_answers_with_the_boxes_of_evaluate(client: Client, evaluated: Path, workshop: Any) -> None:
     encoded = _encoded(workshop.data / "images" / "validation001.jpg")
     status, answer = client.ask(encoded, score_threshold=0.0)
     assert status == 200
-    _assert_same(pd.DataFrame(answer["predictions"]), _expected(judged, "validation001", (96, 64)))
+    _assert_same(pd.DataFrame(answer["predictions"]), _expected(evaluated, "validation001", (96, 64)))
     assert answer["predictions"][0]["class"] in ("Car", "Vehicle", "Tree", "Plant", "Bus")
 
 
@@ -206,7 +206,7 @@ def test_a_server_refuses_to_take_paths(client: Client, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_mlflow_models_serve_outlives_a_thousand_malformed_requests(
-    trained: TrainResult, judged: Path, workshop: Any
+    trained: TrainResult, evaluated: Path, workshop: Any
 ) -> None:
     del trained
     with socket.socket() as one:
@@ -245,7 +245,7 @@ def test_mlflow_models_serve_outlives_a_thousand_malformed_requests(
                 assert client.post(draw.choice([*GARBAGE, draw.randbytes(draw.randrange(5000))]))[0] == 400
         status, again = client.ask(_encoded(photo))
         assert (status, again) == (200, answer)
-        _assert_same(pd.DataFrame(answer["predictions"]), _expected(judged, "validation001", (96, 64)))
+        _assert_same(pd.DataFrame(answer["predictions"]), _expected(evaluated, "validation001", (96, 64)))
         assert _memory(process.pid) - before < 100 << 20
     finally:
         os.killpg(process.pid, signal.SIGKILL)

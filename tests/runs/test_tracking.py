@@ -231,7 +231,7 @@ def test_a_folder_gets_the_files_that_mlflow_gets(store: MlflowClient, tmp_path:
 
 
 def test_a_table_that_is_logged_again_replaces_the_first(store: MlflowClient) -> None:
-    """A run that is gone on with is judged again."""
+    """A run that is resumed is evaluated again."""
     with _start() as run:  # type: ignore[attr-defined]
         run.log_table(TABLE, "table.json")
         run.log_table(TABLE.assign(ap=[0.5, 0.25]), "table.json")

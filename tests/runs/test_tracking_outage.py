@@ -194,7 +194,7 @@ def test_what_never_arrived_lies_in_the_file_of_the_last_message_and_going_on_wi
     last = capsys.readouterr().err.strip().splitlines()[-1]
     journal = Path(f"out/unsent-{run.run_id}/unsent.jsonl")
     assert re.match(rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), the end of the run never", last)
-    assert f"They lie in {journal}; a training that goes on with resume={run.run_id} sends them first" in last
+    assert f"They lie in {journal}; a training that resumes resume={run.run_id} sends them first" in last
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "metrics"][-10:] == list(range(10, 20))
 
@@ -236,7 +236,7 @@ def test_a_training_whose_server_dies_for_good_ends_well_names_what_never_arrive
     assert "epoch   2/2" in out
     match = re.fullmatch(
         r"run (\w+): \d+ points of curves, \d+ files \(.*last\.pt.*\), .*the end of the run never arrived in MLflow "
-        r"at http://127.* \(.*\)\. They lie in (\S+); a training that goes on with resume=\1 sends them first",
+        r"at http://127.* \(.*\)\. They lie in (\S+); a training that resumes resume=\1 sends them first",
         err.strip().splitlines()[-1],
     )
     assert match, err

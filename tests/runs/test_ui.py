@@ -29,7 +29,7 @@ from retinaflow.comparison.comparison import Resampling, Side, compare
 from retinaflow.comparison.page import PageNotes, RunNote, comparison_page
 from retinaflow.metric.challenge import Scores, average_precision
 from retinaflow.metric.per_class import summary
-from retinaflow.reports.evaluation import Judgement, log_tables
+from retinaflow.reports.evaluation import EvaluationResult, log_tables
 from retinaflow.reports.figures import ap_vs_frequency, class_frequency
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import TrainConfig
@@ -85,7 +85,7 @@ def _log(name: str, skill: Any, seed: int) -> None:
         logged.log_params(config.model_dump())
         for step in (1, 2, 3):
             logged.log_metrics({name: value * step / 3 for name, value in summary(table).items()}, step=step)
-        log_tables(logged, Judgement(scores, table, summary(table)), {"mAP": scores.mean_ap})
+        log_tables(logged, EvaluationResult(scores, table, summary(table)), {"mAP": scores.mean_ap})
         logged.log_figure(ap_vs_frequency(table), "ap_vs_frequency.png")
         frequencies = class_frequency(
             counts.images, edges=np.array([1.0, 100.0, 1e4]), bin_of_class=counts.bin_of_class, names=kept.class_names

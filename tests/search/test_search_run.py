@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from retinaflow.commands import search
 from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, verdict
 from retinaflow.search.goal import Goal
-from retinaflow.search.objective import Judged
+from retinaflow.search.objective import ScoredDetections
 from retinaflow.search.opening import open_search
 from retinaflow.search.results import importances
 from retinaflow.search.study import METRICS, WORKER, best_trial, quiet, sampler_of
@@ -193,7 +193,7 @@ def test_a_dry_run_counts_and_leaves_nothing(workshop: Any, capsys: pytest.Captu
     storage = workshop.folder / "dry.db"
     given = {"data": workshop.data, "study": "dry", "storage": storage, "trials": 10, "dry_run": "true"}
     assert workshop.cli("search", **{**SMALL, **given}) == 0
-    assert "a training sees 12 images and judges 6; together 240 and 120" in capsys.readouterr().out
+    assert "a training sees 12 images and evaluates 6; together 240 and 120" in capsys.readouterr().out
     assert not storage.exists()
 
 
@@ -253,10 +253,10 @@ def test_a_trial_is_pruned_with_its_floor_and_its_figures_but_not_after_its_last
     metrics = {"val/mAP_rare": 0.1, "val/mAP_frequent": 0.2}
     early, late = study.ask(), study.ask()
     with pytest.raises(optuna.TrialPruned, match=r"val/mAP_rare 0\.1000 at evaluation 1 of 2"):
-        Judged(early, GOAL, 2, prunes=True)(metrics)
+        ScoredDetections(early, GOAL, 2, prunes=True)(metrics)
     assert early.constraints == {"floor": pytest.approx(0.3)}
     assert early.user_attrs[METRICS] == metrics
-    Judged(late, GOAL, 1, prunes=True)(metrics)
+    ScoredDetections(late, GOAL, 1, prunes=True)(metrics)
     assert study.trials[1].intermediate_values == {1: 0.1}
 
 

@@ -1,4 +1,4 @@
-"""What a search may set and what it maximises: written forms, rules, conditions, faults."""
+"""What a search may set and what it maximises: written forms, rules, conditions, errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from retinaflow.cli import without_defaults
 from retinaflow.search.goal import mean_metrics, read_goal
 from retinaflow.search.results import written
-from retinaflow.search.space import CONDITIONS, DIALS, Choices, Range, Space, read_space
+from retinaflow.search.space import CONDITIONS, SEARCHABLE, Choices, Range, Space, read_space
 from retinaflow.search.storage import storage_url, without_password
 from retinaflow.search.study import differences, pruner_of
 from retinaflow.settings.commands import SearchConfig, TrainConfig
@@ -49,12 +49,12 @@ def _silent() -> None:
 
 def test_the_searchable_settings_are_those_declared_as_such() -> None:
     declared = [name for name, field in SearchConfig.model_fields.items() if field.annotation is Any]
-    assert set(declared) == set(DIALS)
-    assert set(DIALS) <= set(TrainConfig.model_fields)
+    assert set(declared) == set(SEARCHABLE)
+    assert set(SEARCHABLE) <= set(TrainConfig.model_fields)
 
 
 def test_the_space_holds_what_decides_the_tail_and_nothing_that_was_not_asked_for() -> None:
-    assert set(space().domains) == set(DIALS) - {"lr", "background_rate", "nms", "nms_iou"}
+    assert set(space().domains) == set(SEARCHABLE) - {"lr", "background_rate", "nms", "nms_iou"}
     assert "lr" in space(lr="3e-4..3e-3:log").domains
 
 
@@ -158,7 +158,7 @@ METRICS = {"val/mAP": 0.4, "val/mAP_rare": 0.1, "val/mAP_frequent": 0.6, "val/mA
 
 def test_the_weighted_mean_is_over_the_bins_that_have_truth() -> None:
     goal = read_goal(settings(objective="bins", bin_weights="3,2,1"), num_bins=3)
-    # Bin 2 has no truth: (3 * 0.1 + 1 * 0.7) / 4.
+    # Bin 2 has no ground truth: (3 * 0.1 + 1 * 0.7) / 4.
     assert goal.values(METRICS) == pytest.approx((0.25,))
 
 

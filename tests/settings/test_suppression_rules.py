@@ -1,4 +1,4 @@
-"""The written rules of how overlapping detections are thinned out."""
+"""The written rules of how overlapping detections are suppressed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BOX, FAR = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
 
 
 def run(hits: list[bool], *, num_classes: int = 1) -> Matches:
-    """One truth of class 0 per image; where ``hits`` is True its detection is right, elsewhere there is none."""
+    """One ground truth of class 0 per image; where ``hits`` is True its detection is right, elsewhere there is none."""
     scene = Scene(
         num_classes,
         tuple(Truth(f"i{k:03d}", 0, BOX) for k in range(len(hits))),
@@ -29,11 +29,12 @@ def run(hits: list[bool], *, num_classes: int = 1) -> Matches:
 
 def mixed_run(seed: int) -> Matches:
     rng = np.random.default_rng(seed)
-    truths = tuple(Truth(f"i{k:02d}", k % 3, BOX) for k in range(30))
+    ground_truths = tuple(Truth(f"i{k:02d}", k % 3, BOX) for k in range(30))
     found = tuple(
-        Found(row.image, row.label, float(rng.random()), BOX if rng.random() < 0.6 else FAR) for row in truths * 2
+        Found(row.image, row.label, float(rng.random()), BOX if rng.random() < 0.6 else FAR)
+        for row in ground_truths * 2
     )
-    scene = Scene(4, truths, found=found)
+    scene = Scene(4, ground_truths, found=found)
     return match(scene.detections(), scene.annotations())
 
 
@@ -72,7 +73,7 @@ def test_estimates_are_the_scores_of_the_images_as_they_are() -> None:
 
 
 def test_an_interval_without_wrong_detections_is_wilsons_for_a_share() -> None:
-    # AP is the share of truths found, 70 of 100. Halves of 100 images vary like 100 images do: standard error
+    # AP is the share of ground-truth boxes found, 70 of 100. Halves of 100 images vary like 100 images do: standard error
     # sqrt(0.7 x 0.3 / 100) = 0.0458, so n = 0.21 / 0.0458^2 = 100. Wilson, z = 1.96, z^2 = 3.84:
     # (0.7 + 1.92 / 100 -+ 1.96 sqrt(0.0021 + 0.96 / 10,000)) / 1.0384 = 0.604 and 0.781.
     interval = bootstrap_intervals(run([True] * 70 + [False] * 30), resamples=4000, seed=0).mean
@@ -89,7 +90,7 @@ def test_more_confidence_means_a_wider_interval() -> None:
 
 
 def test_ten_of_ten_found_may_be_nine_of_the_next_ten() -> None:
-    # No resample varies, so n is the number of truths: Wilson's lower end n / (n + z^2) = 10 / 13.84 = 0.722.
+    # No resample varies, so n is the number of ground-truth boxes: Wilson's lower end n / (n + z^2) = 10 / 13.84 = 0.722.
     interval = bootstrap_intervals(run([True] * 10), resamples=50).mean
     assert (interval.estimate, interval.high) == (1.0, 1.0)
     assert interval.low == pytest.approx(0.7225, abs=1e-4)
@@ -118,7 +119,7 @@ def test_classes_and_groups_without_truth_are_nan_and_outside_the_mean() -> None
 
 
 def test_a_class_is_left_out_of_the_resamples_in_which_it_has_no_truth() -> None:
-    # Class 1 has its only truth, found, on one of two images. Half of the resamples miss that image, and there the
+    # Class 1 has its only ground truth, found, on one of two images. Half of the resamples miss that image, and there the
     # class is not defined rather than 0: every AP that counts is 1, and nothing varies.
     scene = Scene(2, (Truth("a", 0, BOX), Truth("b", 1, BOX)), found=(Found("a", 0, 0.5, BOX), Found("b", 1, 0.5, BOX)))
     (drawn,) = resampled_ap([match(scene.detections(), scene.annotations())], resamples=50, seed=0)
@@ -141,12 +142,12 @@ def test_a_run_against_itself_differs_by_exactly_nothing() -> None:
 
 def test_classes_that_both_runs_find_alike_differ_by_nothing_and_those_that_neither_finds_may() -> None:
     # Class 0 is found alike. Class 1 is found by neither: one disagreeing image would change that.
-    # Half an image of disagreement on 3 images with truth: -+ 1.96 x 0.5 / (3 + 2).
-    truths = tuple(Truth(f"i{k}", label, BOX) for k in range(3) for label in range(3))
+    # Half an image of disagreement on 3 images with ground truth: -+ 1.96 x 0.5 / (3 + 2).
+    ground_truths = tuple(Truth(f"i{k}", label, BOX) for k in range(3) for label in range(3))
     found = tuple(Found(f"i{k}", 0, 0.5, BOX) for k in range(2))
     runs = []
     for extra in ((), (Found("i0", 2, 0.5, BOX),)):
-        scene = Scene(3, truths, found=found + extra)
+        scene = Scene(3, ground_truths, found=found + extra)
         runs.append(match(scene.detections(), scene.annotations()))
     differences = paired_differences(*runs, resamples=50)
     assert (differences.ap_low[0], differences.ap[0], differences.ap_high[0]) == (0, 0, 0)
@@ -183,8 +184,8 @@ def test_pairing_finds_a_small_steady_gain_that_two_intervals_cannot_tell_apart(
 
 
 def test_classes_that_only_one_run_judged_are_left_out_of_the_difference() -> None:
-    truths = (Truth("a", 0, BOX), Truth("a", 1, BOX))
-    scene = Scene(2, truths, found=(Found("a", 0, 0.5, BOX),))
+    ground_truths = (Truth("a", 0, BOX), Truth("a", 1, BOX))
+    scene = Scene(2, ground_truths, found=(Found("a", 0, 0.5, BOX),))
     both = match(scene.detections(), scene.annotations())
     one = match(scene.detections(), scene.annotations(), classes=np.array([True, False]))
     differences = paired_differences(both, one, resamples=10)
@@ -197,8 +198,8 @@ def test_runs_on_other_images_or_other_truth_cannot_be_paired() -> None:
     three = run([True] * 3)
     with pytest.raises(ValueError, match=r"the same images in the same order, .* 3 and 2 images"):
         paired_differences(three, run([True] * 2))
-    with pytest.raises(ValueError, match="different truth boxes"):
-        paired_differences(three, replace(three, truth_count=three.truth_count + 1))
+    with pytest.raises(ValueError, match="different ground truth boxes"):
+        paired_differences(three, replace(three, gt_count=three.gt_count + 1))
     with pytest.raises(ValueError, match="must share their classes, but got 1 and 2"):
         paired_differences(three, run([True] * 3, num_classes=2))
 
@@ -236,14 +237,14 @@ def random_scene(seed: int) -> Scene:
     rng = np.random.default_rng(seed)
     boxes = (BOX, FAR, (0.0, 0.5, 0.3, 0.9))
     images = [f"i{k}" for k in range(10)]
-    truths = tuple(
+    ground_truths = tuple(
         Truth(image, int(rng.integers(3)), boxes[rng.integers(3)], group_of=bool(rng.random() < 0.3))
         for image in images * 4
     )
     found = tuple(
-        Found(row.image, row.label, float(rng.integers(1, 9)) / 10, boxes[rng.integers(3)]) for row in truths * 2
+        Found(row.image, row.label, float(rng.integers(1, 9)) / 10, boxes[rng.integers(3)]) for row in ground_truths * 2
     )
-    return Scene(4, truths, found=found)
+    return Scene(4, ground_truths, found=found)
 
 
 def test_a_half_and_its_complement_make_all_images() -> None:
@@ -255,7 +256,7 @@ def test_a_half_and_its_complement_make_all_images() -> None:
 
 
 def test_the_mean_of_an_interval_is_the_mean_of_the_scores() -> None:
-    truths = (Truth("a", 0, BOX), Truth("b", 1, BOX))
-    scene = Scene(3, truths, found=(Found("a", 0, 0.5, BOX),))
+    ground_truths = (Truth("a", 0, BOX), Truth("b", 1, BOX))
+    scene = Scene(3, ground_truths, found=(Found("a", 0, 0.5, BOX),))
     scores = evaluate(scene.detections(), scene.annotations())
     assert bootstrap_intervals(scores.matches, resamples=5).mean.estimate == scores.mean_ap == 0.5

@@ -14,22 +14,22 @@ from retinaflow.metric.matches import Kind, Matches
 from retinaflow.statistics.calibration import (
     METHODS,
     Calibrator,
-    Judged,
+    ScoredDetections,
     choose_method,
     fit,
     held_out_loss,
     log_loss,
 )
-from retinaflow.statistics.cross_fitting import apply_calibrators, cross_fitted, draw_folds, judged_of_class
+from retinaflow.statistics.cross_fitting import apply_calibrators, cross_fitted, sample_folds, scored_of_class
 
 FOLDS = 4
 
 
-def _judged(score: list[float], right: list[int]) -> Judged:
-    return Judged(np.array(score), np.array(right, dtype=bool), np.arange(len(score)) % FOLDS)
+def _evaluated(score: list[float], right: list[int]) -> ScoredDetections:
+    return ScoredDetections(np.array(score), np.array(right, dtype=bool), np.arange(len(score)) % FOLDS)
 
 
-def _drawn(share_of: str, count: int) -> Judged:
+def _drawn(share_of: str, count: int) -> ScoredDetections:
     """Scores spread evenly, right with a chance that depends on the score."""
     rng = np.random.default_rng(3)
     score = np.sort(rng.uniform(0.02, 0.98, count))
@@ -39,7 +39,7 @@ def _drawn(share_of: str, count: int) -> Judged:
         "over-confident": 1 / (1 + np.exp(-(0.4 * logit - 1.5))),
         "a step": np.where(score < 0.5, 0.02, 0.6),
     }[share_of]
-    return Judged(score, rng.random(count) < chance, rng.integers(FOLDS, size=count))
+    return ScoredDetections(score, rng.random(count) < chance, rng.integers(FOLDS, size=count))
 
 
 # One class
@@ -48,7 +48,7 @@ def _drawn(share_of: str, count: int) -> Judged:
 def test_platt_by_hand() -> None:
     """Ten detections of score 0.2, one right, and ten of 0.8, nine right. Targets: right (10 + 1) / (10 + 2) = 11/12,
     wrong 1/12. Two parameters fit two scores exactly, each gets its mean target: (9 * 11 + 1) / 120 = 5/6 and 1/6."""
-    found = fit(_judged([0.2] * 10 + [0.8] * 10, [1] + [0] * 9 + [0] + [1] * 9), "platt")
+    found = fit(_evaluated([0.2] * 10 + [0.8] * 10, [1] + [0] * 9 + [0] + [1] * 9), "platt")
     np.testing.assert_allclose(found(np.array([0.2, 0.8])), [1 / 6, 5 / 6], atol=2e-6)
     # sigmoid(a * logit(0.8)) = 5/6: a * log(4) = log(5), and b = 0.
     np.testing.assert_allclose(found.points, [np.log(5) / np.log(4), 0], atol=1e-5)
@@ -57,7 +57,7 @@ def test_platt_by_hand() -> None:
 def test_isotonic_by_hand() -> None:
     """Right are the second and fourth of 0.1, 0.2, 0.3, 0.4: the middle two are pooled to 1/2 at 0.25, and 0 and 1 are
     held 1 / (4 + 2) away from the ends. Half way from 0.1 to 0.25 is half way from 1/6 to 1/2."""
-    found = fit(_judged([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1]), "isotonic")
+    found = fit(_evaluated([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1]), "isotonic")
     assert found.points == pytest.approx((0.1, 0.25, 0.4, 1 / 6, 1 / 2, 5 / 6))
     np.testing.assert_allclose(
         found(np.array([0.0, 0.1, 0.175, 0.25, 0.4, 0.9])), [1 / 6, 1 / 6, 1 / 3, 1 / 2, 5 / 6, 5 / 6], atol=1e-6
@@ -72,18 +72,20 @@ def test_log_loss_by_hand() -> None:
     ("share_of", "method"), [("as said", "none"), ("over-confident", "platt"), ("a step", "isotonic")]
 )
 def test_the_method_of_least_held_out_loss_is_chosen(share_of: str, method: str) -> None:
-    judged = _drawn(share_of, 1500)
-    losses = {name: held_out_loss(judged, name) for name in METHODS}
-    assert choose_method(judged) == method == min(losses, key=lambda name: losses[name])
+    evaluated = _drawn(share_of, 1500)
+    losses = {name: held_out_loss(evaluated, name) for name in METHODS}
+    assert choose_method(evaluated) == method == min(losses, key=lambda name: losses[name])
 
 
 def test_a_method_that_only_fits_what_it_saw_is_not_chosen() -> None:
     """Scores that say nothing, a third of them right: isotonic fits them best, and foretells worse than Platt."""
     rng = np.random.default_rng(4)
-    judged = Judged(np.sort(rng.uniform(0.02, 0.98, 60)), rng.random(60) < 0.3, rng.integers(FOLDS, size=60))
-    in_sample = {name: log_loss(fit(judged, name)(judged.score), judged.right).sum() for name in METHODS}
+    evaluated = ScoredDetections(
+        np.sort(rng.uniform(0.02, 0.98, 60)), rng.random(60) < 0.3, rng.integers(FOLDS, size=60)
+    )
+    in_sample = {name: log_loss(fit(evaluated, name)(evaluated.score), evaluated.right).sum() for name in METHODS}
     assert min(in_sample, key=lambda name: in_sample[name]) == "isotonic"
-    assert choose_method(judged) == "platt"
+    assert choose_method(evaluated) == "platt"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -111,10 +113,10 @@ def test_a_calibrator_comes_back_from_its_document(method: str) -> None:
 
 
 def test_nothing_judged_and_only_right_detections_can_be_fitted() -> None:
-    assert fit(_judged([], []), "platt") == Calibrator()
-    assert choose_method(_judged([], [])) == "none"
+    assert fit(_evaluated([], []), "platt") == Calibrator()
+    assert choose_method(_evaluated([], [])) == "none"
     for method in METHODS:
-        assert np.isfinite(fit(_judged([0.3, 0.6, 0.9], [1, 1, 1]), method)(np.array([0.0, 0.5, 1.0]))).all()
+        assert np.isfinite(fit(_evaluated([0.3, 0.6, 0.9], [1, 1, 1]), method)(np.array([0.0, 0.5, 1.0]))).all()
 
 
 # A whole model
@@ -130,7 +132,7 @@ def model() -> tuple[Detections, Matches]:
 def test_no_image_has_a_part_in_its_own_calibrators(model: tuple[Detections, Matches]) -> None:
     """Turning right and wrong around on the images of a fold moves the scores of all folds but that one."""
     found, matches = model
-    folds = draw_folds(120, FOLDS, seed=0)
+    folds = sample_folds(120, FOLDS, seed=0)
     before = cross_fitted(found, matches, folds, method="platt", min_truths=1)[0].score
     touched = folds[matches.image_index] == 2
     after = cross_fitted(
@@ -146,14 +148,14 @@ def test_one_method_is_chosen_for_all_folds_of_a_class_and_kept_on_all_images(
     model: tuple[Detections, Matches],
 ) -> None:
     found, matches = model
-    folds = draw_folds(120, FOLDS, seed=0)
+    folds = sample_folds(120, FOLDS, seed=0)
     scores, rows = cross_fitted(found, matches, folds, min_truths=1)
-    judged = judged_of_class(matches, 0, folds)
-    chosen = choose_method(judged)
-    assert rows[0].calibrator == fit(judged, chosen)
+    evaluated = scored_of_class(matches, 0, folds)
+    chosen = choose_method(evaluated)
+    assert rows[0].calibrator == fit(evaluated, chosen)
     for fold in range(FOLDS):
         own = (found.class_index == 0) & (folds[found.image_index] == fold)
-        calibrator = fit(judged.take(judged.fold != fold), chosen)
+        calibrator = fit(evaluated.take(evaluated.fold != fold), chosen)
         np.testing.assert_array_equal(scores.score[own], calibrator(found.score[own]))
     assert rows[0].loss_after < rows[0].loss_before
 
@@ -162,7 +164,7 @@ def test_a_class_of_too_few_truths_keeps_its_scores(model: tuple[Detections, Mat
     found, matches = model
     least = int(matches.num_truths[3]) + 1
     assert matches.num_truths[2] >= least
-    scores, rows = cross_fitted(found, matches, draw_folds(120, FOLDS, seed=0), method="platt", min_truths=least)
+    scores, rows = cross_fitted(found, matches, sample_folds(120, FOLDS, seed=0), method="platt", min_truths=least)
     assert [row.calibrator.method for row in rows] == ["platt", "platt", "platt", "none"]
     rare = found.class_index == 3
     np.testing.assert_array_equal(scores.score[rare], found.score[rare].astype(np.float64))
@@ -172,7 +174,7 @@ def test_a_class_of_too_few_truths_keeps_its_scores(model: tuple[Detections, Mat
 def test_a_kept_calibrator_leaves_the_ap_of_each_class_as_it_was(model: tuple[Detections, Matches]) -> None:
     found, matches = model
     made = world(4, 120)
-    _, rows = cross_fitted(found, matches, draw_folds(120, FOLDS, seed=0), method="isotonic", min_truths=1)
+    _, rows = cross_fitted(found, matches, sample_folds(120, FOLDS, seed=0), method="isotonic", min_truths=1)
     calibrated = apply_calibrators(found, [row.calibrator for row in rows])
     np.testing.assert_array_equal(evaluate(calibrated, made.annotations).ap, evaluate(found, made.annotations).ap)
 
@@ -182,21 +184,21 @@ def test_what_a_group_of_box_absorbed_is_neither_right_nor_wrong(model: tuple[De
     kind = matches.kind.copy()
     first = int(np.flatnonzero(matches.class_index == 0)[0])
     kind[first] = Kind.GROUP_OF
-    folds = draw_folds(120, FOLDS, seed=0)
-    fewer = judged_of_class(replace(matches, kind=kind), 0, folds)
-    assert len(fewer) == len(judged_of_class(matches, 0, folds)) - 1
+    folds = sample_folds(120, FOLDS, seed=0)
+    fewer = scored_of_class(replace(matches, kind=kind), 0, folds)
+    assert len(fewer) == len(scored_of_class(matches, 0, folds)) - 1
     assert len(found)
 
 
 def test_scores_beyond_one_are_refused(model: tuple[Detections, Matches]) -> None:
     found, matches = model
     with pytest.raises(ValueError, match=r"scores must be in \[0, 1\] to be calibrated, but row 0 has"):
-        cross_fitted(replace(found, score=found.score + 1), matches, draw_folds(120, FOLDS, seed=0))
+        cross_fitted(replace(found, score=found.score + 1), matches, sample_folds(120, FOLDS, seed=0))
 
 
 def test_folds_are_even_and_drawn_by_their_seed_alone() -> None:
-    folds = draw_folds(103, 5, seed=7)
+    folds = sample_folds(103, 5, seed=7)
     assert sorted(np.bincount(folds)) == [20, 20, 21, 21, 21]
     np.random.seed(1)  # noqa: NPY002
-    np.testing.assert_array_equal(folds, draw_folds(103, 5, seed=7))
-    assert (folds != draw_folds(103, 5, seed=8)).any()
+    np.testing.assert_array_equal(folds, sample_folds(103, 5, seed=7))
+    assert (folds != sample_folds(103, 5, seed=8)).any()

@@ -14,8 +14,8 @@ SIZE = np.arange(SIZES * len(QUALITIES)) // len(QUALITIES)
 GROUPS = {str(count): k == SIZE for k, count in enumerate(IMAGES_WITH_CLASS)} | {"mean": np.ones(len(SIZE), dtype=bool)}
 
 
-def _covered(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(truth) | np.isnan(low), np.nan, (low <= truth) & (truth <= high))
+def _covered(low: np.ndarray, high: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(ground_truth) | np.isnan(low), np.nan, (low <= ground_truth) & (ground_truth <= high))
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def coverage() -> dict[str, np.ndarray]:
         scores = bootstrap_intervals(runs[0], groups=GROUPS, resamples=RESAMPLES, seed=sample, threads=1)
         differences = paired_differences(*runs, groups=GROUPS, resamples=RESAMPLES, seed=sample, threads=1)
         for name, found, values in (("scores", scores, first), ("differences", differences, second - first)):
-            truth = np.where(present, values, np.nan)
-            seen.setdefault(name, []).append(_covered(found.ap_low, found.ap_high, truth))
-            means = np.array([truth[members & present].mean() for members in GROUPS.values()])
+            ground_truth = np.where(present, values, np.nan)
+            seen.setdefault(name, []).append(_covered(found.ap_low, found.ap_high, ground_truth))
+            means = np.array([ground_truth[members & present].mean() for members in GROUPS.values()])
             ends = np.array([(group.low, group.high) for group in found.groups.values()])
             seen.setdefault(f"groups of {name}", []).append(_covered(ends[:, 0], ends[:, 1], means))
     return {name: np.nanmean(np.stack(values), axis=0) for name, values in seen.items()}

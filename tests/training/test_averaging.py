@@ -1,4 +1,4 @@
-"""The moving average of the weights: its equation, its rise, and that it is what is judged and kept."""
+"""The moving average of the weights: its equation, its rise, and that it is what is evaluated and kept."""
 
 from __future__ import annotations
 

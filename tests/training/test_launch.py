@@ -43,7 +43,7 @@ def test_two_processes_train_what_one_trains_in_one_run(workshop: Any, monkeypat
     ours, theirs = (load_checkpoint(result.checkpoint.with_name("last.pt")).state for result in (two, one))
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
-    assert two.judgement.metrics == pytest.approx(one.judgement.metrics, abs=0.02)
+    assert two.evaluation.metrics == pytest.approx(one.evaluation.metrics, abs=0.02)
 
 
 @pytest.mark.parametrize("length", [2, 12, 13, 37])

@@ -164,7 +164,7 @@ class _Break(Exception):
 
 
 def _broken_after(lab: Any, steps: int, **settings: Any) -> Trainer:
-    """A training that was stopped after some steps, gone on with from its saved state by a new trainer."""
+    """A training that was stopped after some steps, resumed from its saved state by a new trainer."""
 
     def stop(result: StepResult) -> None:
         if result.step == steps:
@@ -217,7 +217,7 @@ def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: 
 
 def test_another_plan_is_refused_in_mid_epoch(lab: Any) -> None:
     resumed = _broken_after(lab, 1, epochs=2)
-    with pytest.raises(ValueError, match="epoch 1 must be gone on with by the plan it began with"):
+    with pytest.raises(ValueError, match="epoch 1 must be resumed by the plan it began with"):
         list(resumed.fit(lab.dataset, lab.buckets, lambda epoch: lab.plans(epoch)[::-1]))
 
 

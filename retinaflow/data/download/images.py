@@ -1,7 +1,7 @@
 """Image files: fetched by several connections, verified, and there whole or not at all.
 
 A file has its name only once its length, its MD5 where one is known, and its decoding are right; so a download that
-was stopped goes on with what is not there yet.
+was stopped resumes what is not there yet.
 """
 
 from __future__ import annotations

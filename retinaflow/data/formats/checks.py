@@ -25,7 +25,7 @@ from retinaflow.data.formats.orientation import SWAPPED, Header, read_header, to
 from retinaflow.data.formats.source import SourceImage, SourceSet, note
 from retinaflow.data.image_sizes import THREADS
 from retinaflow.data.images import SUFFIXES, OnBadImage
-from retinaflow.data.tables import Fault, Faults
+from retinaflow.data.tables import RowError, RowErrors
 
 Orientation = Literal["auto", "stored", "turned"]
 _SAME_SHAPE = 0.01
@@ -45,7 +45,7 @@ class _Frame:
 
 def check(
     source: SourceSet,
-    faults: Faults,
+    errors: RowErrors,
     *,
     exhaustive: bool,
     on_bad_image: OnBadImage = "stop",
@@ -56,16 +56,16 @@ def check(
     """The images and boxes of a source that keep all rules, with ids.
 
     Raises FileNotFoundError or ValueError for images without a readable file (or leaves them out, listed in
-    ``faults``), and ValueError for boxes that break a rule unless ``faults`` drops them.
+    ``errors``), and ValueError for boxes that break a rule unless ``errors`` drops them.
     """
     headers = _read_headers(source.images, quiet=quiet)
     bad = _bad_images(source.images, headers, on_bad_image)
-    frames = _frames(source, headers, faults, orientation, report)
+    frames = _frames(source, headers, errors, orientation, report)
     kept = np.array([frame is not None for frame in frames], dtype=bool)
-    boxes = _boxes(source, frames, faults, report)
-    faults.settle()
+    boxes = _boxes(source, frames, errors, report)
+    errors.settle()
     # After the rows are settled: images are left out by a setting of their own.
-    faults.found += bad
+    errors.found += bad
     names = [image.name for image in source.images]
     images = pd.DataFrame(
         {
@@ -84,7 +84,7 @@ def check(
 
 def _bad_images(
     images: Sequence[SourceImage], headers: Sequence[Header | str], on_bad_image: OnBadImage
-) -> list[Fault]:
+) -> list[RowError]:
     """The images to be left out. Raises FileNotFoundError or ValueError when that is not wanted, or none is left."""
     bad = [(image, head) for image, head in zip(images, headers, strict=True) if isinstance(head, str)]
     if bad and (on_bad_image == "stop" or len(bad) == len(headers)):
@@ -94,13 +94,13 @@ def _bad_images(
             f"{len(bad):,} of {len(headers):,} images have no readable file; {image.file or image.name}: {reason}. Is "
             "images= right? Give on_bad_image=skip to go on without them."
         )
-    return [Fault(image.name, 0, "an image must have a readable file", reason) for image, reason in bad]
+    return [RowError(image.name, 0, "an image must have a readable file", reason) for image, reason in bad]
 
 
 def _frames(
     source: SourceSet,
     headers: Sequence[Header | str],
-    faults: Faults,
+    errors: RowErrors,
     orientation: Orientation,
     report: Callable[[str], None],
 ) -> list[_Frame | None]:
@@ -111,7 +111,7 @@ def _frames(
         frame = None if isinstance(head, str) else _frame_of(image, head, source.unit, orientation)
         if frame is None and not isinstance(head, str):
             rule = "the declared size must be that of the file, scaled or as EXIF turns it"
-            note(faults, image.name, rule, f"{_text(image.size)} for a file of {head.width} x {head.height}")
+            note(errors, image.name, rule, f"{_text(image.size)} for a file of {head.width} x {head.height}")
         elif frame is not None:
             turned += frame.orientation > 1
             scaled += image.size is not None and sorted(frame.size) != sorted(frame.header[:2])
@@ -168,7 +168,7 @@ def _text(size: tuple[int, int] | None) -> str:
 
 
 def _boxes(
-    source: SourceSet, frames: Sequence[_Frame | None], faults: Faults, report: Callable[[str], None]
+    source: SourceSet, frames: Sequence[_Frame | None], errors: RowErrors, report: Callable[[str], None]
 ) -> pd.DataFrame:
     """The boxes that keep the rules, in shares of the stored image."""
     rows = [box for box in source.boxes if frames[box[0]] is not None]
@@ -195,7 +195,7 @@ def _boxes(
         (first, "a box must be given once"),
     ):
         for row in np.flatnonzero(~kept):
-            note(faults, rows[row][4], rule, _shown(rows[row][2], source.unit), line=rows[row][5])
+            note(errors, rows[row][4], rule, _shown(rows[row][2], source.unit), line=rows[row][5])
     good = finite & has_area & inside & first
     over = good & (reach > _ROUNDING).any(axis=1)
     if over.any():

@@ -30,7 +30,7 @@ from retinaflow.data.formats.source import (
     safe_name,
     split_of,
 )
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 SHORT = {"validation": "val"}
 """How COCO calls a split."""
@@ -70,7 +70,7 @@ def _is_coco(path: Path) -> bool:
 
 def read_coco(
     files: dict[str, Path],
-    faults: Faults,
+    errors: RowErrors,
     *,
     folder: Path,
     classes: ClassNames,
@@ -79,17 +79,17 @@ def read_coco(
 ) -> SourceSet:
     """The annotation files of each split, in ``folder``; ``images``: folders to look in before the usual ones.
 
-    Raises ValueError for a file that is no COCO JSON; what breaks a rule in it goes to ``faults``.
+    Raises ValueError for a file that is no COCO JSON; what breaks a rule in it goes to ``errors``.
     """
     source = SourceSet("pixel", classes)
     roots: list[Path] = []
     for split, path in files.items():
         document = _document(path)
-        categories = _categories(document["categories"], path, classes, faults)
+        categories = _categories(document["categories"], path, classes, errors)
         own = existing([*images, *_roots(path, split, folder)])
-        places = _images(source, document["images"], path, split, own, categories, faults)
+        places = _images(source, document["images"], path, split, own, categories, errors)
         for number, annotation in enumerate(document["annotations"], 1):
-            _annotation(source, annotation, f"{path.name} annotation {number}", places, categories, faults)
+            _annotation(source, annotation, f"{path.name} annotation {number}", places, categories, errors)
         roots += own
     _find_by_bare_names(source, roots, report)
     if classes.given is None:
@@ -139,7 +139,7 @@ def _document(path: Path) -> dict[str, list[Any]]:
     return dict(document)
 
 
-def _categories(listed: list[Any], path: Path, classes: ClassNames, faults: Faults) -> dict[Any, int]:
+def _categories(listed: list[Any], path: Path, classes: ClassNames, errors: RowErrors) -> dict[Any, int]:
     """Category id -> class; -1 for one that breaks a rule."""
     found: dict[Any, int] = {}
     names: Counter[str] = Counter()
@@ -155,7 +155,7 @@ def _categories(listed: list[Any], path: Path, classes: ClassNames, faults: Faul
         names[name] += 1
         found[key] = -1 if class_index is None else class_index
         if class_index is None:
-            note(faults, place, "a category must be in the class list", f"name={category['name']!r}")
+            note(errors, place, "a category must be in the class list", f"name={category['name']!r}")
     return found
 
 
@@ -166,7 +166,7 @@ def _images(
     split: str,
     roots: Sequence[Path],
     categories: dict[Any, int],
-    faults: Faults,
+    errors: RowErrors,
 ) -> dict[Any, int]:
     """Image id -> place among the images of the source, which are added."""
     places: dict[Any, int] = {}
@@ -181,10 +181,10 @@ def _images(
         try:
             name = safe_name(given, place)
         except ValueError:
-            note(faults, place, "file_name must stay inside the image folder", f"file_name={given!r:.120}")
+            note(errors, place, "file_name must stay inside the image folder", f"file_name={given!r:.120}")
             continue
         if image["id"] in places or name in names:
-            note(faults, place, "an image must be listed once", f"id={image['id']}, file_name={name}")
+            note(errors, place, "an image must be listed once", f"id={image['id']}, file_name={name}")
             continue
         names.add(name)
         places[image["id"]] = len(source.images)
@@ -217,22 +217,27 @@ def _roots(path: Path, split: str, folder: Path) -> Iterator[Path]:
 
 
 def _annotation(
-    source: SourceSet, annotation: Any, place: str, places: dict[Any, int], categories: dict[Any, int], faults: Faults
+    source: SourceSet,
+    annotation: Any,
+    place: str,
+    places: dict[Any, int],
+    categories: dict[Any, int],
+    errors: RowErrors,
 ) -> None:
     if not isinstance(annotation, dict):
-        note(faults, place, "an annotation must be an object", f"{annotation!r:.80}")
+        note(errors, place, "an annotation must be an object", f"{annotation!r:.80}")
         return
     image, category = (
         _at(table, annotation.get(key)) for table, key in ((places, "image_id"), (categories, "category_id"))
     )
     box = annotation.get("bbox")
     if image is None:
-        note(faults, place, "image_id must be that of a listed image", f"image_id={annotation.get('image_id')!r}")
+        note(errors, place, "image_id must be that of a listed image", f"image_id={annotation.get('image_id')!r}")
     elif category is None:
         rule = "category_id must be that of a listed category"
-        note(faults, place, rule, f"category_id={annotation.get('category_id')!r}")
+        note(errors, place, rule, f"category_id={annotation.get('category_id')!r}")
     elif not _is_box(box):
-        note(faults, place, "bbox must be four numbers [x, y, width, height]", f"bbox={box!r:.80}")
+        note(errors, place, "bbox must be four numbers [x, y, width, height]", f"bbox={box!r:.80}")
     elif category >= 0:
         assert isinstance(box, list)
         x, y, width, height = map(float, box)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from retinaflow.data.formats.names import class_ids
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 from retinaflow.taxonomy import Taxonomy
 
 SPLIT_NAMES = {
@@ -129,9 +129,9 @@ def safe_name(name: Any, place: str) -> str:
     return str(path)
 
 
-def note(faults: Faults, place: str, rule: str, value: str, *, line: int = 0) -> None:
+def note(errors: RowErrors, place: str, rule: str, value: str, *, line: int = 0) -> None:
     """One fault of a source."""
-    faults.note(place, rule, np.array([line]), lambda _: value)
+    errors.note(place, rule, np.array([line]), lambda _: value)
 
 
 def find_image(name: str, folders: Sequence[Path]) -> Path | None:

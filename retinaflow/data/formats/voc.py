@@ -6,7 +6,7 @@ challenges count the pixels from 1 and mean ``xmax`` to be the last one inside (
 right edge xmax); most tools write the edges themselves, from 0. ``auto`` goes by what an annotation says of its
 database.
 
-``difficult`` becomes group-of (a region that is neither learnt nor punished) or is read as any other box; ``truncated``
+``difficult`` becomes group-of (a region that is neither learned nor punished) or is read as any other box; ``truncated``
 and ``occluded`` are flags. Writing rounds to whole pixels, as other tools expect them, so edges move by up to half of
 one.
 """
@@ -22,9 +22,9 @@ import numpy as np
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, existing, find_image, note
-from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, tell_left_out
+from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, report_left_out
 from retinaflow.data.images import SUFFIXES
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 FirstPixel = Literal["auto", "0", "1"]
 Difficult = Literal["group-of", "keep"]
@@ -41,7 +41,7 @@ def has_voc(folder: Path) -> bool:
 
 def read_voc(
     folder: Path,
-    faults: Faults,
+    errors: RowErrors,
     *,
     classes: ClassNames,
     images: Sequence[Path] = (),
@@ -51,7 +51,7 @@ def read_voc(
 ) -> SourceSet:
     """All annotated images of a folder; those of several splits are in the first one that lists them, trainval last.
 
-    Raises ValueError for a list that cannot be read; what breaks a rule goes to ``faults``. ``report`` is told what is
+    Raises ValueError for a list that cannot be read; what breaks a rule goes to ``errors``. ``report`` is told what is
     left out.
     """
     source = SourceSet("pixel", classes)
@@ -63,11 +63,11 @@ def read_voc(
             continue
         seen.add(path)
         if not path.is_file():
-            note(faults, path.name, "a listed image must have an annotation file", "none")
+            note(errors, path.name, "a listed image must have an annotation file", "none")
             continue
         folders = _image_folders(path, folder, split, images)
         file = _image_by_stem(path, folders)
-        root = read_root(path, faults)
+        root = read_root(path, errors)
         if root is None:
             used.add(file or path)
             continue
@@ -80,10 +80,10 @@ def read_voc(
         source.images.append(SourceImage(split, name, file, _size(root)))
         for number, found in enumerate(root.findall("object"), 1):
             where = f"{path.name} object {number}"
-            _object(source, found, where, place, faults, one_based=one_based, keep_difficult=difficult == "keep")
+            _object(source, found, where, place, errors, one_based=one_based, keep_difficult=difficult == "keep")
     if not classes.given:
         _in_order_of_names(source)
-    tell_left_out(folder, used, unlisted, report)
+    report_left_out(folder, used, unlisted, report)
     return source
 
 
@@ -126,24 +126,24 @@ def _object(
     found: ElementTree.Element,
     place: str,
     image: int,
-    faults: Faults,
+    errors: RowErrors,
     *,
     one_based: bool,
     keep_difficult: bool,
 ) -> None:
     name = (found.findtext("name") or "").strip()
     if not name:
-        note(faults, place, "an object must have a name", "none")
+        note(errors, place, "an object must have a name", "none")
         return
     sides = [found.findtext(f"bndbox/{side}") for side in _SIDES]
     x1, y1, x2, y2 = map(_number, sides)
     if not np.isfinite([x1, y1, x2, y2]).all():
         shown = ", ".join(f"{side}={text}" for side, text in zip(_SIDES, sides, strict=True))
-        note(faults, place, "bndbox must hold four numbers", shown)
+        note(errors, place, "bndbox must hold four numbers", shown)
         return
     index = source.classes.find(name)
     if index is None:
-        note(faults, place, "name must be in the class list", f"name={name!r}")
+        note(errors, place, "name must be in the class list", f"name={name!r}")
         return
     if one_based:
         x1, y1 = x1 - 1, y1 - 1

@@ -10,9 +10,9 @@ from pathlib import Path
 from retinaflow.data.formats.folders import files_under, hidden
 from retinaflow.data.formats.source import SPLIT_NAMES, note, safe_name, split_of
 from retinaflow.data.images import SUFFIXES
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
-_PRESENCE = re.compile(r"\s+(-1|0|1)$")
+_PAIRS = re.compile(r"\s+(-1|0|1)$")
 """In lists of one class: whether the image shows it."""
 _ENCODING = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"']")
 
@@ -55,7 +55,7 @@ def _rows(path: Path, annotations: Path) -> Iterator[tuple[str, Path]]:
     for line in map(str.strip, lines):
         if line:
             whole = annotations / f"{safe_name(line, path.name)}.xml"
-            short = annotations / f"{safe_name(_PRESENCE.sub('', line), path.name)}.xml"
+            short = annotations / f"{safe_name(_PAIRS.sub('', line), path.name)}.xml"
             yield SPLIT_NAMES[path.stem], whole if whole.is_file() else short
 
 
@@ -63,15 +63,15 @@ def _folders(path: Path, folder: Path) -> tuple[str, ...]:
     return path.relative_to(folder).parent.parts
 
 
-def read_root(path: Path, faults: Faults) -> ElementTree.Element | None:
+def read_root(path: Path, errors: RowErrors) -> ElementTree.Element | None:
     """The ``<annotation>`` of a file; None, and a fault, for a file that is none."""
     try:
         root = _parsed(path.read_bytes())
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        note(faults, path.name, "an annotation file must be readable XML", f"an error: {error}")
+        note(errors, path.name, "an annotation file must be readable XML", f"an error: {error}")
         return None
     if root.tag != "annotation":
-        note(faults, path.name, "a VOC file must begin with <annotation>", f"<{root.tag}>")
+        note(errors, path.name, "a VOC file must begin with <annotation>", f"<{root.tag}>")
         return None
     return root
 
@@ -87,7 +87,7 @@ def _parsed(data: bytes) -> ElementTree.Element:
         return ElementTree.fromstring(data.decode(declared[1].decode()))
 
 
-def tell_left_out(folder: Path, used: set[Path], unlisted: Sequence[Path], report: Callable[[str], None]) -> None:
+def report_left_out(folder: Path, used: set[Path], unlisted: Sequence[Path], report: Callable[[str], None]) -> None:
     """Say which annotation files no list names, and which image files are not among those ``used``."""
     if unlisted:
         report(

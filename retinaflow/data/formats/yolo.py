@@ -28,9 +28,9 @@ from retinaflow.data.formats.yolo_files import (
     by_folder,
     in_folders,
     label_file,
-    tell_left_out,
+    report_left_out,
 )
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 SHORT = {"validation": "val"}
 """How YOLO calls a split."""
@@ -58,7 +58,7 @@ def _is_yolo(path: Path) -> bool:
 
 def read_yolo(
     place: Path,
-    faults: Faults,
+    errors: RowErrors,
     *,
     classes: ClassNames,
     images: Sequence[Path] = (),
@@ -66,7 +66,7 @@ def read_yolo(
 ) -> SourceSet:
     """A ``data.yaml`` or a folder without one; ``images``: folders of images instead of those it names (all train).
 
-    Raises ValueError or FileNotFoundError for a source that cannot be read; rows that break a rule go to ``faults``.
+    Raises ValueError or FileNotFoundError for a source that cannot be read; rows that break a rule go to ``errors``.
     ``report`` is told what is left out.
     """
     root = place.parent if place.is_file() else place
@@ -83,15 +83,15 @@ def read_yolo(
     source = SourceSet("share", classes)
     labelled = 0
     seen: set[Path] = set()
-    _tell_repeated(files, report)
+    _report_repeated(files, report)
     for split, paths in files.images.items():
         for path in (path for path in paths if path not in seen):
             seen.add(path)
             name = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{split}/{path.name}"
             source.images.append(SourceImage(split, name, path if path.is_file() else None))
             rows = _Rows(label_file(path), len(source.images) - 1, names, of_class, keypoints)
-            labelled += rows.read(source, faults)
-    tell_left_out(files, seen, report)
+            labelled += rows.read(source, errors)
+    report_left_out(files, seen, report)
     if source.images and not labelled:
         first = next(iter(seen))
         raise FileNotFoundError(
@@ -100,8 +100,8 @@ def read_yolo(
     return source
 
 
-def _tell_repeated(files: SplitFiles, report: Callable[[str], None]) -> None:
-    """Say which images stand in several splits: judging on images of the training would flatter."""
+def _report_repeated(files: SplitFiles, report: Callable[[str], None]) -> None:
+    """Say which images stand in several splits: evaluating on images of the training would flatter."""
     first: dict[Path, str] = {}
     repeated = [
         path for split, paths in files.images.items() for path in paths if first.setdefault(path, split) != split
@@ -179,7 +179,7 @@ class _Rows:
     keypoints: int
     """Values after the box; 0: a row is a box or a polygon."""
 
-    def read(self, source: SourceSet, faults: Faults) -> bool:
+    def read(self, source: SourceSet, errors: RowErrors) -> bool:
         """Whether there is a label file, whose rows are entered."""
         if not self.path.is_file():
             return False
@@ -191,24 +191,24 @@ class _Rows:
             try:
                 number, values = float(words[0]), [float(word) for word in words[1:]]
             except ValueError:
-                note(faults, self.path.name, "a row must hold numbers", row[:60], line=line)
+                note(errors, self.path.name, "a row must hold numbers", row[:60], line=line)
                 continue
-            self._enter(source, number, values, line, faults)
+            self._enter(source, number, values, line, errors)
         return True
 
-    def _enter(self, source: SourceSet, number: float, values: list[float], line: int, faults: Faults) -> None:
+    def _enter(self, source: SourceSet, number: float, values: list[float], line: int, errors: RowErrors) -> None:
         corners = _corners(values, self.keypoints)
         if not 0 <= number < len(self.names) or number != int(number):
             rule = f"a class must be a whole number from 0 to {len(self.names) - 1}"
-            note(faults, self.path.name, rule, f"{number:g}", line=line)
+            note(errors, self.path.name, rule, f"{number:g}", line=line)
         elif (index := self.of_class[int(number)]) is None:
-            note(faults, self.path.name, "the class must be in the class list", self.names[int(number)], line=line)
+            note(errors, self.path.name, "the class must be in the class list", self.names[int(number)], line=line)
         elif corners is None:
             more = (
                 f"{self.keypoints} values of keypoints" if self.keypoints else "with a polygon of three points or more"
             )
             rule = f"a row must be a class with x, y, width, height {'and' if self.keypoints else 'or'} {more}"
-            note(faults, self.path.name, rule, f"{len(values) + 1} fields", line=line)
+            note(errors, self.path.name, rule, f"{len(values) + 1} fields", line=line)
         else:
             source.boxes.append((self.image, index, corners, _NO_FLAGS, self.path.name, line))
 

@@ -123,7 +123,7 @@ def label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def tell_left_out(files: SplitFiles, used: Iterable[Path], report: Callable[[str], None]) -> None:
+def report_left_out(files: SplitFiles, used: Iterable[Path], report: Callable[[str], None]) -> None:
     """Say which images beside those ``used`` are not read, and which label files have no image."""
     known = _once(used)
     around = _once(path for folder in dict.fromkeys(files.folders) for path in files_under(folder))

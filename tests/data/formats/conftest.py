@@ -12,10 +12,10 @@ from PIL import Image
 from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.source import SourceSet
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 Picture = Callable[..., Path]
-Checked = Callable[..., tuple[DetectionSet, Faults, list[str]]]
+Checked = Callable[..., tuple[DetectionSet, RowErrors, list[str]]]
 
 
 @pytest.fixture
@@ -35,12 +35,14 @@ def picture(tmp_path: Path) -> Picture:
 
 @pytest.fixture
 def checked() -> Checked:
-    """``checked(source, drop=False)`` -> the set, the faults, and what was said."""
+    """``checked(source, drop=False)`` -> the set, the errors, and what was said."""
 
-    def run(source: SourceSet, faults: Faults | None = None, **given: Any) -> tuple[DetectionSet, Faults, list[str]]:
-        faults = faults or Faults()
+    def run(
+        source: SourceSet, errors: RowErrors | None = None, **given: Any
+    ) -> tuple[DetectionSet, RowErrors, list[str]]:
+        errors = errors or RowErrors()
         said: list[str] = []
-        found = check(source, faults, **{"exhaustive": True, "say": said.append, **given})
-        return found, faults, said
+        found = check(source, errors, **{"exhaustive": True, "say": said.append, **given})
+        return found, errors, said
 
     return run

@@ -11,7 +11,7 @@ import pytest
 
 from retinaflow.data.formats.coco import find_coco, read_coco
 from retinaflow.data.formats.source import ClassNames, SourceSet
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 
 def annotation(box: Any, *, image: Any = 7, category: Any = 90, **more: Any) -> dict[str, Any]:
@@ -29,8 +29,10 @@ def write(folder: Path, annotations: list[Any], *, name: str = "train.json", **m
     return folder / name
 
 
-def read(path: Path, faults: Faults | None = None, **given: Any) -> SourceSet:
-    return read_coco({"train": path}, faults or Faults(), **{"folder": path.parent, "classes": ClassNames(), **given})
+def read(path: Path, errors: RowErrors | None = None, **given: Any) -> SourceSet:
+    return read_coco(
+        {"train": path}, errors or RowErrors(), **{"folder": path.parent, "classes": ClassNames(), **given}
+    )
 
 
 def test_a_box_is_x_y_width_height_and_a_crowd_is_a_group(tmp_path: Path, picture: Any, checked: Any) -> None:
@@ -85,22 +87,22 @@ def test_an_annotation_that_breaks_a_rule_stops_or_is_dropped_and_listed(
 ) -> None:
     picture("a.png")
     path = write(tmp_path, [annotation([1, 1, 5, 5]), case[0]])
-    faults = Faults()
+    errors = RowErrors()
     with pytest.raises(ValueError) as stopped:
-        checked(read(path, faults), faults)
+        checked(read(path, errors), errors)
     assert case[1] in str(stopped.value)
-    faults = Faults("drop")
-    found, _, _ = checked(read(path, faults), faults)
-    assert len(found.boxes) == faults.count == 1
+    errors = RowErrors("drop")
+    found, _, _ = checked(read(path, errors), errors)
+    assert len(found.boxes) == errors.count == 1
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "x/../../a.png", "C:\\a.png", "..\\a.png", "", 3])
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
     path = write(tmp_path, [], images=[{"id": 1, "file_name": name or "..", "width": 4, "height": 4}])
-    faults = Faults()
-    assert not read(path, faults).images
+    errors = RowErrors()
+    assert not read(path, errors).images
     with pytest.raises(ValueError, match=r"train.json image 1: file_name must stay inside the image folder, but got"):
-        faults.settle()
+        errors.settle()
 
 
 def test_files_of_one_name_in_several_folders_get_ids_of_their_own(tmp_path: Path, picture: Any, checked: Any) -> None:
@@ -182,11 +184,11 @@ def test_an_image_without_a_readable_file_stops_or_is_skipped_with_its_boxes(
     path = write(tmp_path, [annotation([1, 1, 5, 5], image=n) for n in (0, 1, 2)], images=images)
     with pytest.raises(ValueError, match=r"3 of 4 images have no readable file; .*cut.png: not an image file"):
         checked(read(path))
-    found, faults, _ = checked(read(path), on_bad_image="skip")
+    found, errors, _ = checked(read(path), on_bad_image="skip")
     assert found.images["image_id"].tolist() == ["a"]
     assert found.boxes["image"].tolist() == [0]
     reasons = ["no file", "the file must be one of .jpg, .jpeg, .png, .webp, .bmp"]
-    assert [fault.value for fault in faults.found[1:]] == reasons
+    assert [fault.value for fault in errors.found[1:]] == reasons
 
 
 def test_lvis_says_which_classes_were_looked_for(tmp_path: Path, picture: Any, checked: Any) -> None:

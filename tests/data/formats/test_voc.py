@@ -10,7 +10,7 @@ import pytest
 
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.formats.voc import read_voc
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
 
@@ -28,8 +28,8 @@ def thing(*corners: Any, name: str = "cat", more: str = "") -> str:
     return f"<object><name>{name}</name>{more}{BOX.format(*corners)}</object>"
 
 
-def read(folder: Path, faults: Faults | None = None, **given: Any) -> SourceSet:
-    return read_voc(folder, faults or Faults(), classes=ClassNames(), **given)
+def read(folder: Path, errors: RowErrors | None = None, **given: Any) -> SourceSet:
+    return read_voc(folder, errors or RowErrors(), classes=ClassNames(), **given)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ FAULTS = {
 def test_an_object_that_breaks_a_rule_is_named(tmp_path: Path, picture: Any, checked: Any, case: Any) -> None:
     picture("a.png")
     write(tmp_path / "a.xml", case[0])
-    faults = Faults()
+    errors = RowErrors()
     with pytest.raises(ValueError) as stopped:
-        checked(read(tmp_path, faults), faults)
+        checked(read(tmp_path, errors), errors)
     assert case[1] in str(stopped.value)
 
 
@@ -186,13 +186,13 @@ def test_a_file_that_is_no_annotation_is_named_or_left_out(
     picture("a.png"), picture("b.png")
     (tmp_path / "a.xml").write_bytes(case[0])
     write(tmp_path / "b.xml", thing(1, 1, 9, 9))
-    faults = Faults()
+    errors = RowErrors()
     said: list[str] = []
     with pytest.raises(ValueError) as stopped:
-        checked(read(tmp_path, faults, report=said.append), faults)
+        checked(read(tmp_path, errors, report=said.append), errors)
     assert case[1] in str(stopped.value)
-    faults = Faults("drop")
-    found, _, _ = checked(read(tmp_path, faults, report=said.append), faults)
+    errors = RowErrors("drop")
+    found, _, _ = checked(read(tmp_path, errors, report=said.append), errors)
     assert found.images["image_id"].tolist() == ["b"]
-    assert [fault.file for fault in faults.found] == ["a.xml"]
+    assert [fault.file for fault in errors.found] == ["a.xml"]
     assert said == []

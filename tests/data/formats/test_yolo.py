@@ -10,7 +10,7 @@ import pytest
 
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.formats.yolo import find_yolo, read_yolo
-from retinaflow.data.tables import Faults
+from retinaflow.data.tables import RowErrors
 
 
 def write(path: Path, text: str) -> Path:
@@ -19,10 +19,10 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def read(folder: Path, faults: Faults | None = None, **given: Any) -> SourceSet:
+def read(folder: Path, errors: RowErrors | None = None, **given: Any) -> SourceSet:
     place = find_yolo(folder)
     assert place is not None
-    return read_yolo(place, faults or Faults(), classes=ClassNames(), **given)
+    return read_yolo(place, errors or RowErrors(), classes=ClassNames(), **given)
 
 
 SPLITS = {
@@ -91,9 +91,9 @@ def test_a_row_that_breaks_a_rule_is_named_with_its_line(
     picture("images/a.png")
     write(tmp_path / "classes.txt", "cat\ndog\n")
     write(tmp_path / "labels/a.txt", case[0])
-    faults = Faults()
+    errors = RowErrors()
     with pytest.raises(ValueError) as stopped:
-        checked(read(tmp_path, faults), faults)
+        checked(read(tmp_path, errors), errors)
     assert case[1] in str(stopped.value)
 
 
@@ -126,9 +126,9 @@ def test_a_row_that_holds_other_keypoints_than_said_is_named(tmp_path: Path, pic
     picture("images/a.png")
     write(tmp_path / "data.yaml", "train: images\nnames: [cat]\nkpt_shape: [2, 3]\n")
     write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9 0.8 0.8\n")
-    faults = Faults()
-    assert read(tmp_path, faults).boxes == []
-    assert str(faults.found[0]) == (
+    errors = RowErrors()
+    assert read(tmp_path, errors).boxes == []
+    assert str(errors.found[0]) == (
         "a.txt line 1: a row must be a class with x, y, width, height and 6 values of keypoints, but got 9 fields"
     )
     write(tmp_path / "data.yaml", "train: images\nnames: [cat]\nkpt_shape: 17\n")
@@ -150,7 +150,7 @@ def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, picture: An
     write(tmp_path / "data.yaml", "train: images/train\nnames: [cat]\n")
     for place in (tmp_path / "data.yaml", tmp_path):
         said: list[str] = []
-        found = read_yolo(place, Faults(), classes=ClassNames(), report=said.append)
+        found = read_yolo(place, RowErrors(), classes=ClassNames(), report=said.append)
         assert [image.name for image in found.images] == ["images/train/a.png"]
         images = tmp_path / "images/train"
         assert said == [
@@ -248,7 +248,7 @@ DOCUMENTS = {
 def test_a_data_yaml_that_cannot_be_used_is_named(tmp_path: Path, case: tuple[str, str]) -> None:
     path = write(tmp_path / "mine.yaml", case[0])
     with pytest.raises(ValueError) as stopped:
-        read_yolo(path, Faults(), classes=ClassNames())
+        read_yolo(path, RowErrors(), classes=ClassNames())
     assert f"{path}: {case[1]}" in str(stopped.value)
 
 

@@ -1,4 +1,4 @@
-"""Small indexes made in memory, and slow references to judge the fast code by."""
+"""Small indexes made in memory, and slow references to evaluate the fast code by."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from retinaflow.data.image_class_pairs import Presence
+from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.index import AnnotationIndex, row_starts
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 Link = tuple[int, int]
 
 
@@ -80,11 +80,11 @@ def random_index(seed: int, *, images: int = 30, classes: int = 8) -> Annotation
     return make_index(boxed, classes=classes, links=links, labelled=labelled, group_of=group_of)
 
 
-def presence_of(counts: Sequence[int]) -> Presence:
+def presence_of(counts: Sequence[int]) -> ImageClassPairs:
     """Class k is on the first ``counts[k]`` images, twice on each."""
     image = np.concatenate([np.arange(count) for count in counts]).astype(np.int32)
     class_index = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
-    return Presence(image, class_index, np.full(len(image), 2, np.int64), max(counts), len(counts))
+    return ImageClassPairs(image, class_index, np.full(len(image), 2, np.int64), max(counts), len(counts))
 
 
 def parents_of(taxonomy: Taxonomy) -> dict[int, set[int]]:
