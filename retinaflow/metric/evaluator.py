@@ -1,6 +1,6 @@
 """Detections, batch by batch and process by process -> :class:`Matches`: rules 3 to 5 and 8 put together.
 
-    evaluator = Evaluator(ground truth)
+    evaluator = Evaluator(ground_truth)
     for batch in detector:
         evaluator.add(batch)                        # boxes are not kept, only what they claim
     evaluator.merge(other_process_evaluator.part()) # a part can be pickled

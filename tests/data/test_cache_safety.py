@@ -98,7 +98,7 @@ def killed_at(number):
     Path.replace = wrapped(Path.replace, lambda given: None)
     return loaded()
 
-ground truth = answer(*in_child(loaded)).split("|")[0]
+whole = answer(*in_child(loaded)).split("|")[0]
 kills = 0
 while True:
     shutil.rmtree(place)
@@ -108,10 +108,10 @@ while True:
     assert found == -signal.SIGKILL
     kills += 1
     digest, said = answer(*in_child(loaded)).split("|")
-    assert digest == ground truth, kills
+    assert digest == whole, kills
     assert "not cached" not in said
     assert left_over() == [], (kills, left_over())
-    assert answer(*in_child(loaded)).split("|") == [ground truth, ""], "what was built after the kill is whole"
+    assert answer(*in_child(loaded)).split("|") == [whole, ""], "what was built after the kill is whole"
 print(kills)
 """
 

@@ -47,10 +47,10 @@ def test_pairs_agree_with_a_loop_over_all_boxes(seed: int, expand: bool) -> None
     for row, label in enumerate(index.labels.tolist()):
         for shown in {label} | (above[label] if expand else set()):
             expected[int(index.box_image[row]), shown] += 1
-    pairs = image_class_pairs(index, expand=expand)
-    pairs = list(zip(pairs.image.tolist(), pairs.class_index.tolist(), strict=True))
+    found = image_class_pairs(index, expand=expand)
+    pairs = list(zip(found.image.tolist(), found.class_index.tolist(), strict=True))
     assert pairs == sorted(expected), "sorted by image, then class, each once"
-    assert dict(zip(pairs, pairs.boxes.tolist(), strict=True)) == expected
+    assert dict(zip(pairs, found.boxes.tolist(), strict=True)) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -42,7 +42,7 @@ def checked() -> Checked:
     ) -> tuple[DetectionSet, RowErrors, list[str]]:
         errors = errors or RowErrors()
         said: list[str] = []
-        found = check(source, errors, **{"exhaustive": True, "say": said.append, **given})
+        found = check(source, errors, **{"exhaustive": True, "report": said.append, **given})
         return found, errors, said
 
     return run
