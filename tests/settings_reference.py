@@ -20,7 +20,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 INTRODUCTION = """# Settings
 
 Every setting of every command, generated from the code. A setting has the same name as flag (`--name`), as MLflow
-parameter (`-P name=value`) and as YAML key (`config=FILE`). Lists are separated by commas. `auto` depends on the data and on
+parameter (`-P`) and as YAML key (`config=FILE`). Lists are separated by commas. `auto` depends on the data and on
 other settings ([training](training.md#defaults)).
 """
 
