@@ -26,6 +26,7 @@ from words import unwanted_words
 
 from retinaflow.config import COMMANDS
 from retinaflow.resolving import resolve
+from retinaflow.written import as_text
 
 MOST_WORDS = 1200
 """Of the README: one page."""
@@ -68,13 +69,28 @@ def test_a_document_names_only_settings_that_exist(document: Path) -> None:
     assert not [name for name in named if name not in known]
 
 
-def test_the_table_of_the_readme_names_settings_of_train() -> None:
-    table = README.read_text(encoding="utf-8").split("## The settings that matter first")[1].split("##")[0]
-    named = [
-        name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+@pytest.mark.parametrize(
+    ("document", "heading", "sets"),
+    [
+        (README, "## The settings that matter first", ("mydata",)),
+        (ROOT / "docs" / "training.md", "## Defaults", ("demo", "mydata")),
+    ],
+    ids=["README.md", "training.md"],
+)
+def test_the_defaults_in_a_table_are_those_that_train_uses(document: Path, heading: str, sets: tuple[str, ...]) -> None:
+    """Rows ``| `setting`, `setting` | default, default | ...``, a column of defaults for each kind of data."""
+    section = document.read_text(encoding="utf-8").split(heading)[1].split("\n## ")[0]
+    rows = [
+        [cell.replace("`", "").split(", ") for cell in row.split(" | ")]
+        for row in re.findall(r"^\| (`.+) \|$", section, re.M)
     ]
-    assert len(named) >= 12
-    assert not set(named) - set(COMMANDS["train"].model_fields)
+    assert sum(len(names) for names, *_ in rows) >= 12
+    for number, data in enumerate(sets, 1):
+        used = resolve(COMMANDS["train"], {"data": data})
+        for cells in rows:
+            for name, default in zip(cells[0], cells[number], strict=True):
+                value = getattr(used, name)
+                assert name == "data" or default == (f"{value:g}" if isinstance(value, float) else as_text(value)), name
 
 
 def test_the_readme_tests_as_the_build_does() -> None:
