@@ -2,7 +2,7 @@
 
     python benchmarks/open_images.py --metadata METADATA --output DIR --scale 1.0
     python benchmarks/index.py --data DIR --keep INDEX
-    python benchmarks/sampling.py --index INDEX --sizes DIR/image-sizes.csv --picture docs/pictures/exposure_curves.png
+    python benchmarks/sampling.py --index INDEX --sizes DIR/image-sizes.csv --picture docs/images/exposure_curves.png
 
 Printed: wall and CPU seconds (the first grow with other work on the machine) and the most memory taken on top, by
 tracemalloc, of counting images per class, of bins by each rule, of the weights and expected draws of each strategy, of

@@ -1,4 +1,4 @@
-"""The house rules: who may import whom, what stays behind which fence, and that the papers agree with the code."""
+"""The house rules: who may import whom, which library stays where, and that the project files agree with the code."""
 
 from __future__ import annotations
 
@@ -311,71 +311,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert {_pyproject()["project"]["version"], headings[0]} == {retinaflow.__version__}
 
 
-# README and docs
-
-
-def _readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def _mlflow_commands() -> list[list[str]]:
-    """Words of every ``mlflow run`` in the README, continued lines joined, without the pattern of all of them."""
-    text = re.sub(r"\\\n\s*", " ", _readme()).replace("-e NAME -P setting=value", "")
-    return [line.strip("` ").split() for line in re.findall(r"mlflow run [^\n`]*", text)]
-
-
-@pytest.mark.parametrize("entry_point", COMMANDS)
-def test_the_readme_shows_every_entry_point(entry_point: str) -> None:
-    assert re.search(rf"mlflow run \. -e {entry_point}\b", _readme()), (
-        f"README.md lacks `mlflow run . -e {entry_point}`"
-    )
-
-
-def test_the_readme_names_only_settings_that_exist() -> None:
-    known = {name for kind in COMMANDS.values() for name in kind.model_fields}
-    named = re.findall(r"-P\s+(\w+)=(?!value\b)", _readme())
-    assert named, "README.md shows no -P NAME=VALUE"
-    assert not [name for name in named if name not in known]
-
-
-def test_the_readme_gives_each_command_settings_of_its_own() -> None:
-    for words in _mlflow_commands():
-        entry_point = words[words.index("-e") + 1] if "-e" in words else "main"
-        assert entry_point in COMMANDS, f"README.md runs {entry_point}, which is no entry point"
-        given = [words[n + 1].split("=")[0] for n, word in enumerate(words[:-1]) if word == "-P"]
-        unknown = [name for name in given if name not in COMMANDS[entry_point].model_fields]
-        assert not unknown, f"README.md gives {entry_point} the settings {unknown}, which it does not have"
-
-
-def test_the_readme_tests_as_the_build_does() -> None:
-    install, test = re.compile(r"pip install\b.*\.\[test\]"), re.compile(r"(?:^|&&)\s*pytest\b", flags=re.MULTILINE)
-    for name in ("README.md", ".ci/run"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        first = install.search(text)
-        assert first, f"{name} lacks pip install '.[test]'"
-        assert test.search(text, first.end()), f"{name} runs no pytest after pip install '.[test]'"
-
-
-def _documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("document", _documents(), ids=lambda path: path.name)
-def test_links_and_pictures_of_a_document_exist(document: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    targets = re.findall(r"\]\(<?([^)\s>]+)>?(?:\s[^)]*)?\)|<(?:img|a)\s[^>]*(?:src|href)=\"([^\"]+)\"", text)
-    missing = [
-        target
-        for target in (markdown or html for markdown, html in targets)
-        if not re.match(r"[a-z]+:|#", target) and not (document.parent / target.split("#")[0]).exists()
-    ]
-    assert not missing, f"{document.name} links to {missing}, which do not exist"
-
-
-def test_pictures_are_small() -> None:
-    pictures = [path for path in _listed_files() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".gif", ".svg"}]
-    large = {str(path.relative_to(ROOT)): path.stat().st_size for path in pictures if path.stat().st_size > 300_000}
-    assert not large, f"pictures must be under 300 kB, but got {large}"
+# What stands in no file
 
 
 def test_no_file_names_this_machine_or_a_package_registry() -> None:

@@ -1,4 +1,4 @@
-"""``export``: the README's lines run the file and find what ``predict`` finds."""
+"""``export``: the lines of docs/using-models.md run the file and find what ``predict`` finds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from retinaflow.settings.model_commands import ExportConfig
 from retinaflow.settings.resolve import resolve
 
 pytest.importorskip("onnxruntime")
-README = Path(__file__).resolve().parents[2] / "README.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "using-models.md"
 
 
-def test_an_exported_model_finds_what_evaluate_finds_by_the_lines_of_the_readme(
+def test_an_exported_model_finds_what_evaluate_finds_by_the_lines_of_the_document(
     trained: TrainResult, evaluated: Path, workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = workshop.data / "images" / "validation002.jpg"
@@ -32,7 +32,7 @@ def test_an_exported_model_finds_what_evaluate_finds_by_the_lines_of_the_readme(
     # An image of just the model's shape, 64 x 64, so that resizing leaves it as it is; here as the loader makes it.
     Image.open(photo).resize((64, 64), Image.Resampling.BILINEAR).save("photo.png")
     (lines,) = (
-        text for text in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "onnxruntime" in text
+        text for text in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL) if "onnxruntime" in text
     )
     names: dict[str, Any] = {}
     exec(lines.replace("photo.jpg", "photo.png"), names)
