@@ -26,10 +26,9 @@ from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.metric.details import detail_tables, iou_column
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.per_class import class_groups
+from retinaflow.metric.result import EvaluationResult, evaluation_of
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import (
-    EvaluationResult,
-    evaluation_of,
     log_analysis,
     log_figures,
     log_tables,
@@ -67,7 +66,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         evaluator = Evaluator(source.evaluated)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
-        evaluation = evaluation_of(scores, source.evaluated, source.bins)
+        evaluation = evaluation_of(scores, source.evaluated.taxonomy, source.bins)
         document = metrics_document(evaluation, source.evaluated) | _more(config, source, evaluation)
         details = _details(evaluator, source, config, document)
         if config.bootstrap > 0:

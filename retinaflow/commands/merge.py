@@ -21,16 +21,15 @@ from retinaflow.ensemble.members import PREDICTIONS, Part, Parts, joined_bins, l
 from retinaflow.ensemble.parents import best_of_each_image, expand_to_parents
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.matches import Kind
+from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
 from retinaflow.reports.calibration_figure import reliability
 from retinaflow.reports.evaluation import (
-    EvaluationResult,
     log_analysis,
     log_figures,
     log_tables,
     metrics_document,
     report_evaluation,
-    score_detections,
 )
 from retinaflow.runs import store, tracking
 from retinaflow.runs.run import FolderRun, Run

@@ -14,9 +14,9 @@ from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
+from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import (
-    EvaluationResult,
     log_analysis,
     log_figures,
     log_tables,

@@ -22,7 +22,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.training_data import load_training_data, read_split
 from retinaflow.detections import Detections
-from retinaflow.reports.evaluation import EvaluationResult
+from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
