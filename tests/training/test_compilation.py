@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from retinaflow.detector.network import NetworkConfig, RetinaNet
-from retinaflow.training.compiling import compile_network
+from retinaflow.training.compilation import compile_network
 
 CPU = torch.device("cpu")
 
