@@ -15,12 +15,12 @@ from retinaflow.data.bins import ClassBins
 from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.metric.challenge import Scores, evaluate
+from retinaflow.metric.challenge import Scores, challenge_scores
 from retinaflow.metric.error_analysis import analyse_errors
 from retinaflow.metric.per_class import per_class_table, summary
 from retinaflow.progress import report
+from retinaflow.reports.class_figures import ap_vs_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
-from retinaflow.reports.figures import ap_vs_frequency
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 from retinaflow.runs.run import Run
 from retinaflow.settings.groups import PostprocessFields
@@ -65,7 +65,9 @@ def score_detections(
     detections: Detections, index: AnnotationIndex, bins: ClassBins, *, group_of_weight: float, prefix: str = "val/"
 ) -> EvaluationResult:
     """The Challenge metric over all images of an index."""
-    return evaluation_of(evaluate(detections, index, group_of_weight=group_of_weight), index, bins, prefix=prefix)
+    return evaluation_of(
+        challenge_scores(detections, index, group_of_weight=group_of_weight), index, bins, prefix=prefix
+    )
 
 
 def evaluation_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, prefix: str = "val/") -> EvaluationResult:
