@@ -1,37 +1,26 @@
 """retinaflow: RetinaNet with focal loss on long-tailed detection data, as an MLflow Project.
 
-The map of the package, in reading order:
+The map of the package, in reading order. Imports point one way: a line may import from the lines above it.
 
-- ``boxes``, ``detections``: box arithmetic; detections as columns. ``suppression_rules``: the written ways to suppress
-  overlapping detections.
-- ``data``: files on disk -> batches of tensors. ``taxonomy`` and ``groups`` (classes), ``openimages``, ``tables`` and
-  ``csv_lines`` (the published files), ``predictions``, ``index`` and ``cache`` (annotations as memory-mapped columns),
-  ``image_files`` and ``image_sizes``; ``formats`` (COCO, VOC and YOLO) and ``bucket`` (Open Images over HTTP);
-  ``prediction_shards`` and ``whole_files`` (what is predicted); ``pairs``, ``bins``, ``sampling`` and ``exposure``
-  (frequency bins, balanced epochs); ``batching``, ``augmentation``, ``images`` (batches of one shape);
-  ``exploration``, ``suspicious`` (what a set looks like); ``demo`` (the generated set).
-- ``detector``: tensors -> losses and detections. ``anchors``, ``network`` with ``convolution`` and ``winograd`` (3 x 3
-  convolutions that train faster on a CPU), ``weights``, ``targets``, ``focal``, ``loss``, ``postprocess``,
-  ``suppression``, ``onnx_graph``.
-- ``scoring``: detections and ground truth -> numbers, tables, pictures. ``ground_truth``, ``claims``, ``matching``, ``evaluator``,
-  ``matches`` and ``challenge`` (the rules of the Open Images Challenge metric, in their order), ``operating_points``,
-  ``slices`` and ``details`` (more than one number), ``bootstrap`` with ``resampling`` and ``intervals``,
-  ``error_analysis`` with ``nearest_truth``, ``report``, ``figures``, ``score_figures``, ``data_figures`` and their
-  ``figure_style``, ``fonts``, ``contact_sheet``, ``box_pictures``; ``match_file`` (what is kept of a evaluated run),
-  ``significance``, ``comparison``, ``comparison_words``, ``comparison_figures``, ``found_and_missed``,
-  ``comparison_page`` (runs compared class by class); ``seeds`` and ``search_figures`` (the result of a search);
-  ``calibration``, ``cross_fitting``, ``calibration_figure`` and ``fusion`` (several models as one).
-- ``evaluation``: files, frames or arrays -> scores, in one call.
-- ``training``: ``loop`` and ``step``, ``schedule``, ``optimizer``, ``averaging``, ``world`` and ``synced_norm``
-  (several processes), ``inference``, ``thinning``, ``checkpoint``, ``precision``, ``compiling``, ``by_bin``,
-  ``stopping``.
-- ``written``, ``setting_types``, ``setting_groups``, ``data_settings``, ``prediction_settings``,
-  ``comparison_settings``, ``config``, ``resolving``: settings, and given values made into them. ``run_files``,
-  ``outbox``, ``mlflow_run``, ``tracking``, ``child_runs``: where results go; MLflow. ``served_model`` with
-  ``served_images``: the detector as an MLflow model.
-- ``commands``: one file per entry point, for ``search`` a folder; ``cli``: flags.
+- ``errors``: what users can cause or meet; the command line shows these without a traceback.
+- ``boxes``, ``detections``, ``taxonomy``: values in numpy: box arithmetic, detections as columns, the class hierarchy.
+- ``files``, ``progress``, ``interrupts``: atomic files and locks; progress bars and lines; stopping on request.
+- ``settings``: every setting, declared once: types, groups of one subject, commands, and how values are merged.
+- ``demo``: the generated data set, written in the published layout.
+- ``detector``: batches of images -> losses and detections: anchors, network, weights, targets, losses, NMS, ONNX.
+- ``data``: published files -> batches: index, class groups, frequency bins, sampling, exposure, augmentation;
+  ``formats`` (COCO, VOC, YOLO), ``download`` (Open Images over HTTP).
+- ``metric``: detections and ground truth -> AP: the rules of the Open Images Challenge, details, error analysis.
+- ``statistics``: how sure a number is: bootstrap, intervals, significance, calibration.
+- ``inference``: a checkpoint -> detections: one Detector for all commands.
+- ``runs``: where results go: a folder or MLflow, the registry, the served model. The only room that imports mlflow.
+- ``training``: the loop, steps, optimizer, several processes, resuming.
+- ``reports``: figures, contact sheets, HTML pages.
+- ``comparison``, ``ensemble``: runs against each other, class by class; several models as one.
+- ``search``: better settings with Optuna. The only room that imports optuna.
+- ``commands``: one script for each entry point; ``cli``: flags, help, exit codes.
 
-Imports point one way, in this order. Importing ``retinaflow`` loads nothing else.
+Importing ``retinaflow`` loads nothing else.
 """
 
 __version__ = "0.1.0"

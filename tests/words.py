@@ -26,7 +26,7 @@ INSTEAD: Mapping[str, str] = {
     r"(?:go|goes|going|gone|went) on": "resume, continue",
     r"(?<!in )(?<!takes )places?": "path, index, position",
 }
-"""Pattern of whole words, in any case -> what to write instead (DESIGN, section 8)."""
+"""Pattern of whole words, in any case -> what to write instead."""
 
 NOT_WORDS = re.compile(r"`[^`\n]*`|\]\([^)]*\)|https?://\S+|(?:#+ )?\$?RETINAFLOW_\w+")
 """Names of code, targets of links and addresses, which stand as they are."""

@@ -24,7 +24,7 @@ from retinaflow.data.download.http import Fetcher, UnreachableError
 from retinaflow.data.download.images import Fetched, Picture, fetch_pictures
 from retinaflow.data.download.selection import choose_images
 from retinaflow.data.openimages import is_plain_id, read_image_ids
-from retinaflow.files import written_whole
+from retinaflow.files import atomic_file
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.data_run import data_run
@@ -155,7 +155,7 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 
 def _write_note(path: Path, note: Mapping[str, Any]) -> None:
-    with written_whole(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 
