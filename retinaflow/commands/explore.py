@@ -22,8 +22,8 @@ from retinaflow.data.suspicious import suspicions, suspicious_table
 from retinaflow.data.training_data import read_split
 from retinaflow.progress import report
 from retinaflow.reports import data_figures
+from retinaflow.reports.class_figures import class_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
-from retinaflow.reports.figures import class_frequency
 from retinaflow.reports.page import Page, Report
 from retinaflow.runs.run import FolderRun
 from retinaflow.runs.tracking import start_run

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from retinaflow.comparison.comparison import Comparison, Side
-from retinaflow.comparison.figures import difference_vs_frequency
+from retinaflow.comparison.difference_figure import difference_vs_frequency
 from retinaflow.comparison.wording import extremes, group_name, verdict
 
 MOST_LISTED = 8
@@ -41,7 +41,7 @@ class RunNote:
 
 
 @dataclass(frozen=True)
-class SamplePicture:
+class SampleImage:
     """A picture of an object that one side finds and the other misses, with its text."""
 
     class_name: str
@@ -57,7 +57,7 @@ class PageNotes:
     runs: Sequence[RunNote]
     settings: pd.DataFrame
     """Settings that differ: ``setting``, then a column per letter."""
-    samples: Mapping[tuple[str, str], Sequence[SamplePicture]]
+    samples: Mapping[tuple[str, str], Sequence[SampleImage]]
     """(letter that finds, letter that misses) -> pictures."""
     remarks: Sequence[str]
     """What the reader must know: classes left out, why there are no pictures."""
