@@ -15,8 +15,9 @@ from retinaflow.runs.mlflow_run import MlflowRun, refuses, store_uri  # isort: s
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from retinaflow.errors import first_line
 from retinaflow.runs import tracking
-from retinaflow.runs.outbox import PAUSES, first_line
+from retinaflow.runs.outbox import PAUSES
 
 
 def start_child(parent_id: str, *, name: str, tags: Mapping[str, str], folder: Path) -> MlflowRun:

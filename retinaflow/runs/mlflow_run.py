@@ -24,7 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent, first_line
+from retinaflow.errors import first_line
+from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
 from retinaflow.runs.run import FileRun
 from retinaflow.settings.fields import as_text
 

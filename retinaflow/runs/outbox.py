@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from retinaflow.errors import first_line
+
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds between attempts; the last one is repeated. They bound how late it is noticed that the store is back."""
 ATTEMPTS = 5
@@ -252,8 +254,3 @@ def _left_by_an_earlier_process(folder: Path) -> list[tuple[str, dict[str, Any],
             if path is None or path.is_file():
                 found.append((kind, content, path))
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, or its kind if it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

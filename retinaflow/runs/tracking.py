@@ -23,8 +23,8 @@ from retinaflow.runs.mlflow_run import MlflowRun, quiet, report, store_uri as st
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from retinaflow.interrupts import Stopped
-from retinaflow.runs.outbox import Unsent, first_line
+from retinaflow.errors import Interrupted, first_line
+from retinaflow.runs.outbox import Unsent
 from retinaflow.runs.run import FolderRun, Run
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -64,7 +64,7 @@ def start_run(
     try:
         yield run
     except BaseException as error:
-        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         run.set_tags({"retinaflow.end": f"{type(error).__name__}: {error}"[:500]})
         end_run(run, "KILLED" if stopped else "FAILED", is_current=True)
         raise

@@ -27,7 +27,8 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.interrupts import Stopped, StopRequest
+from retinaflow.errors import Interrupted
+from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.search.confirmation import ARM, SEED, Confirmation
@@ -114,7 +115,7 @@ class Trials:
 def work(search: Search, stage: Stage, told: Callable[[], None] = lambda: None) -> None:
     """Run trials until none is left, neither to take nor running elsewhere. ``told`` is called after each.
 
-    Raises Stopped on request, after queueing the trial in work again, and ValueError when one trial after the other
+    Raises Interrupted on request, after queueing the trial in work again, and ValueError when one trial after the other
     fails.
     """
     study, failed = stage.study, 0
@@ -132,7 +133,7 @@ def work(search: Search, stage: Stage, told: Callable[[], None] = lambda: None) 
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             failed = 0
-        except (Stopped, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt):
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             run_again(study, study.trials[trial.number], died=False)
             raise
@@ -199,7 +200,7 @@ class Narrator:
 
 
 def work_in_processes(search: Search, stage: str, told: Callable[[], None]) -> None:
-    """The same by ``search_workers`` processes. Raises what a worker could not go on after, and Stopped on request."""
+    """The same by ``search_workers`` processes. Raises what a worker could not go on after, and Interrupted on request."""
     config = search.config
     team = _Team(config, stage, config.search_workers)
     try:
@@ -280,7 +281,7 @@ def run_worker(config: SearchConfig, stage: str, store: str, threads: int, log: 
                 search = attach(config, stop=stop)
                 with closing(search.storage):
                     work(search, stage_of(stage, search))
-        except (Stopped, KeyboardInterrupt) as error:
+        except (Interrupted, KeyboardInterrupt) as error:
             report(f"stopped: {error}")
         except Exception as error:
             traceback.print_exc()

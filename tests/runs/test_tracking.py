@@ -17,7 +17,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from retinaflow.interrupts import Stopped
+from retinaflow.errors import Interrupted
 from retinaflow.reports.figures import exposure_curves
 from retinaflow.runs import child_runs, tracking
 from retinaflow.runs.run import FolderRun
@@ -65,7 +65,7 @@ def test_a_run_ends_as_finished(store: MlflowClient) -> None:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (Stopped("signal SIGTERM"), "KILLED"),
+        (Interrupted("signal SIGTERM"), "KILLED"),
         (KeyboardInterrupt(), "KILLED"),
         (ValueError("the rule"), "FAILED"),
         (SystemExit(1), "FAILED"),
@@ -102,8 +102,8 @@ def test_the_run_that_mlflow_run_made_is_joined(store: MlflowClient, monkeypatch
 
 
 def test_a_run_is_gone_on_with(store: MlflowClient) -> None:
-    with pytest.raises(Stopped), _start() as first:  # type: ignore[attr-defined]
-        raise Stopped
+    with pytest.raises(Interrupted), _start() as first:  # type: ignore[attr-defined]
+        raise Interrupted
     with _start(resume=first.run_id) as second:  # type: ignore[attr-defined]
         assert second.run_id == first.run_id
     assert store.get_run(first.run_id).info.status == "FINISHED"
