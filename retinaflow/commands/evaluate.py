@@ -199,9 +199,9 @@ class _Model:
     @staticmethod
     def open(config: EvaluateConfig) -> _Model:
         from retinaflow.inference.checkpoint import load_checkpoint
-        from retinaflow.runs import tracking
+        from retinaflow.runs import store
 
-        name = config.from_run or tracking.last_run("train")
+        name = config.from_run or store.last_run("train")
         path = find_checkpoint(name)
         report(f"evaluating {path}")
         checkpoint = load_checkpoint(path)
@@ -259,13 +259,13 @@ def detect_as_trained(
 
 def find_checkpoint(name: str) -> Path:
     """The checkpoint file that a run id, a model URI or a path stands for."""
-    from retinaflow.runs import tracking
+    from retinaflow.runs import registry, store
 
     if name.startswith("models:/"):
-        return tracking.fetch_model(name)
+        return registry.fetch_model(name)
     if Path(name).suffix == ".pt" or Path(name).is_file():
         return Path(name)
-    return tracking.fetch(name, "checkpoints/best.pt")
+    return store.fetch(name, "checkpoints/best.pt")
 
 
 def as_trained(config: Given, checkpoint: Checkpoint) -> Given:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import registry, store
 
 MODEL_URI = "models:/"
 
@@ -29,13 +29,13 @@ class TrainedModel:
     @staticmethod
     def find(name: str | Path | None) -> TrainedModel:
         """The model of that name. Raises ValueError when there is none in the store; a path is not opened yet."""
-        text = tracking.last_run("train") if name is None else str(name)
+        text = store.last_run("train") if name is None else str(name)
         if text.startswith(MODEL_URI):
-            found = TrainedModel(text, tracking.fetch_model(text), tracking.run_of_model(text))
+            found = TrainedModel(text, registry.fetch_model(text), registry.run_of_model(text))
         elif Path(text).suffix == ".pt" or Path(text).is_file():
             found = TrainedModel(text, Path(text), None)
         else:
-            found = TrainedModel(text, tracking.fetch(text, "checkpoints/best.pt"), text)
+            found = TrainedModel(text, store.fetch(text, "checkpoints/best.pt"), text)
         report(f"model {text}" if name is not None else f"model of the last training, run {text}")
         return found
 
