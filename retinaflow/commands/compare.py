@@ -109,7 +109,7 @@ def _links(chosen: Sequence[Sequence[ChosenRun]], comparison: Comparison, title:
         lines += [f"{side.letter}: {verdict(comparison, side).headline}", ""]
     for side, runs in zip(comparison.sides, chosen, strict=True):
         lines += [
-            f"- {side.letter}: [{one.record.name}]({one.record.place})"
+            f"- {side.letter}: [{one.record.name}]({one.record.path})"
             if one.record.experiment_id
             else f"- {side.letter}: {one.record.run_id}"
             for one in runs

@@ -27,9 +27,8 @@ from retinaflow.data.openimages import is_plain_id, read_image_ids
 from retinaflow.files import atomic_file
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs.data_run import data_run
 from retinaflow.runs.run import Run
-from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
 from retinaflow.settings.data_commands import DownloadConfig
 from retinaflow.taxonomy import Taxonomy
 
@@ -74,7 +73,10 @@ def run(config: DownloadConfig) -> Path:
     if _is_complete(config, ids):
         report(f"{config.output} is complete: it was fetched by this same command")
         return config.output
-    with data_run("download", config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
+    with (
+        start_data_run("download", track=config.track, experiment=config.experiment, folder=config.output) as run,
+        StopRequest(watch_parent=launched_by_mlflow()) as stop,
+    ):
         request = _Request(config, fetcher, config.output, ids, stop.check)
         run.log_params(config.model_dump())
         request.work.mkdir(exist_ok=True)

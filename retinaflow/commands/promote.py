@@ -11,7 +11,7 @@ from retinaflow.comparison.comparison import Resampling, Side, compare_runs
 from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import registry, store, tracking
 from retinaflow.settings.comparison_commands import PromoteConfig
 
 
@@ -30,13 +30,13 @@ def run(config: PromoteConfig) -> Decision:
         raise ValueError("promote needs the MLflow store, but got track=false")
     candidate = best_of(candidates(config))
     run_id = trained_run(candidate)
-    present = tracking.champion(config.register_as, config.alias)
+    present = registry.champion(config.register_as, config.alias)
     with tracking.start_run("promote", track=True, experiment=config.experiment, output=config.output) as run:
         run.log_params(config.model_dump())
         decision = decide(config, candidate, run_id, present)
         run.set_tags({**decision.tags, "retinaflow.candidate": run_id, "mlflow.note.content": decision.reason})
         if decision.promoted:
-            version = tracking.promote(
+            version = registry.promote(
                 run_id, config.register_as, alias=config.alias, reason=decision.reason, tags=decision.tags
             )
             run.set_tags({"retinaflow.version": version})
@@ -62,7 +62,7 @@ def trained_run(candidate: ChosenRun) -> str:
         raise ValueError(f"runs={record.run_id}: only runs of the MLflow store have a model to register")
     if record.tags.get("retinaflow.command") != "evaluate":
         return record.run_id
-    return tracking.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
+    return store.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
 
 
 def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tuple[str, str] | None) -> Decision:
@@ -93,7 +93,7 @@ def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
     if own.ground_truth == candidate.ground_truth:
         return own
     evaluated = "tags.`retinaflow.command` = 'evaluate' and attributes.status = 'FINISHED'"
-    for record in tracking.find_runs(f"{evaluated} and tags.`retinaflow.evaluated` = '{run_id}'"):
+    for record in store.find_runs(f"{evaluated} and tags.`retinaflow.evaluated` = '{run_id}'"):
         kept = read_matches(record.run_id)
         if kept.ground_truth == candidate.ground_truth:
             return kept

@@ -20,7 +20,7 @@ from retinaflow.data.training_data import load_training_data
 from retinaflow.ensemble.members import load_parts
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.tracking import launched_by_mlflow
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.groups import MergeFields
@@ -132,7 +132,7 @@ def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, pla
         _refuse_other_base(config, base, data.evaluated)
     key, name = training_key(own, data.digest), run_name(group)
     if config.track and config.reuse:
-        earlier = tracking.find_runs(f"tags.`{_TRAINING}` = '{key}'")
+        earlier = store.find_runs(f"tags.`{_TRAINING}` = '{key}'")
         finished = next((run.run_id for run in earlier if run.status == "FINISHED"), None)
         if finished is not None:
             report(f"run {finished} of an earlier split has these settings and data; reuse=false trains it again")
@@ -171,7 +171,7 @@ def training_key(config: TrainConfig, data_digest: str) -> str:
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
-def _stopped(earlier: Sequence[tracking.RunRecord], config: TrainConfig) -> str | None:
+def _stopped(earlier: Sequence[store.RunRecord], config: TrainConfig) -> str | None:
     """The newest training that was stopped and can go on. One that runs and one that was killed without a word look
     alike, and are left alone."""
     ended = (run.run_id for run in earlier if run.status in ("KILLED", "FAILED"))

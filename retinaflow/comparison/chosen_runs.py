@@ -14,8 +14,8 @@ import pandas as pd
 from retinaflow.comparison.comparison import LETTERS, Side
 from retinaflow.comparison.page import RunNote
 from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_matches
-from retinaflow.runs import tracking
-from retinaflow.runs.tracking import RunRecord
+from retinaflow.runs import store
+from retinaflow.runs.store import RunRecord
 from retinaflow.settings.comparison_commands import ComparedRuns
 from retinaflow.settings.fields import as_text
 
@@ -132,7 +132,7 @@ def chosen_run(name: str) -> ChosenRun:
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
         return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_matches(name))
-    record = tracking.find_run(name)
+    record = store.find_run(name)
     return ChosenRun(record, read_matches(record.run_id))
 
 
@@ -146,11 +146,9 @@ def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
     parts = ["attributes.status = 'FINISHED'", *([config.filter] if config.filter else [])]
     if "retinaflow.command" not in (config.filter or ""):
         parts.append("tags.`retinaflow.command` = 'train'")
-    found = tracking.find_runs(
-        " and ".join(parts), experiment=config.from_experiment, most=1000 if config.filter else 2
-    )
+    found = store.find_runs(" and ".join(parts), experiment=config.from_experiment, most=1000 if config.filter else 2)
     if len(found) < fewest:
-        what = f"filter={config.filter} finds" if config.filter else f"{tracking.store_uri()} has"
+        what = f"filter={config.filter} finds" if config.filter else f"{store.uri()} has"
         needed = "two finished trainings are" if fewest > 1 else "a finished training is"
         raise ValueError(f"{needed} needed, but {what} {len(found)}; name runs as runs={','.join(['ID'] * fewest)}")
     return [ChosenRun(record, read_matches(record.run_id)) for record in reversed(found)]

@@ -26,8 +26,8 @@ from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.metric.matches import Dropped, Kind, Matches
-from retinaflow.reports.evaluation import EvaluationResult
-from retinaflow.runs import tracking
+from retinaflow.metric.result import EvaluationResult
+from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.groups import DetectionFields
@@ -230,7 +230,7 @@ def read_matches(run_id: str) -> StoredMatches:
     if (Path(run_id) / FILE_NAME).is_file():
         return load_matches(Path(run_id) / FILE_NAME)
     try:
-        path = tracking.fetch(run_id, FILE_NAME)
+        path = store.fetch(run_id, FILE_NAME)
     except ValueError as error:
         next_step = f"evaluate the model again with evaluate from_run={run_id}"
         raise ValueError(f"{error}; train and evaluate keep it: {next_step}") from None

@@ -28,7 +28,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import match
 from retinaflow.metric.matches import Matches
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -204,7 +204,7 @@ def _logged(run: ChosenRun) -> Iterator[Path]:
                 yield path
         elif record.tags.get("retinaflow.command") != "train":
             try:
-                yield tracking.fetch(record.run_id, name)
+                yield store.fetch(record.run_id, name)
             except ValueError:
                 continue
     evaluated = record.tags.get("retinaflow.evaluated", "")

@@ -223,7 +223,7 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
                 save_matches(kept, Path("matches.npz"))
                 one.log_file(Path("matches.npz"))
                 one.log_file(trained.checkpoint, "checkpoints")
-                tracking.log_model(one, trained.checkpoint, register_as=None)
+                one.log_model(trained.checkpoint, register_as=None)
             ids[name] = one.run_id
         return ids
 

@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import train
 from retinaflow.runs import tracking
+from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -117,7 +118,7 @@ def server(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     mlflow.set_tracking_uri(before)
 
 
-def log_steps(run: tracking.Run, steps: range) -> float:
+def log_steps(run: Run, steps: range) -> float:
     """The longest that logging one step's metrics took, seconds."""
     longest = 0.0
     for step in steps:
