@@ -95,7 +95,7 @@ def run(config: MergeConfig, *, parts: Parts | None = None, name: str | None = N
             loaded.evaluated,
             bins,
             settings={**config.model_dump(mode="json"), "runs": [part.name for part in loaded.parts]},
-            evaluated_from=loaded.parts[0].run.kept.evaluated_from,
+            evaluated_from=loaded.parts[0].run.stored.evaluated_from,
         )
         report(_summary(calibrated, loaded))
         report_evaluation(evaluation)
@@ -160,7 +160,7 @@ def _by_earlier(loaded: Parts, name: str) -> list[_Calibrated]:
     rows = json.loads(path.read_text(encoding="utf-8"))["parts"]
     result = []
     for number, part in enumerate(loaded.parts):
-        ids = part.run.kept.class_ids
+        ids = part.run.stored.class_ids
         if len(rows) != len(loaded.parts) or set(rows[number]["classes"]) != set(ids):
             raise ValueError(
                 f"calibrators={name} must be those of the same models in the same order, but it merged "
@@ -199,7 +199,7 @@ def _log_calibration(run: Run, calibrated: Sequence[_Calibrated], table: pd.Data
 
 
 def _calibrators(one: _Calibrated) -> dict[str, object]:
-    ids = one.part.run.kept.class_ids
+    ids = one.part.run.stored.class_ids
     return {
         "run": one.part.name,
         "run_id": one.part.run_id,

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaflow.comparison.comparison import Resampling, Side, compare
-from retinaflow.comparison.match_file import StoredMatches
-from retinaflow.comparison.runs import ChosenRun, candidates
-from retinaflow.comparison.stored_matches import read_matches
+from retinaflow.comparison.chosen_runs import ChosenRun, candidates
+from retinaflow.comparison.comparison import Resampling, Side, compare_runs
+from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.progress import report
 from retinaflow.runs import registry, store, tracking
@@ -49,11 +48,11 @@ def run(config: PromoteConfig) -> Decision:
 def best_of(runs: list[ChosenRun]) -> ChosenRun:
     """The candidate of the highest mAP. Raises ValueError when they were not evaluated on the same data."""
     if len(runs) > 1:
-        digests = {one.record.name: one.kept.ground_truth.of_all for one in runs}
+        digests = {one.record.name: one.stored.ground_truth.of_all for one in runs}
         if len(set(digests.values())) > 1:
             shown = "; ".join(f"{name}: {digest}" for name, digest in digests.items())
             raise ValueError(f"candidates must be evaluated on the same data and classes, but got {shown}")
-    return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.kept), nan=-1.0), one.record.started))
+    return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.stored), nan=-1.0), one.record.started))
 
 
 def trained_run(candidate: ChosenRun) -> str:
@@ -69,10 +68,10 @@ def trained_run(candidate: ChosenRun) -> str:
 def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tuple[str, str] | None) -> Decision:
     """The test, in words and figures. Raises ValueError when it cannot be made and is not waived by force."""
     name = f"{candidate.record.name} ({run_id})"
-    score = f"mAP {_mean_ap(candidate.kept):.4f} on {len(candidate.kept.matches.image_ids):,} images"
+    score = f"mAP {_mean_ap(candidate.stored):.4f} on {len(candidate.stored.matches.image_ids):,} images"
     tags = {
-        "retinaflow.mAP": f"{_mean_ap(candidate.kept):.6f}",
-        "retinaflow.evaluated_data": candidate.kept.ground_truth.of_all,
+        "retinaflow.mAP": f"{_mean_ap(candidate.stored):.6f}",
+        "retinaflow.evaluated_data": candidate.stored.ground_truth.of_all,
     }
     if present is None:
         reason = f"{name} is the first {config.alias} of {config.register_as}: {score}."
@@ -85,7 +84,7 @@ def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tu
     if config.force:
         reason = f"{name} replaces version {version} by force=true, without a test: {score}."
         return Decision(True, reason, tags | {"retinaflow.reason": "force"})
-    return _tested(config, candidate, name, version, champion_matches(champion_run, candidate.kept), tags)
+    return _tested(config, candidate, name, version, champion_matches(champion_run, candidate.stored), tags)
 
 
 def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
@@ -109,8 +108,8 @@ def _tested(
     champion: StoredMatches,
     tags: dict[str, str],
 ) -> Decision:
-    sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.kept,))]
-    comparison = compare(sides, Resampling(config.bootstrap, config.confidence, config.seed))
+    sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.stored,))]
+    comparison = compare_runs(sides, Resampling(config.bootstrap, config.confidence, config.seed))
     row = comparison.group("mAP")
     low, high = row["B_difference_low"], row["B_difference_high"]
     better = bool(low > 0)

@@ -11,11 +11,10 @@ import pandas as pd
 
 import retinaflow
 from retinaflow.commands import merge, train
-from retinaflow.comparison.comparison import Comparison, Resampling, Side
-from retinaflow.comparison.comparison import compare as compare_sides
-from retinaflow.comparison.match_file import StoredMatches, ground_truth_digest
-from retinaflow.comparison.runs import chosen_run
-from retinaflow.comparison.stored_matches import read_matches
+from retinaflow.comparison.chosen_runs import chosen_run
+from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
+from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.training_data import load_training_data
 from retinaflow.ensemble.members import load_parts
@@ -43,7 +42,7 @@ def run(config: SplitConfig) -> Comparison:
     """
     groups = read_groups(config.groups)
     _refuse(config, groups)
-    base = None if config.from_run is None else chosen_run(config.from_run).kept
+    base = None if config.from_run is None else chosen_run(config.from_run).stored
     with tracking.start_run("split", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
@@ -86,10 +85,10 @@ def compare(config: SplitConfig, parts: Sequence[str], one_model: str | None) ->
         result = merge.run(MergeConfig(**settings), parts=loaded, name=name)
         sides.append((name, result.run_id if config.track else str(config.output / name)))
     kept = [
-        Side(letter, name, (chosen_run(run).kept if name == ONE_MODEL else read_matches(run),))
+        Side(letter, name, (chosen_run(run).stored if name == ONE_MODEL else read_matches(run),))
         for letter, (name, run) in zip("ABC", sides, strict=False)
     ]
-    return compare_sides(kept, Resampling(resamples=config.bootstrap, seed=config.seed))
+    return compare_runs(kept, Resampling(resamples=config.bootstrap, seed=config.seed))
 
 
 _SHARED = ("track", "experiment", "seed", "nms_iou", "max_detections")

@@ -17,8 +17,8 @@ from retinaflow.detections import Detections
 from retinaflow.metric.error_analysis import analyse_errors
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
+from retinaflow.reports.class_figures import ap_vs_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
-from retinaflow.reports.figures import ap_vs_frequency
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 from retinaflow.runs.run import Run
 from retinaflow.settings.groups import PostprocessFields

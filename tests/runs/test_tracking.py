@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from retinaflow.errors import DataError, Interrupted, SettingError, StoreError
-from retinaflow.reports.figures import exposure_curves
+from retinaflow.reports.class_figures import exposure_curves
 from retinaflow.runs import registry, store, tracking
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.fields import as_text

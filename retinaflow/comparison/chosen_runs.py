@@ -12,9 +12,8 @@ from typing import Any
 import pandas as pd
 
 from retinaflow.comparison.comparison import LETTERS, Side
-from retinaflow.comparison.match_file import FILE_NAME, StoredMatches
 from retinaflow.comparison.page import RunNote
-from retinaflow.comparison.stored_matches import read_matches
+from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_matches
 from retinaflow.runs import store
 from retinaflow.runs.store import RunRecord
 from retinaflow.settings.comparison_commands import ComparedRuns
@@ -32,17 +31,17 @@ class ChosenRun:
     """A run of the store, or a folder (``record.experiment_id`` is empty), and its matches."""
 
     record: RunRecord
-    kept: StoredMatches
+    stored: StoredMatches
 
     @property
     def seed(self) -> str:
         """Seed of its training."""
-        return str(self.kept.settings.get("seed", "–"))
+        return str(self.stored.settings.get("seed", "–"))
 
     @property
     def settings(self) -> dict[str, str]:
         """What decides its score, as written on the command line."""
-        return {name: _text(value) for name, value in self.kept.settings.items() if name not in NOT_A_SETTING}
+        return {name: _text(value) for name, value in self.stored.settings.items() if name not in NOT_A_SETTING}
 
     @property
     def about(self) -> str:
@@ -96,7 +95,7 @@ def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
     for letter, runs in zip(LETTERS, chosen, strict=False):
         by_settings = ", ".join(f"{setting}={table[letter][setting]}" for setting in shown)
         name = by_settings or " + ".join(run.record.name for run in runs)
-        sides.append(Side(letter, name, tuple(run.kept for run in runs)))
+        sides.append(Side(letter, name, tuple(run.stored for run in runs)))
     return sides
 
 
@@ -105,8 +104,8 @@ def differing_settings(chosen: Sequence[Sequence[ChosenRun]]) -> pd.DataFrame:
     columns = [runs[0].settings | _circumstances(runs) for runs in chosen]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[column.get(name, "–") for column in columns] for name in names]
-    kept = [[name, *row] for name, row in zip(names, rows, strict=True) if len(set(row)) > 1]
-    return pd.DataFrame(kept, columns=["setting", *LETTERS[: len(chosen)]])
+    rows_that_differ = [[name, *row] for name, row in zip(names, rows, strict=True) if len(set(row)) > 1]
+    return pd.DataFrame(rows_that_differ, columns=["setting", *LETTERS[: len(chosen)]])
 
 
 def run_notes(chosen: Sequence[Sequence[ChosenRun]]) -> list[RunNote]:
