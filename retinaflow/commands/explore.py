@@ -170,7 +170,7 @@ def _boxes(written: Report, data: Explored, config: ExploreConfig) -> None:
     index, page = data.index, written.page
     page.section("Boxes per image")
     written.picture(data_figures.boxes_per_image(np.diff(index.box_start)), "boxes_per_image.png")
-    image_size, num_buckets = int(config.image_size), int(config.num_buckets)
+    image_size, num_buckets = config.image_size, config.num_buckets
     page.section("Box sizes", f"After images are resized to image_size={image_size}. COCO calls a box below 32 small.")
     pixels = exploration.box_sides(index) * image_size
     bins_of_boxes = data.bins.bin_of_class[np.asarray(index.labels)]
@@ -194,7 +194,7 @@ def _boxes(written: Report, data: Explored, config: ExploreConfig) -> None:
 
 
 def _anchors(written: Report, data: Explored, config: ExploreConfig, buckets: AspectBuckets) -> None:
-    page, scale = written.page, float(config.anchor_scale)
+    page, scale = written.page, config.anchor_scale
     page.section(
         "Anchors",
         "A box is learned from the anchors that it shares an IoU of 0.5 with; one that meets none is hardly learned. "
@@ -211,8 +211,8 @@ def _anchors(written: Report, data: Explored, config: ExploreConfig, buckets: As
         page.text(f"{line[0].upper()}{line[1:]}.")
         report(line)
     page.text("Share of boxes that meet an anchor, in the mean over classes, with other settings:")
-    sizes, count = np.asarray(data.index.sizes), int(config.num_buckets)
-    others = reach_of_settings(sample, sizes, image_size=int(config.image_size), num_buckets=count)
+    sizes, count = np.asarray(data.index.sizes), config.num_buckets
+    others = reach_of_settings(sample, sizes, image_size=config.image_size, num_buckets=count)
     page.table(others.round(3).rename_axis("image_size").reset_index())
 
 

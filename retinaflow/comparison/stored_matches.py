@@ -26,7 +26,7 @@ from retinaflow.reports.evaluation import EvaluationResult
 from retinaflow.runs import tracking
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
-from retinaflow.settings.groups import DetectionFields
+from retinaflow.settings.model_groups import EvaluationSettings
 from retinaflow.settings.resolve import resolve
 
 
@@ -91,7 +91,7 @@ def write_matches(
 def _settings(config: EvaluateConfig, trained: Mapping[str, Any] | None) -> dict[str, Any]:
     """How detections were made: the training's settings, with what ``evaluate`` does otherwise."""
     own = config.model_dump(mode="json")
-    names = [*DetectionFields.model_fields, *(["expand_predictions"] if config.expand_predictions else [])]
+    names = [*EvaluationSettings.model_fields, *(["expand_predictions"] if config.expand_predictions else [])]
     names += [] if config.data == "trained" else ["data", "eval_split"]
     names += [] if config.image_size == "trained" else ["image_size"]
     names += [] if config.predictions is None else ["predictions"]

@@ -23,11 +23,9 @@ from retinaflow.reports.contact_sheet import Panel, contact_sheet
 from retinaflow.reports.figures import ap_vs_frequency
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 from retinaflow.runs.run import Run
-from retinaflow.settings.groups import PostprocessFields
-from retinaflow.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from retinaflow.detector.postprocess import PostprocessConfig
+    pass
 
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.3
@@ -44,21 +42,6 @@ class EvaluationResult:
     scores: Scores
     table: pd.DataFrame
     metrics: dict[str, float]
-
-
-def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBins) -> PostprocessConfig:
-    """The detection settings in the form the detector takes, for a model with these classes."""
-    # Here, as a file of predictions is evaluated without a detector: torch takes seconds to load.
-    from retinaflow.inference.postprocess_settings import postprocess_config
-
-    return postprocess_config(
-        nms=config.nms,
-        nms_iou=config.nms_iou,
-        score_threshold=config.score_threshold,
-        max_detections=config.max_detections,
-        taxonomy=taxonomy,
-        bins=bins,
-    )
 
 
 def score_detections(
