@@ -15,8 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from retinaflow.interrupts import Stopped
-from retinaflow.runs.outbox import first_line
+from retinaflow.errors import Interrupted, first_line
 from retinaflow.settings.commands import COMMANDS
 from retinaflow.settings.groups import TrackingSettings
 from retinaflow.settings.resolve import FOLDER_FILE, RENAMED, of_folder, resolve
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Stopped, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         print(f"stopped: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fetched(address: str) -> Path:
     # Here, as MLflow takes seconds to load: settings are read before anything else.
-    from retinaflow.runs.tracking import fetch_file
+    from retinaflow.runs.store import fetch_file
 
     return fetch_file(address)
 

@@ -27,8 +27,9 @@ from optuna.trial import TrialState
 
 from retinaflow.data.bins import make_bins
 from retinaflow.data.training_data import TrainingData
-from retinaflow.interrupts import Stopped, StopRequest
-from retinaflow.reports.evaluation import EvaluationResult
+from retinaflow.errors import Interrupted
+from retinaflow.interrupts import StopRequest
+from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs.run import Run
 from retinaflow.search.goal import Goal, mean_metrics
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
@@ -201,7 +202,7 @@ def ending(runs: SearchRuns, run: Run, trial: optuna.Trial) -> Iterator[None]:
         trial.set_user_attr(REASON, str(error))
         runs.end(run, "FINISHED", state="pruned", reason=str(error))
         raise
-    except (Stopped, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         runs.end(run, "KILLED", state="stopped", reason=str(error) or "interrupted")
         raise
     except UpdateFinishedTrialError:

@@ -27,9 +27,10 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.interrupts import Stopped, StopRequest
+from retinaflow.errors import Interrupted
+from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store
 from retinaflow.search.confirmation import ARM, SEED, Confirmation
 from retinaflow.search.objective import Heartbeat, worker_name
 from retinaflow.search.opening import Search, attach
@@ -114,7 +115,7 @@ class Trials:
 def work(search: Search, stage: Stage, told: Callable[[], None] = lambda: None) -> None:
     """Run trials until none is left, neither to take nor running elsewhere. ``told`` is called after each.
 
-    Raises Stopped on request, after queueing the trial in work again, and ValueError when one trial after the other
+    Raises Interrupted on request, after queueing the trial in work again, and ValueError when one trial after the other
     fails.
     """
     study, failed = stage.study, 0
@@ -132,7 +133,7 @@ def work(search: Search, stage: Stage, told: Callable[[], None] = lambda: None) 
         except optuna.TrialPruned:
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             failed = 0
-        except (Stopped, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt):
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             run_again(study, study.trials[trial.number], died=False)
             raise
@@ -199,7 +200,7 @@ class Narrator:
 
 
 def work_in_processes(search: Search, stage: str, told: Callable[[], None]) -> None:
-    """The same by ``search_workers`` processes. Raises what a worker could not go on after, and Stopped on request."""
+    """The same by ``search_workers`` processes. Raises what a worker could not go on after, and Interrupted on request."""
     config = search.config
     team = _Team(config, stage, config.search_workers)
     try:
@@ -229,7 +230,7 @@ class _Team:
         threads = max(1, len(os.sched_getaffinity(0)) // self._size)
         process = self._context.Process(
             target=run_worker,
-            args=(self._config, self._stage, tracking.store_uri(), threads, log, self._errors),
+            args=(self._config, self._stage, store.uri(), threads, log, self._errors),
             name=f"search worker {self._made}",
         )
         # Read when a library is loaded, which in the new process is before any of our code runs.
@@ -268,19 +269,19 @@ class _Team:
             process.join()
 
 
-def run_worker(config: SearchConfig, stage: str, store: str, threads: int, log: Path, errors: Any) -> None:
+def run_worker(config: SearchConfig, stage: str, store_uri: str, threads: int, log: Path, errors: Any) -> None:
     """Main function of a worker process; what it prints goes to its log."""
     with log.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         torch.set_num_threads(threads)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         if config.track:
-            tracking.use_store(store)
+            store.use(store_uri)
         try:
             with StopRequest(watch_parent=True) as stop:
                 search = attach(config, stop=stop)
                 with closing(search.storage):
                     work(search, stage_of(stage, search))
-        except (Stopped, KeyboardInterrupt) as error:
+        except (Interrupted, KeyboardInterrupt) as error:
             report(f"stopped: {error}")
         except Exception as error:
             traceback.print_exc()

@@ -43,12 +43,12 @@ from retinaflow.settings.groups import (
 from retinaflow.settings.model_groups import (
     ComparisonSettings,
     DetectingSettings,
+    DetectorSettings,
     EvaluationSettings,
     ExpansionSettings,
     FromRunSettings,
     IntervalSettings,
     MergeSettings,
-    ModelInputSettings,
     ModelSettings,
     OverlapSettings,
     PredictionFileSettings,
@@ -109,7 +109,7 @@ class TrainConfig(
     },
 )
 class EvaluateConfig(
-    ModelInputSettings,
+    DetectorSettings,
     EvaluationSettings,
     ExpansionSettings,
     PredictionFileSettings,

@@ -91,10 +91,11 @@ class ModelSettings(FromRunSettings, PostprocessSettings):
 
 
 @with_defaults(batch_size=16, texts={"batch_size": "Images per batch of a process."})
-class ModelInputSettings(BatchSettings, ComputeSettings):
-    """How images reach a trained model. ``precision`` is that of its training unless given."""
+class DetectorSettings(BatchSettings, ComputeSettings, PostprocessSettings):
+    """From a checkpoint and images to detections. Settings of detections and ``precision`` are those of the training
+    unless given."""
 
-    title = "Model"
+    title = "Machine"
 
     image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
     """Square root of the area that images are resized to, pixels; trained: as in training."""
@@ -116,7 +117,7 @@ class ImagesSettings(ImageFileSettings):
     """File of image ids, found in images or in the split's folders, or of paths relative to it; none: all images."""
 
 
-class DetectingSettings(ModelInputSettings, ModelSettings, ImagesSettings):
+class DetectingSettings(DetectorSettings, ModelSettings, ImagesSettings):
     """A trained model that looks at images."""
 
     parents: Literal["trained", "expand"] = "trained"
