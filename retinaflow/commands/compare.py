@@ -20,7 +20,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.runs.run import FolderRun, Run
-from retinaflow.settings.comparison_commands import CompareConfig
+from retinaflow.settings.commands import CompareConfig
 
 LOOKED_AT = 30
 """Classes that differ most, among which sample objects are looked for."""

@@ -14,7 +14,7 @@ from retinaflow.data.formats import coco, published, voc, yolo
 from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.image_placement import place_images, whole_folder
-from retinaflow.data.formats.layout import Layout, layout_of
+from retinaflow.data.formats.layout import layout_of
 from retinaflow.data.formats.orientation import orientations_of
 from retinaflow.data.formats.source import ClassNames, SourceSet, split_of
 from retinaflow.data.formats.splits import one_sided, validation_images
@@ -25,7 +25,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
-from retinaflow.settings.data_commands import ConvertConfig
+from retinaflow.settings.data_commands import ConvertConfig, Layout
 from retinaflow.settings.groups import DataSettings
 from retinaflow.settings.resolve import resolve
 
@@ -126,14 +126,14 @@ def _read_published(config: ConvertConfig, place: Path, target: Layout, errors: 
 
 def _with_validation(found: DetectionSet, config: ConvertConfig) -> DetectionSet:
     """A validation split taken out of the training split, where the source has none."""
-    if "train" not in found.splits or "validation" in found.splits or config.validation_share == 0:
+    if "train" not in found.splits or "validation" in found.splits or config.validation_fraction == 0:
         return found
     image, classes = (found.boxes[name].to_numpy(dtype=np.int64) for name in ("image", "class"))
     own = np.flatnonzero(found.images["split"].to_numpy() == "train")
     is_own = np.isin(image, own)
     place, classes = np.searchsorted(own, image[is_own]), classes[is_own]
-    chosen = validation_images(place, classes, len(own), share=config.validation_share, seed=config.seed)
-    report(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_share=0: none)")
+    chosen = validation_images(place, classes, len(own), share=config.validation_fraction, seed=config.seed)
+    report(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_fraction=0: none)")
     left = one_sided(place, classes, chosen)
     if left:
         names = ", ".join(found.taxonomy.labels[index] for index in left[:5])

@@ -116,7 +116,7 @@ def calibrate(loaded: Parts, config: MergeConfig) -> list[_Calibrated]:
     result = []
     for part in loaded.parts:
         detections, classes = cross_fitted(
-            part.detections, part.matches, folds, method=config.calibration, min_truths=config.min_truths
+            part.detections, part.matches, folds, method=config.calibration, min_ground_truth=config.min_ground_truth
         )
         result.append(_Calibrated(part, detections, classes))
     return result

@@ -12,7 +12,7 @@ from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.progress import report
 from retinaflow.runs import registry, store, tracking
-from retinaflow.settings.comparison_commands import PromoteConfig
+from retinaflow.settings.commands import PromoteConfig
 
 
 @dataclass(frozen=True)

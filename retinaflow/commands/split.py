@@ -23,7 +23,7 @@ from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.tracking import launched_by_mlflow
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
-from retinaflow.settings.groups import MergeFields
+from retinaflow.settings.model_groups import MergeSettings
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.resume import WITHOUT_EFFECT, find_resumed
 
@@ -78,7 +78,7 @@ def compare(config: SplitConfig, parts: Sequence[str], one_model: str | None) ->
         loaded = load_parts(parts, stop)
     sides = [(ONE_MODEL, one_model)] if one_model is not None else []
     ways = {PLAIN: "none"} if config.calibration == "none" else {PLAIN: "none", CALIBRATED: config.calibration}
-    shared = {name: getattr(config, name) for name in (*MergeFields.model_fields, *_SHARED)}
+    shared = {name: getattr(config, name) for name in (*MergeSettings.model_fields, *_SHARED)}
     for name, calibration in ways.items():
         report(f"\n{name}: calibration={calibration}")
         settings = {**shared, "runs": tuple(parts), "output": config.output / name, "calibration": calibration}

@@ -31,38 +31,16 @@ from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.precision import Precision
 from retinaflow.errors import SettingError, TrainingError
+from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
-from retinaflow.training.optimizer import OptimizerName, make_optimizer
-from retinaflow.training.schedule import Schedule, learning_rate
+from retinaflow.training.optimizer import make_optimizer
+from retinaflow.training.schedule import learning_rate
 from retinaflow.training.step import NotFiniteError, Stepper
 from retinaflow.training.synced_norm import sync_batch_norms
 from retinaflow.training.weight_average import WeightAverage
 
 RECENT_LOSSES = 50
 """Steps whose losses are remembered, to see whether the loss had grown when a step fails."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """Everything about the optimisation; meanings as in ``TrainConfig``. ``workers``: of each process."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup: float
-    clip: float
-    precision: Precision
-    workers: int
-    seed: int
-    loss: LossConfig
-    optimizer: OptimizerName = "adamw"
-    momentum: float = 0.9
-    schedule: Schedule = "cosine"
-    milestones: tuple[float, ...] = ()
-    lr_drop: float = 0.1
-    accumulate: int = 1
-    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,9 +90,12 @@ class Trainer:
     def __init__(
         self,
         model: RetinaNet,
-        settings: FitSettings,
+        settings: OptimizationSettings,
         *,
+        loss: LossConfig,
+        precision: Precision,
         device: torch.device,
+        workers: int = 0,
         ancestors: Tensor | None = None,
         world: World = ALONE,
     ) -> None:
@@ -125,6 +106,8 @@ class Trainer:
             )
         self.model = model
         self.settings = settings
+        self.precision = precision
+        self.workers = workers
         self.device = device
         self.world = world
         self.epoch = 0
@@ -133,19 +116,13 @@ class Trainer:
         self._losses: deque[float] = deque(maxlen=RECENT_LOSSES)
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
         sync_batch_norms(model, world)
-        self._optimizer = make_optimizer(
-            settings.optimizer,
-            model,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
+        self._optimizer = make_optimizer(model, settings)
         self._stepper = Stepper(
             model,
             self._optimizer,
-            loss=settings.loss,
+            loss=loss,
             clip=settings.clip,
-            precision=settings.precision,
+            precision=precision,
             device=device,
             ancestors=None if ancestors is None else ancestors.to(device),
             world=world,
@@ -203,8 +180,7 @@ class Trainer:
         :meth:`finish_epoch` (or the next result) leads to the same result again. Raises TrainingError when
         losses or gradients are not finite, and SettingError when a plan is not the one the epoch began with.
         """
-        workers = self.settings.workers
-        loader = BatchLoader(dataset, workers=workers, pin_memory=self.device.type == "cuda")
+        loader = BatchLoader(dataset, workers=self.workers, pin_memory=self.device.type == "cuda")
         bucket_of_image = buckets.assign(np.asarray(dataset.index.sizes))
         while self.epoch < self.settings.epochs:
             epoch, plan = self.epoch, self._checked(plans(self.epoch))
@@ -260,14 +236,14 @@ class Trainer:
         settings, progress = self.settings, self._open
         steps = -(-batches // settings.accumulate) * settings.epochs
         start, before, waited = time.perf_counter(), progress.images, 0.0
-        lr = self._learning_rate(max(self.step - 1, 0), steps)
+        lr = learning_rate(max(self.step - 1, 0), steps, settings)
         while True:
             asked = time.perf_counter()
             part = list(islice(loaded, settings.accumulate))
             waited += time.perf_counter() - asked
             if not part:
                 break
-            lr = self._learning_rate(self.step, steps)
+            lr = learning_rate(self.step, steps, settings)
             try:
                 done = self._stepper.take(part, lr)
             except NotFiniteError as error:
@@ -294,25 +270,13 @@ class Trainer:
             waiting=waited / seconds,
         )
 
-    def _learning_rate(self, step: int, steps: int) -> float:
-        settings = self.settings
-        return learning_rate(
-            step,
-            steps,
-            highest=settings.lr,
-            warmup=settings.warmup,
-            schedule=settings.schedule,
-            milestones=settings.milestones,
-            drop=settings.lr_drop,
-        )
-
     def _described(self, error: NotFiniteError, lr: float, dataset: DetectionDataset) -> str:
         ids = ", ".join(str(dataset.index.image_ids[image]) for image in error.images)
         advice = (
             f"The loss has grown from {statistics.median(self._losses):.3g}: lower lr."
             if has_grown([*self._losses, error.loss])
             else "The losses before were ordinary: look at these images and their boxes"
-            + ("." if self.settings.precision == "float32" else ", or try precision=float32.")
+            + ("." if self.precision == "float32" else ", or try precision=float32.")
         )
         return f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}"
 

@@ -15,39 +15,13 @@ from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
 from retinaflow.runs import store
-from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.fields import as_text
+from retinaflow.settings.commands import TrainConfig, may_change
+from retinaflow.settings.fields import OnResume, as_text
 from retinaflow.settings.resolve import resolve
 
-WITHOUT_EFFECT = frozenset(
-    {
-        *(
-            "track",
-            "experiment",
-            "output",
-            "config",
-            "resume",
-            "register_as",
-            "nproc",
-            "workers",
-            "save_minutes",
-            "compile",
-        ),
-        # Where the data lies; that it is the same is seen by its digest.
-        *("data", "boxes", "image_labels", "classes", "hierarchy", "images", "eval_split", "eval_ids", "eval_boxes"),
-        *("eval_image_labels", "on_bad_row", "on_bad_image"),
-    }
-)
-STEERING = frozenset(
-    {
-        *("epochs", "lr", "weight_decay", "momentum", "warmup", "schedule", "milestones", "lr_drop", "clip"),
-        *("eval_every", "keep_best", "patience", "precision", "augment", "rare_augment", "vertical_flip"),
-        *("focal_gamma", "focal_alpha", "box_loss", "score_threshold", "nms", "nms_iou", "max_detections"),
-        # Between two epochs only: the trainer refuses another plan for an epoch that has begun.
-        *("sampling", "balance", "balance_start", "bin_rates", "background_rate", "correction_steps", "max_repeats"),
-        *("repeat_threshold", "class_power", "group_of_weight"),
-    }
-)
+WITHOUT_EFFECT, STEERING = may_change(OnResume.FREE), may_change(OnResume.STEERS)
+"""By the metadata of the settings. Sampling and its like may change between two epochs only: the trainer refuses
+another plan for an epoch that has begun. Where the data lies is free: that it is the same is seen by its digest."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def test_binning_needs_no_images_and_says_what_a_group_would_be_trained_on(
 
 def test_a_table_of_image_sizes_stands_for_the_headers(workshop: Any) -> None:
     Path("sizes.csv").write_text("ImageID,Width,Height\ntrain000,300,200\n", encoding="utf-8")
-    data = load_training_data(workshop.settings(image_sizes="sizes.csv"))
+    data = load_training_data(workshop.settings(size_table="sizes.csv"))
     assert data.train.sizes[:2].tolist() == [[200, 300], [96, 64]]
 
 

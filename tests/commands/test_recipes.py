@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from retinaflow.training.recipe import build_network
 
 from retinaflow.commands import train
 from retinaflow.data.training_data import load_training_data
@@ -19,7 +20,6 @@ from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.loop import StepResult
 from retinaflow.training.progress import Progress
-from retinaflow.training.recipe import build_network
 from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, resumed_settings
 from retinaflow.training.session import Session
 

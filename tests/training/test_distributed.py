@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from retinaflow.data.dataset import DetectionDataset
 from retinaflow.detections import Detections
-from retinaflow.detector.postprocess import PostprocessConfig
 from retinaflow.inference.batches import detect, merged
+from retinaflow.settings.model_groups import PostprocessSettings
 from retinaflow.training.distributed import World
 from retinaflow.training.loop import StepResult, Trainer
 from retinaflow.training.synced_norm import SyncedBatchNorm2d, sync_batch_norms
@@ -97,9 +97,8 @@ def test_a_batch_norm_of_two_ranks_is_that_of_the_whole_batch(sizes: tuple[int, 
 
 
 def test_a_synced_norm_keeps_the_names_of_a_network_and_normalises_alone_in_use(lab: Any) -> None:
-    from retinaflow.detector.network import RetinaNet
 
-    plain, synced = RetinaNet(lab.network), RetinaNet(lab.network)
+    plain, synced = lab.model(), lab.model()
     sync_batch_norms(synced, World(0, 2, 0))
     assert plain.state_dict().keys() == synced.state_dict().keys()
     assert any(isinstance(module, SyncedBatchNorm2d) for module in synced.modules())
@@ -136,7 +135,7 @@ def test_two_ranks_take_the_steps_of_one(lab: Any) -> None:
 
 def test_detections_of_parts_of_the_batches_merge_into_those_of_one_rank(lab: Any) -> None:
     model = lab.trainer(epochs=1).model
-    config = PostprocessConfig(score_threshold=0.0, top_k=5, max_detections=10)
+    config = PostprocessSettings(score_threshold=0.0, max_detections=10)
 
     def found(rank: int, size: int) -> list[Detections]:
         return list(

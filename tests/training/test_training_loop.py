@@ -15,6 +15,7 @@ from torch import Tensor
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.errors import TrainingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import World
 from retinaflow.training.loop import StepResult, Trainer, has_grown
 from retinaflow.training.schedule import learning_rate
@@ -48,19 +49,22 @@ OTHER_SCHEDULES = [
 
 @pytest.mark.parametrize(("schedule", "step", "expected"), OTHER_SCHEDULES)
 def test_another_schedule_gives(schedule: Any, step: int, expected: float) -> None:
-    rate = learning_rate(step, 12, highest=0.3, warmup=0.0, schedule=schedule, milestones=(0.667, 0.889))
+    rate = learning_rate(step, 12, OptimizationSettings(lr=0.3, warmup=0, schedule=schedule))
     assert rate == pytest.approx(0.3 * expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps", "constant"])
 def test_every_schedule_begins_with_the_same_rise(schedule: Any) -> None:
-    rates = [learning_rate(n, 20, highest=1.0, warmup=0.2, schedule=schedule, milestones=(0.1,)) for n in range(4)]
+    settings = OptimizationSettings(lr=1, warmup=0.2, schedule=schedule, milestones=(0.1,))
+    rates = [learning_rate(n, 20, settings) for n in range(4)]
     assert rates == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize(("step", "total", "warmup", "expected"), HAND_WORKED)
 def test_the_learning_rate_is(step: int, total: int, warmup: float, expected: float) -> None:
-    assert learning_rate(step, total, highest=0.3, warmup=warmup) == pytest.approx(0.3 * expected, abs=1e-15)
+    assert learning_rate(step, total, OptimizationSettings(lr=0.3, warmup=warmup)) == pytest.approx(
+        0.3 * expected, abs=1e-15
+    )
 
 
 def _train(lab: Any, trainer: Trainer) -> list[Any]:

@@ -20,7 +20,7 @@ def _fill(model: RetinaNet, value: float) -> RetinaNet:
 
 def test_the_average_rises_as_its_equation_says(lab: Any) -> None:
     """Weights 0, then 1, 2, 3 after steps 1, 2, 3; d = 2/11, 3/12, then the decay 0.25, under 4/13."""
-    model = _fill(RetinaNet(lab.network), 0.0)
+    model = _fill(lab.model(), 0.0)
     average = WeightAverage(model, decay=0.25)
     expected = 0.0
     for step, decay in ((1, 2 / 11), (2, 3 / 12), (3, 0.25)):
@@ -32,7 +32,7 @@ def test_the_average_rises_as_its_equation_says(lab: Any) -> None:
 
 
 def test_weights_that_stand_still_are_their_own_average(lab: Any) -> None:
-    model = RetinaNet(lab.network, seed=1)
+    model = lab.model(seed=1)
     average = WeightAverage(model, decay=0.9998)
     for _ in range(3):
         average.update(model)

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
 from retinaflow.data.image_sizes import THREADS
-
-Placing = Literal["copy", "hardlink", "symlink"]
+from retinaflow.settings.data_commands import Placing
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -25,9 +24,8 @@ from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, e
 from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, report_left_out
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
+from retinaflow.settings.data_commands import Difficult, FirstPixel
 
-FirstPixel = Literal["auto", "0", "1"]
-Difficult = Literal["group-of", "keep"]
 SHORT = {"validation": "val"}
 """How VOC calls a split."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
