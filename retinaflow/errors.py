@@ -11,7 +11,7 @@ class SettingError(ValueError):
 
 
 class DataError(ValueError):
-    """A file that is missing, cannot be read or written, or breaks a rule. The message names file, line, rule and value."""
+    """A file that is missing, cannot be read or written, or breaks a rule. The message names file, line and rule."""
 
 
 class StoreError(RuntimeError):

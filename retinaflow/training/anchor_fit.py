@@ -85,8 +85,8 @@ def class_reach(sample: BoxSample, buckets: AspectBuckets, anchor_scale: float) 
 def reach_of_settings(
     sample: BoxSample, sizes: NDArray[np.integer], *, image_size: int, num_buckets: int
 ) -> pd.DataFrame:
-    """Mean over classes of the fraction of boxes that match an anchor: a row for ``image_size``, 1.5 times and twice it, a
-    column for each of ``SCALES``. ``sizes``: ``[I, 2]`` of all images."""
+    """Mean over classes of the fraction of boxes that match an anchor: a row for ``image_size``, 1.5 times and twice
+    it, a column for each of ``SCALES``. ``sizes``: ``[I, 2]`` of all images."""
     rows = {}
     for factor in (1, 1.5, 2):
         side = round(image_size * factor)
