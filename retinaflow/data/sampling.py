@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
+from retinaflow.errors import SettingError
 
 BinRates = Literal["step", "smooth"]
 Strategy = Literal["uniform", "repeat-factor", "instance-repeat-factor", "class-aware", "binned"]
@@ -137,7 +138,7 @@ def expected_samples(weights: FloatArray, length: int, *, max_repeats: float = 1
     """
     open_images = weights > 0
     if length > max_repeats * np.count_nonzero(open_images) * (1 + 1e-12):
-        raise ValueError(
+        raise SettingError(
             f"epoch_length <= max_repeats x images must hold, but got epoch_length={length}, "
             f"max_repeats={max_repeats:g}, images={np.count_nonzero(open_images)}"
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from retinaflow.data.formats.checks import Orientation
-from retinaflow.data.formats.image_placement import Placing
+from retinaflow.data.formats.image_files import Placing
 from retinaflow.data.formats.layout import Layout
 from retinaflow.data.formats.voc import Difficult, FirstPixel
 from retinaflow.data.images import OnBadImage
