@@ -22,9 +22,8 @@ from retinaflow.errors import SettingError
 from retinaflow.files import atomic_folder
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs.data_run import data_run
 from retinaflow.runs.run import Run
-from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
 from retinaflow.settings.data_commands import ConvertConfig
 from retinaflow.settings.groups import DataSettings
 
@@ -39,7 +38,7 @@ def run(config: ConvertConfig) -> Path:
         raise SettingError(f"output={config.output}: the folder must be new or empty; nothing is overwritten")
     with (
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
-        data_run("convert", config) as run,
+        start_data_run("convert", track=config.track, experiment=config.experiment, folder=config.output) as run,
         atomic_folder(config.output) as folder,
     ):
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})

@@ -14,9 +14,8 @@ from retinaflow.data.download.tables import fetch_boxes, fetch_classes, write_an
 from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs.data_run import data_run
 from retinaflow.runs.run import Run
-from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
 from retinaflow.settings.data_commands import DownloadConfig
 
 
@@ -31,7 +30,10 @@ def run(config: DownloadConfig) -> Path:
     if is_complete(config, ids):
         report(f"{config.output} is complete: the same command has fetched it before")
         return config.output
-    with data_run("download", config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
+    with (
+        start_data_run("download", track=config.track, experiment=config.experiment, folder=config.output) as run,
+        StopRequest(watch_parent=launched_by_mlflow()) as stop,
+    ):
         run.log_params(config.model_dump())
         if _fetch(Request(config, fetcher, ids, stop.check), run):
             report(f"written: {config.output}\nnext: python -m retinaflow explore --data {config.output}")

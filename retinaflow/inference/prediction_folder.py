@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.files import remove_partial_files, atomic_file
+from retinaflow.files import atomic_file, remove_partial_files
 from retinaflow.inference.prediction_shards import read_notes
 
 try:

@@ -29,7 +29,7 @@ from retinaflow.data.bins import make_bins
 from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import Interrupted
 from retinaflow.interrupts import StopRequest
-from retinaflow.reports.evaluation import EvaluationResult
+from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs.run import Run
 from retinaflow.search.goal import Goal, mean_metrics
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name

@@ -12,7 +12,7 @@ import optuna
 from retinaflow.commands.binning import log_bins
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
-from retinaflow.runs import child_runs, tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.goal import Goal, read_goal
 from retinaflow.search.objective import Objective
@@ -98,7 +98,7 @@ def _parent_run(config: SearchConfig, run: Run, parent: str) -> Iterator[Run]:
     if not config.track or parent == run.run_id:
         yield run
         return
-    first, status = child_runs.open_run(parent, config.output / config.study, resumed=True), "KILLED"
+    first, status = tracking.open_run(parent, config.output / config.study, resumed=True), "KILLED"
     try:
         yield first
         status = "FINISHED"
@@ -132,7 +132,7 @@ class _Opening:
         pruner_of(config, self.goal)
         if not self.space.domains:
             raise ValueError("the space must have a range or choices, but every setting of it was given one value")
-        url = storage_url(config.storage, beside=tracking.store_uri() if config.track else "", output=config.output)
+        url = storage_url(config.storage, beside=store.uri() if config.track else "", output=config.output)
         self._lost: LostTrials | None = None
         self.storage = open_storage(url, heartbeat=config.heartbeat, when_stale=self._when_stale)
 

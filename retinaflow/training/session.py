@@ -25,8 +25,9 @@ from retinaflow.errors import Interrupted
 from retinaflow.inference.batches import detect, merged
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 from retinaflow.interrupts import StopRequest
+from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
-from retinaflow.reports.evaluation import EvaluationResult, postprocessing, score_detections
+from retinaflow.reports.evaluation import postprocessing
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import with_absolute_paths
