@@ -43,11 +43,12 @@ def run(config: DownloadConfig) -> Path:
 def _fetch(request: Request, run: Run) -> bool:
     """Whether the folder is complete; False after a dry run."""
     config = request.config
+    splits: tuple[str, ...] = config.splits
     request.work.mkdir(exist_ok=True)
     taxonomy, classes = fetch_classes(request)
-    boxes = {split: fetch_boxes(request, split, classes) for split in config.splits}
-    asked = {split: images_to_fetch(request, boxes[split], taxonomy, classes) for split in config.splits}
-    images = [image for split in config.splits for image in remote_images(request, split, asked[split])]
+    boxes = {split: fetch_boxes(request, split, classes) for split in splits}
+    asked = {split: images_to_fetch(request, boxes[split], taxonomy, classes) for split in splits}
+    images = [image for split in splits for image in remote_images(request, split, asked[split])]
     lacking = without_url(request, images, asked)
     chosen = {split: [name for name in names if name not in lacking] for split, names in asked.items()}
     report_amount(request, images, chosen)
@@ -65,7 +66,7 @@ def _fetch(request: Request, run: Run) -> bool:
     _log_missing(request, fetched, run)
     verify_fetched(request, images, fetched)
     present = frozenset(image.image_id for image in images if image.is_fetched)
-    for split in config.splits:
+    for split in splits:
         write_annotations(request, split, classes, frozenset(chosen[split]), present)
     write_classes(request, classes or taxonomy.ids)
     mark_complete(request.folder)

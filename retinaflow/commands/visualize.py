@@ -67,7 +67,7 @@ def run(config: VisualizeConfig) -> list[Path]:
                 save_image(picture, path)
                 run.log_file(path, "pictures")
                 paths.append(path)
-        skipped.log(run, wanted.unreadable_table)
+        skipped.log(run.log_csv, wanted.unreadable_table)
     folder = config.output / "pictures"
     others = len(set(folder.glob("*.jpg")) - set(paths))
     report(f"{len(paths)} pictures in {folder}{f', beside {others} of earlier calls' if others else ''}")
