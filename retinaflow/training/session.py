@@ -161,7 +161,7 @@ class Session:
             ) from error
         finally:
             if self.world.is_first:
-                self._skipped.log(run, self.data.dropped)
+                self._skipped.log(run.log_csv, self.data.dropped)
             for path in (last, best):
                 if self.world.is_first and path.is_file():
                     run.log_file(path, "checkpoints")
