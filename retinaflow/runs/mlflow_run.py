@@ -1,7 +1,7 @@
 """A run in the MLflow store, written to from a thread of its own.
 
-Logging only puts results into an :class:`retinaflow.runs.outbox.Outbox`, whose thread sends them, so a server that is slow,
-away for a while or dead does not hold up the work. Nothing arrives twice: a database store keeps one of several equal
+Logging only puts results into an :class:`~retinaflow.runs.outbox.Outbox`, whose thread sends them, so a server that is
+slow or out of reach does not hold up the work. Nothing arrives twice: a database store keeps one of several equal
 points (name, step, value, time; they are its primary key), a point that may have arrived is looked for before it is
 sent again, and everything else replaces what was there.
 """
@@ -29,7 +29,7 @@ from retinaflow.runs.store import refuses, uri
 from retinaflow.settings.fields import as_text
 
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
-"""The tag by which ``mlflow ui`` finds the tables of a run."""
+"""The tag in which ``mlflow ui`` finds the tables of a run."""
 
 
 class MlflowRun(FileRun):
@@ -78,14 +78,14 @@ class MlflowRun(FileRun):
         self._outbox.wait(patience=patience)
 
     def close(self) -> Unsent | None:
-        """Stop sending, and say what never arrived."""
+        """Stop sending and return what never arrived."""
         return self._outbox.close()
 
     def _deliver(self, item: Item) -> None:
         try:
             getattr(self, f"_deliver_{item.kind}")(item)
         except Exception as error:
-            # What has arrived by now must be asked anew.
+            # What has arrived by now must be looked up again.
             self._known.clear()
             if refuses(error):
                 raise Refused(first_line(error)) from error
@@ -102,7 +102,7 @@ class MlflowRun(FileRun):
         known = self._client.get_run(self.run_id).data.params
         given: dict[str, str] = item.content["params"]
         new = {name: value for name, value in given.items() if name not in known}
-        # A run that is resumed has what it was begun with.
+        # A resumed run has the parameters it was started with.
         for name in () if self._resumed else given.keys() & known.keys():
             if f"used/{name}" not in known and not _same_value(known[name], given[name]):
                 new[f"used/{name}"] = given[name]
@@ -123,7 +123,7 @@ class MlflowRun(FileRun):
             history = self._client.get_metric_history(self.run_id, name)
             self._known[name] = {(point.step, _stored(point.value)) for point in history}
         step, known = item.content["step"], self._known.get(name, set())
-        # A training that is resumed repeats the steps since its last checkpoint; their times differ, no more.
+        # A training that is resumed repeats the steps since its last checkpoint; only their times differ.
         return (step, _stored(value)) in known or (self._resumed and any(step == other for other, _ in known))
 
     def _deliver_tags(self, item: Item) -> None:
@@ -147,7 +147,7 @@ class MlflowRun(FileRun):
         log_checkpoint(self.run_id, item.file, register_as=name)
 
     def _deliver_end(self, item: Item) -> None:
-        # One that an earlier process could not send is void: the run has been resumed.
+        # The end that an earlier process could not send no longer holds: the run has been resumed.
         if not item.earlier:
             self._client.set_terminated(self.run_id, item.content["status"], item.content["time"])
 

@@ -41,7 +41,7 @@ def store_errors(failed: str, *, refused: type[Exception] = StoreError) -> Itera
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if refuses(error):
+        if refuses(error) or _is_absent(error):
             raise refused(f"{failed}: {first_line(error)}") from error
         raise StoreError(
             f"{failed}: {first_line(error)}; is {uri()} reachable, and is there room on its disk?"
@@ -50,15 +50,18 @@ def store_errors(failed: str, *, refused: type[Exception] = StoreError) -> Itera
 
 def refuses(error: BaseException) -> bool:
     """Whether this is the answer of a store that will never do it, rather than one that is out of reach or busy."""
-    if isinstance(error, OSError):
-        # A missing artifact: MLflow raises OSError without a number, requests an HTTPError.
-        response = getattr(error, "response", None)
-        status = None if response is None else response.status_code
-        return error.errno == errno.ENOENT or "No such artifact" in str(error) or status == 404
     if not isinstance(error, MlflowException):
         return False
     status = error.get_http_status_code()  # type: ignore[no-untyped-call]
     return 400 <= status < 500 and status not in (408, 429)
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Whether a copied artifact does not exist: MLflow raises a plain OSError for a folder, requests one for a server."""
+    if not isinstance(error, OSError):
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return error.errno == errno.ENOENT or "No such artifact" in str(error) or status == 404
 
 
 @dataclass(frozen=True)

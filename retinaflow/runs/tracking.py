@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,9 +19,10 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from retinaflow.errors import Interrupted
+from retinaflow.files import growing_waits, retry
 from retinaflow.runs import store
 from retinaflow.runs.mlflow_run import MlflowRun, warn
-from retinaflow.runs.outbox import PAUSES, Unsent
+from retinaflow.runs.outbox import Unsent
 from retinaflow.runs.run import FolderRun, NullRun, Run
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -73,7 +73,7 @@ def start_run(
 
 @contextlib.contextmanager
 def start_data_run(command: str, *, track: bool, experiment: str, folder: Path) -> Iterator[Run]:
-    """The run of a command that writes a data folder: its results lie in ``folder``, so without MLflow none is logged."""
+    """The run of a command that writes a data folder. Its results are that folder; without MLflow nothing is logged."""
     if track:
         with start_run(command, track=True, experiment=experiment, output=folder.absolute().parent) as run:
             yield run
@@ -125,18 +125,22 @@ def start_child(parent_id: str, *, name: str, tags: Mapping[str, str], folder: P
     ``tags`` identify it among the parent's children; ``folder``: where results wait that have not arrived. A store that
     is out of reach is waited for as at the end of a run. Raises StoreError when it stays so or lacks the parent.
     """
-    deadline, tries = time.monotonic() + PATIENCE, 0
+    tries = 0
+
+    def make() -> str:
+        nonlocal tries
+        tries += 1
+        # An earlier try may have made it, and the answer was lost.
+        found = _children(parent_id, tags) if tries > 1 else []
+        return found[0] if found else _made(parent_id, name, tags)
+
     with store.store_errors(f"no run can be started under run {parent_id} in {store.uri()}"):
-        while True:
-            try:
-                # An earlier try may have made it, and the answer was lost.
-                found = _children(parent_id, tags) if tries else []
-                return open_run(found[0] if found else _made(parent_id, name, tags), folder)
-            except MlflowException as error:
-                if store.refuses(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
-            tries += 1
+        run_id = retry(
+            make,
+            waits=growing_waits(0.5, 8.0, patience=PATIENCE),
+            may_pass=lambda error: isinstance(error, MlflowException) and not store.refuses(error),
+        )
+    return open_run(run_id, folder)
 
 
 def open_run(run_id: str, folder: Path, *, resumed: bool = False) -> MlflowRun:

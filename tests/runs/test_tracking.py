@@ -161,7 +161,6 @@ def test_a_child_whose_making_was_not_answered_is_made_once(
         return made
 
     monkeypatch.setattr(MlflowClient, "create_run", unanswered_once)
-    monkeypatch.setattr(tracking, "PAUSES", (0.01,))
     tags = {"retinaflow.trial": "0"}
     child = tracking.start_child(parent.run_id, name="trial-0000", tags=tags, folder=Path("waiting"))
     tracking.end_run(child, "FINISHED")
