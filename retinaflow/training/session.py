@@ -174,7 +174,7 @@ class Session:
             yield
         finally:
             if self.trainer.world.is_first:
-                self._skipped.log(run, self.data.dropped)
+                self._skipped.log(run.log_csv, self.data.dropped)
             checkpoints.log(run)
 
 

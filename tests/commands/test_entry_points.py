@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from retinaflow.commands import binning, main, train
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
-from retinaflow.errors import Interrupted
+from retinaflow.errors import DataError, Interrupted
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.settings.commands import BinningConfig, MainConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
@@ -80,7 +80,7 @@ def test_binning_needs_no_images_and_says_what_a_group_would_be_trained_on(
     assert "class_group=Bus: 1 classes; 2 images with boxes of the group; background 0 of 0 verified absent" in said
     (found,) = Path("groups").rglob("group_images.json")
     assert json.loads(found.read_text(encoding="utf-8"))["others_in_all"] == 10
-    with pytest.raises(FileNotFoundError, match="holds no folder images"):
+    with pytest.raises(DataError, match="holds no folder images"):
         load_training_data(resolve(TrainConfig, settings))
 
 
