@@ -180,6 +180,7 @@ def test_bad_rows_and_images_are_dropped_on_request_and_listed(tiny_dataset: Tin
     assert [line.split(",")[:2] for line in listed[1:]] == [[BOXES, "2"], ["train000", "0"]]
 
 
+@pytest.mark.trains
 def test_an_image_that_is_replaced_by_rubbish_after_caching_is_named_when_it_is_read(
     tiny_dataset: TinyDataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
