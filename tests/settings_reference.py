@@ -33,6 +33,8 @@ def _section(title: str, names: tuple[str, ...]) -> str:
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for command in names:
         for setting, field in COMMANDS[command].model_fields.items():
+            if field.exclude:
+                continue
             kind = ", ".join(dict.fromkeys(_kinds(field.annotation))) + _range(field.metadata)
             row = (setting, kind, COMMANDS[command].default_text(setting), " ".join((field.description or "").split()))
             rows.setdefault(row, []).append(command)
