@@ -15,10 +15,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from retinaflow.errors import Interrupted, first_line
+from retinaflow.errors import (
+    DataError,
+    Interrupted,
+    SettingError,
+    StoreError,
+    TrainingError,
+    WorkerError,
+    first_line,
+)
 from retinaflow.settings.commands import COMMANDS
 from retinaflow.settings.groups import TrackingSettings
 from retinaflow.settings.resolve import FOLDER_FILE, RENAMED, of_folder, resolve
+
+SHOWN = (SettingError, DataError, StoreError, TrainingError, WorkerError)
+"""Errors whose message is enough for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
             print(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}", flush=True)
         importlib.import_module(f"retinaflow.commands.{command}").run(config)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (*SHOWN, ValueError, OSError) as error:
         if os.environ.get("RETINAFLOW_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

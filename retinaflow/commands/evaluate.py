@@ -342,6 +342,6 @@ def _write(
     if len(source.dropped):
         run.log_csv(source.dropped, "dropped.csv")
     if isinstance(source, _Model):
-        source.skipped.log(run, source.dropped)
+        source.skipped.log(run.log_csv, source.dropped)
         log_figures(run, evaluation, detections, source.evaluated)
         run.log_csv(predictions_frame(detections, source.evaluated), "predictions.csv")

@@ -96,8 +96,8 @@ def load_index(
             errors.found += [RowError(image.image_id, 0, rule, image.reason) for image in bad]
         if _key(inputs, [*options, image_sizes is not None]) != key:
             raise DataError(
-                f"{', '.join(path.name for path in files.all)}: the files must not change while they are read, but did; "
-                "start the command again"
+                f"{', '.join(path.name for path in files.all)}: the files must not change while they are read, but "
+                "did; start the command again"
             )
         return _save(index, errors.frame(), path, report)
 

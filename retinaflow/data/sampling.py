@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
+from retinaflow.errors import SettingError
 from retinaflow.settings.groups import SamplingSettings, Strategy
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -114,7 +115,7 @@ def expected_samples(weights: FloatArray, length: int, *, max_repeats: float = 1
     """
     open_images = weights > 0
     if length > max_repeats * np.count_nonzero(open_images) * (1 + 1e-12):
-        raise ValueError(
+        raise SettingError(
             f"epoch_length <= max_repeats x images must hold, but got epoch_length={length}, "
             f"max_repeats={max_repeats:g}, images={np.count_nonzero(open_images)}"
         )

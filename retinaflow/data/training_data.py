@@ -19,6 +19,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_image_ids
 from retinaflow.data.sampling import epoch_plan, expected_samples, first_balanced_epoch, image_weights
 from retinaflow.demo.dataset import demo_is_current, write_demo
+from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.groups import DataSettings, SampledDataSettings, SamplingSettings
@@ -95,7 +96,7 @@ def read_split(
         report=report,
     )
     if len(loaded.index) == 0 and with_images:
-        raise ValueError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
+        raise DataError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
     if settings.exhaustive:
         index = loaded.index.filled_in() if fill_in else loaded.index.exhaustive()
         return replace(loaded, index=index)
@@ -113,9 +114,7 @@ def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -
     candidates = _image_candidates(folder, splits)
     found = [path for path in candidates if path.is_dir()]
     if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no folder {' or '.join(p.name for p in candidates)}; give it as images="
-        )
+        raise DataError(f"{folder} holds no folder {' or '.join(p.name for p in candidates)}; give it as images=")
     return found
 
 
@@ -171,7 +170,7 @@ def _split(
     if settings.eval_ids is not None:
         chosen = np.isin(whole.image_ids, read_image_ids(settings.eval_ids))
         if not chosen.any() or chosen.all():
-            raise ValueError(
+            raise SettingError(
                 f"eval_ids={settings.eval_ids}: some but not all training images must be listed, but {chosen.sum():,} "
                 f"of {len(whole):,} are"
             )
@@ -189,7 +188,7 @@ def _split(
     )
     shared = np.intersect1d(whole.image_ids, evaluated.index.image_ids)
     if len(shared):
-        raise ValueError(
+        raise DataError(
             f"images must not be trained on and evaluated on, but {len(shared):,} are in both "
             f"{','.join(settings.train_splits)} and {settings.eval_split}, {shared[0]} for example"
         )

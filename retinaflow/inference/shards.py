@@ -26,7 +26,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.detector.device import device_of, loader_workers
 from retinaflow.detector.precision import fast_precision
-from retinaflow.errors import Interrupted
+from retinaflow.errors import Interrupted, WorkerError
 from retinaflow.inference.batches import detect
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.inference.prediction_folder import Shard
@@ -128,7 +128,7 @@ def predict_shards(
 ) -> Iterator[Done]:
     """The shards as they are done. ``after_batch`` is told the number of images.
 
-    Raises Interrupted on request, ValueError for an image that cannot be read, ChildProcessError when a process dies.
+    Raises Interrupted on request, ValueError for an image that cannot be read, WorkerError when a process dies.
     """
 
     def count(images: int) -> None:
@@ -176,7 +176,7 @@ def _received(rank: int, connection: Connection[Any, Any], process: SpawnProcess
         return connection.recv()
     except EOFError:
         process.join()
-        raise ChildProcessError(
+        raise WorkerError(
             f"process {rank + 1} (pid {process.pid}) died with code {process.exitcode}, often for want of memory; the "
             "same command goes on where it was, with fewer nproc= or a smaller batch_size= if it happens again"
         ) from None

@@ -22,7 +22,7 @@ from retinaflow.detector.device import loader_workers
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.precision import fast_precision
 from retinaflow.detector.weights import load_weights
-from retinaflow.errors import Interrupted
+from retinaflow.errors import Interrupted, SettingError, TrainingError, WorkerError
 from retinaflow.inference.batches import detect, merged
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 from retinaflow.interrupts import StopRequest
@@ -34,7 +34,7 @@ from retinaflow.settings.resolve import with_absolute_paths
 from retinaflow.settings.training_groups import NetworkSettings
 from retinaflow.training.anchor_fit import SCALES, BoxSample, advice, class_reach
 from retinaflow.training.class_loss import loss_config
-from retinaflow.training.compiling import compile_network
+from retinaflow.training.compilation import compile_network
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
 from retinaflow.training.progress import Progress
@@ -144,24 +144,24 @@ class Session:
                         self._save(last, run, progress, must=epoch.epoch == trainer.settings.epochs)
                         if self._is_over():
                             break
-        except (Interrupted, FloatingPointError) as reason:
+        except (Interrupted, TrainingError) as reason:
             # Both come between two steps: the state is whole.
             self._save(last, run, progress)
-            if isinstance(reason, FloatingPointError):
-                raise FloatingPointError(f"{reason} The state before this step is in {last}.") from None
+            if isinstance(reason, TrainingError):
+                raise TrainingError(f"{reason} The state before this step is in {last}.") from None
             raise
         except RuntimeError as error:
             died = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\)(.*)", str(error))
             if died is None:
                 raise
             # Its death interrupts whatever was being done: the state may be half a step, and is not saved.
-            raise ChildProcessError(
+            raise WorkerError(
                 f"loader worker {died[1]}{died[2].rstrip(' .')} after step {trainer.step}, often for want of memory; "
                 f"resume= resumes from {last}, with fewer workers= or a smaller batch_size= if it happens again"
             ) from error
         finally:
             if self.world.is_first:
-                self._skipped.log(run, self.data.dropped)
+                self._skipped.log(run.log_csv, self.data.dropped)
             for path in (last, best):
                 if self.world.is_first and path.is_file():
                     run.log_file(path, "checkpoints")
@@ -186,7 +186,7 @@ class Session:
 
     def _collect_skipped(self) -> None:
         """What the other ranks skipped, to the first one."""
-        for images in self.world.collect(self._skipped.images):
+        for images in self.world.all_gather(self._skipped.images):
             for image in images:
                 self._skipped.add(image)
 
@@ -222,7 +222,7 @@ class Session:
         every = self.config.eval_every
         if epoch.epoch % every and epoch.epoch != self.trainer.settings.epochs:
             return None
-        found = self._evaluate_model(self.trainer.best_guess, stop, self.world)
+        found = self._evaluate_model(self.trainer.evaluated_model, stop, self.world)
         value = None
         if found is not None:
             run.log_metrics(found[1].metrics, step=epoch.step)
@@ -231,7 +231,7 @@ class Session:
                 # No class with ground truth: every epoch is as good as any.
                 report(f"{self.config.keep_best} cannot be measured on these images: the last epoch is kept")
                 value = float(epoch.epoch)
-        value = self.world.share(value)
+        value = self.world.broadcast(value)
         assert value is not None
         self.without_gain += 1
         if value > self.best:
@@ -300,7 +300,7 @@ class Session:
         own = {"best": self.best, "without_gain": self.without_gain, "skipped": skipped}
         return Checkpoint(
             network=trainer.model.config,
-            state={name: value.cpu() for name, value in trainer.best_guess.state_dict().items()},
+            state={name: value.cpu() for name, value in trainer.evaluated_model.state_dict().items()},
             taxonomy=self.data.train.taxonomy,
             bins=self.data.bins,
             buckets=self.buckets,
@@ -323,7 +323,7 @@ def _report_missed_boxes(config: TrainConfig, data: TrainingData, buckets: Aspec
 
 def _refuse_other_data(resumed: Checkpoint, data: TrainingData) -> None:
     if resumed.data_digest != data.digest:
-        raise ValueError(
+        raise SettingError(
             f"resume: the data must be that of the checkpoint, but its digest is {data.digest}, the checkpoint's "
             f"{resumed.data_digest}"
         )

@@ -15,6 +15,7 @@ import pytest
 from retinaflow.cli import main
 from retinaflow.data.index import FLAGS, AnnotationIndex
 from retinaflow.data.training_data import load_training_data
+from retinaflow.errors import DataError
 from retinaflow.settings.commands import BinningConfig
 from retinaflow.settings.resolve import resolve
 
@@ -37,7 +38,7 @@ def by_image(index: AnnotationIndex) -> dict[str, Any]:
 
 
 LOST = {"coco": (), "voc": ("IsDepiction", "IsInside"), "yolo": FLAGS}
-"""Flags that a layout has no place for."""
+"""Flags that a layout cannot hold."""
 
 
 @pytest.mark.parametrize("layout", LOST)
@@ -130,7 +131,7 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tiny_dataset: An
     (tmp_path / "coco" / "annotations" / "instances_train.json").unlink()
     assert convert(tmp_path / "coco", tmp_path / "mine") == 0
     with pytest.raises(
-        FileNotFoundError, match=r"there are validation-annotations-bbox\.csv: train_splits= and eval_split= report"
+        DataError, match=r"validation-annotations-bbox\.csv: train_splits= and eval_split= name the splits"
     ):
         indexes(tmp_path / "mine")
 
@@ -144,7 +145,7 @@ def test_the_hierarchy_goes_along(
         file.write("train000,verification,/m/0plant,1\n")
     convert(data, tmp_path / "there", to=layout)
     said = capsys.readouterr().out
-    assert f"{layout} has no place for classes verified present without a box: 1 are lost" in said
+    assert f"{layout} cannot hold classes verified present without a box: 1 are lost" in said
     convert(tmp_path / "there", tmp_path / "back")
     name = "bbox_labels_hierarchy.json"
     assert (tmp_path / "back" / name).read_text() == (data / name).read_text()
@@ -155,15 +156,15 @@ def test_the_hierarchy_goes_along(
 STOPPED = """
 import os, signal, sys
 from retinaflow.cli import main
-from retinaflow.data.formats import image_placement as placing
-copy = placing.shutil.copyfile
+from retinaflow.data.formats import image_files
+copy = image_files.shutil.copyfile
 
 def copy_and_signal(source, target):
     copy(source, target)
     if target.name == "train000.jpg":
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 
-placing.shutil.copyfile = copy_and_signal
+image_files.shutil.copyfile = copy_and_signal
 sys.exit(main(["convert", *sys.argv[2:]]))
 """
 

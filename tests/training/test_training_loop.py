@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets
+from retinaflow.errors import TrainingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import World
@@ -177,7 +178,7 @@ def _broken_after(lab: Any, steps: int, **settings: Any) -> Trainer:
     first = lab.trainer(**settings)
     with pytest.raises(_Break):
         list(first.fit(lab.dataset, lab.buckets, lab.plans, after_step=stop))
-    kept = copy.deepcopy((first.best_guess.state_dict(), first.state()))
+    kept = copy.deepcopy((first.evaluated_model.state_dict(), first.state()))
     second: Trainer = lab.trainer(**settings)
     with torch.no_grad():
         for parameter in second.model.parameters():
@@ -203,7 +204,7 @@ def test_going_on_in_mid_epoch_gives_the_same_bits(lab: Any, recipe: dict[str, A
     figures = [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in expected]
     assert [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in found] == figures[-len(found) :]
     _assert_same_bits(whole.model.state_dict(), resumed.model.state_dict())
-    _assert_same_bits(whole.best_guess.state_dict(), resumed.best_guess.state_dict())
+    _assert_same_bits(whole.evaluated_model.state_dict(), resumed.evaluated_model.state_dict())
 
 
 def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: Any) -> None:
@@ -211,7 +212,7 @@ def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: 
     first = lab.trainer(epochs=1)
     result = next(iter(first.fit(lab.dataset, lab.buckets, lab.plans)))
     second = lab.trainer(epochs=1)
-    second.load(first.best_guess.state_dict(), first.state())
+    second.load(first.evaluated_model.state_dict(), first.state())
     again = _train(lab, second)
     assert [(r.epoch, r.step, r.loss_class, r.images) for r in again] == [
         (result.epoch, result.step, result.loss_class, result.images)
@@ -221,7 +222,7 @@ def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: 
 
 def test_another_plan_is_refused_in_mid_epoch(lab: Any) -> None:
     resumed = _broken_after(lab, 1, epochs=2)
-    with pytest.raises(ValueError, match="epoch 1 must be resumed by the plan it began with"):
+    with pytest.raises(ValueError, match="epoch 1 must be resumed with the plan that it began with"):
         list(resumed.fit(lab.dataset, lab.buckets, lambda epoch: lab.plans(epoch)[::-1]))
 
 
@@ -258,7 +259,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: 
         next(iter(trainer.model.parameters())).fill_(float("nan"))
     weights = _copy(trainer.model.state_dict())
     seen: list[StepResult] = []
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(TrainingError) as caught:
         list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=seen.append))
     named = str(caught.value).split("images ")[1].split(".")[0].split(", ")
     assert 1 <= len(named) <= 4
@@ -274,7 +275,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: 
 def test_a_gradient_that_is_not_finite_names_its_parameter_and_does_not_blame_the_learning_rate(lab: Any) -> None:
     trainer = lab.trainer(epochs=1)
     trainer.model.backbone.fpn.layer_blocks[0][0].weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(TrainingError) as caught:
         list(trainer.fit(lab.dataset, lab.buckets, lab.plans))
     assert "the gradient of backbone.fpn.layer_blocks.0.0.weight must be finite" in str(caught.value)
     assert "lr=" in str(caught.value)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retinaflow.detector.network import RetinaNet
-from retinaflow.training.averaging import WeightAverage
+from retinaflow.training.weight_average import WeightAverage
 
 
 def _fill(model: RetinaNet, value: float) -> RetinaNet:
@@ -42,17 +42,17 @@ def test_weights_that_stand_still_are_their_own_average(lab: Any) -> None:
 
 def test_the_average_neither_learns_nor_moves_by_itself(lab: Any) -> None:
     trainer = lab.trainer(epochs=1, ema=0.5)
-    assert trainer.best_guess is not trainer.model
-    assert not any(parameter.requires_grad for parameter in trainer.best_guess.parameters())
+    assert trainer.evaluated_model is not trainer.model
+    assert not any(parameter.requires_grad for parameter in trainer.evaluated_model.parameters())
     list(trainer.fit(lab.dataset, lab.buckets, lab.plans))
-    assert not trainer.best_guess.training
-    pairs = zip(trainer.best_guess.parameters(), trainer.model.parameters(), strict=True)
+    assert not trainer.evaluated_model.training
+    pairs = zip(trainer.evaluated_model.parameters(), trainer.model.parameters(), strict=True)
     assert any(not torch.equal(mean, last) for mean, last in pairs)
 
 
 def test_without_a_decay_the_last_weights_are_judged(lab: Any) -> None:
     trainer = lab.trainer(epochs=1)
-    assert trainer.best_guess is trainer.model
+    assert trainer.evaluated_model is trainer.model
 
 
 def test_averaging_changes_nothing_about_the_training(lab: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from retinaflow.detector.network import RetinaNet
 from retinaflow.settings.training_groups import NetworkSettings
-from retinaflow.training.compiling import compile_network
+from retinaflow.training.compilation import compile_network
 
 CPU = torch.device("cpu")
 
