@@ -40,8 +40,8 @@ from retinaflow.data.training_data import read_split
 from retinaflow.demo.dataset import demo_is_current, write_demo
 from retinaflow.detections import Detections
 from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, candidates, suppressed
-from retinaflow.inference.batches import _batches
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.inference.detector import _batches
 from retinaflow.inference.postprocess_settings import postprocess_config
 from retinaflow.metric.candidate_matches import GroundTruthByPair
 from retinaflow.metric.challenge import Evaluator, average_precision
@@ -49,6 +49,7 @@ from retinaflow.metric.matches import Kind, Matches
 from retinaflow.metric.slices import subsets
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.groups import PostprocessFields
 from retinaflow.settings.resolve import PROFILES, resolve
 from retinaflow.statistics.bootstrap import paired_differences
 
@@ -101,9 +102,7 @@ def main() -> None:
         config = (
             PostprocessConfig(score_threshold=0.02, nms_iou=learnt)
             if name == LEARNT
-            else postprocess_config(
-                nms=name, nms_iou=0.5, score_threshold=0.02, max_detections=300, taxonomy=checkpoint.taxonomy
-            )
+            else postprocess_config(PostprocessFields(nms=name), checkpoint.taxonomy)
         )
         found, milliseconds = thinned(raw, config, checkpoint)
         for half, images in halves.items():

@@ -10,26 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.commands.evaluate import detect_as_trained
 from retinaflow.comparison.match_file import ground_truth_digest
 from retinaflow.comparison.runs import ChosenRun, chosen_run
 from retinaflow.comparison.stored_matches import evaluated_images_of_all_classes
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import read_predictions
+from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
+from retinaflow.errors import DataError
+from retinaflow.inference.detector import Detector
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import match
 from retinaflow.metric.matches import Matches
 from retinaflow.progress import report
 from retinaflow.runs import tracking
-from retinaflow.settings.commands import EvaluateConfig, TrainConfig
+from retinaflow.runs.models import TrainedModel
+from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 
 PREDICTIONS = "predictions.parquet"
@@ -185,8 +187,15 @@ def _detections(run: ChosenRun, evaluated: AnnotationIndex, stop: StopRequest) -
             return (found, matches) if known.all() else _matched(found.take(known), evaluated, kept.group_of_weight)
     model = _model_of(run)
     report(f"{_called(run)}: detecting on {len(evaluated):,} images")
-    settings: dict[str, Any] = {"from_run": str(model), "on_bad_image": run.kept.settings.get("on_bad_image", "stop")}
-    found = detect_as_trained(model, evaluated, resolve(EvaluateConfig, settings), stop)
+    checkpoint = TrainedModel.find(model).checkpoint
+    if checkpoint.taxonomy.ids != evaluated.taxonomy.ids:
+        raise DataError(f"{model}: the model must have the {evaluated.num_classes} classes that it was evaluated on")
+    skipped = SkippedImages()
+    found = Detector.load(checkpoint).detect(
+        evaluated,
+        after_batch=lambda images: stop.check(),
+        on_bad_image=skipped.add if run.kept.settings.get("on_bad_image") == "skip" else None,
+    )
     return _matched(found, evaluated, kept.group_of_weight)
 
 

@@ -10,25 +10,22 @@ import torch
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.class_groups import select_classes
 from retinaflow.detector.postprocess import PostprocessConfig
+from retinaflow.settings.groups import PostprocessFields
 from retinaflow.settings.suppression import Rule, Suppression, read_rules
 from retinaflow.taxonomy import Taxonomy
 
 
 def postprocess_config(
-    *,
-    nms: str,
-    nms_iou: float,
-    score_threshold: float,
-    max_detections: int,
-    taxonomy: Taxonomy,
-    bins: ClassBins | None = None,
+    settings: PostprocessFields, taxonomy: Taxonomy, bins: ClassBins | None = None
 ) -> PostprocessConfig:
-    """The settings of these names for a model with the classes of ``taxonomy``, in their order.
+    """The settings for a model with the classes of ``taxonomy``, in their order.
 
     ``bins`` is needed where ``nms`` names a group ``bin:K``. Classes that no rule of ``nms`` names are suppressed by
     plain NMS at ``nms_iou``. A group of which the model has no class is no error: the models of a split label space
-    power their settings. Raises ValueError for an unknown class, and for one that two rules name.
+    share their settings. Raises ValueError for an unknown class, and for one that two rules name.
     """
+    nms, nms_iou = settings.nms, settings.nms_iou
+    score_threshold, max_detections = settings.score_threshold, settings.max_detections
     defaults = PostprocessConfig(score_threshold=score_threshold, nms_iou=nms_iou, max_detections=max_detections)
     rules = read_rules(nms)
     ways: list[Suppression] = ["nms"] * len(taxonomy)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import torch
 
 from retinaflow.data.bins import ClassBins
+from retinaflow.detector.device import Precision, workers_on
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import HeadNorm, NetworkConfig, P6Source
-from retinaflow.detector.precision import Precision
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.by_bin import by_class
 from retinaflow.training.loop import FitSettings
 
-MOST_WORKERS = 8
-
 
 def fit_settings(config: TrainConfig, bins: ClassBins, *, precision: Precision, device: torch.device) -> FitSettings:
     """The optimisation settings of a process; its loader gets as many processes as it has threads."""
-    automatic = min(MOST_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
     return FitSettings(
         epochs=resolved(config.epochs),
         batch_size=resolved(config.batch_size),
@@ -26,7 +23,7 @@ def fit_settings(config: TrainConfig, bins: ClassBins, *, precision: Precision, 
         warmup=config.warmup,
         clip=config.clip,
         precision=precision,
-        workers=automatic if config.workers < 0 else config.workers,
+        workers=workers_on(device, config.workers),
         seed=config.seed,
         loss=LossConfig(
             gamma=by_class("focal_gamma", _gamma(config), bins),

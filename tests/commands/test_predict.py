@@ -172,9 +172,9 @@ def test_a_file_name_that_is_not_utf_8_is_shown_byte_by_byte(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from retinaflow.cli import main
-from retinaflow.inference import prediction_shards
+from retinaflow.inference import prediction_folder
 
-write, written = prediction_shards.pa_parquet.write_table, []
+write, written = prediction_folder.pa_parquet.write_table, []
 
 def write_or_die(table, path):
     written.append(path)
@@ -183,7 +183,7 @@ def write_or_die(table, path):
         os.kill(os.getpid(), signal.SIGKILL)
     write(table, path)
 
-prediction_shards.pa_parquet.write_table = write_or_die
+prediction_folder.pa_parquet.write_table = write_or_die
 main(["predict", *sys.argv[1:]])
 """
 

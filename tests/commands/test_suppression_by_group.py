@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 
 from retinaflow.commands import train
-from retinaflow.commands.evaluate import _Model
 from retinaflow.detections import Detections
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
-from retinaflow.interrupts import StopRequest
+from retinaflow.inference.detector import Detector
+from retinaflow.inference.evaluated_images import images_for_model
 from retinaflow.settings.commands import EvaluateConfig
+from retinaflow.settings.groups import DetectorSettings
 from retinaflow.settings.resolve import resolve
 
 
 def _found(checkpoint: Path, **given: str) -> Detections:
-    settings = {"from_run": str(checkpoint), "score_threshold": "0.01", "max_detections": "100000", **given}
-    with StopRequest() as stop:
-        return _Model.open(resolve(EvaluateConfig, settings)).detections(stop)
+    loaded = load_checkpoint(checkpoint)
+    settings = DetectorSettings(score_threshold=0.01, max_detections=100_000, **given)
+    images = images_for_model(resolve(EvaluateConfig, {}), loaded.taxonomy, loaded.settings)
+    return Detector.load(loaded, settings).detect(images.index)
 
 
 def _of(found: Detections, label: int) -> list[float]:

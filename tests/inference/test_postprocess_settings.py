@@ -10,13 +10,14 @@ import torch
 from retinaflow.data.class_groups import PERSON
 from retinaflow.detector.postprocess import PostprocessConfig
 from retinaflow.inference.postprocess_settings import postprocess_config
+from retinaflow.settings.groups import PostprocessFields
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 PEOPLE = Taxonomy(("/m/04yx4", PERSON, "/m/0k4j"), ("Man", "Person", "Car"), Hierarchy(((PERSON, "/m/04yx4"),)))
 
 
 def config_of(nms: str, taxonomy: Taxonomy = PEOPLE) -> PostprocessConfig:
-    return postprocess_config(nms=nms, nms_iou=0.5, score_threshold=0.02, max_detections=300, taxonomy=taxonomy)
+    return postprocess_config(PostprocessFields(nms=nms), taxonomy)
 
 
 def values(setting: Any) -> list[float]:
