@@ -70,7 +70,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
             if len(dropped):
                 target.log_csv(dropped, "dropped.csv")
             if source.trained is not None:
-                skipped.log(target, dropped)
+                skipped.log(target.log_csv, dropped)
                 reports.log_figures(target, evaluation, detections, index)
                 target.log_csv(predictions_frame(detections, index), "predictions.csv")
         reports.log_analysis(targets, evaluation, detections, index, errors=config.error_analysis)

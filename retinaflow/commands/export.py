@@ -14,8 +14,8 @@ from retinaflow.inference.detector import Detector, as_trained
 from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.runs.models import TrainedModel
-from retinaflow.settings.groups import DetectorSettings, PostprocessFields
-from retinaflow.settings.model_commands import ExportConfig
+from retinaflow.settings.commands import ExportConfig
+from retinaflow.settings.model_groups import DetectorSettings, PostprocessSettings
 
 
 def run(config: ExportConfig) -> Path:
@@ -23,7 +23,7 @@ def run(config: ExportConfig) -> Path:
     model = TrainedModel.find(config.from_run)
     checkpoint = model.checkpoint
     config = as_trained(config, checkpoint)
-    settings = DetectorSettings(**config.model_dump(include=set(PostprocessFields.model_fields)))
+    settings = DetectorSettings(**config.part(PostprocessSettings).model_dump())
     detector = Detector.load(checkpoint, settings, device=torch.device("cpu"))
     notes = {
         "class_ids": json.dumps(detector.taxonomy.ids),

@@ -23,12 +23,12 @@ from retinaflow.reports.evaluation import (
     metrics_document,
     report_evaluation,
 )
-from retinaflow.runs import tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
-from retinaflow.training.launch import is_first_process, processes
-from retinaflow.training.resume import Resumed, continued, find_resumed
+from retinaflow.training.launch import is_rank_0, ranks
+from retinaflow.training.resume import Resumed, find_resumed, resumed_settings
 from retinaflow.training.session import Session
 
 
@@ -53,9 +53,9 @@ def run(
     Of several processes only the first one returns; the others exit when their part is done.
     """
     # What is trained and from where is the first one's to find out; it may lie on its machine alone.
-    prepared = _prepared(config) if is_first_process() else None
-    with processes(prepared[0].nproc if prepared else 1) as world, _speaking(world):
-        prepared = world.share(prepared)
+    prepared = _prepared(config) if is_rank_0() else None
+    with ranks(prepared[0].nproc if prepared else 1) as world, _speaking(world):
+        prepared = world.broadcast(prepared)
         assert prepared is not None
         config, resumed = prepared
         folder_name = name or (resumed.run_id if resumed and not config.track else "train")
@@ -79,7 +79,7 @@ def run(
 
 
 def _refuse_different_data(data: TrainingData, world: World) -> None:
-    digests = world.collect(data.digest)
+    digests = world.all_gather(data.digest)
     if len(set(digests)) > 1:
         raise ValueError(f"all processes must read the same data, but their digests are {', '.join(digests)}, by rank")
 
@@ -87,7 +87,7 @@ def _refuse_different_data(data: TrainingData, world: World) -> None:
 def _prepared(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
     """The settings to train by, and what to resume from."""
     resumed = find_resumed(config)
-    return (continued(config, resumed.checkpoint), resumed) if resumed else (config, None)
+    return (resumed_settings(config, resumed.checkpoint), resumed) if resumed else (config, None)
 
 
 @contextlib.contextmanager
@@ -106,8 +106,8 @@ def _run(
     if not world.is_first:
         return contextlib.nullcontext(NullRun())
     resume = resumed.run_id if resumed else None
-    if resume is not None and config.track and not tracking.is_run(resume):
-        report(f"the checkpoint's run {resume} is not in {tracking.store_uri()}: a new run resumes it")
+    if resume is not None and config.track and not store.has_run(resume):
+        report(f"the checkpoint's run {resume} is not in {store.uri()}: a new run resumes it")
         resume = None
     return tracking.start_run(
         "train",
@@ -138,7 +138,7 @@ def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> Tra
     log_figures(run, evaluation, detections, data.evaluated)
     log_analysis([run], evaluation, detections, data.evaluated)
     store_matches([run], evaluation, detections, data.evaluated, data.bins, config)
-    tracking.log_model(run, best, register_as=config.register_as)
+    run.log_model(best, register_as=config.register_as)
     report_evaluation(evaluation)
     report(f"run {run.run_id}, best checkpoint {best}")
     return TrainResult(run.run_id, best, evaluation)

@@ -21,12 +21,12 @@ from retinaflow.inference.detector import Detector, as_trained
 from retinaflow.inference.image_selection import WantedImages, known_ground_truth, wanted_images
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.reports.box_images import save_picture
+from retinaflow.reports.box_images import save_image
 from retinaflow.reports.detection_images import detection_image, without_parents
 from retinaflow.runs import tracking
 from retinaflow.runs.models import TrainedModel
+from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.groups import DataSettings
-from retinaflow.settings.model_commands import VisualizeConfig
 from retinaflow.taxonomy import Taxonomy
 
 FOLDER = "pictures"
@@ -69,10 +69,10 @@ def run(config: VisualizeConfig) -> list[Path]:
                 skipped.add(BadImage(image_id, str(error)))
                 continue
             path = config.output / FOLDER / f"{image_id}.jpg"
-            save_picture(pixels, path)
+            save_image(pixels, path)
             run.log_file(path, FOLDER)
             paths.append(path)
-        skipped.log(run, wanted.unreadable_table)
+        skipped.log(run.log_csv, wanted.unreadable_table)
     folder = config.output / FOLDER
     others = len(set(folder.glob("*.jpg")) - set(paths))
     report(f"{len(paths)} images in {folder}{f', beside {others} of earlier calls' if others else ''}")

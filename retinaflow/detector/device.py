@@ -35,15 +35,16 @@ def precision_on(device: torch.device, setting: Literal["auto", "float32", "bflo
     return fast_precision(device) if setting == "auto" else setting
 
 
-def workers_on(device: torch.device, setting: int) -> int:
-    """Loader processes: ``setting``, or with -1 one per thread of this process for a GPU and none for a CPU."""
-    if setting >= 0:
-        return setting
+def loader_workers(workers: int, device: torch.device) -> int:
+    """The loader processes that the setting ``workers`` means: -1 is one per thread of this process, at most
+    ``MAX_WORKERS``, and none without a GPU."""
+    if workers >= 0:
+        return workers
     return min(MAX_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
 
 
 def fast_precision(device: torch.device) -> Precision:
-    """What ``precision=auto`` means on a device. Raises SettingError when ``RETINAFLOW_AUTO_PRECISION`` holds neither."""
+    """What ``precision=auto`` means on a device. Raises SettingError when ``RETINAFLOW_AUTO_PRECISION`` is neither."""
     match os.environ.get(AUTO_PRECISION, ""):
         case "float32":
             return "float32"

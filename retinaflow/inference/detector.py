@@ -1,8 +1,8 @@
 """The one way from a trained network to detections: :class:`Detector`.
 
-Training, ``evaluate``, ``predict``, ``visualize``, ``merge``, ``export`` and the served model use it, so that they agree
-on device, precision, loader processes, image shapes, postprocessing and parent classes. What is not given is as in the
-training, by the settings in the checkpoint::
+Training, ``evaluate``, ``predict``, ``visualize``, ``merge``, ``export`` and the served model use it, so that they
+agree on device, precision, loader processes, image shapes, postprocessing and parent classes. Settings that are not
+given are those of the training, which the checkpoint holds::
 
     detector = Detector.load(Path("best.pt"), DetectorSettings(score_threshold=0.3))
     detections = detector.detect(index)
@@ -29,22 +29,21 @@ from retinaflow.data.dataset import BatchLoader, DetectionDataset
 from retinaflow.data.images import BadImage, decode_bytes
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.detector.device import Precision, autocast, device_of, precision_on, workers_on
+from retinaflow.detector.device import Precision, autocast, device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, detect
+from retinaflow.detector.postprocess import BatchDetections, detect
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.inference.postprocess_settings import postprocess_config
-from retinaflow.settings.groups import DetectionFields, DetectorSettings, PostprocessFields
+from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
 from retinaflow.taxonomy import Taxonomy
 
 Parents = Literal["trained", "expand"]
-Given = TypeVar("Given", bound=PostprocessFields)
+Given = TypeVar("Given", bound=PostprocessSettings)
 
 
 def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
     """Settings of a command with those of detections and precision from the training, where they were not given."""
     trained = checkpoint.settings
-    names = {*DetectionFields.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
+    names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
     return config.model_copy(update={name: trained[name] for name in names if name in trained})
 
 
@@ -63,7 +62,7 @@ class Detector:
     network: RetinaNet
     taxonomy: Taxonomy
     buckets: AspectBuckets
-    postprocess: PostprocessConfig
+    postprocess: PostprocessSettings
     ancestors: Tensor | None
     device: torch.device
     precision: Precision
@@ -113,12 +112,12 @@ class Detector:
             network=network,
             taxonomy=taxonomy,
             buckets=_buckets(checkpoint.buckets, settings.image_size, sizes),
-            postprocess=postprocess_config(settings, taxonomy, checkpoint.bins),
+            postprocess=settings,
             ancestors=torch.from_numpy(taxonomy.is_ancestor).to(device) if is_expanded else None,
             device=device,
             precision=precision_on(device, settings.precision),
             batch_size=settings.batch_size,
-            workers=workers_on(device, settings.workers),
+            workers=loader_workers(settings.workers, device),
         )
 
     def detect(

@@ -58,8 +58,8 @@ def images_for_predictions(config: EvaluateConfig) -> EvaluatedImages:
     labels = None if config.image_labels == "none" else config.image_labels
     if config.data == "trained" and (not config.boxes or labels == () or config.classes is None):
         raise SettingError(
-            "predictions need annotations to be evaluated on: data must be a folder, or boxes, image_labels and classes "
-            "must be given, but got data=trained"
+            "predictions need annotations to be evaluated on: data must be a folder, or boxes, image_labels and "
+            "classes must be given, but got data=trained"
         )
     loaded = read_split(
         config, [config.eval_split], boxes=config.boxes, image_labels=labels, with_images=False, allow_repeats=True

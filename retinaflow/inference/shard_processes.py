@@ -29,7 +29,7 @@ from retinaflow.inference.detector import Detector
 from retinaflow.inference.prediction_folder import Shard
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.settings.model_commands import DetectingFields
+from retinaflow.settings.model_groups import DetectingSettings
 
 _POLL_SECONDS = 0.5
 
@@ -39,7 +39,7 @@ class Work:
     """A model, by its checkpoint file and the settings of its detections, and the images of all shards."""
 
     checkpoint: Path
-    config: DetectingFields
+    config: DetectingSettings
     index: AnnotationIndex
 
 
@@ -123,7 +123,7 @@ def _by_processes(
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise WorkerError(
-                    f"one of {nproc} processes died, often because the memory ran out; the same command resumes, with a "
+                    f"one of {nproc} processes died, often because the memory ran out; the same command resumes. Give a "
                     "smaller nproc= or batch_size= if it happens again"
                 ) from None
             raise

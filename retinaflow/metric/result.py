@@ -1,6 +1,6 @@
 """The result of evaluating one set of detections: scores, the table per class, and the aggregates that are tracked.
 
-The same for every command that evaluates. Cost: that of :func:`retinaflow.metric.challenge.evaluate`.
+The same for every command that evaluates. Cost: that of :func:`retinaflow.metric.challenge.challenge_scores`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
-from retinaflow.metric.challenge import Annotations, Scores, evaluate
+from retinaflow.metric.challenge import Annotations, Scores, challenge_scores
 from retinaflow.metric.per_class import per_class_table, summary
 from retinaflow.taxonomy import Taxonomy
 
@@ -47,7 +47,7 @@ def score_detections(
     group_of_weight: float,
 ) -> EvaluationResult:
     """The Challenge metric over all images of ``ground_truth``."""
-    scores = evaluate(detections, ground_truth, group_of_weight=group_of_weight)
+    scores = challenge_scores(detections, ground_truth, group_of_weight=group_of_weight)
     return evaluation_of(scores, ground_truth.taxonomy, counts)
 
 

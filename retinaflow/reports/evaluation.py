@@ -18,8 +18,8 @@ from retinaflow.metric.error_analysis import analyse_errors
 from retinaflow.metric.per_class import class_groups
 from retinaflow.metric.result import EvaluationResult, TrainingCounts
 from retinaflow.progress import report
+from retinaflow.reports.class_figures import ap_vs_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
-from retinaflow.reports.figures import ap_vs_frequency
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig
@@ -194,6 +194,6 @@ def report_evaluation(evaluation: EvaluationResult) -> None:
     repeated = evaluation.scores.matches.repeated_ground_truths
     if repeated:
         report(
-            f"{repeated:,} ground-truth boxes repeat a box of their class on the same image (a box given under child and "
-            "parent?)"
+            f"{repeated:,} ground-truth boxes repeat a box of their class on the same image (a box given under child "
+            "and parent?)"
         )

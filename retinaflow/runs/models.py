@@ -1,7 +1,7 @@
-"""The name of a trained model -> its checkpoint, and the detector made of it.
+"""The name of a trained model -> its checkpoint file and its run: the one place where a name is looked up.
 
 A name is what every command takes as ``from_run``: a run id, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the path
-of a checkpoint file, or None for the last training. Artifacts are copied once per call and last as long as the process.
+of a checkpoint file, or None for the last training. Copies of artifacts last as long as the process.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import registry, store
 
 MODEL_URI = "models:/"
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that was found: ``name`` as it was given, ``path`` of its checkpoint file, and ``run_id`` of the training,
-    None where that is not known."""
+    """A model that was found: its ``name`` as it was given, the ``path`` of its checkpoint file, and the ``run_id`` of
+    its training, None where that is not known."""
 
     name: str
     path: Path
@@ -29,13 +29,13 @@ class TrainedModel:
     @staticmethod
     def find(name: str | Path | None) -> TrainedModel:
         """The model of that name. Raises ValueError when there is none in the store; a path is not opened yet."""
-        text = tracking.last_run("train") if name is None else str(name)
+        text = store.last_run("train") if name is None else str(name)
         if text.startswith(MODEL_URI):
-            found = TrainedModel(text, tracking.fetch_model(text), tracking.run_of_model(text))
+            found = TrainedModel(text, registry.fetch_model(text), registry.run_of_model(text))
         elif Path(text).suffix == ".pt" or Path(text).is_file():
             found = TrainedModel(text, Path(text), None)
         else:
-            found = TrainedModel(text, tracking.fetch(text, "checkpoints/best.pt"), text)
+            found = TrainedModel(text, store.fetch(text, "checkpoints/best.pt"), text)
         report(f"model {text}" if name is not None else f"model of the last training, run {text}")
         return found
 

@@ -7,8 +7,8 @@ per detection: ``image`` (row of the input), ``x1, y1, x2, y2`` (pixels of that 
 
 What is allowed is set when the model is loaded, never by a request: ``model_config=`` of ``mlflow.pyfunc.load_model``,
 or, for ``mlflow models serve``, the environment variable ``SERVING_MODEL_CONFIG`` with a JSON object.
-:class:`~retinaflow.runs.served_images.Limits` has the limits and their defaults. ``images="paths"`` takes values as paths of
-files on this machine, for batches from Python; MLflow's server refuses to load a model so.
+:class:`~retinaflow.runs.served_images.Limits` has the limits and their defaults. ``images="paths"`` takes
+values as paths of files on this machine, for batches from Python; MLflow's server refuses to load a model so.
 
 Whatever is wrong with a request is an MlflowException that the server answers with 400. Images are decoded and detected
 one at a time over all threads of a process, so its memory does not grow with the number of requests.

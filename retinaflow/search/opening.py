@@ -12,24 +12,19 @@ import optuna
 from retinaflow.commands.binning import log_bins
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
-from retinaflow.runs import child_runs, tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.goal import Goal, read_goal
 from retinaflow.search.objective import Objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
-from retinaflow.search.space import SEARCHABLE, Space, read_space
+from retinaflow.search.space import Space, read_space
 from retinaflow.search.storage import PatientStorage, open_storage, storage_url, without_password
 from retinaflow.search.study import PARENT, LostTrials, open_study, pruner_of
-from retinaflow.settings.commands import SearchConfig, TrainConfig
-from retinaflow.settings.groups import DataSettings, TrackingSettings
+from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change, searchable
+from retinaflow.settings.fields import OnResume
 
-_FREE = {
-    *TrackingSettings.model_fields,
-    *DataSettings.model_fields,
-    *("train_splits", "eval_split", "eval_ids", "eval_boxes", "eval_image_labels", "workers", "resume", "register_as"),
-    *("nproc", "save_minutes"),
-} - {"seed", "class_group"}
-"""Training settings that may differ between commands that share a study: places on a machine, and what the digest of
+_FREE = may_change(OnResume.FREE)
+"""Training settings that may differ between commands that share a study: paths on a machine, and what the digest of
 the data says better."""
 
 
@@ -98,7 +93,7 @@ def _parent_run(config: SearchConfig, run: Run, parent: str) -> Iterator[Run]:
     if not config.track or parent == run.run_id:
         yield run
         return
-    first, status = child_runs.open_run(parent, config.output / config.study, resumed=True), "KILLED"
+    first, status = tracking.open_run(parent, config.output / config.study, resumed=True), "KILLED"
     try:
         yield first
         status = "FINISHED"
@@ -132,7 +127,7 @@ class _Opening:
         pruner_of(config, self.goal)
         if not self.space.domains:
             raise ValueError("the space must have a range or choices, but every setting of it was given one value")
-        url = storage_url(config.storage, beside=tracking.store_uri() if config.track else "", output=config.output)
+        url = storage_url(config.storage, beside=store.uri() if config.track else "", output=config.output)
         self._lost: LostTrials | None = None
         self.storage = open_storage(url, heartbeat=config.heartbeat, when_stale=self._when_stale)
 
@@ -181,9 +176,11 @@ def identity(opening: _Opening) -> dict[str, Any]:
 
 def _log_inputs(search: Search) -> None:
     config, run = search.config, search.runs.parent
-    shown = {**config.model_dump(mode="json"), "storage": without_password(search.storage.url)}
+    shown = {**config.model_dump(mode="json"), **config.space, "storage": without_password(search.storage.url)}
     run.log_params(shown)
     run.log_json(shown, "config.json")
-    run.log_json({name: search.space.document().get(name, getattr(config, name)) for name in SEARCHABLE}, "space.json")
+    run.log_json(
+        {name: search.space.document().get(name, getattr(config, name)) for name in searchable()}, "space.json"
+    )
     run.set_tags({"retinaflow.data_digest": search.data.digest, "retinaflow.study": config.study})
     log_bins(run, search.data)

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from retinaflow.errors import Interrupted
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store
 from retinaflow.search.confirmation import ARM, SEED, Confirmation
 from retinaflow.search.objective import Heartbeat, worker_name
 from retinaflow.search.opening import Search, attach
@@ -230,7 +230,7 @@ class _Team:
         threads = max(1, len(os.sched_getaffinity(0)) // self._size)
         process = self._context.Process(
             target=run_worker,
-            args=(self._config, self._stage, tracking.store_uri(), threads, log, self._errors),
+            args=(self._config, self._stage, store.uri(), threads, log, self._errors),
             name=f"search worker {self._made}",
         )
         # Read when a library is loaded, which in the new process is before any of our code runs.
@@ -269,13 +269,13 @@ class _Team:
             process.join()
 
 
-def run_worker(config: SearchConfig, stage: str, store: str, threads: int, log: Path, errors: Any) -> None:
+def run_worker(config: SearchConfig, stage: str, store_uri: str, threads: int, log: Path, errors: Any) -> None:
     """Main function of a worker process; what it prints goes to its log."""
     with log.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         torch.set_num_threads(threads)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         if config.track:
-            tracking.use_store(store)
+            store.use(store_uri)
         try:
             with StopRequest(watch_parent=True) as stop:
                 search = attach(config, stop=stop)

@@ -19,8 +19,7 @@ from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 from retinaflow.inference.detector import Detector
 from retinaflow.interrupts import StopRequest
 from retinaflow.runs.served_model import DetectorModel
-from retinaflow.settings.commands import EvaluateConfig, TrainConfig
-from retinaflow.settings.model_commands import PredictConfig
+from retinaflow.settings.commands import EvaluateConfig, PredictConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.session import Session
 
@@ -49,7 +48,7 @@ def _predicted(path: Path, output: Path, batch_size: int) -> pd.DataFrame:
 
 
 def _exact(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[["ImageID", "LabelName", "Score", *BOX]].astype({name: np.float32 for name in ("Score", *BOX)})
+    return frame[["ImageID", "LabelName", "Score", *BOX]].astype(dict.fromkeys(("Score", *BOX), np.float32))
 
 
 def _of_training(path: Path) -> pd.DataFrame:
@@ -106,11 +105,11 @@ def test_training_evaluate_predict_and_the_served_model_find_the_same(checkpoint
 def test_loader_processes_go_by_the_machine_unless_given(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from retinaflow.detector.device import MAX_WORKERS, workers_on
+    from retinaflow.detector.device import MAX_WORKERS, loader_workers
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert workers_on(torch.device(device), -1) == {"cpu": 0, "cuda": MAX_WORKERS}[device]
-    assert workers_on(torch.device(device), 3) == 3
+    assert loader_workers(-1, torch.device(device)) == {"cpu": 0, "cuda": MAX_WORKERS}[device]
+    assert loader_workers(3, torch.device(device)) == 3
 
 
 def test_evaluate_takes_its_loader_processes_by_the_machine(
@@ -121,7 +120,7 @@ def test_evaluate_takes_its_loader_processes_by_the_machine(
 
     loaded: list[Any] = []
     load = Detector.load
-    monkeypatch.setattr(detector, "workers_on", lambda device, setting: 2 if setting < 0 else setting)
+    monkeypatch.setattr(detector, "loader_workers", lambda workers, device: 2 if workers < 0 else workers)
     monkeypatch.setattr(Detector, "load", staticmethod(lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1]))
     _evaluated(trained.checkpoint, tmp_path, 16)
     assert [one.workers for one in loaded] == [2]

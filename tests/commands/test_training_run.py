@@ -19,7 +19,7 @@ from retinaflow.commands import train
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
 from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.runs.tracking import last_run
+from retinaflow.runs.store import last_run
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_THE_ROOT = {
@@ -199,7 +199,11 @@ WRONG = {
     ),
     "run to resume": ("train", {"resume": "0" * 32}, f"run {'0' * 32} has no checkpoints in sqlite:"),
     "file to resume": ("train", {"resume": "nowhere.pt"}, "resume=nowhere.pt: no such checkpoint file"),
-    "checkpoint for use to resume": ("train", {"resume": "best"}, "for use, not for going on; give a last.pt"),
+    "checkpoint of weights only to resume": (
+        "train",
+        {"resume": "best"},
+        "best.pt holds weights only and cannot be resumed; pass last.pt",
+    ),
 }
 
 

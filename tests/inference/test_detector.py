@@ -12,17 +12,17 @@ import torch
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.postprocess import PostprocessConfig
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.inference.detector import Detector, by_image
+from retinaflow.settings.model_groups import PostprocessSettings
 
 CPU = torch.device("cpu")
-EVERYTHING = PostprocessConfig(score_threshold=0.0, top_k=100, max_detections=20)
+EVERYTHING = PostprocessSettings(score_threshold=0.0, max_detections=20)
 
 
 def _detector(lab: Any, network: RetinaNet | None = None, *, batch_size: int = 4) -> Detector:
     return Detector(
-        network=network or on_device(RetinaNet(lab.network, seed=0), CPU),
+        network=network or on_device(lab.model(seed=0), CPU),
         taxonomy=lab.index.taxonomy,
         buckets=lab.buckets,
         postprocess=EVERYTHING,
@@ -79,7 +79,7 @@ def test_boxes_are_normalised_to_the_image(lab: Any) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["in training", "in use"])
 def test_the_network_keeps_its_mode_and_its_statistics(lab: Any, training: bool) -> None:
-    network = on_device(RetinaNet(lab.network, seed=0), CPU).train(training)
+    network = on_device(lab.model(seed=0), CPU).train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     _detector(lab, network).detect(lab.index)
     assert network.training is training
@@ -91,7 +91,7 @@ def test_a_stop_from_after_batch_ends_it_and_leaves_the_mode(lab: Any) -> None:
         del images
         raise TimeoutError
 
-    network = on_device(RetinaNet(lab.network, seed=0), CPU).train()
+    network = on_device(lab.model(seed=0), CPU).train()
     with pytest.raises(TimeoutError):
         _detector(lab, network).detect(lab.index, after_batch=stop)
     assert network.training
@@ -99,7 +99,7 @@ def test_a_stop_from_after_batch_ends_it_and_leaves_the_mode(lab: Any) -> None:
 
 def test_detections_of_a_class_are_copied_to_its_ancestors_on_request(lab: Any) -> None:
     """Class 0 (Car) is below class 1 (Vehicle): with room for all, every car is a vehicle of the same score or less."""
-    plain = replace(_detector(lab), postprocess=PostprocessConfig(score_threshold=0.0, top_k=5, max_detections=1000))
+    plain = replace(_detector(lab), postprocess=PostprocessSettings(score_threshold=0.0, max_detections=1000))
     found = plain.detect(lab.index)
     expanded = replace(plain, ancestors=torch.from_numpy(lab.index.taxonomy.is_ancestor)).detect(lab.index)
     cars = found.class_index == 0

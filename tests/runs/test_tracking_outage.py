@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import train
 from retinaflow.runs import tracking
+from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -117,7 +118,7 @@ def server(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     mlflow.set_tracking_uri(before)
 
 
-def log_steps(run: tracking.Run, steps: range) -> float:
+def log_steps(run: Run, steps: range) -> float:
     """The longest that logging one step's metrics took, seconds."""
     longest = 0.0
     for step in steps:
@@ -171,7 +172,7 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     said = capsys.readouterr().err
     assert longest < 0.5, f"logging held up the work for {longest:.2f} s"
     assert len(waiting) >= 40
-    assert "is out of reach; the work goes on, results wait in out/unsent-" in said
+    assert "is out of reach; results wait in out/unsent-" in said
     assert "answers again after" in said
     assert_all_arrived_once(run.run_id, range(80))
     found = MlflowClient().get_run(run.run_id)
@@ -181,7 +182,7 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     assert not list(Path("out").rglob("*")), "nothing is left behind"
 
 
-def test_what_never_arrived_lies_in_the_file_of_the_last_message_and_going_on_with_the_run_sends_it_once(
+def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_run_sends_it_once(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "PATIENCE", 0.5)
@@ -194,7 +195,7 @@ def test_what_never_arrived_lies_in_the_file_of_the_last_message_and_going_on_wi
     last = capsys.readouterr().err.strip().splitlines()[-1]
     journal = Path(f"out/unsent-{run.run_id}/unsent.jsonl")
     assert re.match(rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), the end of the run never", last)
-    assert f"They lie in {journal}; a training that resumes resume={run.run_id} sends them first" in last
+    assert f"They are in {journal}; a training that resumes resume={run.run_id} sends them first" in last
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "metrics"][-10:] == list(range(10, 20))
 
