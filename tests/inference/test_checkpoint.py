@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from retinaflow.detector.network import RetinaNet
+from retinaflow.errors import DataError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 
 
@@ -89,6 +90,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_rubbish(
 WRITER = """
 import resource, signal, sys, torch
 from pathlib import Path
+from retinaflow.errors import DataError
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 path = Path(sys.argv[1])
 checkpoint = load_checkpoint(path)
@@ -97,7 +99,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     save_checkpoint(checkpoint, path)
-except OSError as error:
+except DataError as error:
     print(error)
 """
 
@@ -169,7 +171,7 @@ def test_a_file_of_another_kind_is_refused(document: Any, tmp_path: Path) -> Non
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.pt: no such checkpoint file"):
+    with pytest.raises(DataError, match=r"none\.pt: no such checkpoint file"):
         load_checkpoint(tmp_path / "none.pt")
 
 
