@@ -235,6 +235,10 @@ class SplitConfig(TrainConfig, MergeFields):
 class MainConfig(TrainConfig):
     """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
 
+    side_by_side: bool = True
+    """Without a GPU, train both at the same time, each on half of the cores; false: one after the other, in half of the
+    memory."""
+
 
 class SearchConfig(TrainConfig):
     """``search``: find settings that are better for rare classes than the defaults, with Optuna."""

@@ -3,13 +3,18 @@ side."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import pandas as pd
+import torch
 
 from retinaflow import tracking
 from retinaflow.commands import train
 from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.commands.inputs import TrainingData, load_training_data, say
+from retinaflow.commands.side_by_side import train_side_by_side
 from retinaflow.config import MainConfig
+from retinaflow.run_files import Run
 from retinaflow.scoring.bootstrap import paired_differences
 from retinaflow.scoring.report import class_groups
 
@@ -34,16 +39,22 @@ def run(config: MainConfig) -> None:
         parent.set_tags({"retinaflow.data_digest": data.digest})
         log_bins(parent, data)
         log_exposure(parent, config, data)
-        say("\n1 of 2: uniform sampling")
-        uniform = train.run(baseline, data=data, name="uniform")
-        say(f"\n2 of 2: {config.sampling} sampling")
-        balanced = train.run(config, data=data, name=config.sampling)
+        uniform, balanced = _trained({"uniform": baseline, config.sampling: config}, data, parent)
         table = compare(uniform, balanced, data, names=("uniform", config.sampling), seed=config.seed)
         parent.log_csv(table, "comparison.csv")
         parent.log_metrics({f"val/{row.group}": row[3] for row in table.itertuples(index=False)}, step=0)
     say(f"\nAP by frequency bin (bin 1 is the rarest), difference with its 95% interval over images:\n{_shown(table)}")
     if config.track:
         say(f'\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (pick "Training runs")')
+
+
+def _trained(trainings: Mapping[str, MainConfig], data: TrainingData, parent: Run) -> Iterable[train.TrainResult]:
+    config, names = next(iter(trainings.values())), " and ".join(trainings)
+    if config.side_by_side and torch.get_num_threads() > 1 and not torch.cuda.is_available():
+        say(f"\n{names} sampling, side by side")
+        return train_side_by_side(trainings, data, parent=parent).values()
+    say(f"\n{names} sampling, one after the other")
+    return [train.run(config, data=data, name=name) for name, config in trainings.items()]
 
 
 def compare(

@@ -1,0 +1,136 @@
+"""Several trainings at the same time, each in a process of its own with its part of the processor's cores.
+
+The threads of one training wait for each other after every operation of the network. Trainings of fewer threads each
+wait less: two of one thread train more images a second than one of two threads, and lose no more than their part to
+other programs on the same cores (``benchmarks/shared_cores.py``). They need the memory of all of them together.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import TextIO
+
+import torch
+
+from retinaflow import child_runs, tracking
+from retinaflow.commands import train
+from retinaflow.commands.inputs import TrainingData
+from retinaflow.config import TrainConfig
+from retinaflow.run_files import Run
+from retinaflow.training.stopping import StopRequest
+
+_POLL_SECONDS = 0.2
+
+
+def train_side_by_side(
+    trainings: Mapping[str, TrainConfig], data: TrainingData, *, parent: Run
+) -> dict[str, train.TrainResult]:
+    """Train all of them on the same data, as runs of these names under ``parent``; returns their results by name.
+
+    Each prints its lines with its name in front. When one fails or this process is asked to stop, the others save
+    their state and stop too, and the error is raised here. ChildProcessError: the system ended one.
+    """
+    threads = max(torch.get_num_threads() // len(trainings), 1)
+    working: dict[str, _Training] = {}
+    results: dict[str, train.TrainResult] = {}
+    with StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop:
+        try:
+            for name, config in trainings.items():
+                working[name] = _Training.start(name, config, data, parent=parent, threads=threads)
+            while len(results) < len(working):
+                for name in working.keys() - results.keys():
+                    stop.check()
+                    if working[name].results.poll(_POLL_SECONDS):
+                        results[name] = working[name].result()
+        finally:
+            for training in working.values():
+                training.process.terminate()
+            for training in working.values():
+                training.process.join()
+    return {name: results[name] for name in trainings}
+
+
+@dataclass(frozen=True)
+class _Training:
+    process: SpawnProcess
+    results: Connection
+
+    @staticmethod
+    def start(name: str, config: TrainConfig, data: TrainingData, *, parent: Run, threads: int) -> _Training:
+        run_id = None
+        if config.track:
+            # The process joins this run, as under `mlflow run`.
+            run = child_runs.start_child(parent.run_id, name=name, tags={"mlflow.runName": name}, folder=config.output)
+            run.close()
+            run_id = run.run_id
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_train, args=(sender, config, data, name, run_id, threads, tracking.store_uri()), name=name
+        )
+        process.start()
+        # The process has the only one now, so that its end is noticed.
+        sender.close()
+        return _Training(process, receiver)
+
+    def result(self) -> train.TrainResult:
+        """What the training returned; raises what it raised."""
+        try:
+            outcome: train.TrainResult | Exception = self.results.recv()
+        except EOFError:
+            self.process.join()
+            raise ChildProcessError(
+                f"the {self.process.name} training ended with exit code {self.process.exitcode}, often for want of "
+                "memory; side_by_side=false trains one after the other"
+            ) from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def _train(
+    sender: Connection, config: TrainConfig, data: TrainingData, name: str, run_id: str | None, threads: int, store: str
+) -> None:
+    """Main function of a process."""
+    # Ctrl-C reaches all processes of a terminal; outside the training, which saves first, the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    tracking.use_store(store)
+    if run_id is not None:
+        os.environ["MLFLOW_RUN_ID"] = run_id
+    sys.stdout, sys.stderr = NamedLines(sys.stdout, name), NamedLines(sys.stderr, name)
+    try:
+        sender.send(train.run(config, data=data, name=name))
+    except Exception as error:
+        # Seen where the parent shows a traceback.
+        error.add_note(traceback.format_exc())
+        sender.send(error)
+
+
+class NamedLines(io.TextIOBase):
+    """A text stream that writes whole lines to ``stream``, each with ``name`` in front; never a terminal, so that no
+    progress bar is drawn on it."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name, self._rest = stream, name, ""
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write the lines that ``text`` completes."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        if lines:
+            self._stream.write("".join(f"{self._name}: {line}\n" if line else "\n" for line in lines))
+            self._stream.flush()
+        return len(text)
