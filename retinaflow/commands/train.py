@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -63,7 +64,7 @@ def run(
             data = data or load_training_data(config)
         _refuse_different_data(data, world)
         with (
-            StopRequest(watch_parent=tracking.launched_by_mlflow() or not world.is_first) as stop,
+            StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             _run(config, name, folder_name, resumed, world) as run,
         ):
             folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
@@ -82,6 +83,11 @@ def _refuse_different_data(data: TrainingData, world: World) -> None:
     digests = world.all_gather(data.digest)
     if len(set(digests)) > 1:
         raise ValueError(f"all processes must read the same data, but their digests are {', '.join(digests)}, by rank")
+
+
+def _has_parent() -> bool:
+    """Whether another process started this one and waits for it."""
+    return tracking.launched_by_mlflow() or multiprocessing.parent_process() is not None
 
 
 def _prepared(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
