@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "empty table": (lambda d: (d / BOXES).write_text(""), [BOXES, "is empty"]),
     "missing image": (
         lambda d: (d / "images" / "train003.jpg").unlink(),
-        ["11 of 12 images have a file", "missing is train003", "on_bad_image=skip"],
+        ["11 of 12 images have a file", "train003 has none", "on_bad_image=skip"],
     ),
     "truncated JPEG": (_cut_image, ["train000.jpg: the JPEG is cut short", "on_bad_image=skip"]),
     "no picture at all": (

@@ -1,4 +1,4 @@
-"""``binning``: frequency bins of the classes, and what every sampling strategy would show of them."""
+"""``binning``: frequency bins of the classes, and the exposure of each class under every sampling strategy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from retinaflow.settings.groups import SamplingFields
 
 
 def run(config: BinningConfig) -> None:
-    """Log bins and exposure, and print the strategies side by side."""
+    """Log bins and exposure, and print a comparison of the strategies."""
     data = load_training_data(config, need_images=False)
     with start_run("binning", track=config.track, experiment=config.experiment, output=Path(config.output)) as run:
         run.log_params(config.model_dump())
@@ -24,7 +24,7 @@ def run(config: BinningConfig) -> None:
 
 
 def log_bins(run: Run, data: TrainingData) -> None:
-    """``bins.json`` and the class-frequency picture with the bins drawn in."""
+    """``bins.json`` and the figure of class frequencies with the bins."""
     bins, taxonomy = data.bins, data.train.taxonomy
     run.log_json(bins.to_document(taxonomy.ids), "bins.json")
     run.log_figure(
@@ -41,7 +41,7 @@ def log_bins(run: Run, data: TrainingData) -> None:
 
 
 def log_exposure(run: Run, config: SamplingFields, data: TrainingData) -> None:
-    """``exposure.csv`` (draws per class and strategy), ``exposure_summary.csv`` and their picture."""
+    """``exposure.csv`` (samples per class and strategy), ``exposure_summary.csv`` and their figure."""
     exposures = compare_strategies(
         data.pairs,
         data.bins,

@@ -15,8 +15,8 @@ import pandas as pd
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import predictions_frame, read_image_ids
-from retinaflow.data.predictions import read_predictions
+from retinaflow.data.openimages import read_image_ids
+from retinaflow.data.predictions import predictions_frame, read_predictions
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.training_data import TrainingData, load_training_data, read_split

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.comparison.stored_matches import read_matches, write_matches
-from retinaflow.data.openimages import predictions_frame
+from retinaflow.data.predictions import predictions_frame
 from retinaflow.detections import Detections
 from retinaflow.ensemble.fusion import fuse
 from retinaflow.ensemble.members import PREDICTIONS, Part, Parts, joined_bins, load_parts

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import predictions_frame
-from retinaflow.data.predictions import SCHEMA, submission_rows
+from retinaflow.data.predictions import SCHEMA, predictions_frame, submission_rows
 from retinaflow.detections import Detections
 from retinaflow.files import atomic_file
 

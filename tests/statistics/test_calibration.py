@@ -176,7 +176,9 @@ def test_a_kept_calibrator_leaves_the_ap_of_each_class_as_it_was(model: tuple[De
     made = world(4, 120)
     _, rows = cross_fitted(found, matches, sample_folds(120, FOLDS, seed=0), method="isotonic", min_truths=1)
     calibrated = apply_calibrators(found, [row.calibrator for row in rows])
-    np.testing.assert_array_equal(challenge_scores(calibrated, made.annotations).ap, challenge_scores(found, made.annotations).ap)
+    np.testing.assert_array_equal(
+        challenge_scores(calibrated, made.annotations).ap, challenge_scores(found, made.annotations).ap
+    )
 
 
 def test_what_a_group_of_box_absorbed_is_neither_right_nor_wrong(model: tuple[Detections, Matches]) -> None:
