@@ -15,7 +15,7 @@ from retinaflow.data.formats.conversion import (
 )
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.image_files import put_images
-from retinaflow.data.formats.layout import Layout, layout_of
+from retinaflow.data.formats.layout import layout_of
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.training_data import data_folder
 from retinaflow.errors import SettingError
@@ -24,7 +24,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
-from retinaflow.settings.data_commands import ConvertConfig
+from retinaflow.settings.data_commands import ConvertConfig, Layout
 from retinaflow.settings.groups import DataSettings
 
 
@@ -45,7 +45,7 @@ def run(config: ConvertConfig) -> Path:
         errors = RowErrors(config.on_bad_row)
         found = read_set(config, path, layout, target, errors, quiet=quiet)
         stop.check()
-        found = with_validation_split(found, fraction=config.validation_share, seed=config.seed)
+        found = with_validation_split(found, fraction=config.validation_fraction, seed=config.seed)
         if target == "openimages":
             found = without_unknown_images(found)
         put_images(image_paths(found, target, folder), config.image_files, quiet=quiet, after_image=stop.check)

@@ -25,9 +25,8 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.reports.box_images import DrawnBox, Pixels, drawn, save_image, side_by_side
 from retinaflow.runs import tracking
-from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.commands import TrainConfig, VisualizeConfig
 from retinaflow.settings.groups import DataSettings
-from retinaflow.settings.model_commands import VisualizeConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.errors import DataError, SettingError
-
-BinStrategy = Literal["log", "quantile", "jenks"]
+from retinaflow.settings.groups import BinStrategy
 
 
 class ClassCounts(Protocol):

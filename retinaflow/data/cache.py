@@ -28,12 +28,13 @@ import psutil
 
 from retinaflow.data.column_store import DOCUMENT, FORMAT
 from retinaflow.data.image_sizes import SizeTable
-from retinaflow.data.images import OnBadImage, attach_files
+from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import SourceFiles, read_annotations, read_image_sizes
-from retinaflow.data.tables import OnBadRow, RowError, RowErrors
+from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.errors import DataError
 from retinaflow.files import lock
+from retinaflow.settings.groups import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
 _SMALL = 1 << 26

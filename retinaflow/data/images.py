@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,9 +23,9 @@ from PIL import Image, UnidentifiedImageError
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.errors import DataError, SettingError
+from retinaflow.settings.groups import OnBadImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-OnBadImage = Literal["stop", "skip"]
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 _TAIL = 4096

@@ -14,7 +14,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from retinaflow.data.csv_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
 from retinaflow.errors import DataError
+from retinaflow.settings.groups import OnBadRow
 
-OnBadRow = Literal["stop", "drop"]
 SHOWN = 5
 """Errors listed in a message."""
 _BLOCK = 1 << 23

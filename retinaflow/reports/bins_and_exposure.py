@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
-from retinaflow.data.training_data import TrainingData, epoch_length, sampling_settings
+from retinaflow.data.training_data import TrainingData, epoch_length
 from retinaflow.progress import report
-from retinaflow.reports.figures import class_frequency, exposure_curves
+from retinaflow.reports.class_figures import class_frequency, exposure_curves
 from retinaflow.runs.run import Run
-from retinaflow.settings.groups import SamplingFields
+from retinaflow.settings.groups import SampledDataSettings
 
 
 def log_bins(run: Run, data: TrainingData) -> None:
@@ -27,13 +27,13 @@ def log_bins(run: Run, data: TrainingData) -> None:
         report(f"{len(data.dropped):,} rows or images were left out; dropped.csv lists them")
 
 
-def log_exposure(run: Run, config: SamplingFields, data: TrainingData) -> None:
+def log_exposure(run: Run, config: SampledDataSettings, data: TrainingData) -> None:
     """``exposure.csv`` (samples per class and strategy), ``exposure_summary.csv`` and their figure."""
     exposures = compare_strategies(
         data.pairs,
         data.bins,
         length=epoch_length(config, data),
-        settings=sampling_settings(config),
+        settings=config,
         seed=config.seed,
     )
     summary = exposure_summary(exposures)

@@ -102,14 +102,14 @@ def test_flags_and_files_win_over_the_data_folder(tiny_dataset: Any, tmp_path: P
 def test_one_split_becomes_two(tiny_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(tiny_dataset(validation=1), tmp_path / "coco", to="coco", exhaustive="true")
     (tmp_path / "coco" / "annotations" / "instances_val.json").unlink()
-    assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
+    assert convert(tmp_path / "coco", tmp_path / "mine", validation_fraction=0.25) == 0
     told = re.search(r"(\d+) of 12 images became the validation split", capsys.readouterr().out)
     assert told
     train, evaluated = indexes(tmp_path / "mine")
     assert (len(train), len(evaluated)) == (12 - int(told[1]), int(told[1]))
     # Car, Tree and Bus are on two images and more, Vehicle is on one.
     assert [set(index.labels.tolist()) for index in (train, evaluated)] == [{0, 1, 2, 4}, {0, 2, 4}]
-    assert convert(tmp_path / "coco", tmp_path / "whole", validation_share=0) == 0
+    assert convert(tmp_path / "coco", tmp_path / "whole", validation_fraction=0) == 0
     assert not (tmp_path / "whole" / "validation-annotations-bbox.csv").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_test_split_stays_where_a_validation_split_is_made(tiny_dataset: Any, 
     folder = tmp_path / "coco" / "annotations"
     (folder / "instances_val.json").rename(folder / "instances_test.json")
     (tmp_path / "coco" / "val").rename(tmp_path / "coco" / "test")
-    assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
+    assert convert(tmp_path / "coco", tmp_path / "mine", validation_fraction=0.25) == 0
     train, evaluated = indexes(tmp_path / "mine")
     assert len(train) + len(evaluated) == 12
     assert len(evaluated) > 0

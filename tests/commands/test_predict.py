@@ -22,7 +22,7 @@ from retinaflow.errors import DataError
 from retinaflow.inference.image_selection import wanted_images
 from retinaflow.inference.prediction_folder import PredictionFolder
 from retinaflow.metric.evaluation import read_detections
-from retinaflow.settings.model_commands import PredictConfig
+from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,11 +23,12 @@ from retinaflow.data.formats.ids import image_ids
 from retinaflow.data.formats.orientation import SWAPPED, Header, read_header, to_stored
 from retinaflow.data.formats.source import SourceImage, SourceSet, note
 from retinaflow.data.image_sizes import THREADS
-from retinaflow.data.images import SUFFIXES, OnBadImage
+from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.errors import DataError
+from retinaflow.settings.data_commands import Orientation
+from retinaflow.settings.groups import OnBadImage
 
-Orientation = Literal["auto", "stored", "turned"]
 _SAME_SHAPE = 0.01
 """Greatest relative difference of the two scales at which a size counts as that of the scaled image."""
 _ROUNDING = 1e-6

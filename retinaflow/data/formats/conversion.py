@@ -13,7 +13,6 @@ from retinaflow.data.formats import coco, published, voc, yolo
 from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.folders import split_of
-from retinaflow.data.formats.layout import Layout
 from retinaflow.data.formats.orientation import orientations_of
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.formats.splits import one_sided, validation_images
@@ -22,7 +21,7 @@ from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.data.training_data import read_split
 from retinaflow.errors import DataError
 from retinaflow.progress import report
-from retinaflow.settings.data_commands import ConvertConfig
+from retinaflow.settings.data_commands import ConvertConfig, FirstPixel, Layout
 from retinaflow.settings.groups import DataSettings
 from retinaflow.settings.resolve import resolve
 
@@ -106,7 +105,7 @@ def with_validation_split(found: DetectionSet, *, fraction: float, seed: int) ->
     is_own = np.isin(image, own)
     position, classes = np.searchsorted(own, image[is_own]), classes[is_own]
     chosen = validation_images(position, classes, len(own), fraction=fraction, seed=seed)
-    report(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_share=0: none)")
+    report(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_fraction=0: none)")
     left = one_sided(position, classes, chosen)
     if left:
         names = ", ".join(found.taxonomy.labels[index] for index in left[:5])
@@ -136,7 +135,7 @@ def image_paths(found: DetectionSet, target: Layout, folder: Path) -> list[tuple
     ]
 
 
-def write_annotations(found: DetectionSet, target: Layout, folder: Path, *, first_pixel: voc.FirstPixel) -> None:
+def write_annotations(found: DetectionSet, target: Layout, folder: Path, *, first_pixel: FirstPixel) -> None:
     """Write the annotation files of a layout, and report what the layout cannot hold."""
     for what, count in _lost(found, target).items():
         if count:

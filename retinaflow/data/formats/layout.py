@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from retinaflow.data.formats.coco import find_coco
 from retinaflow.data.formats.published import splits_in
 from retinaflow.data.formats.voc import has_voc
 from retinaflow.data.formats.yolo import find_yolo
 from retinaflow.errors import SettingError
-
-Layout = Literal["openimages", "coco", "voc", "yolo"]
+from retinaflow.settings.data_commands import Layout
 
 
 def layout_of(path: Path) -> Layout:

@@ -22,7 +22,7 @@ from retinaflow.data.openimages import BOX_FILES, LABEL_FILES
 from retinaflow.taxonomy import Taxonomy
 
 IMAGES_FILE = "images.csv"
-"""Id, size and origin of each converted image; a table for ``image_sizes`` too."""
+"""Id, size and origin of each converted image; a table for ``size_table`` too."""
 FOLDER_SETTINGS = "retinaflow.yaml"
 
 

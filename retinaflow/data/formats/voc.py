@@ -14,7 +14,6 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,9 +23,8 @@ from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, n
 from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, report_left_out
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
+from retinaflow.settings.data_commands import Difficult, FirstPixel
 
-FirstPixel = Literal["auto", "0", "1"]
-Difficult = Literal["group-of", "keep"]
 SHORT = {"validation": "val"}
 """Names of splits in VOC."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
