@@ -139,7 +139,7 @@ def test_eval_ids_must_leave_something_to_train_on(
 ) -> None:
     (tmp_path / "ids.txt").write_text("\n".join(f"train{n:03d}" for n in range(12)))
     assert _binning(tiny_dataset(), "--eval_ids", str(tmp_path / "ids.txt")) == 2
-    assert "but 12 of 12 are" in capsys.readouterr().err
+    assert "but names 12 of 12" in capsys.readouterr().err
 
 
 def test_an_unknown_flag_or_command_ends_with_usage_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import SettingError
 from retinaflow.taxonomy import Taxonomy
 
@@ -77,7 +78,7 @@ def keys_of_file(group: str) -> dict[int, str] | None:
     # os.path, because Path.is_file fails on a comma list that is too long for a file name.
     if group in ("all", "people-clothing", "rest") or group.startswith("bin:") or not os.path.isfile(group):  # noqa: PTH113
         return None
-    lines = enumerate(Path(group).read_text(encoding="utf-8-sig").splitlines(), 1)
+    lines = enumerate(read_lines(Path(group)), 1)
     return {number: line.strip() for number, line in lines if line.strip()}
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
 from retinaflow.data.tables import RowErrors, Source, Table, TextColumn, read_table
+from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, SettingError
 from retinaflow.taxonomy import Taxonomy
 
@@ -309,14 +310,14 @@ def split_image_ids(
     return np.array(sorted(ids), dtype=np.str_)
 
 
-def read_image_ids(path: Path) -> NDArray[np.str_]:
-    """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line."""
+def read_image_ids(path: Path, *, setting: str = "eval_ids") -> NDArray[np.str_]:
+    """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line. Errors name ``setting``."""
     if not path.is_file():
-        raise SettingError(f"eval_ids={path}: no such file")
-    lines = [line.split(",")[0].strip().strip('"') for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        raise SettingError(f"{setting}={path}: no such file")
+    lines = [line.split(",")[0].strip().strip('"') for line in read_lines(path)]
     ids = [line for line in lines if line and line != "ImageID"]
     if not ids:
-        raise SettingError(f"eval_ids={path}: the list must hold at least one image id, but is empty")
+        raise SettingError(f"{setting}={path}: the list must hold at least one image id, but is empty")
     return np.array(sorted(set(ids)), dtype=np.str_)
 
 

@@ -24,7 +24,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
-from retinaflow.data.csv_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
+from retinaflow.data.text_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
 from retinaflow.errors import DataError
 from retinaflow.settings.groups import OnBadRow
 

@@ -103,8 +103,8 @@ def read_split(
         return replace(loaded, index=index)
     if not files.image_labels:
         report(
-            "no image-level labels: on each image only boxed classes count as known (give exhaustive=true if every object "
-            "has a box)"
+            "no image-level labels: on each image only boxed classes count as known (give exhaustive=true if every "
+            "object has a box)"
         )
     return loaded
 

@@ -1,4 +1,4 @@
-"""Lines of a CSV file: their number, those that are not blank, and those that break a rule before they are parsed."""
+"""Lines of text files: lists of names, and CSV files whose lines are counted and verified before they are parsed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from retinaflow.errors import DataError
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without their ends. Raises DataError for a file that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the file must be text in UTF-8, but is not: {error}") from None
 
 
 def has_rows(path: Path) -> bool:
