@@ -2,8 +2,8 @@
 
 Boxes are ``xyxy`` (x1, y1, x2, y2) everywhere inside retinaflow, continuous (no ``+1``), float64 unless the caller
 passes another float type. Pairwise functions take ``a: [N, 4]`` and ``b: [M, 4]`` and return ``[N, M]``. A box without
-area has IoU and IoA 0 with everything, never NaN. The functions do not care whether coordinates are pixels or
-normalised; the two arguments must agree.
+area has IoU and IoA 0 with everything, never NaN. Coordinates may be pixels or normalised, but both
+arguments must use the same.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 
 from retinaflow.commands import train
-from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.metric.per_class import class_groups
 from retinaflow.progress import report
+from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.runs import store, tracking
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MainConfig

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
+from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.reports.evaluation import (
     log_analysis,
     log_figures,

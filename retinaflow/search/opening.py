@@ -9,9 +9,9 @@ from typing import Any
 
 import optuna
 
-from retinaflow.commands.binning import log_bins
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
+from retinaflow.reports.bins_and_exposure import log_bins
 from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.goal import Goal, read_goal
