@@ -231,11 +231,11 @@ def score_detections(ground_truth: AnnotationIndex, found: Detections) -> Scored
     matches = evaluator.matches(group_of_weight=0.0)
     in_crowd = evaluator.matches(group_of_weight=0.0, subset=crowded)
     floor = score_floor(matches, FALSE_POSITIVES * len(ground_truth))
-    claims = evaluator.ranked_candidates()
-    claimants = np.flatnonzero(claims.iou >= 0.5)
-    first = claimants[np.unique(claims.nearest[claimants], return_index=True)[1]]
-    label = evaluator.ground_truth.pairs[claims.slot] % num_classes
-    double = (claims.iou >= 0.5) & (claims.score >= floor[label])
+    candidates = evaluator.ranked_candidates()
+    over_threshold = np.flatnonzero(candidates.iou >= 0.5)
+    first = over_threshold[np.unique(candidates.ordinary[over_threshold], return_index=True)[1]]
+    label = evaluator.ground_truth.pairs[candidates.pair_index] % num_classes
+    double = (candidates.iou >= 0.5) & (candidates.score >= floor[label])
     double[first] = False
     columns = {
         "AP": average_precision(matches),
