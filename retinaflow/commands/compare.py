@@ -17,7 +17,7 @@ from retinaflow.comparison.page import PageNotes, comparison_page
 from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.runs.run import FolderRun, Run
-from retinaflow.settings.comparison_commands import CompareConfig
+from retinaflow.settings.commands import CompareConfig
 
 
 def run(config: CompareConfig) -> Comparison:

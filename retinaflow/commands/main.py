@@ -24,7 +24,9 @@ def run(config: MainConfig) -> None:
     Raises SettingError for settings that leave nothing to compare.
     """
     if config.sampling == "uniform":
-        raise SettingError("main compares a strategy with uniform sampling, but got sampling=uniform; run train for one")
+        raise SettingError(
+            "main compares a strategy with uniform sampling, but got sampling=uniform; run train for one"
+        )
     if config.resume is not None:
         raise SettingError(f"main trains two detectors anew, but got resume={config.resume}; run train to resume one")
     data = load_training_data(config)

@@ -7,7 +7,7 @@ from retinaflow.comparison.promotion import Decision, best_of, decide, trained_r
 from retinaflow.errors import SettingError
 from retinaflow.progress import report
 from retinaflow.runs import registry, tracking
-from retinaflow.settings.comparison_commands import PromoteConfig
+from retinaflow.settings.commands import PromoteConfig
 
 
 def run(config: PromoteConfig) -> Decision:

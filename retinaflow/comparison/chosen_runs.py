@@ -16,8 +16,8 @@ from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_
 from retinaflow.errors import SettingError
 from retinaflow.runs import store
 from retinaflow.runs.store import RunRecord
-from retinaflow.settings.comparison_commands import ComparedRuns
 from retinaflow.settings.fields import as_text
+from retinaflow.settings.model_groups import ComparisonSettings
 
 NOT_A_SETTING = frozenset(
     ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")
@@ -53,7 +53,7 @@ class ChosenRun:
         return ", ".join(part for part in (made, f"commit {commit}{changed}" if commit else "") if part)
 
 
-def chosen_runs(config: ComparedRuns) -> list[list[ChosenRun]]:
+def chosen_runs(config: ComparisonSettings) -> list[list[ChosenRun]]:
     """The runs of each setting, in the order given or, when found by a filter, oldest first.
 
     Raises SettingError for runs that do not exist, have no matches, are named twice, or are joined but differ in more
@@ -67,12 +67,12 @@ def chosen_runs(config: ComparedRuns) -> list[list[ChosenRun]]:
     return _pooled(_found(config, fewest=2))
 
 
-def candidates(config: ComparedRuns) -> list[ChosenRun]:
+def candidates(config: ComparisonSettings) -> list[ChosenRun]:
     """The runs one by one, of whatever settings. Raises SettingError as :func:`chosen_runs`; a single one will do."""
     return [run for side in _named(config) for run in side] if config.runs else _found(config, fewest=1)
 
 
-def _named(config: ComparedRuns) -> list[list[ChosenRun]]:
+def _named(config: ComparisonSettings) -> list[list[ChosenRun]]:
     if config.filter is not None:
         raise SettingError(f"runs or filter can be given, not both, but got filter={config.filter}")
     sides = [[chosen_run(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
@@ -140,7 +140,7 @@ def _tags(folder: Path) -> Mapping[str, str]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
+def _found(config: ComparisonSettings, *, fewest: int) -> list[ChosenRun]:
     """Runs by filter, oldest first; without a filter the two last trainings."""
     parts = ["attributes.status = 'FINISHED'", *([config.filter] if config.filter else [])]
     if "retinaflow.command" not in (config.filter or ""):

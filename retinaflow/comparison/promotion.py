@@ -16,7 +16,7 @@ from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.errors import SettingError
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.runs import store
-from retinaflow.settings.comparison_commands import PromoteConfig
+from retinaflow.settings.commands import PromoteConfig
 
 
 @dataclass(frozen=True)

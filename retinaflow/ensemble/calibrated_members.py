@@ -56,7 +56,11 @@ def calibrate(ensemble: Ensemble, config: MergeConfig) -> list[CalibratedMember]
     result = []
     for member in ensemble.members:
         detections, classes = cross_fitted(
-            member.detections, member.matches, folds, method=config.calibration, min_truths=config.min_truths
+            member.detections,
+            member.matches,
+            folds,
+            method=config.calibration,
+            min_ground_truth=config.min_ground_truth,
         )
         result.append(CalibratedMember(member, detections, classes))
     return result

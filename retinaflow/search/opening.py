@@ -17,19 +17,14 @@ from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.goal import Goal, read_goal
 from retinaflow.search.objective import Objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
-from retinaflow.search.space import SEARCHABLE, Space, read_space
+from retinaflow.search.space import Space, read_space
 from retinaflow.search.storage import PatientStorage, open_storage, storage_url, without_password
 from retinaflow.search.study import PARENT, LostTrials, open_study, pruner_of
-from retinaflow.settings.commands import SearchConfig, TrainConfig
-from retinaflow.settings.groups import DataSettings, TrackingSettings
+from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change, searchable
+from retinaflow.settings.fields import OnResume
 
-_FREE = {
-    *TrackingSettings.model_fields,
-    *DataSettings.model_fields,
-    *("train_splits", "eval_split", "eval_ids", "eval_boxes", "eval_image_labels", "workers", "resume", "register_as"),
-    *("nproc", "save_minutes"),
-} - {"seed", "class_group"}
-"""Training settings that may differ between commands that share a study: places on a machine, and what the digest of
+_FREE = may_change(OnResume.FREE)
+"""Training settings that may differ between commands that share a study: paths on a machine, and what the digest of
 the data says better."""
 
 
@@ -181,9 +176,11 @@ def identity(opening: _Opening) -> dict[str, Any]:
 
 def _log_inputs(search: Search) -> None:
     config, run = search.config, search.runs.parent
-    shown = {**config.model_dump(mode="json"), "storage": without_password(search.storage.url)}
+    shown = {**config.model_dump(mode="json"), **config.space, "storage": without_password(search.storage.url)}
     run.log_params(shown)
     run.log_json(shown, "config.json")
-    run.log_json({name: search.space.document().get(name, getattr(config, name)) for name in SEARCHABLE}, "space.json")
+    run.log_json(
+        {name: search.space.document().get(name, getattr(config, name)) for name in searchable()}, "space.json"
+    )
     run.set_tags({"retinaflow.data_digest": search.data.digest, "retinaflow.study": config.study})
     log_bins(run, search.data)

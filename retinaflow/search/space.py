@@ -1,13 +1,14 @@
 """What a trial may set: ranges and choices read from the settings, and the conditions under which each is asked for.
 
-The ranges themselves stand in :class:`retinaflow.settings.commands.SearchConfig`, one field each, with their meaning. Written:
+Which settings may be searched, in which range by default and under which condition is metadata of their fields
+(:class:`retinaflow.settings.fields.Searched`). Written:
 
 - ``low..high`` uniform, ``low..high:log`` uniform in the logarithm, both ends included; whole numbers where the setting
   is one;
 - ``a,b,c`` choices without order;
 - one value: fixed, not in the space.
 
-A setting that steers nothing in a trial is not asked for there (:data:`CONDITIONS`); it keeps the default, so that the
+A setting without effect in a trial is not asked for there; it keeps the default, so that the
 sampler learns from the trials in which it mattered. The bins and ``balance`` are asked for where they decide how images
 are drawn; in other trials those of the defaults grade the augmentation between ``augment`` and ``rare_augment``.
 """
@@ -20,27 +21,12 @@ from typing import Any
 
 import optuna
 
-from retinaflow.settings.commands import SearchConfig, TrainConfig
+from retinaflow.settings.commands import SearchConfig, TrainConfig, searchable
 from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import resolve
 
-SEARCHABLE = (
-    *("sampling", "num_bins", "bin_strategy", "balance", "repeat_threshold", "balance_start"),
-    *("augment", "rare_augment", "focal_gamma", "focal_alpha", "lr", "background_rate", "nms", "nms_iou"),
-)
+SEARCHABLE = tuple(searchable())
 """The settings that may be searched, in the order in which they are asked for."""
-
-CONDITIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "num_bins": ("sampling", ("binned",)),
-    "bin_strategy": ("sampling", ("binned",)),
-    "balance": ("sampling", ("binned",)),
-    "repeat_threshold": ("sampling", ("repeat-factor", "instance-repeat-factor")),
-    "nms_iou": ("nms", ("nms",)),
-}
-"""Setting -> (another setting, the values of it with which this one is asked for)."""
-
-_CUT_BY_EDGES = ("num_bins", "bin_strategy")
-"""Without effect when ``bin_edges`` are given."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +113,10 @@ class Space:
 
 
 def read_space(config: SearchConfig) -> Space:
-    """The space of a search. Raises ValueError naming the setting for a range that is none or breaks its rules."""
-    given = {name: str(getattr(config, name)) for name in SEARCHABLE}
-    fixed = {name: text for name, text in given.items() if not _is_open(text)}
-    other = {name: value for name, value in config.model_dump().items() if name in TrainConfig.model_fields}
-    base = resolve(TrainConfig, {**{k: v for k, v in other.items() if k not in SEARCHABLE}, **fixed, "config": None})
-    domains = {name: _domain(name, text) for name, text in given.items() if name not in fixed}
+    """The space of a search. Raises SettingError naming the setting for a range that is none or breaks its rules."""
+    base = config.part(TrainConfig).model_copy(update={"config": None})
+    domains = {name: _domain(name, config.space[name]) for name in SEARCHABLE if name in config.space}
     return Space(base, {name: domain for name, domain in domains.items() if _can_apply(name, base, domains)})
-
-
-def _is_open(text: str) -> bool:
-    return ".." in text or "," in text
 
 
 def _domain(name: str, text: str) -> Domain:
@@ -163,18 +142,14 @@ def _checked(name: str, text: str) -> Any:
 
 
 def _applies(name: str, values: Mapping[str, Any]) -> bool:
-    if name in _CUT_BY_EDGES and values["bin_edges"]:
-        return False
-    if name not in CONDITIONS:
-        return True
-    other, wanted = CONDITIONS[name]
-    return values[other] in wanted
+    return all(values[other] in allowed for other, allowed in searchable()[name].when.items())
 
 
 def _can_apply(name: str, base: TrainConfig, domains: Mapping[str, Domain]) -> bool:
     """Whether there is a trial in which the setting has an effect."""
-    other = CONDITIONS[name][0] if name in CONDITIONS else None
-    domain = domains.get(other) if other else None
-    values = domain.values if isinstance(domain, Choices) else (None,)
-    dump = base.model_dump()
-    return any(_applies(name, dump if value is None else {**dump, str(other): value}) for value in values)
+    for other, allowed in searchable()[name].when.items():
+        domain = domains.get(other)
+        values = domain.values if isinstance(domain, Choices) else (getattr(base, other),)
+        if not set(values) & set(allowed):
+            return False
+    return True

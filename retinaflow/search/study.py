@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from retinaflow.search.goal import Goal
 from retinaflow.search.runs import SearchRuns
 from retinaflow.search.storage import PatientStorage
-from retinaflow.settings.commands import SearchConfig
+from retinaflow.settings.commands import SearchConfig, TrainConfig
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
@@ -76,7 +76,7 @@ def differences(made_with: Mapping[str, Any], given: Mapping[str, Any], prefix: 
 
 def pruner_of(config: SearchConfig, goal: Goal) -> optuna.pruners.BasePruner:
     """The pruner of the settings. Steps are evaluations. Raises ValueError for one with two objectives."""
-    name = ("median" if goal.is_single else "none") if config.pruner == "auto" else config.pruner
+    name = config.pruner
     if name != "none" and not goal.is_single:
         raise ValueError(f"trials with two objectives cannot be pruned, but got pruner={name}; say pruner=none")
     if evaluations(config) < 2:
@@ -89,9 +89,9 @@ def pruner_of(config: SearchConfig, goal: Goal) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def evaluations(config: Any) -> int:
+def evaluations(config: TrainConfig) -> int:
     """How often a training of these settings is evaluated."""
-    return math.ceil(int(config.epochs) / int(config.eval_every))
+    return math.ceil(config.epochs / config.eval_every)
 
 
 def sampler_of(name: str, *, seed: int, trial: int, trials: int) -> optuna.samplers.BaseSampler:

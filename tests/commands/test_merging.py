@@ -68,7 +68,7 @@ def _split(workshop: Any, **given: Any) -> Run:
 @pytest.fixture
 def halves(workshop: Any, trained: TrainResult) -> Run:
     """A finished split of the tiny set in two groups, compared with the tracked training of all classes."""
-    made: Run = workshop.once("split", lambda: _split(workshop, from_run=trained.run_id, min_truths="1"))
+    made: Run = workshop.once("split", lambda: _split(workshop, from_run=trained.run_id, min_ground_truth="1"))
     return made
 
 
@@ -132,7 +132,7 @@ def test_the_same_split_again_trains_nothing_again(
     halves: Run, workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without one model for all, the two ways of merging are compared."""
-    again = _split(workshop, min_truths="1", output="again")
+    again = _split(workshop, min_ground_truth="1", output="again")
     assert again.info.run_id != halves.info.run_id
     assert set(_children(again)) == {"merged", "calibrated"}
     assert _parts(again) == _parts(halves)
@@ -146,7 +146,7 @@ def test_the_same_split_again_trains_nothing_again(
 def test_a_split_that_was_stopped_goes_on_within_its_training(
     workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {**SMALL, "data": workshop.data, "groups": "Car,Bus+Tree", "output": "halted", "min_truths": "1"}
+    given = {**SMALL, "data": workshop.data, "groups": "Car,Bus+Tree", "output": "halted", "min_ground_truth": "1"}
     # Long enough to be met in the middle: an epoch is three steps, and after the first one there is a checkpoint.
     given |= {"epochs": 6, "eval_every": 6}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -218,7 +218,7 @@ def test_calibrators_of_other_images_are_used_as_they_are(
     for name in ("first", "second"):
         given = {"from_run": part, "data": workshop.data, "eval_ids": f"{name}.txt", "output": name, "bootstrap": 0}
         assert workshop.cli("evaluate", **given, track="false") == 0
-    _merge(runs="first", calibration="platt", min_truths="1", output="fitted", track="false")
+    _merge(runs="first", calibration="platt", min_ground_truth="1", output="fitted", track="false")
     capsys.readouterr()
     later = _merge(runs="second", calibrators="fitted", output="applied", track="false")
     assert (
