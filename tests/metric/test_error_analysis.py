@@ -10,7 +10,7 @@ from scoring_scenes import Box, Found, Label, Scene, Truth
 from retinaflow.boxes import iou
 from retinaflow.metric import nearest_ground_truth
 from retinaflow.metric.challenge import challenge_scores, match
-from retinaflow.metric.error_analysis import ALL_CLASSES, COSTS, ErrorKind, ErrorAnalysis, analyse_errors
+from retinaflow.metric.error_analysis import ALL_CLASSES, COSTS, ErrorAnalysis, ErrorKind, analyse_errors
 from retinaflow.metric.matches import Kind
 
 HERE, FAR = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
