@@ -19,8 +19,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from search_bench import finish, start_worker, wait_for
 
-from retinaflow.search.opening import open_search
-from retinaflow.search.study import RETRY_OF, WORKER, counts, is_lost
+from retinaflow.errors import StoreError
+from retinaflow.search.study import open_search
+from retinaflow.search.trial import RETRY_OF, WORKER, counts, is_lost
 from retinaflow.settings.commands import SearchConfig
 from retinaflow.settings.resolve import resolve
 
@@ -208,6 +209,6 @@ def test_a_database_that_cannot_be_reached_is_named_without_its_password(
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     storage = f"postgresql://ada:secret@/nowhere?host={tmp_path}"
     config = resolve(SearchConfig, {"data": str(tiny_dataset()), "storage": storage, "track": False})
-    with pytest.raises(ValueError, match=r"storage=postgresql.*ada:\*\*\*@.* cannot be opened") as caught:
+    with pytest.raises(StoreError, match=r"storage=postgresql.*ada:\*\*\*@.* cannot be opened") as caught:
         open_search(config).__enter__()
     assert "secret" not in str(caught.value)
