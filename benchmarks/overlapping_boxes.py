@@ -231,7 +231,7 @@ def score_detections(ground_truth: AnnotationIndex, found: Detections) -> Scored
     matches = evaluator.matches(group_of_weight=0.0)
     in_crowd = evaluator.matches(group_of_weight=0.0, subset=crowded)
     floor = score_floor(matches, FALSE_POSITIVES * len(ground_truth))
-    claims = evaluator.ranked_claims()
+    claims = evaluator.ranked_candidates()
     claimants = np.flatnonzero(claims.iou >= 0.5)
     first = claimants[np.unique(claims.nearest[claimants], return_index=True)[1]]
     label = evaluator.ground_truth.pairs[claims.slot] % num_classes

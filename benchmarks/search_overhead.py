@@ -17,7 +17,7 @@ from pathlib import Path
 
 import retinaflow.search.objective as objective
 from retinaflow.commands import search
-from retinaflow.runs import tracking
+from retinaflow.runs import store
 from retinaflow.settings.commands import SearchConfig
 from retinaflow.settings.resolve import resolve
 
@@ -42,7 +42,7 @@ def main() -> None:
     objective.train_once = timed  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        tracking.use_store(f"sqlite:///{Path(folder) / 'mlflow.db'}")
+        store.use(f"sqlite:///{Path(folder) / 'mlflow.db'}")
         for number in (1, trials + 1):
             # The first makes the stores and the caches.
             given = {**TINY, "trials": number, "confirm_seeds": 0, "pruner": "none", "objective": "val/mAP"}

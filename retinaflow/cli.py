@@ -14,8 +14,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from retinaflow.interrupts import Stopped
-from retinaflow.runs.outbox import first_line
+from retinaflow.errors import Interrupted, first_line
 from retinaflow.settings.commands import COMMANDS
 from retinaflow.settings.fields import as_text
 from retinaflow.settings.groups import TrackingSettings
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Stopped, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         print(f"stopped: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:

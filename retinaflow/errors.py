@@ -1,6 +1,6 @@
 """Errors that a user can cause or meet. The command line shows these without a traceback; anything else is a bug.
 
-The first two are ValueErrors, so that code which calls retinaflow from Python can catch them as such.
+SettingError and DataError are ValueErrors, so that code which calls retinaflow from Python can catch them as such.
 """
 
 from __future__ import annotations
@@ -11,12 +11,25 @@ class SettingError(ValueError):
 
 
 class DataError(ValueError):
-    """A file that is missing, unreadable or breaks a rule. The message names file, line, rule and value."""
+    """A file that is missing, unreadable, not writable or breaks a rule. The message names file, line, rule and value."""
 
 
 class StoreError(RuntimeError):
-    """A store of runs or trials (MLflow, a database) that cannot be reached, or that refused what it was given."""
+    """A store of runs or trials (MLflow, a database) that cannot be reached, or that refused a request."""
+
+
+class TrainingError(Exception):
+    """A training that cannot continue: its losses or gradients are not finite."""
+
+
+class WorkerError(Exception):
+    """A process of this command that died: a loader worker or another rank. Often the memory ran out."""
 
 
 class Interrupted(Exception):
-    """Work that ended early on request: a signal, or the end of the process that started it."""
+    """Work that ended early on request: a signal, or the end of the process that started it. What was saved stays."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class name where there is no message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

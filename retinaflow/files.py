@@ -1,18 +1,37 @@
-"""Files that are there whole or not at all, whatever ends the process or the power in between."""
+"""Files and folders that are whole or absent, locks between processes, and calls that are made again after a wait.
+
+A file is written beside its path, flushed to disk and renamed, so it is whole after the end of the process and after a
+loss of power. A folder is made beside its path and renamed: it is whole after the end of the process. Its files are not
+flushed one by one, which would take longer than to make the folder again.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import platform
+import random
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count as counted
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
+import filelock
+import psutil
+
+Result = TypeVar("Result")
 _PARTIAL = ".partial"
+_open_folders: set[Path] = set()
+"""Partial folders that this process writes now."""
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to. When the block ends in order the file is flushed to disk and renamed.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to. When the block ends without an error, the file is flushed and renamed.
 
     Only for a file that one process writes at a time.
     """
@@ -30,16 +49,133 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder that nobody else is writing to."""
+    """Remove the half-written files of killed processes from a folder that no other process is writing to."""
     for left in folder.glob(f".*{_PARTIAL}"):
         left.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside ``path``, renamed to ``path`` when the block ends without an error, and removed otherwise.
+
+    With ``replace`` it takes the place of the folder that is there. Several processes may write the same folder. What
+    killed processes of this machine have left is removed first. Raises OSError when ``path`` holds anything that is not
+    to be replaced.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}{_PARTIAL}-{platform.node()}-"
+    _remove_left_folders(path.parent, prefix)
+    partial = path.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
+    _open_folders.add(partial)
+    try:
+        partial.mkdir()
+        yield partial
+        if replace and path.exists():
+            _exchange(partial, path)
+        else:
+            # A rename replaces an empty folder and fails for one that holds anything.
+            partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        _open_folders.discard(partial)
+
+
+def _exchange(partial: Path, path: Path) -> None:
+    old = partial.with_name(f"{partial.name}-old")
+    path.replace(old)
+    try:
+        partial.replace(path)
+    except OSError:
+        if not path.exists():
+            old.replace(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_left_folders(parent: Path, prefix: str) -> None:
+    for folder in parent.iterdir():
+        if not folder.name.startswith(prefix) or folder in _open_folders:
+            continue
+        process = folder.name.removeprefix(prefix).partition("-")[0]
+        # The number of a process that has ended may have come round to this one.
+        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename last through a loss of power, where the system knows folders as files."""
+    """Make a rename last through a loss of power, where the system opens folders as files."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True, before_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of a file, which is made if needed. The system releases it when the process ends, however it ends.
+
+    ``before_wait`` is called once when another process holds the lock. Raises BlockingIOError then with ``wait=False``,
+    and OSError for a path that cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The library would wait for a file that it cannot open.
+    path.open("ab").close()
+    held = filelock.FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout:
+        if not wait:
+            raise BlockingIOError(f"{path}: another process holds this lock") from None
+        before_wait()
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def retry(
+    call: Callable[[], Result],
+    *,
+    waits: Iterable[float],
+    may_pass: Callable[[Exception], bool],
+    sleep: Callable[[float], object] = time.sleep,
+) -> Result:
+    """The result of a call, which is made again after each of ``waits`` (seconds) while it fails.
+
+    Raises the last error when the waits are used up, and at once one of which ``may_pass`` is False.
+    """
+    left = iter(waits)
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            wait = next(left, None) if may_pass(error) else None
+            if wait is None:
+                raise
+        sleep(wait)
+
+
+def growing_waits(
+    first: float,
+    longest: float,
+    *,
+    count: int | None = None,
+    patience: float = float("inf"),
+    spread: random.Random | None = None,
+) -> Iterator[float]:
+    """Waits in seconds, each twice as long as the one before and at most ``longest``.
+
+    They end after ``count`` waits, or ``patience`` seconds after the first one was asked for. With ``spread`` each is
+    drawn from the upper half of its range, so that callers that failed together do not come back together.
+    """
+    started = time.monotonic()
+    for number in islice(counted(), count):
+        if time.monotonic() - started > patience:
+            return
+        wait = min(first * 2.0 ** min(number, 60), longest)
+        yield wait if spread is None else wait * spread.uniform(0.5, 1)

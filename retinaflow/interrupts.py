@@ -13,9 +13,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-
-class Stopped(Exception):
-    """Work ended on request; the message says why. What was saved stays."""
+from retinaflow.errors import Interrupted
 
 
 class StopRequest:
@@ -33,9 +31,9 @@ class StopRequest:
         return self._signal
 
     def check(self) -> None:
-        """Raise Stopped if somebody asked."""
+        """Raise Interrupted if somebody asked."""
         if self.reason is not None:
-            raise Stopped(self.reason)
+            raise Interrupted(self.reason)
 
     def __enter__(self) -> Self:
         # Python delivers signals to the main thread only; elsewhere (a notebook's worker) there is nothing to listen

@@ -15,7 +15,8 @@ from typing import Any
 
 import optuna
 
-from retinaflow.interrupts import Stopped, StopRequest
+from retinaflow.errors import Interrupted
+from retinaflow.interrupts import StopRequest
 from retinaflow.search.runs import trial_name
 from retinaflow.search.study import Search, attach
 from retinaflow.search.trial import METRICS, trial_run
@@ -56,7 +57,7 @@ def start_worker(config: SearchConfig, hold: Path, *, seconds: float = 0.05) -> 
 
 def _work(config: SearchConfig, hold: Path, seconds: float) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with suppress(Stopped), StopRequest() as stop:
+    with suppress(Interrupted), StopRequest() as stop:
         search = attach(config, stop=stop)
         objective: Any = Waiting(search, hold, seconds)
         work(search, Trials(replace(search, objective=objective)))

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.comparison.match_file import StoredMatches, TrainingCounts, ground_truth_digest
+from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.stored_matches import StoredMatches, TrainingCounts
 from retinaflow.detections import Detections
-from retinaflow.metric.challenge import Scores, average_precision, evaluate
+from retinaflow.metric.challenge import Scores, average_precision, challenge_scores
 from retinaflow.metric.per_class import per_class_table
 from retinaflow.taxonomy import Taxonomy
 
@@ -81,7 +82,7 @@ def run(
     """What is kept of a run of such a detector (:func:`detected`)."""
     ground_truth = made.annotations
     found = detected(made, skill, seed=seed)
-    matches = evaluate(found, ground_truth).matches
+    matches = challenge_scores(found, ground_truth).matches
     return StoredMatches(
         matches=matches,
         boxes=found.boxes[matches.detection_row].astype(np.float32),

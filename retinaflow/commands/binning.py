@@ -7,7 +7,7 @@ from pathlib import Path
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
 from retinaflow.data.training_data import TrainingData, epoch_length, load_training_data, sampling_settings
 from retinaflow.progress import report
-from retinaflow.reports.figures import class_frequency, exposure_curves
+from retinaflow.reports.class_figures import class_frequency, exposure_curves
 from retinaflow.runs.run import Run
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import BinningConfig

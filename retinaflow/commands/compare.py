@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaflow.comparison.comparison import Comparison, Resampling, Side
-from retinaflow.comparison.comparison import compare as compare_sides
-from retinaflow.comparison.figures import difference_vs_frequency
-from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_picture
-from retinaflow.comparison.page import PageNotes, SamplePicture, comparison_page
-from retinaflow.comparison.runs import ChosenRun, as_sides, chosen_runs, differing_settings, run_notes
-from retinaflow.comparison.stored_matches import evaluated_images
+from retinaflow.comparison.chosen_runs import ChosenRun, as_sides, chosen_runs, differing_settings, run_notes
+from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
+from retinaflow.comparison.difference_figure import difference_vs_frequency
+from retinaflow.comparison.evaluated_images import evaluated_images
+from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_image
+from retinaflow.comparison.page import PageNotes, SampleImage, comparison_page
 from retinaflow.comparison.wording import extremes, verdict
 from retinaflow.data.images import decode
 from retinaflow.data.index import AnnotationIndex
@@ -34,7 +33,7 @@ def run(config: CompareConfig) -> Comparison:
     chosen = chosen_runs(config)
     sides = as_sides(chosen)
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)
-    comparison = compare_sides(sides, resampling)
+    comparison = compare_runs(sides, resampling)
     notes = page_notes(chosen, comparison, samples=config.samples)
     page = comparison_page(comparison, notes)
     with tracking.start_run("compare", track=config.track, experiment=config.experiment, output=config.output) as run:
@@ -60,10 +59,10 @@ def page_notes(chosen: Sequence[Sequence[ChosenRun]], comparison: Comparison, *,
         )
     if len({tuple(row) for row in (_counts(side) for side in comparison.sides)}) > 1:
         remarks.append("The runs were trained on different images; training counts and bins are those of A.")
-    pictures: dict[tuple[str, str], list[SamplePicture]] = {}
+    pictures: dict[tuple[str, str], list[SampleImage]] = {}
     if samples:
         try:
-            index = evaluated_images(chosen[0][0].kept)
+            index = evaluated_images(chosen[0][0].stored)
             pictures = _sample_pictures(comparison, index, samples=max(samples // (len(chosen) - 1), min(samples, 2)))
         except (ValueError, OSError) as error:
             remarks.append(f"No sample images, as those evaluated cannot be read here: {str(error).splitlines()[0]}")
@@ -78,7 +77,7 @@ def _counts(side: Side) -> list[tuple[str, int]]:
 
 def _sample_pictures(
     comparison: Comparison, index: AnnotationIndex, *, samples: int
-) -> dict[tuple[str, str], list[SamplePicture]]:
+) -> dict[tuple[str, str], list[SampleImage]]:
     """Objects that the first run of one side finds and the first run of the other misses, both ways."""
     first, result = comparison.sides[0], {}
     for side in comparison.sides[1:]:
@@ -89,7 +88,7 @@ def _sample_pictures(
     return result
 
 
-def _picture(sample: Sample, index: AnnotationIndex, finder: Side, other: Side) -> SamplePicture:
+def _picture(sample: Sample, index: AnnotationIndex, finder: Side, other: Side) -> SampleImage:
     height, width = (int(side) for side in index.sizes[sample.image])
     shrink = min(1.0, LARGEST_SIDE / max(height, width))
     pixels = decode(
@@ -100,7 +99,7 @@ def _picture(sample: Sample, index: AnnotationIndex, finder: Side, other: Side) 
     instead = f"{other.letter} says {sample.instead}" if sample.instead else f"{other.letter} has nothing there"
     name = index.taxonomy.labels[index.taxonomy.index_of[sample.class_id]]
     text = f"{finder.letter} {sample.score:.2f}; {instead}. Image {index.image_ids[sample.image]}"
-    return SamplePicture(name, text, sample_picture(pixels, sample))
+    return SampleImage(name, text, sample_image(pixels, sample))
 
 
 def _links(chosen: Sequence[Sequence[ChosenRun]], comparison: Comparison, title: str) -> dict[str, str]:
@@ -110,7 +109,7 @@ def _links(chosen: Sequence[Sequence[ChosenRun]], comparison: Comparison, title:
         lines += [f"{side.letter}: {verdict(comparison, side).headline}", ""]
     for side, runs in zip(comparison.sides, chosen, strict=True):
         lines += [
-            f"- {side.letter}: [{one.record.name}]({one.record.place})"
+            f"- {side.letter}: [{one.record.name}]({one.record.path})"
             if one.record.experiment_id
             else f"- {side.letter}: {one.record.run_id}"
             for one in runs

@@ -23,9 +23,8 @@ from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.data.training_data import data_folder, read_split
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs.data_run import data_run
 from retinaflow.runs.run import Run
-from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
 from retinaflow.settings.data_commands import ConvertConfig
 from retinaflow.settings.groups import DataSettings
 from retinaflow.settings.resolve import resolve
@@ -39,7 +38,7 @@ def run(config: ConvertConfig) -> Path:
     target: Layout = ("coco" if layout == "openimages" else "openimages") if config.to == "auto" else config.to
     with (
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
-        data_run("convert", config) as run,
+        start_data_run("convert", track=config.track, experiment=config.experiment, folder=config.output) as run,
         whole_folder(config.output) as folder,
     ):
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})

@@ -24,12 +24,11 @@ from retinaflow.data.download.http import Fetcher, UnreachableError
 from retinaflow.data.download.images import Fetched, Picture, fetch_pictures
 from retinaflow.data.download.selection import choose_images
 from retinaflow.data.openimages import is_plain_id, read_image_ids
-from retinaflow.files import written_whole
+from retinaflow.files import atomic_file
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs.data_run import data_run
 from retinaflow.runs.run import Run
-from retinaflow.runs.tracking import launched_by_mlflow
+from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
 from retinaflow.settings.data_commands import DownloadConfig
 from retinaflow.taxonomy import Taxonomy
 
@@ -74,7 +73,10 @@ def run(config: DownloadConfig) -> Path:
     if _is_complete(config, ids):
         report(f"{config.output} is complete: it was fetched by this same command")
         return config.output
-    with data_run("download", config) as run, StopRequest(watch_parent=launched_by_mlflow()) as stop:
+    with (
+        start_data_run("download", track=config.track, experiment=config.experiment, folder=config.output) as run,
+        StopRequest(watch_parent=launched_by_mlflow()) as stop,
+    ):
         request = _Request(config, fetcher, config.output, ids, stop.check)
         run.log_params(config.model_dump())
         request.work.mkdir(exist_ok=True)
@@ -155,7 +157,7 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 
 def _write_note(path: Path, note: Mapping[str, Any]) -> None:
-    with written_whole(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
 
 

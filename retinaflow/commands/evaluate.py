@@ -26,10 +26,9 @@ from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.metric.details import detail_tables, iou_column
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.per_class import class_groups
+from retinaflow.metric.result import EvaluationResult, evaluation_of
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import (
-    EvaluationResult,
-    evaluation_of,
     log_analysis,
     log_figures,
     log_tables,
@@ -67,7 +66,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         evaluator = Evaluator(source.evaluated)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
-        evaluation = evaluation_of(scores, source.evaluated, source.bins)
+        evaluation = evaluation_of(scores, source.evaluated.taxonomy, source.bins)
         document = metrics_document(evaluation, source.evaluated) | _more(config, source, evaluation)
         details = _details(evaluator, source, config, document)
         if config.bootstrap > 0:
@@ -200,9 +199,9 @@ class _Model:
     @staticmethod
     def open(config: EvaluateConfig) -> _Model:
         from retinaflow.inference.checkpoint import load_checkpoint
-        from retinaflow.runs import tracking
+        from retinaflow.runs import store
 
-        name = config.from_run or tracking.last_run("train")
+        name = config.from_run or store.last_run("train")
         path = find_checkpoint(name)
         report(f"evaluating {path}")
         checkpoint = load_checkpoint(path)
@@ -260,13 +259,13 @@ def detect_as_trained(
 
 def find_checkpoint(name: str) -> Path:
     """The checkpoint file that a run id, a model URI or a path stands for."""
-    from retinaflow.runs import tracking
+    from retinaflow.runs import registry, store
 
     if name.startswith("models:/"):
-        return tracking.fetch_model(name)
+        return registry.fetch_model(name)
     if Path(name).suffix == ".pt" or Path(name).is_file():
         return Path(name)
-    return tracking.fetch(name, "checkpoints/best.pt")
+    return store.fetch(name, "checkpoints/best.pt")
 
 
 def as_trained(config: Given, checkpoint: Checkpoint) -> Given:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from retinaflow.detector.onnx import onnx_detector
-from retinaflow.files import written_whole
+from retinaflow.files import atomic_file
 from retinaflow.inference.model import ChosenModel
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import postprocessing
@@ -38,7 +38,7 @@ def run(config: ExportConfig) -> Path:
             )
         except ImportError as error:
             raise ValueError(f"export needs {error.name}: pip install onnx onnxruntime") from None
-        with written_whole(config.output) as partial:
+        with atomic_file(config.output) as partial:
             partial.write_bytes(graph.SerializeToString())
     shapes = ", ".join(f"{height}x{width}" for height, width in checkpoint.buckets.shapes)
     if checkpoint.parents == "expand":

@@ -10,7 +10,7 @@ from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.metric.per_class import class_groups
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store, tracking
 from retinaflow.settings.commands import MainConfig
 from retinaflow.statistics.bootstrap import paired_differences
 
@@ -46,7 +46,7 @@ def run(config: MainConfig) -> None:
         f"\nAP by frequency bin (bin 1 is the rarest), difference with its 95% interval over images:\n{_shown(table)}"
     )
     if config.track:
-        report(f'\nTo look at the runs:  mlflow ui --backend-store-uri {tracking.store_uri()}   (pick "Training runs")')
+        report(f'\nTo look at the runs:  mlflow ui --backend-store-uri {store.uri()}   (pick "Training runs")')
 
 
 def compare(

@@ -21,18 +21,17 @@ from retinaflow.ensemble.members import PREDICTIONS, Part, Parts, joined_bins, l
 from retinaflow.ensemble.parents import best_of_each_image, expand_to_parents
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.matches import Kind
+from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
 from retinaflow.reports.calibration_figure import reliability
 from retinaflow.reports.evaluation import (
-    EvaluationResult,
     log_analysis,
     log_figures,
     log_tables,
     metrics_document,
     report_evaluation,
-    score_detections,
 )
-from retinaflow.runs import tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import MergeConfig
 from retinaflow.statistics.calibration import Calibrator
@@ -96,7 +95,7 @@ def run(config: MergeConfig, *, parts: Parts | None = None, name: str | None = N
             loaded.evaluated,
             bins,
             settings={**config.model_dump(mode="json"), "runs": [part.name for part in loaded.parts]},
-            evaluated_from=loaded.parts[0].run.kept.evaluated_from,
+            evaluated_from=loaded.parts[0].run.stored.evaluated_from,
         )
         report(_summary(calibrated, loaded))
         report_evaluation(evaluation)
@@ -139,10 +138,10 @@ def _names(config: MergeConfig) -> list[str]:
     if config.runs:
         return list(config.runs)
     try:
-        last = tracking.find_run(tracking.last_run("split"))
+        last = store.find_run(store.last_run("split"))
     except ValueError:
         raise ValueError(
-            f"runs must name what is merged (runs=ID,ID), as there is no finished split in {tracking.store_uri()}"
+            f"runs must name what is merged (runs=ID,ID), as there is no finished split in {store.uri()}"
         ) from None
     return last.tags["retinaflow.parts"].split(",")
 
@@ -150,8 +149,8 @@ def _names(config: MergeConfig) -> list[str]:
 def _by_earlier(loaded: Parts, name: str) -> list[_Calibrated]:
     folder = Path(name)
     known = (folder / CALIBRATORS).is_file()
-    run_id = name if known else tracking.find_run(name).run_id
-    path = folder / CALIBRATORS if known else tracking.fetch(run_id, CALIBRATORS)
+    run_id = name if known else store.find_run(name).run_id
+    path = folder / CALIBRATORS if known else store.fetch(run_id, CALIBRATORS)
     shared = np.intersect1d(read_matches(run_id).matches.image_ids, loaded.evaluated.image_ids)
     if len(shared):
         raise ValueError(
@@ -161,7 +160,7 @@ def _by_earlier(loaded: Parts, name: str) -> list[_Calibrated]:
     rows = json.loads(path.read_text(encoding="utf-8"))["parts"]
     result = []
     for number, part in enumerate(loaded.parts):
-        ids = part.run.kept.class_ids
+        ids = part.run.stored.class_ids
         if len(rows) != len(loaded.parts) or set(rows[number]["classes"]) != set(ids):
             raise ValueError(
                 f"calibrators={name} must be those of the same models in the same order, but it merged "
@@ -179,7 +178,7 @@ def _links(loaded: Parts, config: MergeConfig) -> dict[str, str]:
     lines = [f"**{len(loaded.parts)} models as one**, calibration={config.calibration}", ""]
     for part in loaded.parts:
         record = part.run.record
-        place = f"[{record.name}]({record.place})" if record.experiment_id else record.run_id
+        place = f"[{record.name}]({record.path})" if record.experiment_id else record.run_id
         lines.append(f"- {place}: {len(part.classes)} classes")
     ids = ",".join(part.run_id for part in loaded.parts)
     return {"retinaflow.parts": ids, "mlflow.note.content": "\n".join(lines)}
@@ -200,7 +199,7 @@ def _log_calibration(run: Run, calibrated: Sequence[_Calibrated], table: pd.Data
 
 
 def _calibrators(one: _Calibrated) -> dict[str, object]:
-    ids = one.part.run.kept.class_ids
+    ids = one.part.run.stored.class_ids
     return {
         "run": one.part.name,
         "run_id": one.part.run_id,

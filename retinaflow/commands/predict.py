@@ -16,10 +16,9 @@ from retinaflow.inference.image_selection import WantedImages, wanted_images
 from retinaflow.inference.model import ChosenModel
 from retinaflow.inference.prediction_folder import MANIFEST, PredictionFolder
 from retinaflow.inference.prediction_shards import write_predictions, write_submission
-from retinaflow.inference.progress import ImageProgress
 from retinaflow.inference.shards import Work, buckets_for, predict_shards
 from retinaflow.interrupts import StopRequest
-from retinaflow.progress import report
+from retinaflow.progress import ImageProgress, report
 from retinaflow.runs import tracking
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.groups import PostprocessFields

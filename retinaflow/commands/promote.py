@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinaflow.comparison.comparison import Resampling, Side, compare
-from retinaflow.comparison.match_file import StoredMatches
-from retinaflow.comparison.runs import ChosenRun, candidates
-from retinaflow.comparison.stored_matches import read_matches
+from retinaflow.comparison.chosen_runs import ChosenRun, candidates
+from retinaflow.comparison.comparison import Resampling, Side, compare_runs
+from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import registry, store, tracking
 from retinaflow.settings.comparison_commands import PromoteConfig
 
 
@@ -31,13 +30,13 @@ def run(config: PromoteConfig) -> Decision:
         raise ValueError("promote needs the MLflow store, but got track=false")
     candidate = best_of(candidates(config))
     run_id = trained_run(candidate)
-    present = tracking.champion(config.register_as, config.alias)
+    present = registry.champion(config.register_as, config.alias)
     with tracking.start_run("promote", track=True, experiment=config.experiment, output=config.output) as run:
         run.log_params(config.model_dump())
         decision = decide(config, candidate, run_id, present)
         run.set_tags({**decision.tags, "retinaflow.candidate": run_id, "mlflow.note.content": decision.reason})
         if decision.promoted:
-            version = tracking.promote(
+            version = registry.promote(
                 run_id, config.register_as, alias=config.alias, reason=decision.reason, tags=decision.tags
             )
             run.set_tags({"retinaflow.version": version})
@@ -49,11 +48,11 @@ def run(config: PromoteConfig) -> Decision:
 def best_of(runs: list[ChosenRun]) -> ChosenRun:
     """The candidate of the highest mAP. Raises ValueError when they were not evaluated on the same data."""
     if len(runs) > 1:
-        digests = {one.record.name: one.kept.ground_truth.of_all for one in runs}
+        digests = {one.record.name: one.stored.ground_truth.of_all for one in runs}
         if len(set(digests.values())) > 1:
             shown = "; ".join(f"{name}: {digest}" for name, digest in digests.items())
             raise ValueError(f"candidates must be evaluated on the same data and classes, but got {shown}")
-    return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.kept), nan=-1.0), one.record.started))
+    return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.stored), nan=-1.0), one.record.started))
 
 
 def trained_run(candidate: ChosenRun) -> str:
@@ -63,16 +62,16 @@ def trained_run(candidate: ChosenRun) -> str:
         raise ValueError(f"runs={record.run_id}: only runs of the MLflow store have a model to register")
     if record.tags.get("retinaflow.command") != "evaluate":
         return record.run_id
-    return tracking.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
+    return store.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
 
 
 def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tuple[str, str] | None) -> Decision:
     """The test, in words and figures. Raises ValueError when it cannot be made and is not waived by force."""
     name = f"{candidate.record.name} ({run_id})"
-    score = f"mAP {_mean_ap(candidate.kept):.4f} on {len(candidate.kept.matches.image_ids):,} images"
+    score = f"mAP {_mean_ap(candidate.stored):.4f} on {len(candidate.stored.matches.image_ids):,} images"
     tags = {
-        "retinaflow.mAP": f"{_mean_ap(candidate.kept):.6f}",
-        "retinaflow.evaluated_data": candidate.kept.ground_truth.of_all,
+        "retinaflow.mAP": f"{_mean_ap(candidate.stored):.6f}",
+        "retinaflow.evaluated_data": candidate.stored.ground_truth.of_all,
     }
     if present is None:
         reason = f"{name} is the first {config.alias} of {config.register_as}: {score}."
@@ -85,7 +84,7 @@ def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tu
     if config.force:
         reason = f"{name} replaces version {version} by force=true, without a test: {score}."
         return Decision(True, reason, tags | {"retinaflow.reason": "force"})
-    return _tested(config, candidate, name, version, champion_matches(champion_run, candidate.kept), tags)
+    return _tested(config, candidate, name, version, champion_matches(champion_run, candidate.stored), tags)
 
 
 def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
@@ -94,7 +93,7 @@ def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
     if own.ground_truth == candidate.ground_truth:
         return own
     evaluated = "tags.`retinaflow.command` = 'evaluate' and attributes.status = 'FINISHED'"
-    for record in tracking.find_runs(f"{evaluated} and tags.`retinaflow.evaluated` = '{run_id}'"):
+    for record in store.find_runs(f"{evaluated} and tags.`retinaflow.evaluated` = '{run_id}'"):
         kept = read_matches(record.run_id)
         if kept.ground_truth == candidate.ground_truth:
             return kept
@@ -109,8 +108,8 @@ def _tested(
     champion: StoredMatches,
     tags: dict[str, str],
 ) -> Decision:
-    sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.kept,))]
-    comparison = compare(sides, Resampling(config.bootstrap, config.confidence, config.seed))
+    sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.stored,))]
+    comparison = compare_runs(sides, Resampling(config.bootstrap, config.confidence, config.seed))
     row = comparison.group("mAP")
     low, high = row["B_difference_low"], row["B_difference_high"]
     better = bool(low > 0)

@@ -11,17 +11,16 @@ import pandas as pd
 
 import retinaflow
 from retinaflow.commands import merge, train
-from retinaflow.comparison.comparison import Comparison, Resampling, Side
-from retinaflow.comparison.comparison import compare as compare_sides
-from retinaflow.comparison.match_file import StoredMatches, ground_truth_digest
-from retinaflow.comparison.runs import chosen_run
-from retinaflow.comparison.stored_matches import read_matches
+from retinaflow.comparison.chosen_runs import chosen_run
+from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
+from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.training_data import load_training_data
 from retinaflow.ensemble.members import load_parts
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.tracking import launched_by_mlflow
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.groups import MergeFields
@@ -43,7 +42,7 @@ def run(config: SplitConfig) -> Comparison:
     """
     groups = read_groups(config.groups)
     _refuse(config, groups)
-    base = None if config.from_run is None else chosen_run(config.from_run).kept
+    base = None if config.from_run is None else chosen_run(config.from_run).stored
     with tracking.start_run("split", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
@@ -86,10 +85,10 @@ def compare(config: SplitConfig, parts: Sequence[str], one_model: str | None) ->
         result = merge.run(MergeConfig(**settings), parts=loaded, name=name)
         sides.append((name, result.run_id if config.track else str(config.output / name)))
     kept = [
-        Side(letter, name, (chosen_run(run).kept if name == ONE_MODEL else read_matches(run),))
+        Side(letter, name, (chosen_run(run).stored if name == ONE_MODEL else read_matches(run),))
         for letter, (name, run) in zip("ABC", sides, strict=False)
     ]
-    return compare_sides(kept, Resampling(resamples=config.bootstrap, seed=config.seed))
+    return compare_runs(kept, Resampling(resamples=config.bootstrap, seed=config.seed))
 
 
 _SHARED = ("track", "experiment", "seed", "nms_iou", "max_detections")
@@ -133,7 +132,7 @@ def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, pla
         _refuse_other_base(config, base, data.evaluated)
     key, name = training_key(own, data.digest), run_name(group)
     if config.track and config.reuse:
-        earlier = tracking.find_runs(f"tags.`{_TRAINING}` = '{key}'")
+        earlier = store.find_runs(f"tags.`{_TRAINING}` = '{key}'")
         finished = next((run.run_id for run in earlier if run.status == "FINISHED"), None)
         if finished is not None:
             report(f"run {finished} of an earlier split has these settings and data; reuse=false trains it again")
@@ -172,7 +171,7 @@ def training_key(config: TrainConfig, data_digest: str) -> str:
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
-def _stopped(earlier: Sequence[tracking.RunRecord], config: TrainConfig) -> str | None:
+def _stopped(earlier: Sequence[store.RunRecord], config: TrainConfig) -> str | None:
     """The newest training that was stopped and can go on. One that runs and one that was killed without a word look
     alike, and are left alone."""
     ended = (run.run_id for run in earlier if run.status in ("KILLED", "FAILED"))

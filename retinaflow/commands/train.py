@@ -14,16 +14,16 @@ from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
+from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import (
-    EvaluationResult,
     log_analysis,
     log_figures,
     log_tables,
     metrics_document,
     report_evaluation,
 )
-from retinaflow.runs import tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
@@ -106,8 +106,8 @@ def _run(
     if not world.is_first:
         return contextlib.nullcontext(NullRun())
     resume = resumed.run_id if resumed else None
-    if resume is not None and config.track and not tracking.is_run(resume):
-        report(f"the checkpoint's run {resume} is not in {tracking.store_uri()}: a new run resumes it")
+    if resume is not None and config.track and not store.has_run(resume):
+        report(f"the checkpoint's run {resume} is not in {store.uri()}: a new run resumes it")
         resume = None
     return tracking.start_run(
         "train",
@@ -138,7 +138,7 @@ def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> Tra
     log_figures(run, evaluation, detections, data.evaluated)
     log_analysis([run], evaluation, detections, data.evaluated)
     store_matches([run], evaluation, detections, data.evaluated, data.bins, config)
-    tracking.log_model(run, best, register_as=config.register_as)
+    run.log_model(best, register_as=config.register_as)
     report_evaluation(evaluation)
     report(f"run {run.run_id}, best checkpoint {best}")
     return TrainResult(run.run_id, best, evaluation)

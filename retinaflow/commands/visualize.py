@@ -23,7 +23,7 @@ from retinaflow.inference.model import ChosenModel
 from retinaflow.inference.shards import Detector, buckets_for
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.reports.box_images import DrawnBox, Pixels, drawn, save_picture, side_by_side
+from retinaflow.reports.box_images import DrawnBox, Pixels, drawn, save_image, side_by_side
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.groups import DataSettings
@@ -64,7 +64,7 @@ def run(config: VisualizeConfig) -> list[Path]:
                         raise
                     skipped.add(BadImage(image_id, str(error)))
                     continue
-                save_picture(picture, path)
+                save_image(picture, path)
                 run.log_file(path, "pictures")
                 paths.append(path)
         skipped.log(run, wanted.unreadable_table)

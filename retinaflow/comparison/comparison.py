@@ -1,6 +1,6 @@
 """Settings compared with the first of them, over all classes, groups of classes and class by class.
 
-A :class:`Side` is one setting: a run, or several that differ in their seed and are averaged. :func:`compare` puts all
+A :class:`Side` is one setting: a run, or several that differ in their seed and are averaged. :func:`compare_runs` puts all
 sides on the classes that they share, with the same images in every resample of the bootstrap, and yields two tables.
 Columns carry the letter of their side: A is the first side, the one that the others are compared with.
 
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.comparison.match_file import StoredMatches, TrainingCounts
+from retinaflow.comparison.stored_matches import StoredMatches, TrainingCounts
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Matches
 from retinaflow.metric.per_class import class_groups
@@ -73,7 +73,7 @@ class Comparison:
         return {str(column): float(value) for column, value in rows[0].items()} if rows else {}
 
 
-def compare(sides: Sequence[Side], resampling: Resampling | None = None) -> Comparison:
+def compare_runs(sides: Sequence[Side], resampling: Resampling | None = None) -> Comparison:
     """Compare every side with the first.
 
     Raises ValueError for fewer than two sides, sides without a shared class, and runs evaluated on different data.
@@ -245,7 +245,7 @@ def _difference_columns(
         f"{letter}_difference": estimate,
         f"{letter}_difference_low": np.maximum(low, -1),
         f"{letter}_difference_high": np.minimum(high, 1),
-        f"{letter}_share_above_zero": np.array([found[name].share_above_zero for name in rows]),
+        f"{letter}_share_above_zero": np.array([found[name].fraction_above_zero for name in rows]),
         f"{letter}_p": p,
     }
 

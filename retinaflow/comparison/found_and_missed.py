@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.boxes import iou
-from retinaflow.comparison.match_file import StoredMatches
+from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.metric.ground_truth import Annotations
 from retinaflow.metric.matches import Kind
 
@@ -80,7 +80,7 @@ def found_and_missed(
     return chosen
 
 
-def sample_picture(pixels: NDArray[np.uint8], sample: Sample) -> bytes:
+def sample_image(pixels: NDArray[np.uint8], sample: Sample) -> bytes:
     """JPEG of the object and its surroundings: ground truth in blue, the detection in orange. ``pixels [H, W, 3]`` RGB."""
     height, width = pixels.shape[:2]
     scale = np.array([width, height, width, height])

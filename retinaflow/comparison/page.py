@@ -1,26 +1,21 @@
-"""A comparison as one HTML page: no network, no other file, readable on a phone and on paper.
+"""A comparison of runs as one HTML page: the answer in sentences, then settings, groups, figures, samples, classes.
 
-The tables are written as HTML, so that the page can be read and printed without its script; the script (in
-``comparison.html``, without a library) only sorts and searches. Everything that comes from data or a user (class names,
-run names, settings) is escaped by the template engine. About 300 bytes per class and 20 kB per sample picture.
+The page follows :mod:`~retinaflow.reports.page`: it needs nothing but itself, and its script only sorts and searches.
+About 300 bytes per class and 20 kB per sample image.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from retinaflow.comparison.comparison import Comparison, Side
-from retinaflow.comparison.figures import difference_vs_frequency
+from retinaflow.comparison.difference_figure import difference_vs_frequency
 from retinaflow.comparison.wording import extremes, group_name, verdict
+from retinaflow.reports.page import data_url, figure_url, render
 
 MOST_LISTED = 8
 FIGURE_DPI = 110
@@ -28,7 +23,7 @@ FIGURE_DPI = 110
 
 @dataclass(frozen=True)
 class RunNote:
-    """What the page says of one run."""
+    """One run on the page."""
 
     letter: str
     name: str
@@ -41,8 +36,8 @@ class RunNote:
 
 
 @dataclass(frozen=True)
-class SamplePicture:
-    """A picture of an object that one side finds and the other misses, with its text."""
+class SampleImage:
+    """An object that one side finds and the other misses: its image and its text."""
 
     class_name: str
     text: str
@@ -57,33 +52,27 @@ class PageNotes:
     runs: Sequence[RunNote]
     settings: pd.DataFrame
     """Settings that differ: ``setting``, then a column per letter."""
-    samples: Mapping[tuple[str, str], Sequence[SamplePicture]]
-    """(letter that finds, letter that misses) -> pictures."""
+    samples: Mapping[tuple[str, str], Sequence[SampleImage]]
+    """(letter that finds, letter that misses) -> their images."""
     remarks: Sequence[str]
-    """What the reader must know: classes left out, why there are no pictures."""
+    """What the reader must know: classes left out, why there are no sample images."""
 
 
 def comparison_page(comparison: Comparison, notes: PageNotes) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(ap=_ap, signed=_signed, group=group_name, glyph=_glyph, p=_p)
     later = comparison.sides[1:]
     order = comparison.groups.set_index("group", drop=False)
     first = [name for name in ("mAP", "mAP_rare", "mAP_common", "mAP_frequent") if name in order.index]
     groups = order.loc[[*first, *(name for name in order.index if name not in first)]]
-    return environment.get_template("page.html").render(
+    return render(
+        "comparison.html",
+        filters={"ap": _ap, "signed": _signed, "group": group_name, "glyph": _glyph, "p": _p},
         comparison=comparison,
         notes=notes,
         later=later,
         many=len(later) > 1,
         verdicts={side.letter: verdict(comparison, side) for side in later},
-        pictures={side.letter: _pictures(comparison.classes, side) for side in later},
+        figures={side.letter: _figures(comparison.classes, side) for side in later},
         helped={side.letter: _records(extremes(comparison.classes, side.letter, 1, MOST_LISTED)) for side in later},
         hurt={side.letter: _records(extremes(comparison.classes, side.letter, -1, MOST_LISTED)) for side in later},
         groups=_records(groups),
@@ -91,8 +80,8 @@ def comparison_page(comparison: Comparison, notes: PageNotes) -> str:
         reach={"groups": _reach(groups, later), "classes": _reach(comparison.classes, later)},
         settings=notes.settings.to_dict("records"),
         samples=[
-            (finder, other, [(picture, _data_url(picture.jpeg, "jpeg")) for picture in pictures])
-            for (finder, other), pictures in notes.samples.items()
+            (finder, other, [(image, data_url(image.jpeg, "jpeg")) for image in images])
+            for (finder, other), images in notes.samples.items()
         ],
     )
 
@@ -101,19 +90,11 @@ def _records(table: pd.DataFrame) -> list[dict[str, object]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def _pictures(table: pd.DataFrame, side: Side) -> dict[str, str]:
-    drawn = {"wide": False, "narrow": True}
-    return {name: _png(difference_vs_frequency(table, side.letter, narrow=narrow)) for name, narrow in drawn.items()}
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=FIGURE_DPI, pil_kwargs={"optimize": True})
-    return _data_url(buffer.getvalue(), "png")
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def _figures(table: pd.DataFrame, side: Side) -> dict[str, str]:
+    return {
+        name: figure_url(difference_vs_frequency(table, side.letter, narrow=narrow), dpi=FIGURE_DPI)
+        for name, narrow in {"wide": False, "narrow": True}.items()
+    }
 
 
 def _ap(value: float) -> str:

@@ -1,33 +1,157 @@
-"""What later comparisons need of a evaluated run: ``matches.npz``, written when it is evaluated, read when it is compared."""
+"""The matches of an evaluated run as one small file, ``matches.npz``, so that runs can be compared later without their
+detectors or data.
+
+:func:`store_matches` writes it when a run is evaluated, :func:`read_matches` reads it when runs are compared. It holds
+what average precision, the bootstrap and the choice of sample images need: the entries with their boxes, the ground
+truth counts, the classes with their training counts, digests of the ground truth, and the settings. Scores are stored
+as float32 and boxes in steps of 1/65,535 of the image (to look at, not to match again); the order of the entries, and
+with it every AP, is exact. About 11 bytes per entry (``np.savez_compressed``, no pickle).
+"""
 
 from __future__ import annotations
 
+import json
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retinaflow.comparison.match_file import (
-    FILE_NAME,
-    StoredMatches,
-    TrainingCounts,
-    ground_truth_digest,
-    load_matches,
-    save_matches,
-)
+from retinaflow.comparison.ground_truth_digest import GroundTruthDigest, ground_truth_digest
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import read_image_ids
-from retinaflow.data.training_data import load_training_data, read_split
 from retinaflow.detections import Detections
-from retinaflow.reports.evaluation import EvaluationResult
-from retinaflow.runs import tracking
+from retinaflow.metric.matches import Dropped, Kind, Matches
+from retinaflow.metric.result import EvaluationResult
+from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.groups import DetectionFields
-from retinaflow.settings.resolve import resolve
+
+FILE_NAME = "matches.npz"
+FORMAT = 1
+STEPS = 65_535
+
+
+@dataclass(frozen=True)
+class TrainingCounts:
+    """``images [K]`` and ``boxes [K]`` of the training set, and ``bin_of_class [K]`` (0 the rarest, -1 none)."""
+
+    images: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    bin_of_class: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class StoredMatches:
+    """What is stored of one evaluated run."""
+
+    matches: Matches
+    """``detection_row`` counts the rows of ``boxes``."""
+    boxes: NDArray[np.float32]
+    """``[E, 4]`` box of each entry, normalised xyxy in steps of 1/65,535, clipped to [0, 1]."""
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    training: TrainingCounts
+    ground_truth: GroundTruthDigest
+    settings: Mapping[str, Any]
+    """How the detections were made: the settings of training and detection."""
+    evaluated_from: Mapping[str, Any]
+    """``command`` and ``settings`` that load the evaluated images again."""
+
+
+def save_matches(stored: StoredMatches, path: Path) -> None:
+    """Write the file."""
+    matches = stored.matches
+    header = {
+        "format": FORMAT,
+        "class_ids": stored.class_ids,
+        "class_names": stored.class_names,
+        "images_digest": stored.ground_truth.images,
+        "class_digests": stored.ground_truth.classes,
+        "settings": dict(stored.settings),
+        "judged_from": dict(stored.evaluated_from),
+        "dropped": vars(matches.dropped),
+        **{stored: getattr(matches, name) for stored, name in _COUNTS.items()},
+    }
+    num_classes = len(matches.evaluated)
+    np.savez_compressed(
+        path,
+        header=np.frombuffer(json.dumps(header, default=str).encode(), dtype=np.uint8),
+        entry_start=np.searchsorted(matches.class_index, np.arange(num_classes + 1)),
+        image_index=matches.image_index.astype(np.int32),
+        score=matches.score.astype(np.float32),
+        kind=matches.kind,
+        boxes=np.rint(np.clip(stored.boxes, 0, 1) * STEPS).astype(np.uint16),
+        truth_image=matches.gt_image.astype(np.int32),
+        truth_class=matches.gt_class.astype(np.int32),
+        truth_count=matches.gt_count,
+        image_ids=matches.image_ids,
+        judged=matches.evaluated,
+        train_images=stored.training.images,
+        train_boxes=stored.training.boxes,
+        bin_of_class=stored.training.bin_of_class,
+    )
+
+
+def load_matches(path: Path) -> StoredMatches:
+    """Read the file. Raises ValueError when it is damaged or of another format."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+        header = json.loads(columns.pop("header").tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable file of matches ({error}); evaluate the run again") from None
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: format {FORMAT} is needed, but the file has {header.get('format')}; evaluate it again"
+        )
+    return StoredMatches(
+        matches=_matches(columns, header),
+        boxes=(columns["boxes"] / np.float32(STEPS)).astype(np.float32),
+        class_ids=tuple(header["class_ids"]),
+        class_names=tuple(header["class_names"]),
+        training=TrainingCounts(columns["train_images"], columns["train_boxes"], columns["bin_of_class"]),
+        ground_truth=GroundTruthDigest(header["images_digest"], tuple(header["class_digests"])),
+        settings=header["settings"],
+        evaluated_from=header["judged_from"],
+    )
+
+
+_COUNTS = {
+    "absorbed": "absorbed",
+    "verified_labels": "verified_labels",
+    "repeated_truths": "repeated_ground_truths",
+    "iou_threshold": "iou_threshold",
+    "group_of_weight": "group_of_weight",
+}
+"""Name in the file's header -> attribute of Matches. The file keeps its names, so that earlier files can be read."""
+
+_RENAMED = {"class_not_judged": "class_not_evaluated"}
+"""Name in files of version 0.1.0 -> name now."""
+
+
+def _matches(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Matches:
+    kind = columns["kind"].astype(np.int8)
+    return Matches(
+        image_index=columns["image_index"].astype(np.int64),
+        class_index=np.repeat(np.arange(len(columns["judged"])), np.diff(columns["entry_start"])),
+        score=columns["score"].astype(np.float64),
+        kind=kind,
+        weight=np.where(kind == Kind.GROUP_OF, float(header["group_of_weight"]), 1.0),
+        detection_row=np.arange(len(kind)),
+        gt_image=columns["truth_image"].astype(np.int64),
+        gt_class=columns["truth_class"].astype(np.int64),
+        gt_count=columns["truth_count"],
+        image_ids=columns["image_ids"],
+        evaluated=columns["judged"],
+        dropped=Dropped(**{_RENAMED.get(name, name): rows for name, rows in header["dropped"].items()}),
+        **{name: header[stored] for stored, name in _COUNTS.items()},
+    )
 
 
 def store_matches(
@@ -69,7 +193,7 @@ def write_matches(
 ) -> None:
     """Write ``matches.npz`` with every target; ``settings`` and ``evaluated_from`` as :class:`StoredMatches` has them."""
     matches = evaluation.scores.matches
-    kept = StoredMatches(
+    stored = StoredMatches(
         matches=matches,
         boxes=detections.boxes[matches.detection_row].astype(np.float32),
         class_ids=index.taxonomy.ids,
@@ -83,7 +207,7 @@ def write_matches(
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
-        save_matches(kept, path)
+        save_matches(stored, path)
         for target in targets:
             target.log_file(path)
 
@@ -106,47 +230,8 @@ def read_matches(run_id: str) -> StoredMatches:
     if (Path(run_id) / FILE_NAME).is_file():
         return load_matches(Path(run_id) / FILE_NAME)
     try:
-        path = tracking.fetch(run_id, FILE_NAME)
+        path = store.fetch(run_id, FILE_NAME)
     except ValueError as error:
         next_step = f"evaluate the model again with evaluate from_run={run_id}"
         raise ValueError(f"{error}; train and evaluate keep it: {next_step}") from None
     return load_matches(path)
-
-
-def evaluated_images(kept: StoredMatches) -> AnnotationIndex:
-    """The images that a run was evaluated on, read again from where they were then.
-
-    Raises ValueError or OSError when they are not there, or are others by now.
-    """
-    index = _read_evaluated(kept, {})
-    place = index.taxonomy.index_of
-    if any(mid not in place for mid in kept.class_ids):
-        raise ValueError("the class list has changed since the run was evaluated")
-    if index.taxonomy.ids != kept.class_ids:
-        index = index.with_classes(np.array([place[mid] for mid in kept.class_ids]))
-    if ground_truth_digest(index) != kept.ground_truth:
-        raise ValueError("the images or annotations have changed since the run was evaluated")
-    return index
-
-
-def evaluated_images_of_all_classes(kept: StoredMatches) -> AnnotationIndex:
-    """The same images with all classes of the class list, whatever group of them the run evaluated. Errors likewise.
-
-    That the images and annotations are those of then is for the caller to see (:func:`ground_truth_digest`).
-    """
-    return _read_evaluated(kept, {"class_group": "all"})
-
-
-def _read_evaluated(kept: StoredMatches, changes: Mapping[str, Any]) -> AnnotationIndex:
-    settings = {**kept.evaluated_from["settings"], "config": None, **changes}
-    if kept.evaluated_from["command"] == "train":
-        return load_training_data(resolve(TrainConfig, settings)).evaluated
-    return _evaluated(resolve(EvaluateConfig, settings))
-
-
-def _evaluated(config: EvaluateConfig) -> AnnotationIndex:
-    labels = None if config.image_labels == "none" else config.image_labels
-    index = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels).index
-    if config.eval_ids is None:
-        return index
-    return index.take(np.flatnonzero(np.isin(index.image_ids, read_image_ids(config.eval_ids))))

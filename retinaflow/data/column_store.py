@@ -1,20 +1,19 @@
 """Columns on disk: a folder with one ``.npy`` file per column and ``index.json``, verified when opened.
 
-The folder is written beside its place and renamed, so a reader sees a whole one or none. ``index.json`` has a checksum
-of every column file and of itself; opening checks all of them, by threads, and maps the columns into memory.
+The folder is made beside its path and renamed, so a reader sees a whole folder or none. ``index.json`` has a checksum of
+every column file and of itself; opening verifies all of them, by threads, and maps the columns into memory.
 
 The checksum of a file is the CRC-32 of the sums of its 64 KiB blocks (of 8-byte words, modulo 2^64) and of its size. A
-changed bit or byte, a missing, exchanged or emptied block always or all but always changes it, as with a CRC over every
-byte, but it is read at the speed of memory: 0.2 s instead of 0.8 s per GB. Against someone who wants to deceive neither
-helps. A process that was handed an opened index (a loader worker) maps the files without checking them again.
+changed bit or byte, and a missing, exchanged or emptied block, change it with near certainty, as they change a CRC over
+every byte, but it is computed at the speed of memory: 0.2 s instead of 0.8 s per GB. It does not protect against
+deliberate changes. A process that received an opened index (a loader worker) maps the files without verifying them
+again.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from retinaflow.errors import DataError
+from retinaflow.files import atomic_folder
 
 DOCUMENT = "index.json"
 FORMAT = 3
@@ -34,34 +36,27 @@ _READ = 64 * _SUMMED
 
 
 def save_columns(folder: Path, columns: Mapping[str, NDArray[Any]], document: Mapping[str, Any]) -> None:
-    """Write columns and a JSON document as ``folder``, atomically; what stands there already is replaced."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    """Write columns and a JSON document as ``folder``, atomically; a folder that is there is replaced."""
+    with atomic_folder(folder, replace=True) as partial:
         for name, column in columns.items():
             np.save(partial / f"{name}.npy", np.ascontiguousarray(column))
         content = {"format": FORMAT, "checksums": _checksums(partial, columns), **document}
         sealed = content | {"own_crc32": _document_crc32(content)}
         (partial / DOCUMENT).write_text(json.dumps(sealed), encoding="utf-8")
-        _put_in_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def open_columns(folder: Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The columns, mapped, and the document. Raises ValueError when a part is missing, of another format or damaged."""
+    """The columns, mapped, and the document. Raises DataError when a part is missing, of another format or damaged."""
     document = _read_document(folder)
     expected = document["checksums"]
     try:
         found = _checksums(folder, expected) if verify else expected
         for name in expected:
             if found[name] != expected[name]:
-                raise ValueError(
-                    f"{folder / name}.npy: the column is damaged; delete the folder {folder} to rebuild it"
-                )
+                raise DataError(f"{folder / name}.npy: the column is damaged; delete the folder {folder} to rebuild it")
         columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in expected}
     except OSError as error:
-        raise ValueError(f"{folder}: a column cannot be read ({error}); delete the folder to rebuild it") from None
+        raise DataError(f"{folder}: a column cannot be read ({error}); delete the folder to rebuild it") from None
     return columns, document
 
 
@@ -69,13 +64,13 @@ def _read_document(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: not a saved index ({error})") from None
+        raise DataError(f"{folder}: not a saved index ({error})") from None
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
-        raise ValueError(f"{folder}: index format {found} is not the {FORMAT} this version reads")
+        raise DataError(f"{folder}: index format {found} is not the {FORMAT} this version reads")
     content: dict[str, Any] = {key: value for key, value in document.items() if key != "own_crc32"}
     if document.get("own_crc32") != _document_crc32(content):
-        raise ValueError(f"{folder / DOCUMENT}: the file is damaged; delete the folder {folder} to rebuild it")
+        raise DataError(f"{folder / DOCUMENT}: the file is damaged; delete the folder {folder} to rebuild it")
     return content
 
 
@@ -110,19 +105,3 @@ def _fill(stream: io.RawIOBase, buffer: NDArray[np.uint8]) -> int:
     while filled < len(buffer) and (count := stream.readinto(view[filled:])):
         filled += count
     return filled
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove what was left beside ``folder`` by a process killed while saving it. Only for who saves it alone."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    old = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "old"
-        folder.replace(old)
-    partial.replace(folder)
-    if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)

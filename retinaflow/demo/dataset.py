@@ -20,7 +20,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import numpy as np
 
 from retinaflow.demo.plan import CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES, DemoClass, ScenePlan, plan_split
 from retinaflow.demo.scene import DrawnBox, draw_scene
+from retinaflow.files import atomic_folder
 
 __all__ = ["CLASSES", "TRAIN_IMAGES", "VALIDATION_IMAGES", "DemoClass", "demo_is_current", "plan_split", "write_demo"]
 
@@ -64,10 +64,8 @@ def write_demo(
     folder = Path(folder)
     if folder.exists() and not (folder / "demo.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} holds something other than a demo set; give an empty or a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "fresh"
-        (fresh / "images").mkdir(parents=True)
+    with atomic_folder(folder, replace=True) as fresh:
+        (fresh / "images").mkdir()
         _write_classes(fresh)
         for number, (split, images) in enumerate((("train", train_images), ("validation", validation_images))):
             plans = plan_split(split, images=images, seed=seed, crowd=crowd)
@@ -75,7 +73,6 @@ def write_demo(
                 fresh, split, plans=_counted(plans, label=f"demo set, {split}", show=progress), key=(seed, number)
             )
         (fresh / "demo.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
-        _replace(folder, fresh=fresh, old=Path(scratch) / "old")
 
 
 def demo_is_current(
@@ -168,15 +165,3 @@ def _counted(plans: Sequence[ScenePlan], *, label: str, show: bool) -> Iterator[
             print(f"\r{label}: {number} of {len(plans)} images", end="", file=sys.stderr, flush=True)
     if show:
         print(file=sys.stderr)
-
-
-def _replace(folder: Path, *, fresh: Path, old: Path) -> None:
-    """Put ``fresh`` where ``folder`` is by renaming; what was there goes to ``old``, and comes back if that fails."""
-    if folder.exists():
-        folder.rename(old)
-    try:
-        fresh.rename(folder)
-    except OSError:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.commands.evaluate import detect_as_trained
-from retinaflow.comparison.match_file import ground_truth_digest
-from retinaflow.comparison.runs import ChosenRun, chosen_run
-from retinaflow.comparison.stored_matches import evaluated_images_of_all_classes
+from retinaflow.comparison.chosen_runs import ChosenRun, chosen_run
+from retinaflow.comparison.evaluated_images import evaluated_images_of_all_classes
+from retinaflow.comparison.ground_truth_digest import ground_truth_digest
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import read_predictions
@@ -28,7 +28,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import match
 from retinaflow.metric.matches import Matches
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -87,7 +87,7 @@ def load_parts(names: Sequence[str], stop: StopRequest) -> Parts:
         raise ValueError("runs must name at least one run, but got none")
     _refuse_repeated(runs)
     first = runs[0]
-    whole = evaluated_images_of_all_classes(first.kept)
+    whole = evaluated_images_of_all_classes(first.stored)
     classes = [_classes_in(whole, run, first) for run in runs]
     for run, own in zip(runs, classes, strict=True):
         _refuse_other_ground_truth(whole, run, own, first)
@@ -105,13 +105,13 @@ def joined_bins(parts: Parts) -> ClassBins:
     """Bins of all classes from what each model was trained on; of a shared class the first model's counts hold."""
     images, boxes = (np.zeros(parts.evaluated.num_classes, dtype=np.int64) for _ in range(2))
     for part in reversed(parts.parts):
-        training = part.run.kept.training
+        training = part.run.stored.training
         known = training.images > 0
         images[part.classes[known]], boxes[part.classes[known]] = training.images[known], training.boxes[known]
     if not images.any():
         # Evaluated files of predictions: nobody knows what they were trained on.
         return ClassBins(images, boxes, np.zeros(1), np.full(len(images), -1, np.int32), "none", 0)
-    settings = parts.parts[0].run.kept.settings
+    settings = parts.parts[0].run.stored.settings
     given = {name: settings[name] for name in ("num_bins", "bin_strategy", "bin_edges") if name in settings}
     config = resolve(TrainConfig, given)
     return make_bins(
@@ -133,30 +133,30 @@ def _refuse_repeated(runs: Sequence[ChosenRun]) -> None:
 
 
 def _classes_in(whole: AnnotationIndex, run: ChosenRun, first: ChosenRun) -> NDArray[np.int64]:
-    missing = [mid for mid in run.kept.class_ids if mid not in whole.taxonomy.index_of]
+    missing = [mid for mid in run.stored.class_ids if mid not in whole.taxonomy.index_of]
     if missing:
         raise ValueError(
             f"only runs of one class list can be merged, but {_called(run)} has {', '.join(missing[:5])}, which the "
             f"list that {_called(first)} was evaluated with lacks; evaluate both with one list by evaluate"
         )
-    return np.array([whole.taxonomy.index_of[mid] for mid in run.kept.class_ids], dtype=np.int64)
+    return np.array([whole.taxonomy.index_of[mid] for mid in run.stored.class_ids], dtype=np.int64)
 
 
 def _refuse_other_ground_truth(
     whole: AnnotationIndex, run: ChosenRun, classes: NDArray[np.int64], first: ChosenRun
 ) -> None:
-    found, kept = ground_truth_digest(whole.with_classes(classes)), run.kept.ground_truth
+    found, kept = ground_truth_digest(whole.with_classes(classes)), run.stored.ground_truth
     for what, here, there in (
         (
             "images",
             f"{len(whole):,} images {found.images}",
-            f"{len(run.kept.matches.image_ids):,} images {kept.images}",
+            f"{len(run.stored.matches.image_ids):,} images {kept.images}",
         ),
         ("annotations", f"ground truth {found.of_all}", f"ground truth {kept.of_all}"),
         (
             "rules",
-            f"group_of_weight={first.kept.matches.group_of_weight:g}",
-            f"group_of_weight={run.kept.matches.group_of_weight:g}",
+            f"group_of_weight={first.stored.matches.group_of_weight:g}",
+            f"group_of_weight={run.stored.matches.group_of_weight:g}",
         ),
     ):
         if here != there and run is first:
@@ -174,7 +174,7 @@ def _called(run: ChosenRun) -> str:
 
 
 def _detections(run: ChosenRun, evaluated: AnnotationIndex, stop: StopRequest) -> tuple[Detections, Matches]:
-    kept = run.kept.matches
+    kept = run.stored.matches
     for path in _logged(run):
         found = read_predictions(path, evaluated, RowErrors("stop"))
         matches = match(found, evaluated, group_of_weight=kept.group_of_weight)
@@ -185,7 +185,7 @@ def _detections(run: ChosenRun, evaluated: AnnotationIndex, stop: StopRequest) -
             return (found, matches) if known.all() else _matched(found.take(known), evaluated, kept.group_of_weight)
     model = _model_of(run)
     report(f"{_called(run)}: detecting on {len(evaluated):,} images")
-    settings: dict[str, Any] = {"from_run": str(model), "on_bad_image": run.kept.settings.get("on_bad_image", "stop")}
+    settings: dict[str, Any] = {"from_run": str(model), "on_bad_image": run.stored.settings.get("on_bad_image", "stop")}
     found = detect_as_trained(model, evaluated, resolve(EvaluateConfig, settings), stop)
     return _matched(found, evaluated, kept.group_of_weight)
 
@@ -204,7 +204,7 @@ def _logged(run: ChosenRun) -> Iterator[Path]:
                 yield path
         elif record.tags.get("retinaflow.command") != "train":
             try:
-                yield tracking.fetch(record.run_id, name)
+                yield store.fetch(record.run_id, name)
             except ValueError:
                 continue
     evaluated = record.tags.get("retinaflow.evaluated", "")

@@ -21,7 +21,7 @@ from torch import Tensor
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
 from retinaflow.detector.network import NetworkConfig, RetinaNet
-from retinaflow.files import written_whole
+from retinaflow.files import atomic_file
 from retinaflow.taxonomy import Taxonomy
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         **{name: getattr(checkpoint, name) for name in _PLAIN},
     }
     try:
-        with written_whole(path) as partial, partial.open("wb") as file:
+        with atomic_file(path) as partial, partial.open("wb") as file:
             torch.save(document, file)
     except RuntimeError as error:
         # What torch makes of a failed write names neither the file nor the reason.

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from retinaflow.commands.evaluate import as_trained, find_checkpoint
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import registry, store
 from retinaflow.settings.model_commands import ModelFields
 
 Given = TypeVar("Given", bound=ModelFields)
@@ -30,13 +30,13 @@ class ChosenModel(Generic[Given]):
     @staticmethod
     def open(config: Given) -> ChosenModel[Given]:
         """Find and read it. Raises ValueError or FileNotFoundError when there is no such model."""
-        name = config.from_run or tracking.last_run("train")
+        name = config.from_run or store.last_run("train")
         path = find_checkpoint(name)
         report(f"model {name}" if config.from_run else f"model of the last training, run {name}")
         checkpoint = load_checkpoint(path)
         run_id = None if path == Path(name) else name
         if name.startswith("models:/"):
-            run_id = tracking.run_of_model(name)
+            run_id = registry.run_of_model(name)
         return ChosenModel(name, path, checkpoint, run_id, as_trained(config, checkpoint))
 
     def tags(self) -> dict[str, str]:

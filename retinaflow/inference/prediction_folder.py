@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.files import remove_partial_files, written_whole
+from retinaflow.files import atomic_file, remove_partial_files
 from retinaflow.inference.prediction_shards import read_notes
 
 try:
@@ -99,7 +99,7 @@ class PredictionFolder:
                 )
             if known is None:
                 shutil.rmtree(path / "shards", ignore_errors=True)
-                with written_whole(path / MANIFEST) as partial:
+                with atomic_file(path / MANIFEST) as partial:
                     partial.write_text(json.dumps(request, indent=1) + "\n", encoding="utf-8")
             for folder in (path, path / "shards"):
                 remove_partial_files(folder)

@@ -19,7 +19,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import predictions_frame
 from retinaflow.data.predictions import SCHEMA, submission_rows
 from retinaflow.detections import Detections
-from retinaflow.files import written_whole
+from retinaflow.files import atomic_file
 
 _NOTES = b"retinaflow"
 
@@ -28,7 +28,7 @@ def write_shard(path: Path, detections: Detections, index: AnnotationIndex, note
     """Write detections on images of ``index`` in the published columns, with notes of JSON values."""
     schema = SCHEMA.with_metadata({_NOTES: json.dumps(dict(notes)).encode()})
     table = pa.Table.from_pandas(predictions_frame(detections, index), schema=schema, preserve_index=False)
-    with written_whole(path) as partial:
+    with atomic_file(path) as partial:
         # from_pandas adds notes of its own about the frame, which is nobody's business here.
         pa_parquet.write_table(table.replace_schema_metadata(schema.metadata), partial)
 
@@ -45,7 +45,7 @@ def read_notes(path: Path) -> dict[str, Any] | None:
 
 def write_predictions(shards: Iterable[Path], path: Path) -> None:
     """All rows of the shards, in order, as one CSV or Parquet file, by the suffix of ``path``."""
-    with written_whole(path) as partial:
+    with atomic_file(path) as partial:
         if path.suffix == ".parquet":
             with pa_parquet.ParquetWriter(partial, SCHEMA) as writer:
                 for shard in shards:
@@ -61,7 +61,7 @@ def write_submission(
     shards: Iterable[tuple[Path, Sequence[str]]], path: Path, *, without_file: Sequence[str] = ()
 ) -> None:
     """A Kaggle submission of the shards, each with the ids of its images, and of images without a readable file."""
-    with written_whole(path) as partial:
+    with atomic_file(path) as partial:
         submission_rows(SCHEMA.empty_table(), []).to_csv(partial, index=False)
         for shard, image_ids in shards:
             submission_rows(pa_parquet.read_table(shard), image_ids).to_csv(

@@ -26,11 +26,12 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.detector.device import device_of
 from retinaflow.detector.precision import fast_precision
+from retinaflow.errors import Interrupted
 from retinaflow.inference.batches import detect
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.inference.prediction_folder import Shard
 from retinaflow.inference.prediction_shards import write_shard
-from retinaflow.interrupts import Stopped, StopRequest
+from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.reports.evaluation import postprocessing
 from retinaflow.settings.model_commands import DetectingFields
@@ -131,7 +132,7 @@ def predict_shards(
 ) -> Iterator[Done]:
     """The shards as they are done. ``after_batch`` is told the number of images.
 
-    Raises Stopped on request, ValueError for an image that cannot be read, ChildProcessError when a process dies.
+    Raises Interrupted on request, ValueError for an image that cannot be read, ChildProcessError when a process dies.
     """
 
     def count(images: int) -> None:
@@ -225,7 +226,7 @@ def _work(work: Work, rank: int, threads: int, connection: Connection[Any, Any])
             connection.send(None)
             while (shard := connection.recv()) is not None:
                 connection.send(doer.do(shard, after_batch))
-    except (Stopped, KeyboardInterrupt, EOFError, BrokenPipeError):
+    except (Interrupted, KeyboardInterrupt, EOFError, BrokenPipeError):
         pass
     except Exception as error:
         if os.environ.get("RETINAFLOW_TRACEBACK") == "1" or not isinstance(error, (ValueError, OSError)):

@@ -30,7 +30,7 @@ __all__ = [
     "Matches",
     "Scores",
     "average_precision",
-    "evaluate",
+    "challenge_scores",
     "match",
     "mean_of_classes",
 ]
@@ -76,7 +76,7 @@ class Scores:
         return tuple(text for applies, text in reasons if applies)
 
 
-def evaluate(
+def challenge_scores(
     detections: Detections,
     ground_truth: Annotations,
     *,

@@ -140,7 +140,7 @@ class Evaluator:
         self._with_rows = with_rows if self._with_rows is None else self._with_rows and with_rows
         self._ranked = None
 
-    def ranked_claims(self) -> Claims:
+    def ranked_candidates(self) -> Claims:
         """All claims by class, then as rule 8 asks (kept until more is added)."""
         return self._rank()[0]
 

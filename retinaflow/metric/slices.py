@@ -53,7 +53,7 @@ def slice_scores(evaluator: Evaluator, *, iou_threshold: float = 0.5) -> list[Sl
 
 def subsets(evaluator: Evaluator) -> dict[str, Subset]:
     """The slices by name, as sets of ordinary ground-truth boxes and of claims."""
-    ground_truth, claims = evaluator.ground_truth, evaluator.ranked_claims()
+    ground_truth, claims = evaluator.ground_truth, evaluator.ranked_candidates()
     gt_size, claim_size = _size(areas(ground_truth.ordinary.boxes)), _size(claims.area)
     found = {name: Subset(gt_size == number, claim_size == number) for number, name in enumerate(SLICES[:3])}
     crowded = are_crowded(ground_truth)

@@ -75,7 +75,7 @@ def side_by_side(pictures: Sequence[Pixels]) -> Pixels:
     return np.concatenate(parts[1:], axis=1)
 
 
-def save_picture(picture: Pixels, path: Path) -> None:
+def save_image(picture: Pixels, path: Path) -> None:
     """Write a picture as a file of the kind that its suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path, quality=92)

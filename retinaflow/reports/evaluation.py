@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +14,11 @@ from retinaflow.data.bins import ClassBins
 from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.metric.challenge import Scores, evaluate
 from retinaflow.metric.error_analysis import analyse_errors
-from retinaflow.metric.per_class import per_class_table, summary
+from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
+from retinaflow.reports.class_figures import ap_vs_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
-from retinaflow.reports.figures import ap_vs_frequency
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 from retinaflow.runs.run import Run
 from retinaflow.settings.groups import PostprocessFields
@@ -37,15 +35,6 @@ SHEET_OVERLAP = 0.6
 _SHEET_PIXELS = 360
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Scores of one model on one set of images, with the table and the aggregates made from them."""
-
-    scores: Scores
-    table: pd.DataFrame
-    metrics: dict[str, float]
-
-
 def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBins) -> PostprocessConfig:
     """The detection settings in the form the detector takes, for a model with these classes."""
     # Here, as a file of predictions is evaluated without a detector: torch takes seconds to load.
@@ -59,25 +48,6 @@ def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBin
         taxonomy=taxonomy,
         bins=bins,
     )
-
-
-def score_detections(
-    detections: Detections, index: AnnotationIndex, bins: ClassBins, *, group_of_weight: float, prefix: str = "val/"
-) -> EvaluationResult:
-    """The Challenge metric over all images of an index."""
-    return evaluation_of(evaluate(detections, index, group_of_weight=group_of_weight), index, bins, prefix=prefix)
-
-
-def evaluation_of(scores: Scores, index: AnnotationIndex, bins: ClassBins, *, prefix: str = "val/") -> EvaluationResult:
-    """Scores with the table per class and the aggregates."""
-    table = per_class_table(
-        scores,
-        taxonomy=index.taxonomy,
-        bin_of_class=bins.bin_of_class,
-        images_per_class=bins.images_per_class,
-        boxes_per_class=bins.boxes_per_class,
-    )
-    return EvaluationResult(scores, table, summary(table, prefix=prefix))
 
 
 def log_tables(run: Run, evaluation: EvaluationResult, document: dict[str, object]) -> None:

@@ -1,51 +1,35 @@
 """A run in the MLflow store, written to from a thread of its own.
 
-Logging only puts results into an :class:`retinaflow.runs.outbox.Outbox`, whose thread sends them, so a server that is slow,
-away for a while or dead does not hold up the work. Nothing arrives twice: a database store keeps one of several equal
+Logging only puts results into an :class:`~retinaflow.runs.outbox.Outbox`, whose thread sends them, so a server that is
+slow or out of reach does not hold up the work. Nothing arrives twice: a database store keeps one of several equal
 points (name, step, value, time; they are its primary key), a point that may have arrived is looked for before it is
 sent again, and everything else replaces what was there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
-import os
 import shlex
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
+from mlflow.entities import Metric
 
-from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent, first_line
+from retinaflow.errors import first_line
+from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
+from retinaflow.runs.registry import log_checkpoint
 from retinaflow.runs.run import FileRun
+from retinaflow.runs.store import refuses, uri
 from retinaflow.settings.fields import as_text
 
-# MLflow reports usage to its makers unless told not to; a training run needs no network.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-# Each request to a server ends within seconds: MLflow's own 120 s and 7 repetitions would hide for a quarter of an hour
-# that it is back. The outbox repeats.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-# A bar for every fetched file would stand between the lines of a command.
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import mlflow
-from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
-
-SERVING_PACKAGES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "opencv-python-headless", "pillow")
-"""What a logged model needs besides its own copy of this package."""
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
-"""The tag by which ``mlflow ui`` finds the tables of a run."""
+"""The tag in which ``mlflow ui`` finds the tables of a run."""
 
 
 class MlflowRun(FileRun):
@@ -57,9 +41,7 @@ class MlflowRun(FileRun):
         self._client = mlflow.MlflowClient()
         self._resumed = resumed
         self._known: dict[str, set[tuple[int, float]]] = {}
-        self._outbox = Outbox(
-            folder, self._deliver, answers=self._answers, report=report, store=f"MLflow at {store_uri()}"
-        )
+        self._outbox = Outbox(folder, self._deliver, answers=self._answers, report=warn, store=f"MLflow at {uri()}")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling.
@@ -96,14 +78,14 @@ class MlflowRun(FileRun):
         self._outbox.wait(patience=patience)
 
     def close(self) -> Unsent | None:
-        """Stop sending, and say what never arrived."""
+        """Stop sending and return what never arrived."""
         return self._outbox.close()
 
     def _deliver(self, item: Item) -> None:
         try:
             getattr(self, f"_deliver_{item.kind}")(item)
         except Exception as error:
-            # What has arrived by now must be asked anew.
+            # What has arrived by now must be looked up again.
             self._known.clear()
             if refuses(error):
                 raise Refused(first_line(error)) from error
@@ -120,7 +102,7 @@ class MlflowRun(FileRun):
         known = self._client.get_run(self.run_id).data.params
         given: dict[str, str] = item.content["params"]
         new = {name: value for name, value in given.items() if name not in known}
-        # A run that is resumed has what it was begun with.
+        # A resumed run has the parameters it was started with.
         for name in () if self._resumed else given.keys() & known.keys():
             if f"used/{name}" not in known and not _same_value(known[name], given[name]):
                 new[f"used/{name}"] = given[name]
@@ -141,7 +123,7 @@ class MlflowRun(FileRun):
             history = self._client.get_metric_history(self.run_id, name)
             self._known[name] = {(point.step, _stored(point.value)) for point in history}
         step, known = item.content["step"], self._known.get(name, set())
-        # A training that is resumed repeats the steps since its last checkpoint; their times differ, no more.
+        # A training that is resumed repeats the steps since its last checkpoint; only their times differ.
         return (step, _stored(value)) in known or (self._resumed and any(step == other for other, _ in known))
 
     def _deliver_tags(self, item: Item) -> None:
@@ -162,84 +144,12 @@ class MlflowRun(FileRun):
         if item.again and name and self._client.search_model_versions(f"run_id = '{self.run_id}' and name = '{name}'"):
             return
         assert item.file is not None
-        _log_model(self.run_id, item.file, register_as=name)
+        log_checkpoint(self.run_id, item.file, register_as=name)
 
     def _deliver_end(self, item: Item) -> None:
-        # One that an earlier process could not send is void: the run has been resumed.
+        # The end that an earlier process could not send no longer holds: the run has been resumed.
         if not item.earlier:
             self._client.set_terminated(self.run_id, item.content["status"], item.content["time"])
-
-
-def _log_model(run_id: str, checkpoint: Path, *, register_as: str | None) -> None:
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    from retinaflow.runs.served_images import EXAMPLE, Limits
-
-    outputs = [
-        ColSpec(DataType.long, "image"),
-        *(ColSpec(DataType.double, name) for name in ("x1", "y1", "x2", "y2", "score")),
-    ]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema([*outputs, ColSpec(DataType.string, "label"), ColSpec(DataType.string, "class")]),
-        params=ParamSchema([ParamSpec("score_threshold", DataType.double, 0.0)]),
-    )
-    with quiet():
-        # pyfunc.log_model, but with the run named: the run that is active is so in another thread.
-        Model.log(
-            artifact_path=None,
-            name="model",
-            run_id=run_id,
-            flavor=_Unvalidated,
-            validate_serving_input=False,
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(checkpoint)},
-            code_paths=[str(Path(__file__).parent)],
-            signature=signature,
-            input_example=(pd.DataFrame({"image": [EXAMPLE]}), {"score_threshold": 0.3}),
-            model_config={"images": "base64", **Limits().as_settings()},
-            registered_model_name=register_as,
-            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
-            flavor_name="pyfunc.ModelFromCode",
-        )
-
-
-class _Unvalidated:
-    """MLflow's pyfunc flavor, which takes no word for not loading a model again, and trying it, while it is logged."""
-
-    @staticmethod
-    def save_model(*, validate_serving_input: bool, **settings: Any) -> None:
-        """What ``Model.log`` calls with all that it was given."""
-        del validate_serving_input
-        mlflow.pyfunc.save_model(**settings)
-
-
-def store_uri() -> str:
-    """Where runs are logged."""
-    return str(mlflow.get_tracking_uri())
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """MLflow's chatter about models and type hints, logged or warned, is not for the user of a training."""
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def refuses(error: BaseException) -> bool:
-    """Whether this is the answer of a store that will never do it, rather than one that is out of reach or busy."""
-    if not isinstance(error, MlflowException):
-        return False
-    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    return 400 <= status < 500 and status not in (408, 429)
 
 
 def _same_value(quoted: str, value: str) -> bool:
@@ -256,6 +166,6 @@ def _stored(value: float) -> float:
     return math.inf if math.isnan(value) else max(min(value, sys.float_info.max), -sys.float_info.max)
 
 
-def report(text: str) -> None:
-    """A line on standard error, at once."""
+def warn(text: str) -> None:
+    """Print a line on standard error at once."""
     print(text, file=sys.stderr, flush=True)

@@ -1,13 +1,13 @@
 """Results on their way to a store that may be out of reach: a queue on disk, and a thread that delivers it in order.
 
 ``put`` writes an item to ``FOLDER/unsent.jsonl`` (its file beside it) and returns; the thread hands the items to
-``deliver`` one after the other. An item that fails is tried again until it arrives, so a store that is away for a
-while gets everything in order and nothing twice, if ``deliver`` heeds ``again``. What the store answers for but will
-not take is set aside, so that it does not hold up the rest. After ``close`` the folder holds exactly what never
-arrived, and is gone when all did; an :class:`Outbox` on a folder that an earlier process left delivers that first.
+``deliver`` one after the other. An item that fails is tried again until it arrives. So a store that is out of reach for
+a while gets everything in order, and nothing twice if ``deliver`` checks items marked ``again``. An item that the store
+refuses is set aside, so that it does not hold up the rest. After ``close`` the folder holds exactly what never arrived,
+and is removed when all did. An :class:`Outbox` on a folder that an earlier process left delivers that first.
 
 ``put`` costs one line appended to a file, and a copy of a small file or a link to a large one. The journal survives
-``kill -9``, if not a power cut.
+``kill -9``, though not a loss of power.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from retinaflow.errors import first_line
+from retinaflow.files import atomic_file
+
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds between attempts; the last one is repeated. They bound how late it is noticed that the store is back."""
 ATTEMPTS = 5
@@ -34,13 +37,13 @@ JOURNAL = "unsent.jsonl"
 
 
 class Refused(Exception):
-    """The store answered and will not take the item, now or later; the message says why."""
+    """The store answered and will not take the item, now or later; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One result. ``content``: plain values. ``file``: where its file lies, or None. ``again``: an earlier attempt
-    may have arrived. ``earlier``: it is of an earlier process."""
+    """One result. ``content``: plain values. ``file``: path of its copy in the outbox, or None. ``again``: an earlier
+    attempt may have arrived. ``earlier``: it is from an earlier process."""
 
     kind: str
     content: Mapping[str, Any]
@@ -51,7 +54,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Unsent:
-    """What never arrived, and the first line of what the store said to it, or to the last attempt."""
+    """What never arrived, and the first line of the store's error for it, or for the last attempt."""
 
     items: tuple[Item, ...]
     reason: str
@@ -84,7 +87,8 @@ class Outbox:
         store: str,
     ) -> None:
         """deliver: raises Refused for an item that will never be taken, anything else for one to try again.
-        answers: whether the store answers at all. report: told when the store goes and comes back. store: its name there.
+        answers: whether the store answers at all. report: prints when the store is lost and when it is back, under the
+        name ``store``.
         """
         self._folder, self._deliver, self._answers, self._report, self._store = folder, deliver, answers, report, store
         self._change = threading.Condition()
@@ -101,20 +105,20 @@ class Outbox:
         if self._waiting:
             # Whole lines again: the earlier process may have ended in the middle of one.
             self._rewrite(list(self._waiting))
-        # New files get folders behind those that lie there.
+        # New files get folders numbered after those that are there.
         self._count = max([self._count, *(int(path.name) for path in (folder / "files").glob("[0-9]*"))])
         # A daemon: a thread that waits for an answer must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._thread.start()
 
     def put(self, kind: str, content: Mapping[str, Any], file: Path | None = None) -> None:
-        """Take an item and return at once. ``file`` is kept as it is now; the original may go or be replaced."""
+        """Take an item and return at once. ``file`` is stored as it is now; the original may be removed or replaced."""
         with self._change:
             self._count += 1
-            kept = None if file is None else _keep(file, self._free_place(file.name))
-            entry = _Entry(self._count, Item(kind, content, kept))
+            stored = None if file is None else _store_copy(file, self._new_path(file.name))
+            entry = _Entry(self._count, Item(kind, content, stored))
             self._waiting.append(entry)
-            # A full disk must not end what only wants to report: the item is in memory too.
+            # A full disk must not end the work: the item is in memory too.
             with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 with (self._folder / JOURNAL).open("a", encoding="utf-8") as journal:
@@ -122,7 +126,7 @@ class Outbox:
             self._change.notify_all()
 
     def wait(self, *, patience: float) -> None:
-        """Until all has been delivered, or the store has failed for ``patience`` seconds. Nothing may be put after."""
+        """Wait until all is delivered, or the store has failed for ``patience`` seconds. No ``put`` may follow."""
         with self._change:
             self._closed = True
             self._change.notify_all()
@@ -135,7 +139,7 @@ class Outbox:
             self._thread.join(min(max(left, 0.01), 0.2))
 
     def close(self) -> Unsent | None:
-        """Stop delivering, and say what never arrived; None when all did."""
+        """Stop delivering and return what never arrived; None when all did."""
         with self._change:
             self._abandoned = True
             self._change.notify_all()
@@ -169,7 +173,7 @@ class Outbox:
             return self._waiting[0] if self._waiting and not self._abandoned else None
 
     def _attempt(self, entry: _Entry) -> str | None:
-        """Try until the item has arrived or was refused: then the reason. Ends without either when abandoned."""
+        """Try until the item has arrived or is refused: the reason then. Ends without either when abandoned."""
         failures = 0
         while True:
             try:
@@ -194,29 +198,29 @@ class Outbox:
         self._reason = reason
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-            self._report(f"{self._store} is out of reach; the work goes on, results wait in {self._folder} ({reason})")
+            self._report(
+                f"{self._store} is out of reach; results wait in {self._folder}, the work continues ({reason})"
+            )
 
     def _note_success(self) -> None:
         if self._failing_since is not None:
             away = time.monotonic() - self._failing_since
             self._failing_since = None
-            self._report(f"{self._store} answers again after {away:.0f} s; what waited is being sent")
+            self._report(f"{self._store} answers again after {away:.0f} s; waiting results are being sent")
 
     def _pause(self, seconds: float) -> bool:
-        """Whether to give up after the pause."""
+        """Pause; returns whether to give up."""
         with self._change:
             return self._change.wait_for(lambda: self._abandoned, timeout=seconds)
 
-    def _free_place(self, name: str) -> Path:
+    def _new_path(self, name: str) -> Path:
         return self._folder / "files" / f"{self._count:06d}" / name
 
     def _rewrite(self, entries: list[_Entry]) -> None:
         with contextlib.suppress(OSError):
             if entries:
-                whole = self._folder / f"{JOURNAL}.new"
-                self._folder.mkdir(parents=True, exist_ok=True)
-                whole.write_text("".join(entry.as_line(self._folder) for entry in entries), encoding="utf-8")
-                whole.replace(self._folder / JOURNAL)
+                with atomic_file(self._folder / JOURNAL) as whole:
+                    whole.write_text("".join(entry.as_line(self._folder) for entry in entries), encoding="utf-8")
             else:
                 (self._folder / JOURNAL).unlink(missing_ok=True)
 
@@ -228,14 +232,14 @@ class Outbox:
                 path.rmdir()
 
 
-def _keep(file: Path, place: Path) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
+def _store_copy(file: Path, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if file.stat().st_size >= LINKED_FROM:
         with contextlib.suppress(OSError):
-            os.link(file, place)
-            return place
-    shutil.copyfile(file, place)
-    return place
+            os.link(file, path)
+            return path
+    shutil.copyfile(file, path)
+    return path
 
 
 def _left_by_an_earlier_process(folder: Path) -> list[tuple[str, dict[str, Any], Path | None]]:
@@ -252,8 +256,3 @@ def _left_by_an_earlier_process(folder: Path) -> list[tuple[str, dict[str, Any],
             if path is None or path.is_file():
                 found.append((kind, content, path))
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, or its kind if it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
-"""Where a command's results go: a run that takes parameters, metrics, tags, tables and pictures.
+"""Where a command's results go: a run that takes parameters, metrics, tags, tables and figures.
 
-:class:`FolderRun` (``track=false``) writes them to a folder; :class:`retinaflow.runs.tracking.MlflowRun` writes the same
-files to MLflow. A command takes a :class:`Run` and never asks which of the two it is.
+:class:`FolderRun` (``track=false``) writes them to a folder; :class:`retinaflow.runs.mlflow_run.MlflowRun` writes the
+same files to MLflow. A command takes a :class:`Run` and never asks which of the two it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIGURE_DPI = 110
 
 
 class Run(Protocol):
-    """Where a command's results go."""
+    """What a command logs its results to."""
 
     run_id: str
 
@@ -37,14 +37,15 @@ class Run(Protocol):
     def log_csv(self, table: pd.DataFrame, name: str) -> None: ...
     def log_table(self, table: pd.DataFrame, name: str) -> None: ...
     def log_figure(self, figure: Figure, name: str) -> None: ...
+    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None: ...
 
 
 class FileRun(ABC):
-    """Turns results into files; what happens to the files is up to ``log_file``."""
+    """Writes results to files, which ``log_file`` stores."""
 
     @abstractmethod
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file with the run, in a folder of its artifacts or at their root."""
+        """Store a file with the run, in a folder of its artifacts or at their root."""
 
     def log_json(self, document: Any, name: str) -> None:
         with _named(name) as path:
@@ -68,7 +69,7 @@ class FileRun(ABC):
 
 
 class NullRun(FileRun):
-    """Keeps nothing: the run of a process that works along while another one logs."""
+    """Logs nothing: the run of every rank but the first."""
 
     run_id = "none"
 
@@ -87,6 +88,9 @@ class NullRun(FileRun):
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Nothing."""
 
+    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
+        """Nothing."""
+
 
 @dataclass(frozen=True)
 class LoggedPoints:
@@ -103,7 +107,7 @@ class LoggedPoints:
 
 
 class FolderRun(FileRun):
-    """The same files in a folder, and the metrics in ``metrics.jsonl``: begun anew, or resumed (``resumed``)."""
+    """The same files in a folder, and the metrics in ``metrics.jsonl``, which ``resumed`` continues."""
 
     def __init__(self, folder: Path, *, resumed: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,10 +116,10 @@ class FolderRun(FileRun):
         self._metrics = folder / "metrics.jsonl"
         if not resumed:
             self._metrics.unlink(missing_ok=True)
-        self._logged = LoggedPoints(self._points_kept())
+        self._logged = LoggedPoints(self._last_steps())
 
-    def _points_kept(self) -> dict[str, int]:
-        """The last step of each metric in the file, from which a line cut by a kill is taken away."""
+    def _last_steps(self) -> dict[str, int]:
+        """The last step of each metric in the file, from which a line cut short by a kill is removed."""
         if not self._metrics.is_file():
             return {}
         text = self._metrics.read_text(encoding="utf-8")
@@ -150,6 +154,9 @@ class FolderRun(FileRun):
 
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Nothing: ``log_csv`` has written the table, and a folder has no evaluation view."""
+
+    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
+        """Nothing: the folder has the checkpoint, and no registry."""
 
 
 @contextlib.contextmanager

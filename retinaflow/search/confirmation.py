@@ -1,8 +1,8 @@
 """Is the best trial better than the defaults? Both are trained again on fresh seeds and compared seed by seed.
 
 The best of many trials looks better than it is, as it was chosen for its value; only seeds that took no part in the
-choice can show whether it is. These trainings are trials of a second study, ``STUDY-confirm``, so that all workers share
-them and a killed one loses nothing. The best trial counts as better when the paired interval over the seeds lies
+choice can show whether it is. These trainings are trials of a second study, ``STUDY-confirm``, so that all workers
+share them and a killed one loses nothing. The best trial counts as better when the paired interval over the seeds lies
 above 0.
 """
 

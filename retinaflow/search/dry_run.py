@@ -40,10 +40,10 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
         f"best with the defaults\n"
         f"a training sees {trained:,} images and evaluates {evaluated:,}; together {trainings * trained:,} and "
         f"{trainings * evaluated:,}\n"
-        f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_evaluated:.1f} images/s evaluated, so {shown(seconds)} "
-        f"a training\n"
-        f"about {shown(trainings * seconds)} in all by one worker, at most: pruned trials end earlier. "
-        f"{config.search_workers} worker(s) share the cores of this machine"
+        f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_evaluated:.1f} images/s evaluated, so "
+        f"{shown(seconds)} a training\n"
+        f"at most about {shown(trainings * seconds)} in all with one worker, as pruned trials end earlier; "
+        f"{config.search_workers} worker(s) divide the cores of this machine"
     )
 
 

@@ -1,7 +1,8 @@
-"""The objective of a study: the metrics that it maximises, and ``objective(trial)``, which trains and evaluates a trial.
+"""The objective of a study: the metrics that it maximises, and ``objective(trial)``, which trains and evaluates.
 
-``Objective`` works in :func:`retinaflow.search.workers.work`, in ``study.optimize(objective)``, and with ``study.ask()``
-and ``study.tell()``. It sends heartbeats while it runs, so that a trial whose process has ended is noticed.
+``Objective`` works in :func:`retinaflow.search.workers.work`, in ``study.optimize(objective)``, and with
+``study.ask()`` and ``study.tell()``. It sends heartbeats while it runs, so that a trial whose process has ended is
+noticed.
 
 The value of a trial is that of its best epoch (highest val/mAP), which ``train`` logs under ``best/``; with several
 seeds it is their mean. Metrics are those of :func:`retinaflow.metric.per_class.summary` over the **same bins in every
@@ -25,7 +26,7 @@ from retinaflow.data.bins import make_bins
 from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import DataError, SettingError
 from retinaflow.interrupts import StopRequest
-from retinaflow.reports.evaluation import EvaluationResult
+from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import evaluations, quiet
@@ -132,8 +133,8 @@ def _measured(name: str, metrics: Mapping[str, float]) -> float:
 class Objective:
     """``objective(trial)``: a float, or a pair for two objectives. Raises TrialPruned, or what the training raised.
 
-    ``data``: that of the defaults, whose bins AP is averaged over in every trial; ``folder``: for checkpoints, which are
-    deleted after each training; ``prunes``: whether the study's pruner may end a trial.
+    ``data``: that of the defaults, whose bins AP is averaged over in every trial; ``folder``: for checkpoints, which
+    are deleted after each training; ``prunes``: whether the study's pruner may end a trial.
     """
 
     space: Space
@@ -154,20 +155,20 @@ class Objective:
             results, trained = self._train(trial, settings, run)
             metrics = mean_metrics([result.metrics for result in results])
             values = self.metrics.values(metrics)
-            _record(trial, metrics, self.metrics.shortfall(metrics))
             log_trial(run, results, metrics)
             named = {"search/objective" + ("" if n == 0 else f"_{n + 1}"): value for n, value in enumerate(values)}
             run.log_metrics(named, step=trial.number)
             seconds = time.perf_counter() - start
-            trial.set_user_attr(SECONDS, round(seconds, 3))
-            trial.set_user_attr(OVERHEAD, round(seconds - trained, 3))
+            cost = {SECONDS: round(seconds, 3), OVERHEAD: round(seconds - trained, 3)}
+            self.storage.retry(lambda: _record(trial, metrics, self.metrics, **cost))
         return values[0] if self.metrics.is_single else values
 
     def _train(self, trial: optuna.Trial, settings: TrainConfig, run: Run) -> tuple[list[EvaluationResult], float]:
         """One result per seed, and the seconds that training and evaluating took."""
         results, seconds = [], 0.0
         for number in range(self.seeds):
-            reports = TrialReports(trial, self.metrics, evaluations(settings), prunes=self.prunes and number == 0)
+            prunes = self.prunes and number == 0
+            reports = TrialReports(trial, self.metrics, self.storage, evaluations(settings), prunes=prunes)
             watched = TrialRun(run, curves=number == 0, evaluated=reports)
             start = time.perf_counter()
             one = settings.model_copy(update={"seed": settings.seed + number})
@@ -183,19 +184,22 @@ class TrialReports:
 
     trial: optuna.Trial
     objective: ObjectiveMetrics
+    storage: StudyStorage
     total: int
     prunes: bool
     count: int = 0
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
         self.count += 1
-        if not self.objective.is_single or not self.prunes:
-            return
-        value = self.objective.values(metrics)[0]
+        if self.objective.is_single and self.prunes:
+            value = self.objective.values(metrics)[0]
+            self.storage.retry(lambda: self._report(metrics, value))
+
+    def _report(self, metrics: Mapping[str, float], value: float) -> None:
         self.trial.report(value, self.count)
         # After the last evaluation the work is done, and there is nothing left to save.
         if self.count < self.total and self.trial.should_prune():
-            _record(self.trial, metrics, self.objective.shortfall(metrics))
+            _record(self.trial, metrics, self.objective)
             raise optuna.TrialPruned(
                 f"{self.objective.names[0]} {value:.4f} at evaluation {self.count} of {self.total} was below that of "
                 "other trials"
@@ -232,9 +236,11 @@ def log_trial(run: Run, results: Sequence[EvaluationResult], metrics: Mapping[st
         run.log_csv(pd.concat([table[["class", "class_id"]], pd.DataFrame(seeds)], axis=1), "per_seed_ap.csv")
 
 
-def _record(trial: optuna.Trial, metrics: Mapping[str, float], shortfall: float | None) -> None:
-    """Store the metrics of a trial, and by how much it misses the floor."""
-    trial.set_user_attr(METRICS, dict(metrics))
+def _record(trial: optuna.Trial, metrics: Mapping[str, float], objective: ObjectiveMetrics, **cost: float) -> None:
+    """Store the metrics and the cost of a trial, and by how much it misses the floor."""
+    for name, value in {METRICS: dict(metrics), **cost}.items():
+        trial.set_user_attr(name, value)
+    shortfall = objective.shortfall(metrics)
     if shortfall is not None:
         with quiet():
             trial.set_constraint("floor", shortfall)

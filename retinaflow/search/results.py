@@ -1,4 +1,4 @@
-"""The results of a search at its parent run: ``trials.csv``, figures, ``best.yaml``, and the front of two objectives."""
+"""The results of a search at its parent run: ``trials.csv``, figures, ``best.yaml``, the front of two objectives."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def report_best(search: Search) -> None:
     report(f"\nbest trial {best.number}: {values}; its settings are best.yaml at run {search.runs.parent.run_id}")
     if all_equal(search.study):
         report(
-            f"all complete trials have the same {', '.join(names)} and cannot be ranked: train them for longer (epochs), "
+            f"all complete trials have the same {', '.join(names)} and cannot be ranked: train them longer (epochs), "
             "with larger images (image_size), or choose another objective"
         )
     elif not confirmation.arms(search):

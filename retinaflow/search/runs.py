@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retinaflow.errors import StoreError
 from retinaflow.progress import report
-from retinaflow.runs import child_runs, tracking
+from retinaflow.runs import tracking
 from retinaflow.runs.mlflow_run import MlflowRun
 from retinaflow.runs.run import FolderRun, Run
 
@@ -46,10 +47,10 @@ class MlflowRuns:
         self._parent_id, self._folder = parent_id, folder
 
     def start(self, name: str, *, study: str, trial: int) -> Run:
-        # The tags are part of the request that creates the run, so that a process killed right after it leaves a run that
-        # can be found.
+        # The tags are part of the request that creates the run, so that a process killed right after it leaves a run
+        # that can be found.
         tags = {"retinaflow.command": "trial", STUDY: study, TRIAL: str(trial), STATE: "running"}
-        return child_runs.start_child(self._parent_id, name=name, tags=tags, folder=self._folder)
+        return tracking.start_child(self._parent_id, name=name, tags=tags, folder=self._folder)
 
     def end(self, run: Run, status: str, *, state: str, reason: str) -> None:
         assert isinstance(run, MlflowRun)
@@ -58,13 +59,13 @@ class MlflowRuns:
 
     def end_lost(self, *, study: str, trial: int, reason: str) -> None:
         try:
-            found = child_runs.children(self._parent_id, tags={STUDY: study, TRIAL: str(trial)})
-        except ValueError as error:
-            # The trial is run again all the same.
+            found = tracking.children(self._parent_id, tags={STUDY: study, TRIAL: str(trial)})
+        except StoreError as error:
+            # The trial is queued again all the same.
             report(f"the run of trial {trial} stays RUNNING: {error}")
             return
         for run_id in found:
-            run = child_runs.open_run(run_id, self._folder, resumed=True)
+            run = tracking.open_run(run_id, self._folder, resumed=True)
             self.end(run, "KILLED", state="lost", reason=reason)
 
 
@@ -96,7 +97,7 @@ def trial_name(number: int) -> str:
 
 
 class TrialRun:
-    """The run of a trial as a training logs to it: drops checkpoints, and passes the metrics of each evaluated epoch on.
+    """The run of a trial as a training logs to it: drops checkpoints, and passes on the metrics of evaluated epochs.
 
     ``curves``: whether metrics by step are logged; with several seeds those of the first are.
     ``evaluated`` is called with the metrics of an epoch and may raise to end the training.
@@ -137,3 +138,6 @@ class TrialRun:
 
     def log_figure(self, figure: Figure, name: str) -> None:
         self._run.log_figure(figure, name)
+
+    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
+        """Nothing: a trial registers no model."""

@@ -5,10 +5,10 @@ How a search gets through a restart of its database:
 - Before each transaction SQLAlchemy checks the connection (``pool_pre_ping``) and replaces a dead one. A new connection
   is tried until the database is back, for at most :data:`PATIENCE_SECONDS`. A training in progress therefore waits.
 - A connection can still break within a transaction, which takes milliseconds. :meth:`StudyStorage.retry` repeats the
-  calls that a search spends most of its database time in: taking a trial, ``tell``, heartbeats and the reports of the
-  process that started the workers. All of them may be repeated: ``tell`` skips a trial that is finished, and a trial
-  that was taken without an answer is later found without a worker. A trial that meets a broken transaction in
-  any other call is queued again.
+  calls that would otherwise end a search or lose a training: taking a trial, heartbeats, reports, the results of a
+  trial, ``tell``, and the progress that is printed. Each may be repeated: attributes are overwritten, ``tell`` skips a
+  trial that is finished, and a trial that was taken without an answer is later found without a worker. A trial whose
+  connection breaks in any other call, most of which come before its training, is queued again.
 - Optuna cannot tell a dead worker from one that could not reach the database, so no worker counts as dead until
   :attr:`StudyStorage.grace_seconds` after an outage.
 """
@@ -16,7 +16,6 @@ How a search gets through a restart of its database:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import time
 import warnings
@@ -26,10 +25,12 @@ from typing import Any, TypeVar
 
 import sqlalchemy
 from optuna.storages import RDBStorage
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
-from retinaflow.errors import SettingError, StoreError
+from retinaflow import files
+from retinaflow.errors import SettingError, StoreError, first_line
+from retinaflow.files import growing_waits
 from retinaflow.progress import report
 
 PATIENCE_SECONDS = 600.0
@@ -37,7 +38,7 @@ PATIENCE_SECONDS = 600.0
 GRACE_BEATS = 4
 """Number of missed heartbeats after which a worker counts as dead."""
 ATTEMPTS = 5
-"""Attempts at a call whose connection breaks; a new connection waits for the database, so pauses are not needed."""
+"""Number of attempts at a call whose connection breaks."""
 
 Result = TypeVar("Result")
 
@@ -121,15 +122,13 @@ class StudyStorage(RDBStorage):
 
         Raises StoreError when the database stays out of reach.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return call()
-            except Exception as error:
-                if not is_connection_error(error):
-                    raise
-                if attempt == ATTEMPTS:
-                    raise StoreError(f"storage={self.address}: {_first_line(error)}") from error
-        raise AssertionError("unreachable")
+        try:
+            # No pauses: a new connection waits for the database.
+            return files.retry(call, waits=[0.0] * (ATTEMPTS - 1), may_pass=is_connection_error)
+        except Exception as error:
+            if is_connection_error(error):
+                raise StoreError(f"storage={self.address}: {_first_line(error)}") from error
+            raise
 
     @contextlib.contextmanager
     def lock(self, study: str) -> Iterator[Callable[[], None]]:
@@ -139,11 +138,10 @@ class StudyStorage(RDBStorage):
         lost with its connection.
         """
         url = self.engine.url
-        with _file_lock(url) if url.get_backend_name() == "sqlite" else self._advisory_lock(study) as check:
-            yield check
-
-    @contextlib.contextmanager
-    def _advisory_lock(self, study: str) -> Iterator[Callable[[], None]]:
+        if url.get_backend_name() == "sqlite":
+            with files.lock(Path(f"{url.database}.lock")):
+                yield lambda: None
+            return
         key = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)
         connection = self.retry(lambda: _locked(self.engine, key))
         try:
@@ -161,18 +159,17 @@ class StudyStorage(RDBStorage):
     def _connect(self, dialect: Any, record: Any, args: Any, parameters: Any) -> Any:
         """A new connection (SQLAlchemy's ``do_connect`` event), tried until the database is there."""
         del record
-        deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.1
-        while True:
-            try:
-                return dialect.connect(*args, **parameters)
-            except dialect.loaded_dbapi.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                if not self.was_away:
-                    report(f"waiting for the storage {self.address}")
-                self._away_at = time.monotonic()
-                time.sleep(pause)
-                pause = min(pause * 2, 5.0)
+
+        def is_away(error: Exception) -> bool:
+            if not isinstance(error, dialect.loaded_dbapi.OperationalError):
+                return False
+            if not self.was_away:
+                report(f"waiting for the storage {self.address}")
+            self._away_at = time.monotonic()
+            return True
+
+        waits = growing_waits(0.1, 5.0, patience=PATIENCE_SECONDS)
+        return files.retry(lambda: dialect.connect(*args, **parameters), waits=waits, may_pass=is_away)
 
 
 def open_storage(url: str, *, heartbeat: int) -> StudyStorage:
@@ -180,22 +177,24 @@ def open_storage(url: str, *, heartbeat: int) -> StudyStorage:
     shown = f"storage={without_password(url)}"
     if url.startswith("sqlite"):
         Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(5):
-        try:
-            return StudyStorage(url, heartbeat=heartbeat)
-        except ImportError:
-            raise SettingError(f"{shown} needs psycopg; pip install 'psycopg[binary]'") from None
-        except (OperationalError, IntegrityError, ProgrammingError) as error:
-            # Another process may be creating the tables at the same time.
-            busy = not isinstance(error, OperationalError) or "already exists" in str(error)
-            if attempt == 4 or not busy:
-                raise StoreError(f"{shown} cannot be opened: {_first_line(error)}") from None
-        time.sleep(0.2 * (attempt + 1))
-    raise AssertionError("unreachable")
+    try:
+        return files.retry(
+            lambda: StudyStorage(url, heartbeat=heartbeat), waits=growing_waits(0.2, 1.0, count=4), may_pass=_is_race
+        )
+    except ImportError:
+        raise SettingError(f"{shown} needs psycopg; pip install 'psycopg[binary]'") from None
+    except (OperationalError, IntegrityError, ProgrammingError) as error:
+        raise StoreError(f"{shown} cannot be opened: {_first_line(error)}") from None
+
+
+def _is_race(error: Exception) -> bool:
+    """Whether another process is creating the tables at the same time."""
+    return isinstance(error, IntegrityError | ProgrammingError) or "already exists" in str(error)
 
 
 def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", error)).strip().splitlines()[0]
+    """Without SQLAlchemy's statement and parameters."""
+    return first_line(getattr(error, "orig", None) or error)
 
 
 def _locked(engine: sqlalchemy.Engine, key: int) -> sqlalchemy.Connection:
@@ -206,10 +205,3 @@ def _locked(engine: sqlalchemy.Engine, key: int) -> sqlalchemy.Connection:
         connection.close()
         raise
     return connection
-
-
-@contextlib.contextmanager
-def _file_lock(url: URL) -> Iterator[Callable[[], None]]:
-    with Path(f"{url.database}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield lambda: None

@@ -16,7 +16,7 @@ import optuna
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
-from retinaflow.runs import child_runs, tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.objective import Objective, ObjectiveMetrics, read_objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
@@ -63,8 +63,8 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
             trial = search.study.ask()
             search.study.tell(trial, search.objective(trial))
 
-    Raises SettingError for settings that do not fit each other, the data or the study of that name, and StoreError for a
-    storage that cannot be opened.
+    Raises SettingError for settings that do not fit each other, the data or the study of that name, and StoreError for
+    a storage that cannot be opened.
     """
     space, joined = _checked_space(config), tracking.launched_by_mlflow() and config.track
     # The storage first, as annotations may take minutes to read.
@@ -148,7 +148,7 @@ def _checked_space(config: SearchConfig) -> Space:
 
 
 def _open_storage(config: SearchConfig) -> StudyStorage:
-    url = storage_url(config.storage, beside=tracking.store_uri() if config.track else "", output=config.output)
+    url = storage_url(config.storage, beside=store.uri() if config.track else "", output=config.output)
     return open_storage(url, heartbeat=config.heartbeat)
 
 
@@ -196,7 +196,7 @@ def _parent_run(config: SearchConfig, run: Run, parent: str) -> Iterator[Run]:
     if not config.track or parent == run.run_id:
         yield run
         return
-    first, status = child_runs.open_run(parent, config.output / config.study, resumed=True), "KILLED"
+    first, status = tracking.open_run(parent, config.output / config.study, resumed=True), "KILLED"
     try:
         yield first
         status = "FINISHED"

@@ -19,7 +19,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.interrupts import Stopped
+from retinaflow.errors import Interrupted
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns
@@ -149,6 +149,8 @@ def trial_run(trial: optuna.Trial, runs: SearchRuns, storage: StudyStorage, *, n
         trial.set_user_attr(RUN_ID, run.run_id)
         with _ending(runs, run, trial):
             yield run
+            if not storage.retry(lambda: _is_running(trial)):
+                raise UpdateFinishedTrialError(f"trial {trial.number}: {TAKEN_OVER}")
 
 
 @contextmanager
@@ -156,13 +158,11 @@ def _ending(runs: SearchRuns, run: Run, trial: optuna.Trial) -> Iterator[None]:
     """End the run of a trial according to how the block ends; an error of the trial's own becomes its ``reason``."""
     try:
         yield
-        if not _is_running(trial):
-            raise UpdateFinishedTrialError(f"trial {trial.number}: {TAKEN_OVER}")
     except optuna.TrialPruned as error:
         trial.set_user_attr(REASON, str(error))
         runs.end(run, "FINISHED", state="pruned", reason=str(error))
         raise
-    except (Stopped, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         runs.end(run, "KILLED", state="stopped", reason=str(error) or "interrupted")
         raise
     except UpdateFinishedTrialError:

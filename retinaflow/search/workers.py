@@ -28,10 +28,10 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.errors import DataError, SettingError, StoreError
-from retinaflow.interrupts import Stopped, StopRequest
+from retinaflow.errors import DataError, Interrupted, SettingError, StoreError, TrainingError, WorkerError
+from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store
 from retinaflow.search.confirmation import ARM, SEED, Confirmation
 from retinaflow.search.sampler_and_pruner import quiet, sampler_of
 from retinaflow.search.storage import is_connection_error
@@ -136,7 +136,7 @@ def run_stage(search: Search, name: str) -> None:
 def work(search: Search, stage: Stage, update: Callable[[], None] = lambda: None) -> None:
     """Run trials until none is left, neither to take nor running elsewhere. ``update`` is called after each.
 
-    Raises Stopped on request, after the current trial has been queued again, and the error of the last trial when
+    Raises Interrupted on request, after the current trial has been queued again, and the error of the last trial when
     several failed in a row.
     """
     failed, lost = 0, LostTrials(search.storage, search.runs)
@@ -184,7 +184,7 @@ def _run(search: Search, stage: Stage, trial: optuna.Trial) -> Exception | None:
         tell(state=TrialState.PRUNED)
     except UpdateFinishedTrialError:
         report(f"trial {trial.number}: {TAKEN_OVER}; its result is dropped")
-    except (Stopped, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt):
         search.storage.retry(lambda: _return(search, stage.study, trial))
         raise
     except Exception as error:
@@ -246,8 +246,8 @@ class Progress:
 
 
 def work_in_processes(search: Search, stage: str, update: Callable[[], None]) -> None:
-    """The same as :func:`work` in ``search_workers`` processes. Raises the error that a worker ended with, and Stopped
-    on request."""
+    """The same as :func:`work` in ``search_workers`` processes. Raises the error that a worker ended with, and
+    Interrupted on request."""
     workers = _Processes(search.config, stage)
     try:
         while workers.are_running():
@@ -273,7 +273,7 @@ class _Processes:
         self._started += 1
         process = self._context.Process(
             target=run_worker,
-            args=(self._config, self._stage, tracking.store_uri(), self._log(self._started), self._errors),
+            args=(self._config, self._stage, store.uri(), self._log(self._started), self._errors),
             name=f"search worker {self._started}",
         )
         process.start()
@@ -294,7 +294,7 @@ class _Processes:
             if code < 0:
                 report(f"{process.name} was killed by signal {-code}; another one replaces it")
                 if self._started >= len(self._processes) * (1 + REPLACEMENTS):
-                    raise SettingError(
+                    raise WorkerError(
                         f"search_workers={len(self._processes)}: {self._started} workers were killed, the last one by "
                         f"signal {-code}; if memory ran out, use fewer search_workers or a smaller batch_size"
                     )
@@ -310,22 +310,22 @@ class _Processes:
             process.join()
 
 
-def run_worker(config: SearchConfig, stage: str, store: str, log: Path, errors: Any) -> None:
+def run_worker(config: SearchConfig, stage: str, store_uri: str, log: Path, errors: Any) -> None:
     """Main function of a worker process; what it prints goes to its log, errors of users to ``errors`` too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.search_workers))
         if config.track:
-            tracking.use_store(store)
+            store.use(store_uri)
         try:
             with quiet(), StopRequest(watch_parent=True) as stop:
                 search = attach(config, stop=stop)
                 with closing(search.storage):
                     work(search, stage_of(stage, search))
-        except (Stopped, KeyboardInterrupt) as error:
+        except (Interrupted, KeyboardInterrupt) as error:
             report(f"stopped: {error}")
         except Exception as error:
             traceback.print_exc()
-            if isinstance(error, SettingError | DataError | StoreError):
+            if isinstance(error, SettingError | DataError | StoreError | TrainingError | WorkerError):
                 errors.put(error)
             sys.exit(1)

@@ -34,6 +34,7 @@ from retinaflow.settings.fields import (
 from retinaflow.settings.groups import (
     DataSettings,
     DetectionFields,
+    DetectorSettings,
     MergeFields,
     SamplingFields,
     TrackingSettings,
@@ -140,7 +141,7 @@ class TrainConfig(SamplingFields, DetectionFields):
     """Name under which the best model is registered; none: not registered."""
 
 
-class EvaluateConfig(DataSettings, DetectionFields):
+class EvaluateConfig(DetectorSettings, DetectionFields, DataSettings):
     """``evaluate``: evaluate a trained model, or a file of predictions. For a model, score_threshold, nms and the other
     settings of detections, group_of_weight and precision are those of its training unless given."""
 
@@ -157,14 +158,6 @@ class EvaluateConfig(DataSettings, DetectionFields):
     training run."""
     predictions: OptionalPath = None
     """CSV, Parquet or Kaggle submission of predictions to evaluate instead of a model."""
-    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
-    """Square root of the area that images are resized to; trained: as in training."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Images per step."""
-    workers: Annotated[int, Field(ge=-1)] = -1
-    """Loader processes; 0: none; -1: by the machine (none without a GPU)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
     expand_predictions: bool = False
     """Copy each detection to its class's ancestors before evaluating."""
     iou_thresholds: Thresholds = ()

@@ -163,6 +163,20 @@ class PostprocessFields(Settings):
     """Most detections per image."""
 
 
+class DetectorSettings(PostprocessFields):
+    """From a checkpoint and images to detections. Those of :class:`PostprocessFields` and precision are those of the
+    training unless given."""
+
+    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
+    """Square root of the area that images are resized to, pixels; trained: as in training."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Images per batch of each process."""
+    workers: Annotated[int, Field(ge=-1)] = -1
+    """Loader processes of each process; 0: none; -1: by the machine (none without a GPU)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
+
+
 class DetectionFields(PostprocessFields):
     """From the network's output to detections and their score."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retinaflow.settings.fields import Fraction, Names, OptionalPath, OptionalText
-from retinaflow.settings.groups import ImagesFields, PostprocessFields, TrackingSettings
+from retinaflow.settings.groups import DetectorSettings, ImagesFields, PostprocessFields, TrackingSettings
 
 
 class ModelFields(PostprocessFields):
@@ -20,20 +20,12 @@ class ModelFields(PostprocessFields):
     run."""
 
 
-class DetectingFields(ModelFields, ImagesFields):
-    """A trained model that looks at images. precision is that of its training unless given."""
+class DetectingFields(DetectorSettings, ModelFields, ImagesFields):
+    """A trained model that detects on images."""
 
-    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
-    """Square root of the area that images are resized to; trained: as in training."""
     parents: Literal["trained", "expand"] = "trained"
     """Detections of parent classes: as the model was trained, or expand: each detection is also one of every ancestor
     of its class, of duplicates the best."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Images per step of a process."""
-    workers: Annotated[int, Field(ge=-1)] = -1
-    """Loader processes of each process; 0: none; -1: by the machine (none without a GPU)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
 
 
 class PredictConfig(TrackingSettings, DetectingFields):

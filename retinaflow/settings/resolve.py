@@ -153,7 +153,7 @@ def _from_file(path: Any, *, what: str | None = None) -> dict[str, Any]:
         return {}
     if str(path).startswith("runs:/"):
         # Here, as only this needs MLflow: settings are read before anything else is loaded.
-        from retinaflow.runs.tracking import fetch_file
+        from retinaflow.runs.store import fetch_file
 
         path = fetch_file(str(path))
     if not Path(path).is_file():

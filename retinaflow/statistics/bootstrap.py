@@ -65,7 +65,7 @@ class Intervals:
 class Difference(Interval):
     """Second run minus first run."""
 
-    share_above_zero: float
+    fraction_above_zero: float
     """Share of the resamples (those where the difference is defined) in which the second run is better."""
 
 
@@ -77,7 +77,7 @@ class Differences:
     ap: FloatArray
     ap_low: FloatArray
     ap_high: FloatArray
-    ap_share_above_zero: FloatArray
+    ap_fraction_above_zero: FloatArray
     groups: dict[str, Difference]
     resamples: int
     confidence: float
@@ -160,7 +160,7 @@ def paired_differences(
         estimate = _row_means(here[None, members])
         variance = _deviations(means) ** 2 + hidden[members].sum() / max(1, int(members.sum())) ** 2
         low, high = difference_interval(estimate, error=np.sqrt(variance), confidence=confidence)
-        return Difference(float(estimate[0]), float(low[0]), float(high[0]), float(_share_above_zero(means)[0]))
+        return Difference(float(estimate[0]), float(low[0]), float(high[0]), float(_fraction_above_zero(means)[0]))
 
     low, high = difference_interval(here, error=np.sqrt(_deviations(drawn) ** 2 + hidden), confidence=confidence)
     return Differences(
@@ -168,7 +168,7 @@ def paired_differences(
         ap=here,
         ap_low=low,
         ap_high=high,
-        ap_share_above_zero=_share_above_zero(drawn),
+        ap_fraction_above_zero=_fraction_above_zero(drawn),
         groups=_of_each(groups, difference),
         resamples=resamples,
         confidence=confidence,
@@ -210,7 +210,7 @@ def _deviations(values: FloatArray) -> FloatArray:
     return np.sqrt(np.nan_to_num(_column_means(distance**2)))
 
 
-def _share_above_zero(values: FloatArray) -> FloatArray:
+def _fraction_above_zero(values: FloatArray) -> FloatArray:
     """Share of each column, among what is not NaN, that is above 0."""
     known = (~np.isnan(values)).sum(axis=0)
     result = np.full(values.shape[1], np.nan)

@@ -1,4 +1,4 @@
-"""What one sees of a training: a bar on a terminal, lines in a log, points of the curves in the run.
+"""Progress of a training: a bar on a terminal, lines in a log, points of the curves in the run.
 
 A point of a loss curve is the mean over the steps since the point before, as a single step's loss jumps with the
 images of its batch.
@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any
 
-from tqdm import tqdm
-
 from retinaflow.detector.device import peak_memory_mib, system_metrics
-from retinaflow.interrupts import Stopped, StopRequest
-from retinaflow.progress import report
+from retinaflow.errors import Interrupted
+from retinaflow.interrupts import StopRequest
+from retinaflow.progress import ImageProgress
 from retinaflow.runs.run import Run
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
 
 CURVE_POINTS_EVERY = 10
 """Steps between logged points of the curves: a write to a remote store takes longer than a small step."""
-SECONDS_PER_LINE = 60.0
-"""Between lines within an epoch where there is no terminal to draw a bar on."""
 SECONDS_PER_SYSTEM_POINT = 30.0
 
 
 class Progress:
-    """Told of every step and epoch. ``quiet``: in a process that works along while another one speaks.
+    """Shows and logs steps and epochs. ``quiet``: prints nothing, on every rank but the first.
 
-    ``curve``: sums since the last point, of the training that is resumed.
+    ``length``: images of an epoch. ``curve``: sums since the last point, of the training that is resumed.
     """
 
     def __init__(
@@ -42,44 +38,27 @@ class Progress:
         quiet: bool = False,
         curve: Mapping[str, Any] | None = None,
     ) -> None:
-        self._run, self._trainer, self._length, self._stop = run, trainer, length, stop
-        self._quiet = quiet
-        self._stack = ExitStack()
-        self._bar: Any = None
+        self._run, self._trainer, self._stop = run, trainer, stop
+        self._shown = ImageProgress(
+            trainer.settings.epochs * length, what="training", done=trainer.images_seen(length), quiet=quiet
+        )
         self.curve: dict[str, Any] = dict(curve) if curve else {"steps": 0, "sums": {}}
-        self._start = self._last_line = self._last_system_point = time.monotonic()
-        self._images_before = 0
+        self._last_system_point = time.monotonic()
 
     def __enter__(self) -> Progress:
-        total = self._trainer.settings.epochs * self._length
-        self._images_before = self._trainer.images_seen(self._length)
-        self._bar = self._stack.enter_context(
-            tqdm(
-                total=total,
-                initial=self._images_before,
-                unit="image",
-                desc="training",
-                disable=True if self._quiet else None,
-                leave=False,
-            )
-        )
+        self._shown.__enter__()
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._stack.close()
+        self._shown.__exit__(*details)
 
     def after_step(self, step: StepResult) -> None:
-        """Show and count a step."""
-        self._bar.update(step.images - self._bar.n)
-        self._bar.set_postfix(
-            {
-                "epoch": f"{self._trainer.epoch + 1}/{self._trainer.settings.epochs}",
-                "class": f"{step.loss_class:.3f}",
-                "box": f"{step.loss_box:.3f}",
-            },
-            refresh=False,
+        """Show a step and add it to the curves."""
+        epoch = f"epoch {self._trainer.epoch + 1}/{self._trainer.settings.epochs}"
+        self._shown.add(
+            step.images - self._shown.count, f"{epoch}  loss class {step.loss_class:.3f} box {step.loss_box:.3f}"
         )
-        figures = {
+        values = {
             "train/loss": step.loss_class + step.loss_box,
             "train/loss_class": step.loss_class,
             "train/loss_box": step.loss_box,
@@ -88,17 +67,16 @@ class Progress:
         sums = self.curve["sums"]
         self.curve = {
             "steps": self.curve["steps"] + 1,
-            "sums": {name: sums.get(name, 0.0) + value for name, value in figures.items()},
+            "sums": {name: sums.get(name, 0.0) + value for name, value in values.items()},
             "lr": step.lr,
         }
         if step.step % CURVE_POINTS_EVERY == 0:
             self._log_point(step.step, with_system=True)
-        self._line(step)
 
     def stop_if_asked(self) -> None:
-        """Raise Stopped in all processes when one was asked to stop."""
+        """Raise Interrupted on every rank when one was asked to stop."""
         if self._trainer.world.any(self._stop.reason is not None):
-            raise Stopped(self._stop.reason or "another process was asked to stop")
+            raise Interrupted(self._stop.reason or "another rank was asked to stop")
 
     def _log_point(self, step: int, *, with_system: bool = False) -> None:
         steps = self.curve["steps"]
@@ -110,19 +88,6 @@ class Progress:
             means |= system_metrics(self._trainer.device)
         self._run.log_metrics({**means, "train/lr": self.curve["lr"]}, step=step)
         self.curve = {"steps": 0, "sums": {}}
-
-    def _line(self, step: StepResult) -> None:
-        now = time.monotonic()
-        if self._quiet or not self._bar.disable or now - self._last_line < SECONDS_PER_LINE:
-            return
-        self._last_line = now
-        total = self._trainer.settings.epochs * self._length
-        speed = (step.images - self._images_before) / max(now - self._start, 1e-9)
-        left = duration((total - step.images) / speed) if speed > 0 else "?"
-        report(
-            f"epoch {self._trainer.epoch + 1:>3}/{self._trainer.settings.epochs}  {step.images:,} of {total:,} images  "
-            f"loss class {step.loss_class:.3f} box {step.loss_box:.3f}  {speed:.1f} images/s  {left} left"
-        )
 
     def after_epoch(self, epoch: EpochResult, metrics: Mapping[str, float] | None) -> None:
         """Log and show an epoch; ``metrics``: of its evaluation, if there was one."""
@@ -143,12 +108,10 @@ class Progress:
             },
             step=epoch.step,
         )
-        text = (
+        self._shown.line(
             f"epoch {epoch.epoch:>3}/{self._trainer.settings.epochs}  loss class {epoch.loss_class:.3f} box "
             f"{epoch.loss_box:.3f}  {epoch.images_per_second:.1f} images/s{_evaluated(metrics)}"
         )
-        if not self._quiet:
-            tqdm.write(text) if not self._bar.disable else report(text)
 
 
 def _evaluated(metrics: Mapping[str, float] | None) -> str:
@@ -158,9 +121,3 @@ def _evaluated(metrics: Mapping[str, float] | None) -> str:
     bins = [value for name, value in metrics.items() if name.startswith("val/mAP_bin_")]
     by_bin = f"  by bin, rarest first: {' '.join(f'{value:.3f}' for value in bins)}" if bins else ""
     return f"  val/mAP {metrics.get('val/mAP', float('nan')):.4f}{by_bin}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit in which people would say them."""
-    minutes = round(seconds / 60)
-    return f"{round(seconds)} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

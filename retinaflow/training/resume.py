@@ -13,7 +13,7 @@ from pathlib import Path
 
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import resolve
@@ -92,8 +92,8 @@ def _last_of(resume: str, config: TrainConfig) -> tuple[Path, str | None]:
     path = config.output / resume / "checkpoints" / "last.pt"
     if not path.is_file():
         # The run may have written elsewhere than this command would.
-        path = Path(tracking.params_of(resume).get("output", config.output)) / resume / "checkpoints" / "last.pt"
-    return path if path.is_file() else tracking.fetch(resume, "checkpoints") / "last.pt", resume
+        path = Path(store.params_of(resume).get("output", config.output)) / resume / "checkpoints" / "last.pt"
+    return path if path.is_file() else store.fetch(resume, "checkpoints") / "last.pt", resume
 
 
 def continued(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:

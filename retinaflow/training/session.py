@@ -21,11 +21,13 @@ from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.precision import fast_precision
 from retinaflow.detector.weights import load_weights
+from retinaflow.errors import Interrupted
 from retinaflow.inference.batches import detect, merged
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
-from retinaflow.interrupts import Stopped, StopRequest
+from retinaflow.interrupts import StopRequest
+from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
-from retinaflow.reports.evaluation import EvaluationResult, postprocessing, score_detections
+from retinaflow.reports.evaluation import postprocessing
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import with_absolute_paths
@@ -142,7 +144,7 @@ class Session:
                         self._save(last, run, progress, must=epoch.epoch == trainer.settings.epochs)
                         if self._is_over():
                             break
-        except (Stopped, FloatingPointError) as reason:
+        except (Interrupted, FloatingPointError) as reason:
             # Both come between two steps: the state is whole.
             self._save(last, run, progress)
             if isinstance(reason, FloatingPointError):
@@ -278,11 +280,11 @@ class Session:
                 on_bad_image=self._on_bad_image,
             ):
                 parts.append(found)
-        except Stopped:
+        except Interrupted:
             pass
         # All leave together: a process that went alone would leave the others waiting for it.
         if world.any(stop.reason is not None):
-            raise Stopped(stop.reason or "another process was asked to stop")
+            raise Interrupted(stop.reason or "another rank was asked to stop")
         gathered = world.gather(parts)
         if gathered is None:
             return None

@@ -17,8 +17,8 @@ from simulated_runs import World, run, world
 
 from retinaflow.commands import evaluate, promote
 from retinaflow.commands.train import TrainResult
-from retinaflow.comparison.match_file import save_matches
-from retinaflow.comparison.stored_matches import evaluated_images, read_matches
+from retinaflow.comparison.evaluated_images import evaluated_images
+from retinaflow.comparison.stored_matches import read_matches, save_matches
 from retinaflow.metric.challenge import average_precision
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import EvaluateConfig, PromoteConfig
@@ -223,7 +223,7 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
                 save_matches(kept, Path("matches.npz"))
                 one.log_file(Path("matches.npz"))
                 one.log_file(trained.checkpoint, "checkpoints")
-                tracking.log_model(one, trained.checkpoint, register_as=None)
+                one.log_model(trained.checkpoint, register_as=None)
             ids[name] = one.run_id
         return ids
 

@@ -24,8 +24,8 @@ from mlflow.tracking import MlflowClient
 from retinaflow.commands import binning, main, train
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
+from retinaflow.errors import Interrupted
 from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.interrupts import Stopped
 from retinaflow.settings.commands import BinningConfig, MainConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -196,7 +196,7 @@ def test_a_stopped_training_is_killed_and_goes_on_as_if_nothing_had_been(worksho
     output = workshop.folder / "stopped"
     config = workshop.settings(epochs=4, eval_every=4, output=str(output))
     thread = _signal_when(lambda: next(output.glob("*/checkpoints/last.pt"), None), signal.SIGTERM)
-    with pytest.raises(Stopped, match="SIGTERM"):
+    with pytest.raises(Interrupted, match="SIGTERM"):
         train.run(config)
     thread.join()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -40,12 +40,12 @@ def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(wor
 def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
     workshop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retinaflow.training.progress.SECONDS_PER_LINE", 0.0)
+    monkeypatch.setattr("retinaflow.progress.SECONDS_PER_LINE", 0.0)
     train.run(workshop.settings(epochs=1, track="false", output=str(workshop.folder / "lines")))
     lines = capsys.readouterr().out.splitlines()
     within = [line for line in lines if line.endswith(" left")]
     assert len(within) == 3
-    assert within[0].startswith("epoch   1/1  4 of 12 images  loss class ")
+    assert within[0].startswith("4 of 12 images  epoch 1/1  loss class ")
     assert " images/s  " in within[0]
     epoch = next(line for line in lines if line.startswith("epoch   1/1  loss"))
     assert "val/mAP 0." in epoch

@@ -19,7 +19,7 @@ from retinaflow.commands import train
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
 from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.runs.tracking import last_run
+from retinaflow.runs.store import last_run
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_THE_ROOT = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from simulated_runs import World, run, runs, world
 
-from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare, stacked, with_classes
-from retinaflow.comparison.match_file import StoredMatches
+from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs, stacked, with_classes
+from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.comparison.wording import extremes, verdict
 from retinaflow.metric.challenge import average_precision
 from retinaflow.statistics.bootstrap import paired_differences
@@ -33,7 +33,7 @@ def _sides(*groups: list[StoredMatches]) -> list[Side]:
 
 @pytest.fixture(scope="module")
 def compared(pair: tuple[StoredMatches, StoredMatches]) -> Comparison:
-    return compare(_sides([pair[0]], [pair[1]]), QUICK)
+    return compare_runs(_sides([pair[0]], [pair[1]]), QUICK)
 
 
 def test_scores_and_differences_are_those_of_the_metric_and_the_paired_bootstrap(
@@ -45,7 +45,7 @@ def test_scores_and_differences_are_those_of_the_metric_and_the_paired_bootstrap
     np.testing.assert_allclose(compared.classes["B_difference"], (second - first)[place])
     expected = paired_differences(pair[0].matches, pair[1].matches, resamples=100)
     np.testing.assert_allclose(compared.classes["B_difference_low"], expected.ap_low[place])
-    np.testing.assert_allclose(compared.classes["B_share_above_zero"], expected.ap_share_above_zero[place])
+    np.testing.assert_allclose(compared.classes["B_share_above_zero"], expected.ap_fraction_above_zero[place])
     whole = compared.group("mAP")
     assert whole["B_difference"] == pytest.approx(np.nanmean(second) - np.nanmean(first))
     assert whole["B_difference_low"] == pytest.approx(expected.mean.low)
@@ -69,7 +69,7 @@ def test_a_class_is_marked_only_outside_of_zero_and_below_the_corrected_threshol
 
 
 def test_a_setting_against_itself_shows_no_difference(pair: tuple[StoredMatches, StoredMatches]) -> None:
-    found = compare(_sides([pair[0]], [pair[0]]), QUICK)
+    found = compare_runs(_sides([pair[0]], [pair[0]]), QUICK)
     assert (found.classes["B_difference"] == 0).all()
     assert (found.classes["B_p"] == 1).all()
     assert not found.classes["B_sure"].any()
@@ -92,7 +92,7 @@ def test_runs_of_different_class_lists_are_compared_on_what_they_share(
     pair: tuple[StoredMatches, StoredMatches],
 ) -> None:
     first, second = pair
-    found = compare(_sides([_only(first, [0, 1, 2, 3])], [_only(second, [3, 5, 1])]), QUICK)
+    found = compare_runs(_sides([_only(first, [0, 1, 2, 3])], [_only(second, [3, 5, 1])]), QUICK)
     assert set(found.classes["class_id"]) == {"/m/001", "/m/003"}
     assert set(found.left_out) == {first.class_names[k] for k in (0, 2, 5)}
     ap = average_precision(first.matches)
@@ -114,32 +114,32 @@ def test_runs_judged_on_other_data_are_refused_with_the_digests(pair: tuple[Stor
     with pytest.raises(
         ValueError, match=rf"the same data.*A: 160 images {first.ground_truth.images}.*B: 160 .* 0123456789abcdef"
     ):
-        compare(_sides([first], [images]), QUICK)
+        compare_runs(_sides([first], [images]), QUICK)
     other = replace(
         second, ground_truth=replace(second.ground_truth, classes=("0" * 16, *second.ground_truth.classes[1:]))
     )
     with pytest.raises(ValueError, match="evaluate them on the same data with evaluate"):
-        compare(_sides([first], [other]), QUICK)
+        compare_runs(_sides([first], [other]), QUICK)
     # The class that differs is not shared: nothing stands in the way.
-    assert len(compare(_sides([_only(first, [1, 2])], [other]), QUICK).classes) == 2
+    assert len(compare_runs(_sides([_only(first, [1, 2])], [other]), QUICK).classes) == 2
 
 
 def test_runs_judged_by_other_rules_are_refused(pair: tuple[StoredMatches, StoredMatches]) -> None:
     other = replace(pair[1], matches=replace(pair[1].matches, group_of_weight=0.0))
     with pytest.raises(ValueError, match=r"by the same rules.*A: group_of_weight=1.*B: group_of_weight=0"):
-        compare(_sides([pair[0]], [other]), QUICK)
+        compare_runs(_sides([pair[0]], [other]), QUICK)
 
 
 def test_sides_without_a_shared_class_and_a_single_side_are_refused(pair: tuple[StoredMatches, StoredMatches]) -> None:
     with pytest.raises(ValueError, match="must share at least one class"):
-        compare(_sides([_only(pair[0], [0])], [_only(pair[1], [1])]), QUICK)
+        compare_runs(_sides([_only(pair[0], [0])], [_only(pair[1], [1])]), QUICK)
     with pytest.raises(ValueError, match="2 to 8 settings can be compared, but got 1"):
-        compare(_sides([pair[0]]), QUICK)
+        compare_runs(_sides([pair[0]]), QUICK)
 
 
 def test_pooled_seeds_are_averaged_whatever_their_number(made: World) -> None:
     first, second = runs(made, 0.0, range(2)), runs(made, 0.5, range(5, 8))
-    found = compare(_sides(first, second), QUICK)
+    found = compare_runs(_sides(first, second), QUICK)
     a, b = (np.mean([average_precision(kept.matches) for kept in group], axis=0) for group in (first, second))
     place = [first[0].class_ids.index(mid) for mid in found.classes["class_id"]]
     np.testing.assert_allclose(found.classes["A"], a[place])
@@ -149,10 +149,10 @@ def test_pooled_seeds_are_averaged_whatever_their_number(made: World) -> None:
 
 
 def test_trainings_that_scatter_widen_the_interval(made: World) -> None:
-    steady = compare(_sides(runs(made, 0.0, range(3)), runs(made, 0.5, range(5, 8))), QUICK)
+    steady = compare_runs(_sides(runs(made, 0.0, range(3)), runs(made, 0.5, range(5, 8))), QUICK)
     skills = (-1.0, 0.5, 2.0)
     scattered = [run(made, skill, seed=5 + k) for k, skill in enumerate(skills)]
-    loose = compare(_sides(runs(made, 0.0, range(3)), scattered), QUICK)
+    loose = compare_runs(_sides(runs(made, 0.0, range(3)), scattered), QUICK)
 
     def width(found: Comparison) -> float:
         row = found.group("mAP")
@@ -164,11 +164,11 @@ def test_trainings_that_scatter_widen_the_interval(made: World) -> None:
 
 def test_several_settings_are_each_compared_with_the_first(made: World) -> None:
     a, b, c = (run(made, skill, seed=seed) for seed, skill in enumerate((0.0, 1.0, -1.0)))
-    found = compare(_sides([a], [b], [c]), QUICK)
+    found = compare_runs(_sides([a], [b], [c]), QUICK)
     whole = found.group("mAP")
     assert whole["B_difference"] > 0 > whole["C_difference"]
     # One family of tests: more comparisons, a stricter threshold.
-    alone = compare(_sides([a], [b]), QUICK)
+    alone = compare_runs(_sides([a], [b]), QUICK)
     np.testing.assert_array_equal(alone.classes["B_p"], found.classes["B_p"])
     assert found.classes["B_sure"].sum() <= alone.classes["B_sure"].sum() + found.classes["C_sure"].sum()
 
@@ -188,5 +188,5 @@ def test_without_truth_nothing_can_be_said() -> None:
     empty = run(world(3, 1, boxes_per_image=1), 0.0, seed=0)
     nothing = replace(empty.matches, gt_image=np.zeros(0, int), gt_class=np.zeros(0, int), gt_count=np.zeros(0))
     kept = replace(empty, matches=nothing)
-    found = compare(_sides([kept], [kept]), QUICK)
+    found = compare_runs(_sides([kept], [kept]), QUICK)
     assert verdict(found, found.sides[1]).headline == "No class has ground truth: nothing can be said."

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from simulated_runs import run, world
 
-from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare
-from retinaflow.comparison.figures import difference_vs_frequency
-from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_picture, working_points
-from retinaflow.comparison.match_file import StoredMatches
-from retinaflow.comparison.page import PageNotes, RunNote, SamplePicture, comparison_page
+from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
+from retinaflow.comparison.difference_figure import difference_vs_frequency
+from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_image, working_points
+from retinaflow.comparison.page import PageNotes, RunNote, SampleImage, comparison_page
+from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.metric.matches import Kind
 
 MADE = world(7, 60)
@@ -25,7 +25,7 @@ NASTY = '<script>alert("x")</script> & Co'
 
 
 def _compared(first: StoredMatches = FIRST, second: StoredMatches = SECOND) -> Comparison:
-    return compare([Side("A", "lr=0.001", (first,)), Side("B", "lr=0.01", (second,))], Resampling(resamples=100))
+    return compare_runs([Side("A", "lr=0.001", (first,)), Side("B", "lr=0.01", (second,))], Resampling(resamples=100))
 
 
 def _notes(**changes: object) -> PageNotes:
@@ -77,7 +77,7 @@ def test_the_page_answers_first_and_names_settings_runs_and_every_class() -> Non
 def test_names_of_users_are_escaped() -> None:
     names = (NASTY, *FIRST.class_names[1:])
     kept = [replace(one, class_names=names) for one in (FIRST, SECOND)]
-    sample = SamplePicture(NASTY, NASTY, b"jpeg")
+    sample = SampleImage(NASTY, NASTY, b"jpeg")
     notes = _notes(title=NASTY, remarks=[NASTY], samples={("B", "A"): [sample]})
     page = comparison_page(_compared(*kept), replace(notes, runs=[RunNote("A", NASTY, NASTY, NASTY, None, NASTY)]))
     assert NASTY not in page
@@ -147,7 +147,7 @@ def test_what_the_other_says_instead_is_told() -> None:
 def test_a_sample_picture_is_small_and_shows_the_object(shape: tuple[int, int]) -> None:
     pixels = np.full((*shape, 3), 200, dtype=np.uint8)
     box = np.array([0.7, 0.1, 1.0, 0.4])
-    data = sample_picture(pixels, Sample("/m/0", 0, box, box, 0.5))
+    data = sample_image(pixels, Sample("/m/0", 0, box, box, 0.5))
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert shown is not None
     assert max(shown.shape[:2]) == 300

@@ -16,7 +16,7 @@ from scoring_scenes import Found, Label, Scene, Truth, read_case
 
 from retinaflow.detections import Detections
 from retinaflow.metric import candidate_matches
-from retinaflow.metric.challenge import Kind, average_precision, evaluate, match, mean_of_classes
+from retinaflow.metric.challenge import Kind, average_precision, challenge_scores, match, mean_of_classes
 
 CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "metric_cases"
 CASE_NAMES = (
@@ -63,7 +63,7 @@ def one_class(ground_truths: list[Truth], found: list[Found], *labels: Label) ->
 
 
 def ap_of(scene: Scene, *, group_of_weight: float = 1.0) -> list[float]:
-    return evaluate(scene.detections(), scene.annotations(), group_of_weight=group_of_weight).ap.tolist()
+    return challenge_scores(scene.detections(), scene.annotations(), group_of_weight=group_of_weight).ap.tolist()
 
 
 @pytest.mark.parametrize("weight", [0, 1])
@@ -73,7 +73,7 @@ def test_the_published_cases_give_the_values_of_the_reference(name: str, weight:
         pytest.skip(f"no metric cases at {CASES}")
     ground_truth, detections = read_case(CASES / name)
     expected = json.loads((CASES / name / f"expected_weight_{weight}.json").read_text())
-    result = evaluate(detections, ground_truth, group_of_weight=weight)
+    result = challenge_scores(detections, ground_truth, group_of_weight=weight)
     rows = [expected["per_class"][mid] for mid in ground_truth.taxonomy.ids]
     wanted = [NAN if row["AP_forward"] is None else row["AP_forward"] for row in rows]
     np.testing.assert_allclose(result.ap, wanted, rtol=0, atol=1e-9)
@@ -87,7 +87,7 @@ def test_the_published_cases_give_the_values_of_the_reference(name: str, weight:
 @given(scene=scenes(), weight=st.sampled_from([0.0, 0.25, 1.0]), threshold=st.sampled_from([0.25, 0.5, 1.0]))
 def test_any_scene_scores_as_the_slow_reference_says(scene: Scene, weight: float, threshold: float) -> None:
     expected = slow_challenge.slow_ap(scene, iou_threshold=threshold, group_of_weight=weight)
-    result = evaluate(scene.detections(), scene.annotations(), iou_threshold=threshold, group_of_weight=weight)
+    result = challenge_scores(scene.detections(), scene.annotations(), iou_threshold=threshold, group_of_weight=weight)
     np.testing.assert_allclose(result.ap, expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(result.mean_ap, slow_challenge.mean(expected), rtol=0, atol=1e-9)
 
@@ -134,7 +134,7 @@ def large_scene(seed: int) -> Scene:
 def test_a_hundred_thousand_detections_score_as_the_slow_reference_says(weight: float) -> None:
     scene = large_scene(0)
     expected = slow_challenge.slow_ap(scene, group_of_weight=weight)
-    result = evaluate(scene.detections(), scene.annotations(), group_of_weight=weight)
+    result = challenge_scores(scene.detections(), scene.annotations(), group_of_weight=weight)
     np.testing.assert_allclose(result.ap, expected, rtol=0, atol=1e-9)
     assert result.matches.absorbed > 1000
     assert min(result.dropped.invalid_box, result.dropped.not_verified) >= 0
@@ -158,7 +158,7 @@ def test_overlaps_computed_in_many_pieces_give_the_same_scores(monkeypatch: pyte
 
 
 def test_nothing_at_all_scores_nan_without_a_warning() -> None:
-    result = evaluate(Detections.empty(), Scene(3).annotations())
+    result = challenge_scores(Detections.empty(), Scene(3).annotations())
     assert np.isnan(result.ap).all()
     assert np.isnan(result.mean_ap)
     assert result.num_classes_in_mean == 0
@@ -166,12 +166,12 @@ def test_nothing_at_all_scores_nan_without_a_warning() -> None:
 
 
 def test_a_taxonomy_without_classes_has_an_empty_score() -> None:
-    assert evaluate(Detections.empty(), Scene(0).annotations()).ap.shape == (0,)
+    assert challenge_scores(Detections.empty(), Scene(0).annotations()).ap.shape == (0,)
 
 
 def test_a_class_with_truth_and_no_detection_scores_zero_and_counts_in_the_mean() -> None:
     scene = Scene(3, (Truth("i1", 0, LEFT), Truth("i1", 1, LEFT)), (), (Found("i1", 0, 0.9, LEFT),))
-    result = evaluate(scene.detections(), scene.annotations())
+    result = challenge_scores(scene.detections(), scene.annotations())
     np.testing.assert_array_equal(result.ap, [1, 0, NAN])
     # Classes 0 and 1 have ground truth: (1 + 0) / 2.
     assert result.mean_ap == 0.5
@@ -289,7 +289,7 @@ def test_truth_is_expanded_to_every_ancestor_once_even_by_two_ways() -> None:
     # A diamond: 3 below 1 and 2, both below 0. The box gives each of the four classes one ground truth.
     links = ((0, 1), (0, 2), (1, 3), (2, 3))
     scene = Scene(4, (Truth("i1", 3, LEFT),), links=links)
-    result = evaluate(scene.detections(), scene.annotations())
+    result = challenge_scores(scene.detections(), scene.annotations())
     assert result.num_truths.tolist() == [1, 1, 1, 1]
     assert result.matches.repeated_ground_truths == 0
 
@@ -301,7 +301,7 @@ def test_detections_are_not_expanded() -> None:
 
 def test_a_box_given_under_child_and_parent_counts_twice_and_is_reported() -> None:
     scene = Scene(2, (Truth("i1", 1, LEFT), Truth("i1", 0, LEFT)), links=((0, 1),))
-    result = evaluate(scene.detections(), scene.annotations())
+    result = challenge_scores(scene.detections(), scene.annotations())
     assert result.num_truths.tolist() == [2, 1]
     assert result.matches.repeated_ground_truths == 1
 
@@ -354,10 +354,10 @@ def test_detections_beyond_ten_thousand_of_an_image_and_class_are_dropped_lowest
     # The only right detection has the third-lowest score, the last place that is cut.
     box[2] = LEFT
     zeros = np.zeros(count, dtype=np.int32)
-    result = evaluate(Detections(zeros, zeros, score, box), scene.annotations())
+    result = challenge_scores(Detections(zeros, zeros, score, box), scene.annotations())
     assert result.dropped.over_limit == 3
     assert result.ap.tolist() == [0.0]
-    assert evaluate(Detections(zeros[2:], zeros[2:], score[2:], box[2:]), scene.annotations()).dropped.over_limit == 1
+    assert challenge_scores(Detections(zeros[2:], zeros[2:], score[2:], box[2:]), scene.annotations()).dropped.over_limit == 1
 
 
 def test_classes_that_are_not_asked_for_are_nan_and_leave_the_others_alone() -> None:
@@ -365,7 +365,7 @@ def test_classes_that_are_not_asked_for_are_nan_and_leave_the_others_alone() -> 
     found = (Found("i1", 0, 0.9, LEFT), Found("i1", 2, 0.5, FAR), Found("i1", 2, 0.4, RIGHT))
     scene = Scene(3, ground_truths, (), found, links=((0, 1),))
     # Class 0 has its ground truth from its child 1, though 1 itself is not evaluated.
-    result = evaluate(scene.detections(), scene.annotations(), classes=np.array([True, False, True]))
+    result = challenge_scores(scene.detections(), scene.annotations(), classes=np.array([True, False, True]))
     np.testing.assert_array_equal(result.ap, [1.0, NAN, 0.5])
     assert result.num_truths.tolist() == [1, 0, 1]
     assert result.not_a_challenge_score[-1] == "only 2 of 3 classes were evaluated"
@@ -373,10 +373,10 @@ def test_classes_that_are_not_asked_for_are_nan_and_leave_the_others_alone() -> 
 
 def test_only_the_full_rules_with_image_labels_may_be_called_a_challenge_score() -> None:
     scene = one_class([Truth("i1", 0, LEFT)], [])
-    assert evaluate(scene.detections(), scene.annotations()).not_a_challenge_score == ()
+    assert challenge_scores(scene.detections(), scene.annotations()).not_a_challenge_score == ()
     without = replace(scene, labels=()).annotations()
-    assert "no image-level labels" in evaluate(scene.detections(), without).not_a_challenge_score[0]
-    relaxed = evaluate(scene.detections(), scene.annotations(), iou_threshold=0.4, group_of_weight=0)
+    assert "no image-level labels" in challenge_scores(scene.detections(), without).not_a_challenge_score[0]
+    relaxed = challenge_scores(scene.detections(), scene.annotations(), iou_threshold=0.4, group_of_weight=0)
     assert len(relaxed.not_a_challenge_score) == 2
 
 
@@ -465,7 +465,7 @@ def test_extreme_coordinates_and_scores_do_not_disturb_the_scores() -> None:
             Found("i1", 0, float("-inf"), (0, 0, NAN, 1)),
         ],
     )
-    result = evaluate(scene.detections(), scene.annotations())
+    result = challenge_scores(scene.detections(), scene.annotations())
     assert (result.ap.tolist(), result.dropped.invalid_box) == ([0.5], 1)
 
 

@@ -9,7 +9,7 @@ from scoring_scenes import Box, Found, Label, Scene, Truth
 
 from retinaflow.boxes import iou
 from retinaflow.metric import nearest_ground_truth
-from retinaflow.metric.challenge import evaluate, match
+from retinaflow.metric.challenge import challenge_scores, match
 from retinaflow.metric.error_analysis import ALL_CLASSES, PRICES, Error, ErrorAnalysis, analyse_errors
 from retinaflow.metric.matches import Kind
 
@@ -265,7 +265,7 @@ def test_without_any_wrong_detection_and_any_miss_ap_is_one() -> None:
     # AP + false_positives is recall; asking only for what was found makes recall 1.
     scene = random_scene(0)
     ground_truth, detections = scene.annotations(), scene.detections()
-    scores = evaluate(detections, ground_truth)
+    scores = challenge_scores(detections, ground_truth)
     table = analyse_errors(scores.matches, detections, ground_truth).table.iloc[1:]
     right = scores.matches.kind != Kind.FALSE_POSITIVE
     hits = np.bincount(scores.matches.class_index[right], minlength=5)
@@ -276,7 +276,7 @@ def test_without_any_wrong_detection_and_any_miss_ap_is_one() -> None:
 def test_the_row_of_all_classes_holds_means_of_prices_and_sums_of_counts() -> None:
     scene = random_scene(1)
     ground_truth, detections = scene.annotations(), scene.detections()
-    scores = evaluate(detections, ground_truth)
+    scores = challenge_scores(detections, ground_truth)
     table = analyse_errors(scores.matches, detections, ground_truth).table
     assert table["ap"].iloc[0] == pytest.approx(scores.mean_ap)
     assert table["missed"].iloc[0] == pytest.approx(table["missed"].iloc[1:].mean())

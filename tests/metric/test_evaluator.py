@@ -13,7 +13,14 @@ from scoring_scenes import Found, Label, Scene, Truth
 from test_challenge import FAR, LEFT, RIGHT, scenes
 
 from retinaflow.detections import Detections
-from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, ap_by_threshold, average_precision, evaluate, score
+from retinaflow.metric.challenge import (
+    COCO_THRESHOLDS,
+    Evaluator,
+    ap_by_threshold,
+    average_precision,
+    challenge_scores,
+    score,
+)
 
 TWO = Scene(
     1,
@@ -34,7 +41,7 @@ def by_image(detections: Detections) -> list[Detections]:
 @given(scene=scenes(), seed=st.integers(0, 1000), weight=st.sampled_from([0.0, 1.0]))
 def test_batches_of_whole_images_in_any_order_score_as_all_at_once(scene: Scene, seed: int, weight: float) -> None:
     ground_truth, detections = scene.annotations(), scene.detections()
-    whole = evaluate(detections, ground_truth, group_of_weight=weight)
+    whole = challenge_scores(detections, ground_truth, group_of_weight=weight)
     batches = by_image(detections)
     evaluator = Evaluator(ground_truth)
     for number in np.random.default_rng(seed).permutation(len(batches)):
@@ -62,7 +69,7 @@ def test_parts_of_several_processes_merge_to_the_same_bits_in_any_order(
     together = Evaluator(ground_truth)
     for number in rng.permutation(processes):
         together.merge(pickle.loads(pickle.dumps(evaluators[number].part())))
-    whole = evaluate(detections, ground_truth).matches
+    whole = challenge_scores(detections, ground_truth).matches
     for name in ("score", "kind", "class_index", "image_index", "detection_row", "gt_count"):
         np.testing.assert_array_equal(getattr(together.matches(), name), getattr(whole, name))
     assert together.matches().dropped == whole.dropped
@@ -77,7 +84,7 @@ def test_a_score_can_be_asked_for_between_batches() -> None:
     assert score(evaluator.matches()).ap.tolist() == [0.5]
     evaluator.add(Detections.empty())
     evaluator.add(batches[1])
-    assert score(evaluator.matches()).ap.tolist() == evaluate(TWO.detections(), ground_truth).ap.tolist()
+    assert score(evaluator.matches()).ap.tolist() == challenge_scores(TWO.detections(), ground_truth).ap.tolist()
 
 
 def test_an_image_in_two_batches_is_refused_unless_rows_are_given() -> None:
@@ -113,6 +120,6 @@ def test_ap_at_many_thresholds_is_that_of_each_by_itself(scene: Scene) -> None:
     evaluator = Evaluator(ground_truth)
     evaluator.add(detections)
     found = ap_by_threshold(evaluator, COCO_THRESHOLDS)
-    alone = [evaluate(detections, ground_truth, iou_threshold=threshold).ap for threshold in COCO_THRESHOLDS]
+    alone = [challenge_scores(detections, ground_truth, iou_threshold=threshold).ap for threshold in COCO_THRESHOLDS]
     np.testing.assert_array_equal(found, alone)
     assert ap_by_threshold(evaluator, ()).shape == (0, scene.num_classes)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scoring_scenes import Found, Scene, Truth
 
-from retinaflow.metric.challenge import Scores, evaluate
+from retinaflow.metric.challenge import Scores, challenge_scores
 from retinaflow.metric.per_class import COLUMNS, class_groups, per_class_table, summary
 from retinaflow.taxonomy import Taxonomy
 
@@ -20,7 +20,7 @@ TAXONOMY = Taxonomy(("/m/d", "/m/c", "/m/b", "/m/a"), ("Bench", "Car", "Bench", 
 def scores() -> Scores:
     """AP 0 for class 0, 1 for class 1, none for classes 2 and 3."""
     scene = Scene(4, (Truth("i", 0, BOX), Truth("i", 1, BOX)), found=(Found("i", 1, 0.9, BOX),))
-    return evaluate(scene.detections(), scene.annotations())
+    return challenge_scores(scene.detections(), scene.annotations())
 
 
 def table(**changes: list[int]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinaflow.reports.box_images import DrawnBox, class_color, drawn, save_picture, side_by_side
+from retinaflow.reports.box_images import DrawnBox, class_color, drawn, save_image, side_by_side
 
 BLANK = np.zeros((120, 200, 3), dtype=np.uint8)
 
@@ -57,6 +57,6 @@ def test_names_of_boxes_at_one_place_stand_beside_each_other() -> None:
 def test_pictures_are_put_in_a_row_and_written(tmp_path: Path) -> None:
     row = side_by_side([BLANK, BLANK])
     assert row.shape == (120, 408, 3)
-    save_picture(row, tmp_path / "new" / "row.png")
+    save_image(row, tmp_path / "new" / "row.png")
     with Image.open(tmp_path / "new" / "row.png") as image:
         assert image.size == (408, 120)

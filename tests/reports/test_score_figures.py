@@ -11,8 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from retinaflow.reports.class_figures import ap_vs_frequency, class_frequency, exposure_curves
 from retinaflow.reports.contact_sheet import DETECTION, GROUND_TRUTH, Panel, contact_sheet
-from retinaflow.reports.figures import ap_vs_frequency, class_frequency, exposure_curves
 
 COUNTS = [1, 3, 16, 500]
 

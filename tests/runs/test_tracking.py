@@ -17,10 +17,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from retinaflow.interrupts import Stopped
-from retinaflow.reports.figures import exposure_curves
-from retinaflow.runs import child_runs, tracking
-from retinaflow.runs.run import FolderRun
+from retinaflow.errors import DataError, Interrupted, SettingError, StoreError
+from retinaflow.reports.class_figures import exposure_curves
+from retinaflow.runs import registry, store, tracking
+from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.fields import as_text
 
 
@@ -38,7 +38,7 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def store(_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+def client(_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     before = mlflow.get_tracking_uri()
@@ -54,10 +54,10 @@ def _start(command: str = "train", **more: object) -> object:
     return tracking.start_run(command, **given)  # type: ignore[arg-type]
 
 
-def test_a_run_ends_as_finished(store: MlflowClient) -> None:
+def test_a_run_ends_as_finished(client: MlflowClient) -> None:
     with _start(name="first") as run:  # type: ignore[attr-defined]
-        assert store.get_run(run.run_id).info.status == "RUNNING"
-    info = store.get_run(run.run_id).info
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+    info = client.get_run(run.run_id).info
     assert (info.status, info.run_name) == ("FINISHED", "first")
     assert mlflow.active_run() is None
 
@@ -65,89 +65,89 @@ def test_a_run_ends_as_finished(store: MlflowClient) -> None:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (Stopped("signal SIGTERM"), "KILLED"),
+        (Interrupted("signal SIGTERM"), "KILLED"),
         (KeyboardInterrupt(), "KILLED"),
         (ValueError("the rule"), "FAILED"),
         (SystemExit(1), "FAILED"),
     ],
     ids=["stopped", "interrupted", "an error", "an exit"],
 )
-def test_a_run_that_is_broken_off_says_how(store: MlflowClient, error: BaseException, status: str) -> None:
+def test_a_run_that_is_interrupted_records_how(client: MlflowClient, error: BaseException, status: str) -> None:
     with pytest.raises(type(error)), _start() as run:  # type: ignore[attr-defined]
         raise error
-    ended = store.get_run(run.run_id)
+    ended = client.get_run(run.run_id)
     assert ended.info.status == status
     assert ended.data.tags["retinaflow.end"] == f"{type(error).__name__}: {error}"
     assert mlflow.active_run() is None
 
 
-def test_a_run_inside_another_is_its_child(store: MlflowClient) -> None:
+def test_a_run_inside_another_is_its_child(client: MlflowClient) -> None:
     with _start("main") as parent, _start("train", name="child") as child:  # type: ignore[attr-defined]
         pass
-    found = store.get_run(child.run_id)
+    found = client.get_run(child.run_id)
     assert found.data.tags["mlflow.parentRunId"] == parent.run_id
     assert found.info.run_name == "child"
-    assert found.info.experiment_id == store.get_run(parent.run_id).info.experiment_id
+    assert found.info.experiment_id == client.get_run(parent.run_id).info.experiment_id
 
 
-def test_the_run_that_mlflow_run_made_is_joined(store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = store.create_experiment("by mlflow run")
-    made = store.create_run(experiment, run_name="given").info.run_id
+def test_the_run_that_mlflow_run_made_is_joined(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = client.create_experiment("by mlflow run")
+    made = client.create_run(experiment, run_name="given").info.run_id
     mlflow.set_experiment("by mlflow run")
     monkeypatch.setenv("MLFLOW_RUN_ID", made)
     with _start(name="own name") as run:  # type: ignore[attr-defined]
         pass
     assert run.run_id == made
-    assert store.get_run(made).info.run_name == "given"
+    assert client.get_run(made).info.run_name == "given"
 
 
-def test_a_run_is_gone_on_with(store: MlflowClient) -> None:
-    with pytest.raises(Stopped), _start() as first:  # type: ignore[attr-defined]
-        raise Stopped
+def test_a_run_is_resumed(client: MlflowClient) -> None:
+    with pytest.raises(Interrupted), _start() as first:  # type: ignore[attr-defined]
+        raise Interrupted
     with _start(resume=first.run_id) as second:  # type: ignore[attr-defined]
         assert second.run_id == first.run_id
-    assert store.get_run(first.run_id).info.status == "FINISHED"
+    assert client.get_run(first.run_id).info.status == "FINISHED"
 
 
-def test_a_deleted_run_cannot_be_gone_on_with_and_the_message_says_so(store: MlflowClient) -> None:
+def test_a_deleted_run_cannot_be_resumed_and_the_message_reports_it(client: MlflowClient) -> None:
     with _start() as run:  # type: ignore[attr-defined]
         pass
-    store.delete_run(run.run_id)
-    with pytest.raises(ValueError, match=r"no run can be started in sqlite:.*deleted"), _start(resume=run.run_id):  # type: ignore[attr-defined]
+    client.delete_run(run.run_id)
+    with pytest.raises(StoreError, match=r"no run can be started in sqlite:.*deleted"), _start(resume=run.run_id):  # type: ignore[attr-defined]
         pass
 
 
-def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(store: MlflowClient) -> None:
+def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(client: MlflowClient) -> None:
     with _start() as run:  # type: ignore[attr-defined]
         for name, logged in {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'"}.items():
-            store.log_param(run.run_id, name, logged)
+            client.log_param(run.run_id, name, logged)
         for _ in range(2):
             run.log_params({"focal_gamma": 3.1, "lr": 0.001, "data": "my data"})
-    params = store.get_run(run.run_id).data.params
+    params = client.get_run(run.run_id).data.params
     assert params == {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'", "used/focal_gamma": "3.1"}
 
 
-def test_a_child_is_made_and_ended_from_outside_of_its_parent(store: MlflowClient) -> None:
+def test_a_child_is_made_and_ended_from_outside_of_its_parent(client: MlflowClient) -> None:
     with _start("main") as parent:  # type: ignore[attr-defined]
         pass
     folder, tags = Path("waiting"), {"retinaflow.trial": "0"}
-    child = child_runs.start_child(parent.run_id, name="trial-0000", tags=tags, folder=folder)
+    child = tracking.start_child(parent.run_id, name="trial-0000", tags=tags, folder=folder)
     assert mlflow.active_run() is None
-    assert child_runs.children(parent.run_id, tags=tags) == [child.run_id]
-    assert child_runs.children(parent.run_id, tags={"retinaflow.trial": "1"}) == []
+    assert tracking.children(parent.run_id, tags=tags) == [child.run_id]
+    assert tracking.children(parent.run_id, tags={"retinaflow.trial": "1"}) == []
     child.log_metrics({"val/mAP": 0.5}, step=1)
     tracking.end_run(child, "KILLED")
     assert not folder.exists()
-    found = store.get_run(child.run_id)
+    found = client.get_run(child.run_id)
     assert found.data.metrics == {"val/mAP": 0.5}
     assert (found.info.status, found.info.run_name) == ("KILLED", "trial-0000")
     assert found.data.tags["mlflow.parentRunId"] == parent.run_id
-    with pytest.raises(ValueError, match=r"run 0+ is not in sqlite:"):
-        child_runs.start_child("0" * 32, name="orphan", tags={}, folder=folder)
+    with pytest.raises(StoreError, match=r"no run can be started under run 0+ in sqlite:"):
+        tracking.start_child("0" * 32, name="orphan", tags={}, folder=folder)
 
 
 def test_a_child_whose_making_was_not_answered_is_made_once(
-    store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _start("main") as parent:  # type: ignore[attr-defined]
         pass
@@ -161,50 +161,49 @@ def test_a_child_whose_making_was_not_answered_is_made_once(
         return made
 
     monkeypatch.setattr(MlflowClient, "create_run", unanswered_once)
-    monkeypatch.setattr(child_runs, "PAUSES", (0.01,))
     tags = {"retinaflow.trial": "0"}
-    child = child_runs.start_child(parent.run_id, name="trial-0000", tags=tags, folder=Path("waiting"))
+    child = tracking.start_child(parent.run_id, name="trial-0000", tags=tags, folder=Path("waiting"))
     tracking.end_run(child, "FINISHED")
     assert asked == ["trial-0000"]
-    assert child_runs.children(parent.run_id, tags=tags) == [child.run_id]
-    assert store.get_run(child.run_id).info.status == "FINISHED"
+    assert tracking.children(parent.run_id, tags=tags) == [child.run_id]
+    assert client.get_run(child.run_id).info.status == "FINISHED"
 
 
-def test_what_a_killed_process_left_unsent_is_sent_with_the_end_of_its_run(store: MlflowClient) -> None:
+def test_what_a_killed_process_left_unsent_is_sent_with_the_end_of_its_run(client: MlflowClient) -> None:
     with _start("main") as parent:  # type: ignore[attr-defined]
         pass
     folder = Path("waiting")
-    child = child_runs.start_child(parent.run_id, name="trial-0000", tags={}, folder=folder)
+    child = tracking.start_child(parent.run_id, name="trial-0000", tags={}, folder=folder)
     assert child.close() is None
     point = {"kind": "metrics", "time": 1, "step": 1, "metrics": {"val/mAP": 0.5}}
     (folder / f"unsent-{child.run_id}").mkdir(parents=True)
     (folder / f"unsent-{child.run_id}" / "unsent.jsonl").write_text(json.dumps(point) + "\n", encoding="utf-8")
-    tracking.end_run(child_runs.open_run(child.run_id, folder, resumed=True), "KILLED")
-    found = store.get_run(child.run_id)
+    tracking.end_run(tracking.open_run(child.run_id, folder, resumed=True), "KILLED")
+    found = client.get_run(child.run_id)
     assert (found.info.status, found.data.metrics) == ("KILLED", {"val/mAP": 0.5})
     assert not any(folder.iterdir())
 
 
-def test_parameters_are_written_as_on_the_command_line_and_never_twice(store: MlflowClient) -> None:
+def test_parameters_are_written_as_on_the_command_line_and_never_twice(client: MlflowClient) -> None:
     with _start() as run:  # type: ignore[attr-defined]
-        store.log_param(run.run_id, "lr", "1e-3")
+        client.log_param(run.run_id, "lr", "1e-3")
         run.log_params({"lr": 0.001, "splits": ("a", "b"), "boxes": (), "eval_ids": None, "track": True})
-    params = store.get_run(run.run_id).data.params
+    params = client.get_run(run.run_id).data.params
     assert params == {"lr": "1e-3", "splits": "a,b", "boxes": "none", "eval_ids": "none", "track": "true"}
 
 
-def test_metrics_are_points_of_curves(store: MlflowClient) -> None:
+def test_metrics_are_points_of_curves(client: MlflowClient) -> None:
     with _start() as run:  # type: ignore[attr-defined]
         for step in (1, 5):
             run.log_metrics({"train/loss": np.float64(step / 2), "val/mAP": 0.25}, step=step)
-    points = store.get_metric_history(run.run_id, "train/loss")
+    points = client.get_metric_history(run.run_id, "train/loss")
     assert [(point.step, point.value) for point in points] == [(1, 0.5), (5, 2.5)]
 
 
 TABLE = pd.DataFrame({"class": ["A", "B"], "ap": [1 / 3, np.nan], "bin": pd.array([1, None], dtype="Int64")})
 
 
-def _log_everything(run: tracking.Run) -> None:
+def _log_everything(run: Run) -> None:
     run.log_csv(TABLE, "table.csv")
     run.log_table(TABLE, "table.json")
     run.log_json({"path": Path("a"), "values": [1]}, "document.json")
@@ -213,7 +212,7 @@ def _log_everything(run: tracking.Run) -> None:
     run.log_file(Path("last.pt"), "checkpoints")
 
 
-def test_a_folder_gets_the_files_that_mlflow_gets(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_folder_gets_the_files_that_mlflow_gets(client: MlflowClient, tmp_path: Path) -> None:
     with _start() as run:  # type: ignore[attr-defined]
         _log_everything(run)
     with _start(track=False, output=tmp_path / "folder") as local:  # type: ignore[attr-defined]
@@ -227,17 +226,17 @@ def test_a_folder_gets_the_files_that_mlflow_gets(store: MlflowClient, tmp_path:
     assert ours == theirs
     # MLflow writes ten digits into its tables; a missing value is null, not NaN.
     assert shown == {"columns": ["class", "ap", "bin"], "data": [["A", pytest.approx(1 / 3), 1], ["B", None, None]]}
-    assert store.get_run(run.run_id).info.status == "FINISHED"
+    assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_a_table_that_is_logged_again_replaces_the_first(store: MlflowClient) -> None:
+def test_a_table_that_is_logged_again_replaces_the_first(client: MlflowClient) -> None:
     """A run that is resumed is evaluated again."""
     with _start() as run:  # type: ignore[attr-defined]
         run.log_table(TABLE, "table.json")
         run.log_table(TABLE.assign(ap=[0.5, 0.25]), "table.json")
     shown = mlflow.artifacts.load_dict(f"runs:/{run.run_id}/table.json")
     assert shown == {"columns": ["class", "ap", "bin"], "data": [["A", 0.5, 1], ["B", 0.25, None]]}
-    assert "table.json" in store.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"]
+    assert "table.json" in client.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"]
 
 
 def test_a_csv_keeps_every_digit(tmp_path: Path) -> None:
@@ -276,34 +275,34 @@ def test_untracked_work_opens_no_store(tmp_path: Path, monkeypatch: pytest.Monke
     try:
         with _start(track=False) as run:  # type: ignore[attr-defined]
             _log_everything(run)
-            tracking.log_model(run, Path("last.pt"), register_as="nothing")
+            run.log_model(Path("last.pt"), register_as="nothing")
     finally:
         mlflow.set_tracking_uri(before)
     assert not list(tmp_path.glob("*.db"))
     assert not (tmp_path / "mlruns").exists()
 
 
-def test_the_last_run_is_the_newest_finished_one_of_its_command(store: MlflowClient) -> None:
-    with pytest.raises(ValueError, match="there is no finished search run in sqlite:"):
-        tracking.last_run("search")
+def test_the_last_run_is_the_newest_finished_one_of_its_command(client: MlflowClient) -> None:
+    with pytest.raises(SettingError, match="there is no finished search run in sqlite:"):
+        store.last_run("search")
     with _start("search") as first, _start("train"):  # type: ignore[attr-defined]
         pass
     with pytest.raises(RuntimeError), _start("search"):  # type: ignore[attr-defined]
         raise RuntimeError
-    assert tracking.last_run("search") == first.run_id
-    assert store.get_run(first.run_id).info.status == "FINISHED"
+    assert store.last_run("search") == first.run_id
+    assert client.get_run(first.run_id).info.status == "FINISHED"
 
 
-def test_what_a_run_lacks_is_named(store: MlflowClient) -> None:
+def test_what_a_run_lacks_is_named(client: MlflowClient) -> None:
     with _start() as run:  # type: ignore[attr-defined]
         pass
-    assert store.get_run(run.run_id).info.status == "FINISHED"
-    with pytest.raises(ValueError, match=rf"run {run.run_id} has no checkpoints/best\.pt in sqlite:"):
-        tracking.fetch(run.run_id, "checkpoints/best.pt")
-    with pytest.raises(ValueError, match=r"run nobody has no checkpoints/best\.pt in sqlite:"):
-        tracking.fetch("nobody", "checkpoints/best.pt")
-    with pytest.raises(ValueError, match="from_run=models:/nobody@champion: no such model in sqlite:"):
-        tracking.fetch_model("models:/nobody@champion")
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    with pytest.raises(DataError, match=rf"run {run.run_id} has no checkpoints/best\.pt in sqlite:"):
+        store.fetch(run.run_id, "checkpoints/best.pt")
+    with pytest.raises(DataError, match=r"run nobody has no checkpoints/best\.pt in sqlite:"):
+        store.fetch("nobody", "checkpoints/best.pt")
+    with pytest.raises(DataError, match="from_run=models:/nobody@champion: no such model in sqlite:"):
+        registry.fetch_model("models:/nobody@champion")
 
 
 @pytest.mark.parametrize(
@@ -315,13 +314,13 @@ def test_a_value_is_written_as_on_the_command_line(value: object, text: str) -> 
     assert as_text(value) == text
 
 
-def test_copies_of_artifacts_are_gone_when_the_process_ends(store: MlflowClient) -> None:
-    del store
+def test_copies_of_artifacts_are_gone_when_the_process_ends(client: MlflowClient) -> None:
+    del client
     with _start() as run:  # type: ignore[attr-defined]
         run.log_text("hello", "note.txt")
     script = (
-        "import sys, mlflow; from retinaflow import tracking; mlflow.set_tracking_uri(sys.argv[1]); "
-        "path = tracking.fetch(sys.argv[2], 'note.txt'); print(path, path.read_text())"
+        "import sys, mlflow; from retinaflow.runs import store; mlflow.set_tracking_uri(sys.argv[1]); "
+        "path = store.fetch(sys.argv[2], 'note.txt'); print(path, path.read_text())"
     )
     words = [sys.executable, "-W", "ignore", "-c", script, mlflow.get_tracking_uri(), run.run_id]
     path, text = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()

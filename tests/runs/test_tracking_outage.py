@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import train
 from retinaflow.runs import tracking
+from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -117,7 +118,7 @@ def server(_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     mlflow.set_tracking_uri(before)
 
 
-def log_steps(run: tracking.Run, steps: range) -> float:
+def log_steps(run: Run, steps: range) -> float:
     """The longest that logging one step's metrics took, seconds."""
     longest = 0.0
     for step in steps:
@@ -171,7 +172,7 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     said = capsys.readouterr().err
     assert longest < 0.5, f"logging held up the work for {longest:.2f} s"
     assert len(waiting) >= 40
-    assert "is out of reach; the work goes on, results wait in out/unsent-" in said
+    assert "is out of reach; results wait in out/unsent-" in said
     assert "answers again after" in said
     assert_all_arrived_once(run.run_id, range(80))
     found = MlflowClient().get_run(run.run_id)

@@ -25,12 +25,13 @@ import pandas as pd
 import pytest
 from simulated_runs import run, table_of, world
 
-from retinaflow.comparison.comparison import Resampling, Side, compare
+from retinaflow.comparison.comparison import Resampling, Side, compare_runs
 from retinaflow.comparison.page import PageNotes, RunNote, comparison_page
 from retinaflow.metric.challenge import Scores, average_precision
 from retinaflow.metric.per_class import summary
-from retinaflow.reports.evaluation import EvaluationResult, log_tables
-from retinaflow.reports.figures import ap_vs_frequency, class_frequency
+from retinaflow.metric.result import EvaluationResult
+from retinaflow.reports.class_figures import ap_vs_frequency, class_frequency
+from retinaflow.reports.evaluation import log_tables
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
@@ -274,7 +275,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         remarks=[],
     )
     path = tmp_path_factory.mktemp("report") / "comparison.html"
-    path.write_text(comparison_page(compare(sides, Resampling(resamples=100)), notes), encoding="utf-8")
+    path.write_text(comparison_page(compare_runs(sides, Resampling(resamples=100)), notes), encoding="utf-8")
     return path
 
 

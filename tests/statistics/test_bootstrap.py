@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scoring_scenes import Found, Scene, Truth
 
-from retinaflow.metric.challenge import average_precision, evaluate, match
+from retinaflow.metric.challenge import average_precision, challenge_scores, match
 from retinaflow.metric.matches import Matches
 from retinaflow.statistics import resampling
 from retinaflow.statistics.bootstrap import bootstrap_intervals, paired_differences
@@ -131,13 +131,13 @@ def test_no_images_give_nan_without_a_warning() -> None:
     intervals = bootstrap_intervals(run([]), resamples=5)
     assert np.isnan([intervals.mean.estimate, intervals.mean.low, intervals.ap_high[0]]).all()
     differences = paired_differences(run([]), run([]), resamples=5)
-    assert np.isnan(differences.mean.share_above_zero)
+    assert np.isnan(differences.mean.fraction_above_zero)
 
 
 def test_a_run_against_itself_differs_by_exactly_nothing() -> None:
     differences = paired_differences(mixed_run(0), mixed_run(0), resamples=50)
     assert (differences.mean.low, differences.mean.estimate, differences.mean.high) == (0.0, 0.0, 0.0)
-    assert differences.mean.share_above_zero == 0.0
+    assert differences.mean.fraction_above_zero == 0.0
 
 
 def test_classes_that_both_runs_find_alike_differ_by_nothing_and_those_that_neither_finds_may() -> None:
@@ -169,7 +169,7 @@ def test_the_estimate_of_a_difference_is_the_second_score_minus_the_first() -> N
     worse, better = run([True] * 5 + [False] * 5), run([True] * 8 + [False] * 2)
     difference = paired_differences(worse, better, resamples=200).mean
     assert difference.estimate == pytest.approx(0.8 - 0.5)
-    assert difference.share_above_zero > 0.9
+    assert difference.fraction_above_zero > 0.9
 
 
 def test_pairing_finds_a_small_steady_gain_that_two_intervals_cannot_tell_apart() -> None:
@@ -179,7 +179,7 @@ def test_pairing_finds_a_small_steady_gain_that_two_intervals_cannot_tell_apart(
     # The second run finds five objects more and loses none: a resample is above 0 unless it misses those five images,
     # probability 2^-5 = 0.03.
     difference = paired_differences(first, second, resamples=300).mean
-    assert difference.share_above_zero == pytest.approx(1 - 2**-5, abs=0.02)
+    assert difference.fraction_above_zero == pytest.approx(1 - 2**-5, abs=0.02)
     assert difference.low > 0
 
 
@@ -258,5 +258,5 @@ def test_a_half_and_its_complement_make_all_images() -> None:
 def test_the_mean_of_an_interval_is_the_mean_of_the_scores() -> None:
     ground_truths = (Truth("a", 0, BOX), Truth("b", 1, BOX))
     scene = Scene(3, ground_truths, found=(Found("a", 0, 0.5, BOX),))
-    scores = evaluate(scene.detections(), scene.annotations())
+    scores = challenge_scores(scene.detections(), scene.annotations())
     assert bootstrap_intervals(scores.matches, resamples=5).mean.estimate == scores.mean_ap == 0.5

@@ -9,7 +9,7 @@ import pytest
 from simulated_runs import detected, world
 
 from retinaflow.detections import Detections
-from retinaflow.metric.challenge import evaluate
+from retinaflow.metric.challenge import challenge_scores
 from retinaflow.metric.matches import Kind, Matches
 from retinaflow.statistics.calibration import (
     METHODS,
@@ -126,7 +126,7 @@ def test_nothing_judged_and_only_right_detections_can_be_fitted() -> None:
 def model() -> tuple[Detections, Matches]:
     made = world(4, 120)
     found = detected(made, 0.5, seed=1)
-    return found, evaluate(found, made.annotations).matches
+    return found, challenge_scores(found, made.annotations).matches
 
 
 def test_no_image_has_a_part_in_its_own_calibrators(model: tuple[Detections, Matches]) -> None:
@@ -176,7 +176,7 @@ def test_a_kept_calibrator_leaves_the_ap_of_each_class_as_it_was(model: tuple[De
     made = world(4, 120)
     _, rows = cross_fitted(found, matches, sample_folds(120, FOLDS, seed=0), method="isotonic", min_truths=1)
     calibrated = apply_calibrators(found, [row.calibrator for row in rows])
-    np.testing.assert_array_equal(evaluate(calibrated, made.annotations).ap, evaluate(found, made.annotations).ap)
+    np.testing.assert_array_equal(challenge_scores(calibrated, made.annotations).ap, challenge_scores(found, made.annotations).ap)
 
 
 def test_what_a_group_of_box_absorbed_is_neither_right_nor_wrong(model: tuple[Detections, Matches]) -> None:

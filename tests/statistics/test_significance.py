@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_runs import run, runs, world
 
-from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare
+from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
 from retinaflow.statistics.significance import SeedSpread, benjamini_hochberg, p_values, seed_spread, widen
 
 NO_SEEDS = SeedSpread(np.zeros(1), np.full(1, np.inf))
@@ -108,7 +108,7 @@ def _compared(number: int, *, seeds: int, jitter: float) -> Comparison:
         )
         for k, letter in enumerate("AB")
     ]
-    return compare(sides, Resampling(resamples=120))
+    return compare_runs(sides, Resampling(resamples=120))
 
 
 @pytest.mark.slow
@@ -136,6 +136,6 @@ def test_without_seeds_the_luck_of_a_training_passes_for_a_difference() -> None:
 def test_a_real_gain_is_found_with_seeds_too() -> None:
     made = world(3, 200)
     first, second = runs(made, 0.0, range(3)), runs(made, 1.5, range(10, 13))
-    found = compare([Side("A", "a", tuple(first)), Side("B", "b", tuple(second))], Resampling(resamples=100))
+    found = compare_runs([Side("A", "a", tuple(first)), Side("B", "b", tuple(second))], Resampling(resamples=100))
     assert found.group("mAP")["B_difference_low"] > 0
     assert found.classes["B_sure"].any()

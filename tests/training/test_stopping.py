@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from retinaflow.interrupts import Stopped, StopRequest
+from retinaflow.errors import Interrupted
+from retinaflow.interrupts import StopRequest
 
 
 def _handlers() -> list[object]:
@@ -24,7 +25,7 @@ def test_a_first_signal_only_notes_the_wish(number: signal.Signals) -> None:
         assert stop.reason is None
         os.kill(os.getpid(), number)
         assert stop.reason == f"signal {number.name}"
-        with pytest.raises(Stopped, match=number.name):
+        with pytest.raises(Interrupted, match=number.name):
             stop.check()
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import pandas as pd
 
 from retinaflow.comparison.comparison import LETTERS, Side
-from retinaflow.comparison.match_file import FILE_NAME, StoredMatches
 from retinaflow.comparison.page import RunNote
-from retinaflow.comparison.stored_matches import read_matches
-from retinaflow.runs import tracking
-from retinaflow.runs.tracking import RunRecord
+from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_matches
+from retinaflow.runs import store
+from retinaflow.runs.store import RunRecord
 from retinaflow.settings.comparison_commands import ComparedRuns
 from retinaflow.settings.fields import as_text
 
@@ -32,17 +31,17 @@ class ChosenRun:
     """A run of the store, or a folder (``record.experiment_id`` is empty), and its matches."""
 
     record: RunRecord
-    kept: StoredMatches
+    stored: StoredMatches
 
     @property
     def seed(self) -> str:
         """Seed of its training."""
-        return str(self.kept.settings.get("seed", "–"))
+        return str(self.stored.settings.get("seed", "–"))
 
     @property
     def settings(self) -> dict[str, str]:
         """What decides its score, as written on the command line."""
-        return {name: _text(value) for name, value in self.kept.settings.items() if name not in NOT_A_SETTING}
+        return {name: _text(value) for name, value in self.stored.settings.items() if name not in NOT_A_SETTING}
 
     @property
     def about(self) -> str:
@@ -96,7 +95,7 @@ def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
     for letter, runs in zip(LETTERS, chosen, strict=False):
         by_settings = ", ".join(f"{setting}={table[letter][setting]}" for setting in shown)
         name = by_settings or " + ".join(run.record.name for run in runs)
-        sides.append(Side(letter, name, tuple(run.kept for run in runs)))
+        sides.append(Side(letter, name, tuple(run.stored for run in runs)))
     return sides
 
 
@@ -105,8 +104,8 @@ def differing_settings(chosen: Sequence[Sequence[ChosenRun]]) -> pd.DataFrame:
     columns = [runs[0].settings | _circumstances(runs) for runs in chosen]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[column.get(name, "–") for column in columns] for name in names]
-    kept = [[name, *row] for name, row in zip(names, rows, strict=True) if len(set(row)) > 1]
-    return pd.DataFrame(kept, columns=["setting", *LETTERS[: len(chosen)]])
+    rows_that_differ = [[name, *row] for name, row in zip(names, rows, strict=True) if len(set(row)) > 1]
+    return pd.DataFrame(rows_that_differ, columns=["setting", *LETTERS[: len(chosen)]])
 
 
 def run_notes(chosen: Sequence[Sequence[ChosenRun]]) -> list[RunNote]:
@@ -133,7 +132,7 @@ def chosen_run(name: str) -> ChosenRun:
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
         return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_matches(name))
-    record = tracking.find_run(name)
+    record = store.find_run(name)
     return ChosenRun(record, read_matches(record.run_id))
 
 
@@ -147,11 +146,9 @@ def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
     parts = ["attributes.status = 'FINISHED'", *([config.filter] if config.filter else [])]
     if "retinaflow.command" not in (config.filter or ""):
         parts.append("tags.`retinaflow.command` = 'train'")
-    found = tracking.find_runs(
-        " and ".join(parts), experiment=config.from_experiment, most=1000 if config.filter else 2
-    )
+    found = store.find_runs(" and ".join(parts), experiment=config.from_experiment, most=1000 if config.filter else 2)
     if len(found) < fewest:
-        what = f"filter={config.filter} finds" if config.filter else f"{tracking.store_uri()} has"
+        what = f"filter={config.filter} finds" if config.filter else f"{store.uri()} has"
         needed = "two finished trainings are" if fewest > 1 else "a finished training is"
         raise ValueError(f"{needed} needed, but {what} {len(found)}; name runs as runs={','.join(['ID'] * fewest)}")
     return [ChosenRun(record, read_matches(record.run_id)) for record in reversed(found)]

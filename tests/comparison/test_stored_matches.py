@@ -10,7 +10,8 @@ import pytest
 from scoring_scenes import Label, Scene, Truth
 from simulated_runs import run, world
 
-from retinaflow.comparison.match_file import ground_truth_digest, load_matches, save_matches
+from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.stored_matches import load_matches, save_matches
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Kind
 

@@ -1,7 +1,7 @@
 """Difference in AP against training frequency: one dot per class, so that one sees which part of the tail gains.
 
 Drawn for a wide page and for a phone (``narrow=True``: fewer inches, the same size of type). Colours of the bins as in
-:mod:`~retinaflow.reports.figures`; filled dots are the classes for which chance is ruled out.
+:mod:`~retinaflow.reports.class_figures`; filled dots are the classes for which chance is ruled out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,55 @@
+"""The images and annotations that a run was evaluated on, read again from where they were then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.stored_matches import StoredMatches
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import read_image_ids
+from retinaflow.data.training_data import load_training_data, read_split
+from retinaflow.settings.commands import EvaluateConfig, TrainConfig
+from retinaflow.settings.resolve import resolve
+
+
+def evaluated_images(stored: StoredMatches) -> AnnotationIndex:
+    """The images that a run was evaluated on, read again from where they were then.
+
+    Raises ValueError or OSError when they are not there, or are others by now.
+    """
+    index = _read_evaluated(stored, {})
+    place = index.taxonomy.index_of
+    if any(mid not in place for mid in stored.class_ids):
+        raise ValueError("the class list has changed since the run was evaluated")
+    if index.taxonomy.ids != stored.class_ids:
+        index = index.with_classes(np.array([place[mid] for mid in stored.class_ids]))
+    if ground_truth_digest(index) != stored.ground_truth:
+        raise ValueError("the images or annotations have changed since the run was evaluated")
+    return index
+
+
+def evaluated_images_of_all_classes(stored: StoredMatches) -> AnnotationIndex:
+    """The same images with all classes of the class list, whatever group of them the run evaluated. Errors likewise.
+
+    That the images and annotations are those of then is for the caller to see (:func:`ground_truth_digest`).
+    """
+    return _read_evaluated(stored, {"class_group": "all"})
+
+
+def _read_evaluated(stored: StoredMatches, changes: Mapping[str, Any]) -> AnnotationIndex:
+    settings = {**stored.evaluated_from["settings"], "config": None, **changes}
+    if stored.evaluated_from["command"] == "train":
+        return load_training_data(resolve(TrainConfig, settings)).evaluated
+    return _evaluated(resolve(EvaluateConfig, settings))
+
+
+def _evaluated(config: EvaluateConfig) -> AnnotationIndex:
+    labels = None if config.image_labels == "none" else config.image_labels
+    index = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels).index
+    if config.eval_ids is None:
+        return index
+    return index.take(np.flatnonzero(np.isin(index.image_ids, read_image_ids(config.eval_ids))))

@@ -1,0 +1,50 @@
+"""The name of a trained model -> its checkpoint, and the detector made of it.
+
+A name is what every command takes as ``from_run``: a run id, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the path
+of a checkpoint file, or None for the last training. Artifacts are copied once per call and last as long as the process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.progress import report
+from retinaflow.runs import registry, store
+
+MODEL_URI = "models:/"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that was found: ``name`` as it was given, ``path`` of its checkpoint file, and ``run_id`` of the training,
+    None where that is not known."""
+
+    name: str
+    path: Path
+    run_id: str | None
+
+    @staticmethod
+    def find(name: str | Path | None) -> TrainedModel:
+        """The model of that name. Raises ValueError when there is none in the store; a path is not opened yet."""
+        text = store.last_run("train") if name is None else str(name)
+        if text.startswith(MODEL_URI):
+            found = TrainedModel(text, registry.fetch_model(text), registry.run_of_model(text))
+        elif Path(text).suffix == ".pt" or Path(text).is_file():
+            found = TrainedModel(text, Path(text), None)
+        else:
+            found = TrainedModel(text, store.fetch(text, "checkpoints/best.pt"), text)
+        report(f"model {text}" if name is not None else f"model of the last training, run {text}")
+        return found
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, read once. Errors as of :func:`retinaflow.inference.checkpoint.load_checkpoint`."""
+        return load_checkpoint(self.path)
+
+    def tags(self) -> dict[str, str]:
+        """Tags that link a run to the model that it uses."""
+        run = {"retinaflow.model_run": self.run_id} if self.run_id else {}
+        return {"retinaflow.model": self.name, "retinaflow.model_digest": self.checkpoint.digest[:16], **run}

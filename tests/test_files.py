@@ -1,0 +1,209 @@
+"""Files and folders that are whole or absent, locks, and calls that are made again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from retinaflow.files import atomic_file, atomic_folder, growing_waits, lock, remove_partial_files, retry
+
+
+def holding(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# Files
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "new" / "table.csv") as partial:
+        partial.write_text("whole")
+        assert not (tmp_path / "new" / "table.csv").exists()
+    assert holding(tmp_path) == ["new/table.csv"]
+
+
+def test_after_an_error_the_old_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("old")
+
+    def fail() -> None:
+        with atomic_file(tmp_path / "table.csv") as partial:
+            partial.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert (tmp_path / "table.csv").read_text() == "old"
+    assert holding(tmp_path) == ["table.csv"]
+
+
+def test_what_a_killed_process_left_is_overwritten_or_removed(tmp_path: Path) -> None:
+    for name in ("table.csv", "other.csv"):
+        (tmp_path / f".{name}.partial").write_text("half a file, longer than the whole")
+    with atomic_file(tmp_path / "table.csv") as partial:
+        partial.write_text("whole")
+    remove_partial_files(tmp_path)
+    assert (tmp_path / "table.csv").read_text() == "whole"
+    assert holding(tmp_path) == ["table.csv"]
+
+
+# Folders
+
+
+def test_a_folder_appears_whole_and_an_empty_one_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with atomic_folder(tmp_path / "set") as partial:
+        (partial / "a").write_text("a")
+        assert holding(tmp_path / "set") == []
+    assert holding(tmp_path) == ["set/a"]
+
+
+def test_after_an_error_there_is_no_folder(tmp_path: Path) -> None:
+    def fail() -> None:
+        with atomic_folder(tmp_path / "set") as partial:
+            (partial / "a").write_text("a")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_anything_is_replaced_only_on_request(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "old").write_text("old")
+    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "set") as partial:
+        (partial / "new").write_text("new")
+    assert holding(tmp_path) == ["set/old"]
+    with atomic_folder(tmp_path / "set", replace=True) as partial:
+        (partial / "new").write_text("new")
+    assert holding(tmp_path) == ["set/new"]
+
+
+def test_when_the_exchange_fails_the_old_folder_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with atomic_folder(tmp_path / "set") as partial:
+        (partial / "old").write_text("old")
+    rename = Path.replace
+
+    def refused(self: Path, target: Path) -> Path:
+        if target.name == "set" and (self / "new").exists():
+            raise OSError("refused")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="refused"), atomic_folder(tmp_path / "set", replace=True) as partial:
+        (partial / "new").write_text("new")
+    assert holding(tmp_path) == ["set/old"]
+
+
+def test_folders_of_ended_processes_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    mine, theirs, elsewhere = (
+        tmp_path / f".set.partial-{machine}-{process}-00"
+        for machine, process in (
+            (platform.node(), int(ended.stdout)),
+            (platform.node(), os.getppid()),
+            ("another", int(ended.stdout)),
+        )
+    )
+    for folder in (mine, theirs, elsewhere):
+        folder.mkdir()
+    with atomic_folder(tmp_path / "set"), atomic_folder(tmp_path / "set", replace=True):
+        pass
+    assert sorted(path for path in tmp_path.iterdir() if path.name != "set") == sorted([theirs, elsewhere])
+
+
+# Locks
+
+
+def hold(path: Path, holding: Event, enough: Event) -> None:
+    with lock(path):
+        holding.set()
+        enough.wait(30)
+
+
+def test_a_lock_is_held_by_one_process_and_released_by_its_end(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    taken, enough = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "lock", taken, enough))
+    process.start()
+    assert taken.wait(30)
+    with pytest.raises(BlockingIOError, match="another process holds this lock"), lock(tmp_path / "lock", wait=False):
+        pass
+    calls = []
+
+    def end_the_other() -> None:
+        calls.append("waiting")
+        process.kill()
+
+    with lock(tmp_path / "lock", before_wait=end_the_other):
+        assert calls == ["waiting"]
+    process.join()
+    with lock(tmp_path / "lock", wait=False, before_wait=end_the_other):
+        assert calls == ["waiting"]
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), lock(tmp_path / "file" / "lock"):
+        pass
+
+
+# Retry
+
+
+def failing(times: int, error: type[Exception] = OSError) -> Callable[[], str]:
+    left = iter(range(times))
+
+    def call() -> str:
+        if next(left, None) is not None:
+            raise error("away")
+        return "here"
+
+    return call
+
+
+def test_a_call_is_made_again_after_each_wait() -> None:
+    slept: list[float] = []
+    assert retry(failing(2), waits=[1, 2, 3], may_pass=lambda error: True, sleep=slept.append) == "here"
+    assert slept == [1, 2]
+
+
+def test_the_last_error_is_raised_when_the_waits_are_used_up() -> None:
+    slept: list[float] = []
+    with pytest.raises(OSError, match="away"):
+        retry(failing(3), waits=[1, 2], may_pass=lambda error: True, sleep=slept.append)
+    assert slept == [1, 2]
+
+
+def test_an_error_that_will_not_pass_is_raised_at_once() -> None:
+    slept: list[float] = []
+    with pytest.raises(KeyError):
+        retry(failing(1, KeyError), waits=[1], may_pass=lambda error: isinstance(error, OSError), sleep=slept.append)
+    assert slept == []
+
+
+def test_waits_double_up_to_the_longest_and_may_be_spread() -> None:
+    assert list(growing_waits(1, 5, count=5)) == [1, 2, 4, 5, 5]
+    spread = list(growing_waits(1, 5, count=100, spread=random.Random(0)))
+    assert all(0.5 <= wait <= 5 for wait in spread)
+    assert len(set(spread)) == 100
+
+
+def test_waits_end_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    waits = growing_waits(1, 5, patience=7)
+    found = []
+    for wait in waits:
+        found.append(wait)
+        now += wait
+    assert found == [1, 2, 4, 5], "the last wait begins within the patience"
