@@ -14,8 +14,9 @@ import time
 import torch
 
 from retinaflow.detector.loss import LossConfig, detection_loss
-from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
+from retinaflow.settings.training_groups import NetworkSettings
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def time_step(order: torch.memory_format, size: int, batch: int) -> float:
-    model = RetinaNet(NetworkConfig("resnet18", 20, head_norm="group", fpn_channels=64, head_depth=2))
+    model = RetinaNet(NetworkSettings(backbone="resnet18", head_norm="group", fpn_channels=64, head_depth=2), 20)
     model = model.to(memory_format=order)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)

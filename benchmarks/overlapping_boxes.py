@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from retinaflow.inference.postprocess_settings import postprocess_config
 
 from retinaflow.boxes import iou
 from retinaflow.data.class_groups import select_classes
@@ -42,7 +43,6 @@ from retinaflow.detections import Detections
 from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, candidates, suppressed
 from retinaflow.inference.batches import _batches
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.inference.postprocess_settings import postprocess_config
 from retinaflow.metric.candidate_matches import GroundTruthByPair
 from retinaflow.metric.challenge import Evaluator, average_precision
 from retinaflow.metric.matches import Kind, Matches

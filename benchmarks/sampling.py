@@ -28,7 +28,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from retinaflow.data.batching import AspectBuckets, plan_batches
-from retinaflow.data.bins import BinStrategy, ClassBins, make_bins
+from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.exposure import (
     compare_strategies,
     effective_sample_size,
@@ -40,8 +40,9 @@ from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_sizes
-from retinaflow.data.sampling import STRATEGIES, SamplingSettings, Strategy, epoch_plan, expected_samples, image_weights
+from retinaflow.data.sampling import STRATEGIES, epoch_plan, expected_samples, image_weights
 from retinaflow.data.tables import RowErrors
+from retinaflow.settings.groups import BinStrategy, SamplingSettings, Strategy
 
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.1)
 POWERS = (0.0, 0.15, 0.3, 0.5, 0.75)

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from retinaflow.settings.resolve import PROFILES
+from retinaflow.settings.commands import TrainConfig
 
 ARMS: Mapping[str, Mapping[str, str]] = {
     "uniform, no augmentation": {"sampling": "uniform", "augment": "0", "rare_augment": "0"},
-    "uniform": {"sampling": "uniform", "rare_augment": str(PROFILES["demo"]["augment"])},
+    "uniform": {"sampling": "uniform", "rare_augment": str(TrainConfig().augment)},
     "uniform, rare augmentation": {"sampling": "uniform"},
     "repeat-factor t=0.1": {"sampling": "repeat-factor", "repeat_threshold": "0.1"},
     "instance-repeat-factor t=0.1": {"sampling": "instance-repeat-factor", "repeat_threshold": "0.1"},

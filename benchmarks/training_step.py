@@ -31,11 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from retinaflow.detector.loss import LossConfig, detection_loss
-from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.precision import Precision, autocast, fast_precision
 from retinaflow.detector.targets import Targets
 from retinaflow.detector.winograd.transform import convolution
 from retinaflow.inference.checkpoint import on_device
+from retinaflow.settings.training_groups import NetworkSettings
 
 CPU = torch.device("cpu")
 BOXES_PER_IMAGE = 8
@@ -151,7 +152,7 @@ def build_torchvision(classes: int, size: int, batch: int, precision: Precision)
 
 
 def build_retinaflow(classes: int, size: int, batch: int, precision: Precision) -> Step:
-    model = on_device(RetinaNet(NetworkConfig("resnet50", classes)), CPU).train()
+    model = on_device(RetinaNet(NetworkSettings(backbone="resnet50", head_norm="none"), classes), CPU).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images, boxes, labels = inputs(classes, size, batch)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -13,12 +13,23 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from retinaflow.errors import Interrupted, first_line
+from retinaflow.errors import (
+    DataError,
+    Interrupted,
+    SettingError,
+    StoreError,
+    TrainingError,
+    WorkerError,
+    first_line,
+)
 from retinaflow.settings.commands import COMMANDS
-from retinaflow.settings.fields import as_text
 from retinaflow.settings.groups import TrackingSettings
-from retinaflow.settings.resolve import FOLDER_FILE, of_folder, resolve
+from retinaflow.settings.resolve import FOLDER_FILE, RENAMED, of_folder, resolve
+
+SHOWN = (SettingError, DataError, StoreError, TrainingError, WorkerError)
+"""Errors whose message is enough for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = without_defaults(COMMANDS[command], given)
     try:
         _refuse_several_processes(command)
-        config = resolve(COMMANDS[command], given)
+        config = resolve(COMMANDS[command], given, fetch=_fetched)
         for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
             print(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}", flush=True)
         importlib.import_module(f"retinaflow.commands.{command}").run(config)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (*SHOWN, ValueError, OSError) as error:
         if os.environ.get("RETINAFLOW_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -48,6 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: the store of runs or trials failed: {said}", file=sys.stderr)
         return 2
     return 0
+
+
+def _fetched(address: str) -> Path:
+    # Here, as MLflow takes seconds to load: settings are read before anything else.
+    from retinaflow.runs.store import fetch_file
+
+    return fetch_file(address)
 
 
 def _is_of_a_store(error: Exception) -> bool:
@@ -76,12 +94,17 @@ def build_parser() -> argparse.ArgumentParser:
         summary = (settings.__doc__ or "").split(": ", 1)[-1]
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         for setting, field in settings.model_fields.items():
+            if field.exclude:
+                continue
             command.add_argument(
                 f"--{setting}",
                 metavar="VALUE",
                 default=argparse.SUPPRESS,
-                help=f"{field.description} (default: {as_text(field.default)})".replace("%", "%%"),
+                help=f"{field.description} (default: {settings.default_text(setting)})".replace("%", "%%"),
             )
+        for old, new in RENAMED.items():
+            if new in settings.model_fields:
+                command.add_argument(f"--{old}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -91,8 +114,8 @@ def without_defaults(settings: type[TrackingSettings], given: Mapping[str, str])
     ``mlflow run`` hands on every declared parameter, so a default there is nobody's choice and must not override the
     file named by ``config``.
     """
-    defaults = {name: as_text(field.default) for name, field in settings.model_fields.items()}
-    return {name: value for name, value in given.items() if not _same(value, defaults[name])}
+    defaults = {name: settings.default_text(name) for name in settings.model_fields}
+    return {name: value for name, value in given.items() if not _same(value, defaults.get(RENAMED.get(name, name), ""))}
 
 
 def _same(first: str, second: str) -> bool:

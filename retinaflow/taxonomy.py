@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retinaflow.errors import DataError, SettingError
+
 
 @dataclass(frozen=True)
 class Hierarchy:
@@ -37,7 +39,7 @@ class Hierarchy:
         try:
             tuple(TopologicalSorter(parents).static_order())
         except CycleError as error:
-            raise ValueError(
+            raise DataError(
                 f"the class hierarchy must not contain a cycle, but got {' > '.join(map(str, error.args[1]))}"
             ) from None
 
@@ -48,7 +50,7 @@ class Hierarchy:
         Raises ValueError when a node has no ``LabelName`` or when the links form a cycle.
         """
         if not isinstance(tree, dict):
-            raise ValueError(f"the hierarchy must be one node, but got a {type(tree).__name__}")
+            raise DataError(f"the hierarchy must be one node, but got a {type(tree).__name__}")
         links: dict[str, dict[tuple[str, str], None]] = {"Subcategory": {}, "Part": {}}
         nodes: dict[str, None] = {}
         pending: list[tuple[str | None, dict[str, Any]]] = [(None, tree)]
@@ -57,11 +59,11 @@ class Hierarchy:
             for kind, found in links.items():
                 children = node.get(kind) or []
                 if not isinstance(children, list):
-                    raise ValueError(f"the {kind} of {name or 'the root'} must be a list, but got {children!r:.60}")
+                    raise DataError(f"the {kind} of {name or 'the root'} must be a list, but got {children!r:.60}")
                 for child in children:
                     if not isinstance(child, dict) or not isinstance(child.get("LabelName"), str):
                         parent = name or "the root"
-                        raise ValueError(f"every {kind} of {parent} must have a LabelName, but got {child!r:.200}")
+                        raise DataError(f"every {kind} of {parent} must have a LabelName, but got {child!r:.200}")
                     nodes[child["LabelName"]] = None
                     if name is not None:
                         found[(name, child["LabelName"])] = None
@@ -99,7 +101,7 @@ class Taxonomy:
             raise ValueError(f"a taxonomy needs one name per id, but got {len(self.ids)} ids, {len(self.names)} names")
         if len(set(self.ids)) != len(self.ids):
             twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
-            raise ValueError(f"class ids must be unique, but got twice: {', '.join(twice[:5])}")
+            raise DataError(f"class ids must be unique, but got twice: {', '.join(twice[:5])}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,8 +149,8 @@ class Taxonomy:
             return matches[0]
         if matches:
             ids = ", ".join(self.ids[index] for index in matches)
-            raise ValueError(f"the class name {key!r} is not unique; use one of the ids {ids}")
-        raise ValueError(f"no class has the id or name {key!r}{_near(key, self.names)}")
+            raise SettingError(f"the class name {key!r} is not unique; use one of the ids {ids}")
+        raise SettingError(f"no class has the id or name {key!r}{_near(key, self.names)}")
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Taxonomy:
         """The taxonomy of some classes, in the given order; the hierarchy is kept whole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files
 from retinaflow.data.sampling import epoch_plan
 from retinaflow.detector.loss import LossConfig
-from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.precision import Precision
 from retinaflow.inference.checkpoint import on_device
+from retinaflow.settings.training_groups import NetworkSettings, OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
-from retinaflow.training.loop import FitSettings, Trainer
+from retinaflow.training.loop import Trainer
 
 CPU = torch.device("cpu")
 
@@ -48,29 +50,37 @@ class Lab:
         return lambda epoch: epoch_plan(np.ones(len(self.index)), seed=0, epoch=epoch)
 
     @property
-    def network(self) -> NetworkConfig:
+    def network(self) -> NetworkSettings:
         """The smallest detector there is."""
-        return NetworkConfig("resnet18", self.index.num_classes, head_norm="group", head_depth=1, fpn_channels=64)
+        return NetworkSettings(backbone="resnet18", head_norm="group", head_depth=1, fpn_channels=64)
+
+    def model(self, *, seed: int = 0, frozen: bool = False) -> RetinaNet:
+        """The network with initial values."""
+        network = self.network.model_copy(update={"batch_norm": "frozen"}) if frozen else self.network
+        return RetinaNet(network, self.index.num_classes, seed=seed)
 
     def trainer(
-        self, *, epochs: int, seed: int = 0, lr: float = 1e-3, frozen: bool = False, world: World = ALONE, **more: Any
+        self,
+        *,
+        epochs: int,
+        seed: int = 0,
+        lr: float = 1e-3,
+        frozen: bool = False,
+        world: World = ALONE,
+        precision: Precision = "float32",
+        **more: Any,
     ) -> Trainer:
         """A new detector that nothing was done to."""
-        settings = FitSettings(
-            epochs=epochs,
-            lr=lr,
-            weight_decay=0.01,
-            warmup=0.1,
-            precision="float32",
-            workers=0,
-            seed=seed,
+        settings = OptimizationSettings(epochs=epochs, lr=lr, seed=seed, **{"batch_size": 4, **more})
+        return Trainer(
+            on_device(self.model(seed=seed, frozen=frozen), CPU),
+            settings,
             loss=LossConfig(learn_ancestors=True, box_loss="l1"),
-            **{"batch_size": 4, "clip": 5.0, **more},
+            precision=precision,
+            device=CPU,
+            ancestors=torch.from_numpy(self.index.taxonomy.is_ancestor),
+            world=world,
         )
-        network = replace(self.network, norm="frozen") if frozen else self.network
-        model = on_device(RetinaNet(network, seed=seed), CPU)
-        ancestors = torch.from_numpy(self.index.taxonomy.is_ancestor)
-        return Trainer(model, settings, device=CPU, ancestors=ancestors, world=world)
 
     @staticmethod
     def on(data: Path) -> Lab:

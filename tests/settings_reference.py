@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from retinaflow.settings.commands import COMMANDS
-from retinaflow.settings.fields import as_text
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": ("convert", "download", "explore", "binning"),
@@ -35,7 +34,7 @@ def _section(title: str, names: tuple[str, ...]) -> str:
     for command in names:
         for setting, field in COMMANDS[command].model_fields.items():
             kind = ", ".join(dict.fromkeys(_kinds(field.annotation))) + _range(field.metadata)
-            row = (setting, kind, as_text(field.default), " ".join((field.description or "").split()))
+            row = (setting, kind, COMMANDS[command].default_text(setting), " ".join((field.description or "").split()))
             rows.setdefault(row, []).append(command)
     lines = [
         f"## {title}: " + ", ".join(names),

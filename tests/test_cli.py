@@ -15,6 +15,7 @@ import cv2
 import pytest
 
 from retinaflow.cli import main
+from retinaflow.errors import DataError
 from retinaflow.settings.commands import COMMANDS
 
 
@@ -156,7 +157,7 @@ def test_flags_are_not_guessed_from_their_beginning() -> None:
 
 def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETINAFLOW_TRACEBACK", "1")
-    with pytest.raises(FileNotFoundError, match="data=nowhere"):
+    with pytest.raises(DataError, match="data=nowhere"):
         _binning(Path("nowhere"))
 
 

@@ -17,7 +17,6 @@ import yaml
 
 import retinaflow
 from retinaflow.settings.commands import COMMANDS
-from retinaflow.settings.fields import as_text
 from retinaflow.settings.groups import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -265,7 +264,7 @@ def test_a_declared_parameter_is_a_setting_with_the_same_default(entry_point: st
     fields = COMMANDS[entry_point].model_fields
     for name, declared in _mlproject()["entry_points"][entry_point]["parameters"].items():
         assert name in fields, f"MLproject declares {entry_point} {name}, which is no setting"
-        default = as_text(fields[name].default)
+        default = COMMANDS[entry_point].default_text(name)
         assert _same(str(declared["default"]), default), (
             f"MLproject gives {entry_point} {name}={declared['default']}, config.py {name}={default}"
         )

@@ -11,6 +11,7 @@ import pytest
 from made_index import SHARED, make_taxonomy, parents_of, random_index
 
 from retinaflow.data.class_files import read_taxonomy
+from retinaflow.errors import DataError
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 META = SHARED / "oid_meta"
@@ -219,8 +220,8 @@ def test_a_fault_of_the_hierarchy_names_the_hierarchy_file_and_not_the_class_lis
 
 def test_a_missing_class_list_or_hierarchy_names_the_setting(tmp_path: Path) -> None:
     folder = tmp_path
-    with pytest.raises(FileNotFoundError, match="give the class list as classes="):
+    with pytest.raises(DataError, match="give the class list as classes="):
         read_taxonomy(folder / "none.csv", None)
     (folder / "classes.csv").write_bytes(b"/m/a,A\n")
-    with pytest.raises(FileNotFoundError, match="give the hierarchy as hierarchy=, or hierarchy=none"):
+    with pytest.raises(DataError, match="give the hierarchy as hierarchy=, or hierarchy=none"):
         read_taxonomy(folder / "classes.csv", folder / "none.json")

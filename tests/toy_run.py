@@ -45,7 +45,7 @@ RUNS = {
     "visualize": "from_run=RUN_OF_train samples=2",
     "explore": "data=toy samples=2",
     "compare": "runs=RUN_OF_train,RUN_OF_evaluate bootstrap=100 samples=1",
-    "merge": "runs=RUN_OF_train,RUN_OF_evaluate min_truths=1",
+    "merge": "runs=RUN_OF_train,RUN_OF_evaluate min_ground_truth=1",
     "promote": "runs=RUN_OF_train bootstrap=100",
     "convert": "data=toy to=coco",
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
-from retinaflow.data.training_data import TrainingData, epoch_length, load_training_data, sampling_settings
+from retinaflow.data.training_data import TrainingData, epoch_length, load_training_data
 from retinaflow.progress import report
 from retinaflow.reports.class_figures import class_frequency, exposure_curves
 from retinaflow.runs.run import Run
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import BinningConfig
-from retinaflow.settings.groups import SamplingFields
+from retinaflow.settings.groups import SampledDataSettings
 
 
 def run(config: BinningConfig) -> None:
@@ -40,13 +40,13 @@ def log_bins(run: Run, data: TrainingData) -> None:
         report(f"{len(data.dropped):,} rows or images were left out; dropped.csv lists them")
 
 
-def log_exposure(run: Run, config: SamplingFields, data: TrainingData) -> None:
+def log_exposure(run: Run, config: SampledDataSettings, data: TrainingData) -> None:
     """``exposure.csv`` (draws per class and strategy), ``exposure_summary.csv`` and their picture."""
     exposures = compare_strategies(
         data.pairs,
         data.bins,
         length=epoch_length(config, data),
-        settings=sampling_settings(config),
+        settings=config,
         seed=config.seed,
     )
     summary = exposure_summary(exposures)

@@ -33,20 +33,19 @@ from retinaflow.reports.evaluation import (
     log_figures,
     log_tables,
     metrics_document,
-    postprocessing,
     report_evaluation,
 )
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.fields import as_text
-from retinaflow.settings.groups import DetectionFields, PostprocessFields
+from retinaflow.settings.model_groups import EvaluationSettings, PostprocessSettings
 from retinaflow.settings.resolve import resolve
 from retinaflow.statistics.bootstrap import bootstrap_intervals
 
 if TYPE_CHECKING:
     from retinaflow.inference.checkpoint import Checkpoint
 
-Given = TypeVar("Given", bound=PostprocessFields)
+Given = TypeVar("Given", bound=PostprocessSettings)
 
 # torch and MLflow are imported where they are needed: with track=false a file of predictions is evaluated without them, in
 # seconds instead of tens, and in a fraction of the memory.
@@ -229,7 +228,7 @@ class _Model:
             checkpoint.build(device),
             self.evaluated,
             buckets,
-            config=postprocessing(config, checkpoint.taxonomy, checkpoint.bins),
+            config=config,
             expand_to=is_ancestor if checkpoint.parents == "expand" else None,
             batch_size=config.batch_size,
             workers=max(config.workers, 0),
@@ -271,7 +270,7 @@ def find_checkpoint(name: str) -> Path:
 def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
     """The settings with those of detections and precision from the training, where they were not given."""
     trained = checkpoint.settings
-    names = {*DetectionFields.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
+    names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
     return config.model_copy(update={name: trained[name] for name in names if name in trained})
 
 
@@ -343,6 +342,6 @@ def _write(
     if len(source.dropped):
         run.log_csv(source.dropped, "dropped.csv")
     if isinstance(source, _Model):
-        source.skipped.log(run, source.dropped)
+        source.skipped.log(run.log_csv, source.dropped)
         log_figures(run, evaluation, detections, source.evaluated)
         run.log_csv(predictions_frame(detections, source.evaluated), "predictions.csv")

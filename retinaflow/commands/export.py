@@ -11,9 +11,8 @@ from retinaflow.detector.onnx import onnx_detector
 from retinaflow.files import atomic_file
 from retinaflow.inference.model import ChosenModel
 from retinaflow.progress import report
-from retinaflow.reports.evaluation import postprocessing
 from retinaflow.runs import tracking
-from retinaflow.settings.model_commands import ExportConfig
+from retinaflow.settings.commands import ExportConfig
 
 
 def run(config: ExportConfig) -> Path:
@@ -28,7 +27,7 @@ def run(config: ExportConfig) -> Path:
         try:
             graph = onnx_detector(
                 checkpoint.build(torch.device("cpu")),
-                postprocessing(config, checkpoint.taxonomy, checkpoint.bins),
+                config,
                 notes={
                     "class_ids": json.dumps(checkpoint.taxonomy.ids),
                     "class_names": json.dumps(checkpoint.taxonomy.labels),

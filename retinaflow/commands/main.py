@@ -8,6 +8,7 @@ import pandas as pd
 from retinaflow.commands import train
 from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.data.training_data import TrainingData, load_training_data
+from retinaflow.errors import SettingError
 from retinaflow.metric.per_class import class_groups
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
@@ -18,16 +19,18 @@ RESAMPLES = 1000
 
 
 def run(config: MainConfig) -> None:
-    """One parent run, two children, ``comparison.csv`` at the parent.
+    """Train twice, as two child runs of one parent run, which gets ``comparison.csv``.
 
-    Raises ValueError for settings that leave nothing to compare.
+    Raises SettingError for settings that leave nothing to compare.
     """
     if config.sampling == "uniform":
-        raise ValueError("main compares a strategy with uniform sampling, but got sampling=uniform; run train for one")
+        raise SettingError(
+            "main compares a strategy with uniform sampling, but got sampling=uniform; run train for one"
+        )
     if config.resume is not None:
-        raise ValueError(f"main trains two detectors anew, but got resume={config.resume}; run train to resume one")
+        raise SettingError(f"main trains two detectors anew, but got resume={config.resume}; run train to resume one")
     data = load_training_data(config)
-    # The baseline is what people do without retinaflow: every image alike, in drawing and in augmentation.
+    # The baseline is what people do without retinaflow: every image has the same weight and the same augmentation.
     baseline = config.model_copy(update={"sampling": "uniform", "rare_augment": config.augment, "register_as": None})
     with tracking.start_run("main", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())
@@ -39,7 +42,7 @@ def run(config: MainConfig) -> None:
         uniform = train.run(baseline, data=data, name="uniform")
         report(f"\n2 of 2: {config.sampling} sampling")
         balanced = train.run(config, data=data, name=config.sampling)
-        table = compare(uniform, balanced, data, names=("uniform", config.sampling), seed=config.seed)
+        table = sampling_comparison(uniform, balanced, data, names=("uniform", config.sampling), seed=config.seed)
         parent.log_csv(table, "comparison.csv")
         parent.log_metrics({f"val/{row.group}": row[3] for row in table.itertuples(index=False)}, step=0)
     report(
@@ -49,7 +52,7 @@ def run(config: MainConfig) -> None:
         report(f'\nTo look at the runs:  mlflow ui --backend-store-uri {store.uri()}   (pick "Training runs")')
 
 
-def compare(
+def sampling_comparison(
     first: train.TrainResult, second: train.TrainResult, data: TrainingData, *, names: tuple[str, str], seed: int
 ) -> pd.DataFrame:
     """One row per group of classes (bins, thirds, all): both APs, the difference, its paired bootstrap interval."""

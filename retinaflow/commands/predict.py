@@ -21,8 +21,8 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import ImageProgress, report
 from retinaflow.runs import tracking
 from retinaflow.runs.run import FolderRun, Run
-from retinaflow.settings.groups import PostprocessFields
-from retinaflow.settings.model_commands import PredictConfig
+from retinaflow.settings.commands import PredictConfig
+from retinaflow.settings.model_groups import PostprocessSettings
 
 MOST_LOGGED_BYTES = 50 << 20
 """A larger file of predictions is not logged with the run, which names it."""
@@ -66,7 +66,7 @@ def _request(model: ChosenModel[PredictConfig], config: PredictConfig, wanted: W
     ids = [*index.image_ids.tolist(), "", *(image.image_id for image in wanted.unreadable)]
     hasher = hashlib.sha256("\n".join(ids).encode())
     hasher.update(index.sizes.tobytes())
-    names = [*PostprocessFields.model_fields, "image_size", "parents", "precision"]
+    names = [*PostprocessSettings.model_fields, "image_size", "parents", "precision"]
     settings = config.model_dump(mode="json")
     return {
         "model": model.checkpoint.digest,

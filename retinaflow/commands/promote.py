@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
-from retinaflow.comparison.chosen_runs import ChosenRun, candidates
-from retinaflow.comparison.comparison import Resampling, Side, compare_runs
-from retinaflow.comparison.stored_matches import StoredMatches, read_matches
-from retinaflow.metric.challenge import average_precision, mean_of_classes
+from retinaflow.comparison.chosen_runs import candidates
+from retinaflow.comparison.promotion import Decision, best_of, decide, trained_run
+from retinaflow.errors import SettingError
 from retinaflow.progress import report
-from retinaflow.runs import registry, store, tracking
-from retinaflow.settings.comparison_commands import PromoteConfig
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether the candidate becomes champion, why, and the figures as tags of its version."""
-
-    promoted: bool
-    reason: str
-    tags: dict[str, str]
+from retinaflow.runs import registry, tracking
+from retinaflow.settings.commands import PromoteConfig
 
 
 def run(config: PromoteConfig) -> Decision:
     """Find the best candidate, test it against the champion, register it or leave things as they are."""
     if not config.track:
-        raise ValueError("promote needs the MLflow store, but got track=false")
+        raise SettingError("promote needs the MLflow store, but got track=false")
     candidate = best_of(candidates(config))
     run_id = trained_run(candidate)
     present = registry.champion(config.register_as, config.alias)
@@ -43,93 +29,3 @@ def run(config: PromoteConfig) -> Decision:
             report(f"models:/{config.register_as}@{config.alias} is now version {version}")
         report(decision.reason)
     return decision
-
-
-def best_of(runs: list[ChosenRun]) -> ChosenRun:
-    """The candidate of the highest mAP. Raises ValueError when they were not evaluated on the same data."""
-    if len(runs) > 1:
-        digests = {one.record.name: one.stored.ground_truth.of_all for one in runs}
-        if len(set(digests.values())) > 1:
-            shown = "; ".join(f"{name}: {digest}" for name, digest in digests.items())
-            raise ValueError(f"candidates must be evaluated on the same data and classes, but got {shown}")
-    return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.stored), nan=-1.0), one.record.started))
-
-
-def trained_run(candidate: ChosenRun) -> str:
-    """The run that holds the model: the candidate, or the training that it evaluated."""
-    record = candidate.record
-    if not record.experiment_id:
-        raise ValueError(f"runs={record.run_id}: only runs of the MLflow store have a model to register")
-    if record.tags.get("retinaflow.command") != "evaluate":
-        return record.run_id
-    return store.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
-
-
-def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tuple[str, str] | None) -> Decision:
-    """The test, in words and figures. Raises ValueError when it cannot be made and is not waived by force."""
-    name = f"{candidate.record.name} ({run_id})"
-    score = f"mAP {_mean_ap(candidate.stored):.4f} on {len(candidate.stored.matches.image_ids):,} images"
-    tags = {
-        "retinaflow.mAP": f"{_mean_ap(candidate.stored):.6f}",
-        "retinaflow.evaluated_data": candidate.stored.ground_truth.of_all,
-    }
-    if present is None:
-        reason = f"{name} is the first {config.alias} of {config.register_as}: {score}."
-        return Decision(True, reason, tags | {"retinaflow.reason": "first"})
-    version, champion_run = present
-    tags |= {"retinaflow.replaces": version}
-    if champion_run == run_id:
-        reason = f"{name} is the {config.alias} of {config.register_as} already, as version {version}."
-        return Decision(False, reason, tags | {"retinaflow.reason": "already champion"})
-    if config.force:
-        reason = f"{name} replaces version {version} by force=true, without a test: {score}."
-        return Decision(True, reason, tags | {"retinaflow.reason": "force"})
-    return _tested(config, candidate, name, version, champion_matches(champion_run, candidate.stored), tags)
-
-
-def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
-    """The champion's matches on the candidate's data: of its training, or of an ``evaluate`` of it."""
-    own = read_matches(run_id)
-    if own.ground_truth == candidate.ground_truth:
-        return own
-    evaluated = "tags.`retinaflow.command` = 'evaluate' and attributes.status = 'FINISHED'"
-    for record in store.find_runs(f"{evaluated} and tags.`retinaflow.evaluated` = '{run_id}'"):
-        kept = read_matches(record.run_id)
-        if kept.ground_truth == candidate.ground_truth:
-            return kept
-    return own
-
-
-def _tested(
-    config: PromoteConfig,
-    candidate: ChosenRun,
-    name: str,
-    version: str,
-    champion: StoredMatches,
-    tags: dict[str, str],
-) -> Decision:
-    sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.stored,))]
-    comparison = compare_runs(sides, Resampling(config.bootstrap, config.confidence, config.seed))
-    row = comparison.group("mAP")
-    low, high = row["B_difference_low"], row["B_difference_high"]
-    better = bool(low > 0)
-    figures = (
-        f"mAP {row['B']:.4f} against {row['A']:.4f} of version {version}, difference {row['B_difference']:+.4f} "
-        f"({config.confidence:.0%} interval {low:+.4f} to {high:+.4f}, paired bootstrap over "
-        f"{comparison.num_images:,} images, {len(comparison.classes)} classes"
-        + (f", {len(comparison.left_out)} classes not shared left out)" if comparison.left_out else ")")
-    )
-    tags |= {
-        "retinaflow.reason": "better" if better else "not surely better",
-        "retinaflow.difference": f"{row['B_difference']:.6f}",
-        "retinaflow.difference_low": f"{low:.6f}",
-        "retinaflow.difference_high": f"{high:.6f}",
-    }
-    if better:
-        return Decision(True, f"{name} beats version {version}: {figures}.", tags)
-    reason = f"{name} does not surely beat version {version}, which stays {config.alias}: {figures}."
-    return Decision(False, f"{reason} force=true promotes it all the same.", tags)
-
-
-def _mean_ap(kept: StoredMatches) -> float:
-    return mean_of_classes(average_precision(kept.matches))

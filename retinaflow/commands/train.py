@@ -27,8 +27,8 @@ from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
-from retinaflow.training.launch import is_first_process, processes
-from retinaflow.training.resume import Resumed, continued, find_resumed
+from retinaflow.training.launch import is_rank_0, ranks
+from retinaflow.training.resume import Resumed, find_resumed, resumed_settings
 from retinaflow.training.session import Session
 
 
@@ -53,9 +53,9 @@ def run(
     Of several processes only the first one returns; the others exit when their part is done.
     """
     # What is trained and from where is the first one's to find out; it may lie on its machine alone.
-    prepared = _prepared(config) if is_first_process() else None
-    with processes(prepared[0].nproc if prepared else 1) as world, _speaking(world):
-        prepared = world.share(prepared)
+    prepared = _prepared(config) if is_rank_0() else None
+    with ranks(prepared[0].nproc if prepared else 1) as world, _speaking(world):
+        prepared = world.broadcast(prepared)
         assert prepared is not None
         config, resumed = prepared
         folder_name = name or (resumed.run_id if resumed and not config.track else "train")
@@ -79,7 +79,7 @@ def run(
 
 
 def _refuse_different_data(data: TrainingData, world: World) -> None:
-    digests = world.collect(data.digest)
+    digests = world.all_gather(data.digest)
     if len(set(digests)) > 1:
         raise ValueError(f"all processes must read the same data, but their digests are {', '.join(digests)}, by rank")
 
@@ -87,7 +87,7 @@ def _refuse_different_data(data: TrainingData, world: World) -> None:
 def _prepared(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
     """The settings to train by, and what to resume from."""
     resumed = find_resumed(config)
-    return (continued(config, resumed.checkpoint), resumed) if resumed else (config, None)
+    return (resumed_settings(config, resumed.checkpoint), resumed) if resumed else (config, None)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from retinaflow.boxes import iou
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.images import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import find_files
+from retinaflow.data.openimages import MissingAnnotationsError, find_files
 from retinaflow.data.predictions import read_predictions
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import RowErrors
@@ -25,9 +25,8 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.reports.box_images import DrawnBox, Pixels, drawn, save_image, side_by_side
 from retinaflow.runs import tracking
-from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.commands import TrainConfig, VisualizeConfig
 from retinaflow.settings.groups import DataSettings
-from retinaflow.settings.model_commands import VisualizeConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 
@@ -67,7 +66,7 @@ def run(config: VisualizeConfig) -> list[Path]:
                 save_image(picture, path)
                 run.log_file(path, "pictures")
                 paths.append(path)
-        skipped.log(run, wanted.unreadable_table)
+        skipped.log(run.log_csv, wanted.unreadable_table)
     folder = config.output / "pictures"
     others = len(set(folder.glob("*.jpg")) - set(paths))
     report(f"{len(paths)} pictures in {folder}{f', beside {others} of earlier calls' if others else ''}")
@@ -134,7 +133,7 @@ def _ground_truth(config: VisualizeConfig, trained: dict[str, Any], taxonomy: Ta
         index = read_split(
             settings, only, boxes=(), image_labels=None, with_images=False, allow_repeats=True, fill_in=False
         ).index
-    except FileNotFoundError as error:
+    except MissingAnnotationsError as error:
         report(f"detections alone are drawn: {error}")
         return None
     known = [index.taxonomy.index_of[mid] for mid in taxonomy.ids if mid in index.taxonomy.index_of]

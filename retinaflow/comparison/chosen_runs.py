@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 
 from retinaflow.comparison.comparison import LETTERS, Side
-from retinaflow.comparison.page import RunNote
 from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_matches
+from retinaflow.errors import SettingError
 from retinaflow.runs import store
 from retinaflow.runs.store import RunRecord
-from retinaflow.settings.comparison_commands import ComparedRuns
 from retinaflow.settings.fields import as_text
+from retinaflow.settings.model_groups import ComparisonSettings
 
 NOT_A_SETTING = frozenset(
     ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")
@@ -53,10 +53,10 @@ class ChosenRun:
         return ", ".join(part for part in (made, f"commit {commit}{changed}" if commit else "") if part)
 
 
-def chosen_runs(config: ComparedRuns) -> list[list[ChosenRun]]:
+def chosen_runs(config: ComparisonSettings) -> list[list[ChosenRun]]:
     """The runs of each setting, in the order given or, when found by a filter, oldest first.
 
-    Raises ValueError for runs that do not exist, have no matches, are named twice, or are joined but differ in more
+    Raises SettingError for runs that do not exist, have no matches, are named twice, or are joined but differ in more
     than their seed.
     """
     if config.runs:
@@ -67,28 +67,30 @@ def chosen_runs(config: ComparedRuns) -> list[list[ChosenRun]]:
     return _pooled(_found(config, fewest=2))
 
 
-def candidates(config: ComparedRuns) -> list[ChosenRun]:
-    """The runs one by one, of whatever settings. Raises ValueError as :func:`chosen_runs`; a single one will do."""
+def candidates(config: ComparisonSettings) -> list[ChosenRun]:
+    """The runs one by one, of whatever settings. Raises SettingError as :func:`chosen_runs`; a single one will do."""
     return [run for side in _named(config) for run in side] if config.runs else _found(config, fewest=1)
 
 
-def _named(config: ComparedRuns) -> list[list[ChosenRun]]:
+def _named(config: ComparisonSettings) -> list[list[ChosenRun]]:
     if config.filter is not None:
-        raise ValueError(f"runs or filter can be given, not both, but got filter={config.filter}")
+        raise SettingError(f"runs or filter can be given, not both, but got filter={config.filter}")
     sides = [[chosen_run(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
     ids = [run.record.run_id for side in sides for run in side]
     twice = sorted({run_id for run_id in ids if ids.count(run_id) > 1})
     if twice:
-        raise ValueError(f"each run can be given once, but got twice: {', '.join(twice)}")
+        raise SettingError(f"each run can be given once, but got twice: {', '.join(twice)}")
     if not all(sides):
-        raise ValueError("runs must name at least one run between commas, but got an empty place")
+        raise SettingError("runs must name at least one run between commas, but got an empty place")
     return sides
 
 
 def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
     """The sides, named by the settings in which they differ, or by their runs where none does."""
     if len(chosen) > len(LETTERS):
-        raise ValueError(f"up to {len(LETTERS)} settings can be compared, but got {len(chosen)}; narrow runs or filter")
+        raise SettingError(
+            f"up to {len(LETTERS)} settings can be compared, but got {len(chosen)}; narrow runs or filter"
+        )
     table = differing_settings(chosen).set_index("setting")
     shown = [name for name in table.index if not name.startswith("(")][:NAME_SETTINGS]
     sides = []
@@ -108,15 +110,6 @@ def differing_settings(chosen: Sequence[Sequence[ChosenRun]]) -> pd.DataFrame:
     return pd.DataFrame(rows_that_differ, columns=["setting", *LETTERS[: len(chosen)]])
 
 
-def run_notes(chosen: Sequence[Sequence[ChosenRun]]) -> list[RunNote]:
-    """What the report says of each run."""
-    return [
-        RunNote(letter, run.record.name, run.record.run_id, run.seed, run.record.page, run.about)
-        for letter, runs in zip(LETTERS, chosen, strict=False)
-        for run in runs
-    ]
-
-
 def _circumstances(runs: Sequence[ChosenRun]) -> dict[str, str]:
     """What is not set but can decide the score; the training's digest is the first half of the tag."""
     tags = runs[0].record.tags
@@ -128,7 +121,7 @@ def _circumstances(runs: Sequence[ChosenRun]) -> dict[str, str]:
 
 
 def chosen_run(name: str) -> ChosenRun:
-    """A run by id or name, or a folder written with track=false. Raises ValueError when there is none with matches."""
+    """A run by id or name, or a folder written with track=false. Raises SettingError when there is none with matches."""
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
         return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_matches(name))
@@ -136,12 +129,18 @@ def chosen_run(name: str) -> ChosenRun:
     return ChosenRun(record, read_matches(record.run_id))
 
 
+def called(run: ChosenRun) -> str:
+    """The run as messages name it."""
+    record = run.record
+    return f"run {record.name} ({record.run_id})" if record.experiment_id else f"run {record.run_id}"
+
+
 def _tags(folder: Path) -> Mapping[str, str]:
     path = folder / "tags.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
+def _found(config: ComparisonSettings, *, fewest: int) -> list[ChosenRun]:
     """Runs by filter, oldest first; without a filter the two last trainings."""
     parts = ["attributes.status = 'FINISHED'", *([config.filter] if config.filter else [])]
     if "retinaflow.command" not in (config.filter or ""):
@@ -150,7 +149,7 @@ def _found(config: ComparedRuns, *, fewest: int) -> list[ChosenRun]:
     if len(found) < fewest:
         what = f"filter={config.filter} finds" if config.filter else f"{store.uri()} has"
         needed = "two finished trainings are" if fewest > 1 else "a finished training is"
-        raise ValueError(f"{needed} needed, but {what} {len(found)}; name runs as runs={','.join(['ID'] * fewest)}")
+        raise SettingError(f"{needed} needed, but {what} {len(found)}; name runs as runs={','.join(['ID'] * fewest)}")
     return [ChosenRun(record, read_matches(record.run_id)) for record in reversed(found)]
 
 
@@ -161,7 +160,7 @@ def _pooled(runs: Sequence[ChosenRun]) -> list[list[ChosenRun]]:
     if len(sides) == 1 and len(runs) == 2:
         return [[run] for run in runs]
     if len(sides) == 1:
-        raise ValueError(f"two settings are needed, but the {len(runs)} runs found differ in their seed only")
+        raise SettingError(f"two settings are needed, but the {len(runs)} runs found differ in their seed only")
     return list(sides.values())
 
 
@@ -173,9 +172,9 @@ def _refuse_mixed(side: Sequence[ChosenRun]) -> None:
         if different:
             name = different[0]
             values = f"{first.settings.get(name)} in {first.record.name}, {run.settings.get(name)} in {run.record.name}"
-            raise ValueError(f"runs joined by + must differ in their seed only, but got {name}={values}")
+            raise SettingError(f"runs joined by + must differ in their seed only, but got {name}={values}")
         if run.seed == first.seed:
-            raise ValueError(f"runs joined by + must differ in their seed, but got seed={run.seed} twice")
+            raise SettingError(f"runs joined by + must differ in their seed, but got seed={run.seed} twice")
 
 
 def _text(value: Any) -> str:

@@ -27,7 +27,7 @@ _GROUND_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)
 
 
 @dataclass(frozen=True)
-class Sample:
+class FoundObject:
     """An object that one run finds and the other misses; boxes are normalised xyxy."""
 
     class_id: str
@@ -57,7 +57,7 @@ def working_points(run: StoredMatches) -> NDArray[np.float64]:
 
 def found_and_missed(
     finder: StoredMatches, other: StoredMatches, ground_truth: Annotations, *, class_ids: Sequence[str], limit: int
-) -> list[Sample]:
+) -> list[FoundObject]:
     """Up to ``limit`` objects that ``finder`` finds and ``other`` misses, one per class and round.
 
     ``class_ids``: the classes to look at, most interesting first. The surest find of a class comes first; no image is
@@ -69,7 +69,7 @@ def found_and_missed(
         for mid in class_ids
         if mid in ground_truth.taxonomy.index_of and (found := _of_class(mid, finder, other, ground_truth, points))
     ]
-    chosen: list[Sample] = []
+    chosen: list[FoundObject] = []
     while len(chosen) < limit and any(candidates):
         for found in candidates:
             while found:
@@ -80,7 +80,7 @@ def found_and_missed(
     return chosen
 
 
-def sample_image(pixels: NDArray[np.uint8], sample: Sample) -> bytes:
+def sample_image(pixels: NDArray[np.uint8], sample: FoundObject) -> bytes:
     """JPEG of the object and its surroundings: ground truth in blue, the detection in orange. ``pixels [H, W, 3]`` RGB."""
     height, width = pixels.shape[:2]
     scale = np.array([width, height, width, height])
@@ -104,7 +104,7 @@ Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def _of_class(
     mid: str, finder: StoredMatches, other: StoredMatches, ground_truth: Annotations, points: Points
-) -> list[Sample]:
+) -> list[FoundObject]:
     """Of one class, the surest first."""
     by_finder, by_other = (_found(run, mid, at) for run, at in zip((finder, other), points, strict=True))
     samples = []
@@ -116,7 +116,7 @@ def _of_class(
         for row, place in zip(rows, _nearest(finder.boxes[rows], boxes), strict=True):
             if place not in claimed:
                 found = finder.boxes[row].astype(np.float64)
-                samples.append(Sample(mid, image, boxes[place], found, float(finder.matches.score[row])))
+                samples.append(FoundObject(mid, image, boxes[place], found, float(finder.matches.score[row])))
     return sorted(samples, key=lambda sample: -sample.score)
 
 
@@ -147,7 +147,7 @@ def _nearest(boxes: NDArray[np.floating], ground_truths: NDArray[np.float64]) ->
     return [int(row) for row in iou(np.asarray(boxes, dtype=np.float64), ground_truths).argmax(axis=1)]
 
 
-def _instead(run: StoredMatches, sample: Sample, ground_truth: Annotations) -> str:
+def _instead(run: StoredMatches, sample: FoundObject, ground_truth: Annotations) -> str:
     """The surest detection at the object's place, of a class that has boxes of its own and is no parent of it."""
     rows = np.flatnonzero(run.matches.image_index == sample.image)
     rows = rows[iou(run.boxes[rows].astype(np.float64), sample.gt_box[None])[:, 0] >= SAME_PLACE]

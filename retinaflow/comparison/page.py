@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from retinaflow.comparison.comparison import Comparison, Side
+from retinaflow.comparison.conclusion import conclusion, extremes, group_name
 from retinaflow.comparison.difference_figure import difference_vs_frequency
-from retinaflow.comparison.wording import extremes, group_name, verdict
 from retinaflow.reports.page import data_url, figure_url, render
 
 MOST_LISTED = 8
@@ -71,7 +71,7 @@ def comparison_page(comparison: Comparison, notes: PageNotes) -> str:
         notes=notes,
         later=later,
         many=len(later) > 1,
-        verdicts={side.letter: verdict(comparison, side) for side in later},
+        conclusions={side.letter: conclusion(comparison, side) for side in later},
         figures={side.letter: _figures(comparison.classes, side) for side in later},
         helped={side.letter: _records(extremes(comparison.classes, side.letter, 1, MOST_LISTED)) for side in later},
         hurt={side.letter: _records(extremes(comparison.classes, side.letter, -1, MOST_LISTED)) for side in later},

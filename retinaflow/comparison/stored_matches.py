@@ -30,7 +30,7 @@ from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
-from retinaflow.settings.groups import DetectionFields
+from retinaflow.settings.model_groups import EvaluationSettings
 
 FILE_NAME = "matches.npz"
 FORMAT = 1
@@ -215,7 +215,7 @@ def write_matches(
 def _settings(config: EvaluateConfig, trained: Mapping[str, Any] | None) -> dict[str, Any]:
     """How detections were made: the training's settings, with what ``evaluate`` does otherwise."""
     own = config.model_dump(mode="json")
-    names = [*DetectionFields.model_fields, *(["expand_predictions"] if config.expand_predictions else [])]
+    names = [*EvaluationSettings.model_fields, *(["expand_predictions"] if config.expand_predictions else [])]
     names += [] if config.data == "trained" else ["data", "eval_split"]
     names += [] if config.image_size == "trained" else ["image_size"]
     names += [] if config.predictions is None else ["predictions"]

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from retinaflow.errors import SettingError
+
 MULTIPLE = 32
 """Heights and widths are multiples of the stride of C5, so that feature maps of neighbouring levels line up."""
 
@@ -85,7 +87,7 @@ def plan_batches(
     fewer images than there are ranks.
     """
     if 0 < len(plan) < world_size:
-        raise ValueError(f"an epoch needs an image per process, but got images={len(plan)}, nproc={world_size}")
+        raise SettingError(f"an epoch needs an image per process, but got images={len(plan)}, nproc={world_size}")
     full = batch_size * world_size
     bucket = bucket_of_image[plan]
     ready: list[tuple[int, int, NDArray[np.int64]]] = []

@@ -19,16 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-BinStrategy = Literal["log", "quantile", "jenks"]
+from retinaflow.errors import DataError, SettingError
+from retinaflow.settings.groups import BinStrategy
 
 
 class ClassCounts(Protocol):
-    """What bins are made of, of K classes in the training set: :class:`retinaflow.data.image_class_pairs.ImageClassPairs` has it."""
+    """What bins are made of, of K classes in the training set:
+    :class:`retinaflow.data.image_class_pairs.ImageClassPairs` has it."""
 
     @property
     def images_per_class(self) -> NDArray[np.int64]: ...
@@ -123,11 +125,11 @@ def make_bins(
     images = pairs.images_per_class
     counts = np.sort(images[images > 0])
     if len(counts) == 0:
-        raise ValueError("bins need at least one class with a training image, but no class has any")
+        raise DataError("bins need at least one class with a training image, but no class has any")
     if num_bins < 1:
-        raise ValueError(f"num_bins >= 1 must hold, but got num_bins={num_bins}")
+        raise SettingError(f"num_bins >= 1 must hold, but got num_bins={num_bins}")
     if list(edges) != sorted(set(edges)):
-        raise ValueError(f"bin edges must ascend, but got {', '.join(map(str, edges))}")
+        raise SettingError(f"bin edges must ascend, but got {', '.join(map(str, edges))}")
     cuts = np.asarray(edges, dtype=np.float64) if len(edges) else _CUTS[strategy](counts, min(num_bins, len(counts)))
     # A cut at or below the rarest class, or with no class up to the next cut, would leave a bin empty.
     bin_of_count = np.unique(np.searchsorted(cuts, counts, side="right"))

@@ -28,12 +28,13 @@ import psutil
 
 from retinaflow.data.column_store import DOCUMENT, FORMAT
 from retinaflow.data.image_sizes import SizeTable
-from retinaflow.data.images import OnBadImage, attach_files
+from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import SourceFiles, read_annotations, read_image_sizes
-from retinaflow.data.tables import OnBadRow, RowError, RowErrors
+from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.errors import DataError
 from retinaflow.files import lock
+from retinaflow.settings.groups import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
 _SMALL = 1 << 26
@@ -95,8 +96,8 @@ def load_index(
             errors.found += [RowError(image.image_id, 0, rule, image.reason) for image in bad]
         if _key(inputs, [*options, image_sizes is not None]) != key:
             raise DataError(
-                f"{', '.join(path.name for path in files.all)}: the files must not change while they are read, but did; "
-                "start the command again"
+                f"{', '.join(path.name for path in files.all)}: the files must not change while they are read, but "
+                "did; start the command again"
             )
         return _save(index, errors.frame(), path, report)
 

@@ -11,6 +11,7 @@ import io
 import json
 from pathlib import Path
 
+from retinaflow.errors import DataError
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 
@@ -20,38 +21,38 @@ def read_taxonomy(classes: Path, hierarchy: Path | None) -> Taxonomy:
     rows = _read_class_list(classes)
     try:
         return Taxonomy(tuple(mid for mid, _ in rows), tuple(name for _, name in rows), links)
-    except ValueError as error:
-        raise ValueError(f"{classes}: {error}") from None
+    except DataError as error:
+        raise DataError(f"{classes}: {error}") from None
 
 
 def _read_class_list(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the class list as classes=")
+        raise DataError(f"{path}: no such file; give the class list as classes=")
     try:
         reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")))
         rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: the class list must be a CSV file in UTF-8: {error}") from None
+        raise DataError(f"{path}: the class list must be a CSV file in UTF-8: {error}") from None
     width = len(rows[0][1]) if rows else 0
     if rows and rows[0][1][0] == "LabelName":
         del rows[0]
     if not rows:
-        raise ValueError(f"{path}: the class list must name at least one class, but is empty")
+        raise DataError(f"{path}: the class list must name at least one class, but is empty")
     for line, fields in rows:
         if len(fields) < 2 or not fields[0] or not fields[1]:
             rule = "a class must have an id and a name (/m/01g317,Person)"
-            raise ValueError(f"{path.name} line {line}: {rule}, but got {','.join(fields)}")
+            raise DataError(f"{path.name} line {line}: {rule}, but got {','.join(fields)}")
         if len(fields) != width:
             rule = f"a row must have {width} fields, a name with a comma in quotes"
-            raise ValueError(f"{path.name} line {line}: {rule}, but got {','.join(fields)}")
+            raise DataError(f"{path.name} line {line}: {rule}, but got {','.join(fields)}")
     return [(fields[0], fields[1]) for _, fields in rows]
 
 
 def read_hierarchy(path: Path) -> Hierarchy:
     """The links of the published nested JSON."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the hierarchy as hierarchy=, or hierarchy=none")
+        raise DataError(f"{path}: no such file; give the hierarchy as hierarchy=, or hierarchy=none")
     try:
         return Hierarchy.from_tree(json.loads(path.read_text(encoding="utf-8-sig")))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, DataError) as error:
+        raise DataError(f"{path}: {error}") from None

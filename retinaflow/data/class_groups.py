@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.errors import SettingError
 from retinaflow.taxonomy import Taxonomy
 
 PERSON = "/m/01g317"
@@ -52,7 +53,7 @@ def select_classes(
     """
     chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins, setting))), dtype=np.int64)
     if len(chosen) == 0 and not may_be_empty:
-        raise ValueError(f"{setting}={group}: the group must hold at least one of the {len(taxonomy)} classes")
+        raise SettingError(f"{setting}={group}: the group must hold at least one of the {len(taxonomy)} classes")
     return chosen
 
 
@@ -89,15 +90,15 @@ def _bin_members(group: str, bins: BinOfClass | None, setting: str) -> list[int]
     number = group.removeprefix("bin:")
     if bins is None or not number.isdigit() or not 1 <= int(number) <= bins.num_bins:
         known = f"1..{bins.num_bins}" if bins is not None else "none here"
-        raise ValueError(f"{setting}={group}: bin:K needs a bin number, 1 = rarest; the bins are {known}")
+        raise SettingError(f"{setting}={group}: bin:K needs a bin number, 1 = rarest; the bins are {known}")
     return [int(index) for index in np.flatnonzero(bins.bin_of_class == int(number) - 1)]
 
 
 def _find(key: str, taxonomy: Taxonomy, *, where: str) -> int:
     try:
         return taxonomy.find(key)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    except SettingError as error:
+        raise SettingError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Columns on disk: a folder with one ``.npy`` file per column and ``index.json``, verified when opened.
 
-The folder is made beside its path and renamed, so a reader sees a whole folder or none. ``index.json`` has a checksum of
-every column file and of itself; opening verifies all of them, by threads, and maps the columns into memory.
+The folder is made beside its path and renamed, so a reader sees a whole folder or none. ``index.json`` has a checksum
+of every column file and of itself; opening verifies all of them, by threads, and maps the columns into memory.
 
 The checksum of a file is the CRC-32 of the sums of its 64 KiB blocks (of 8-byte words, modulo 2^64) and of its size. A
 changed bit or byte, and a missing, exchanged or emptied block, change it with near certainty, as they change a CRC over

@@ -26,6 +26,7 @@ from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import PlannedBatch
 from retinaflow.data.images import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -256,12 +257,12 @@ class BatchLoader:
         for batch, bad in self._loader:
             for image in bad:
                 if on_bad_image is None:
-                    raise ValueError(f"{image.reason}; replace the file, or give on_bad_image=skip")
+                    raise DataError(f"{image.reason}; replace the file, or give on_bad_image=skip")
                 on_bad_image(image)
             if batch is not None:
                 yield batch
             elif self._stand_ins:
-                raise ValueError(
+                raise DataError(
                     f"an image must be readable among {len(bad):,} of a batch and those that stand in for them, but "
                     f"none is; the first: {bad[0].reason}. Is the disk still there?"
                 )

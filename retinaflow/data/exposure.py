@@ -19,12 +19,11 @@ from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.sampling import (
     STRATEGIES,
     FloatArray,
-    SamplingSettings,
-    Strategy,
     epoch_plan,
     expected_samples,
     image_weights,
 )
+from retinaflow.settings.groups import SamplingSettings, Strategy
 from retinaflow.taxonomy import Taxonomy
 
 

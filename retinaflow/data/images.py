@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -23,9 +22,10 @@ from PIL import Image, UnidentifiedImageError
 
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.errors import DataError, SettingError
+from retinaflow.settings.groups import OnBadImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-OnBadImage = Literal["stop", "skip"]
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 _TAIL = 4096
@@ -78,7 +78,7 @@ def attach_sizes(
     files, root = index.files, Path(index.images_folder)
     bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
     if bad and (on_bad_image == "stop" or len(bad) == len(index)):
-        raise FileNotFoundError(
+        raise DataError(
             f"{len(index) - len(bad):,} of {len(index):,} images have a file under {place}; missing is "
             f"{bad[0].image_id}, for example. Is images= right? Give on_bad_image=skip to go on without them."
         )
@@ -88,7 +88,7 @@ def attach_sizes(
     bad += [BadImage(str(index.image_ids[image]), reason) for image, reason in unreadable]
     if unreadable and (on_bad_image == "stop" or len(bad) == len(index)):
         image, reason = unreadable[0]
-        raise ValueError(
+        raise DataError(
             f"{len(unreadable):,} of {len(index):,} image files cannot be read; {root / files[image]}: {reason}. "
             "Replace the file, or give on_bad_image=skip to go on without them."
         )
@@ -101,7 +101,7 @@ def files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"images={folder}: no such folder")
+            raise SettingError(f"images={folder}: no such folder")
         prefix = os.path.relpath(folder.resolve(), root)
         # Sorted, so that the first hit is always the same.
         for name in sorted(entry.name for entry in os.scandir(folder)):
@@ -157,7 +157,7 @@ def header_size(path: Path) -> tuple[int, int] | str:
         return "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(DataError):
     """An image file is missing, damaged, or no image; the message begins with its path."""
 
 

@@ -25,6 +25,7 @@ from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
 from retinaflow.data.tables import RowErrors, Source, Table, Words, read_table
 from retinaflow.detections import Detections
+from retinaflow.errors import DataError, SettingError
 from retinaflow.taxonomy import Taxonomy
 
 BOX_FILES = (
@@ -58,6 +59,10 @@ _NOT_PLAIN = r"[/\\\x00:]|^[. ]*$"
 _MOST_PIXELS = 1 << 16
 
 
+class MissingAnnotationsError(DataError):
+    """A data folder that does not exist, or that lacks a file of annotations or classes."""
+
+
 @dataclass(frozen=True)
 class SourceFiles:
     """The files that one set of images is read from."""
@@ -84,7 +89,7 @@ def find_files(
 ) -> SourceFiles:
     """The published files of some splits under ``data``; a path that is given stands for the file looked up.
 
-    ``image_labels=None`` does without image-level labels. Raises FileNotFoundError with the names looked for.
+    ``image_labels=None`` does without image-level labels. Raises MissingAnnotationsError with the names looked for.
     """
     if classes is None:
         classes = _first(data, CLASS_FILES, "classes")
@@ -100,14 +105,14 @@ def find_files(
 
 def _first(data: Path, names: Sequence[str], setting: str) -> Path:
     if not data.is_dir():
-        raise FileNotFoundError(f"data={data}: no such folder")
+        raise MissingAnnotationsError(f"data={data}: no such folder")
     for name in names:
         if (data / name).is_file():
             return data / name
     hint = " or image_labels=none if there are none" if setting == "image_labels" else ""
     if setting == "boxes" and (there := sorted(path.name for path in data.glob("*-annotations-bbox.csv"))):
-        hint += f"; there are {', '.join(there[:5])}: train_splits= and eval_split= report which to read"
-    raise FileNotFoundError(
+        hint += f"; there are {', '.join(there[:5])}: train_splits= and eval_split= name the splits to read"
+    raise MissingAnnotationsError(
         f"{data} holds none of {', '.join(names)}; add the file, or give its path as {setting}={hint}"
     )
 
@@ -320,11 +325,11 @@ def split_image_ids(
 def read_image_ids(path: Path) -> NDArray[np.str_]:
     """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line."""
     if not path.is_file():
-        raise FileNotFoundError(f"eval_ids={path}: no such file")
+        raise SettingError(f"eval_ids={path}: no such file")
     lines = [line.split(",")[0].strip().strip('"') for line in path.read_text(encoding="utf-8-sig").splitlines()]
     ids = [line for line in lines if line and line != "ImageID"]
     if not ids:
-        raise ValueError(f"eval_ids={path}: the list must hold at least one image id, but is empty")
+        raise SettingError(f"eval_ids={path}: the list must hold at least one image id, but is empty")
     return np.array(sorted(set(ids)), dtype=np.str_)
 
 
@@ -333,7 +338,7 @@ def _refuse_shared_images(tables: Sequence[Table]) -> None:
         own = table.words["ImageID"].used()
         shared = own.filter(pa_compute.is_in(own, value_set=earlier.words["ImageID"].used()))
         if len(shared):
-            raise ValueError(
+            raise DataError(
                 f"{table.path.name}: an image must be in one split, but {shared[0]} is in {earlier.path.name} too"
             )
 

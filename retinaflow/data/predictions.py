@@ -25,6 +25,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import CORNERS, with_class
 from retinaflow.data.tables import Frame, RowErrors, Source, Table, Words, header_of, read_table
 from retinaflow.detections import Detections
+from retinaflow.errors import DataError
 
 _STRING = "PredictionString"
 _WORDS = ("LabelName", "Score", *CORNERS)
@@ -130,5 +131,5 @@ def source_of(given: object, name: str) -> Source:
         try:
             return Frame(name, pd.DataFrame(dict(given)))
         except ValueError as error:
-            raise ValueError(f"{name}: columns must be arrays of one length, but {error}") from None
-    raise ValueError(f"{name} must be a path, a pandas frame or a dict of columns, but got a {type(given).__name__}")
+            raise DataError(f"{name}: columns must be arrays of one length, but {error}") from None
+    raise DataError(f"{name} must be a path, a pandas frame or a dict of columns, but got a {type(given).__name__}")

@@ -25,47 +25,25 @@ image is capped at 2, the remaining 2 draws are shared 10 : 1 : 1, giving 1.67, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
+from retinaflow.errors import SettingError
+from retinaflow.settings.groups import SamplingSettings, Strategy
 
-BinRates = Literal["step", "smooth"]
-Strategy = Literal["uniform", "repeat-factor", "instance-repeat-factor", "class-aware", "binned"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class SamplingSettings:
-    """The searchable settings of all strategies; each strategy reads its own."""
-
-    balance: float = 0.75
-    """binned: quantile of images per class that rarer bins are lifted to, in [0, 1]."""
-    bin_rates: BinRates = "step"
-    """binned: one rate for all classes of a bin, or one that changes smoothly from bin to bin."""
-    class_power: float = 0.0
-    """class-aware: draws of a class are proportional to its images to this power, in [0, 1]."""
-    background_rate: float = 1.0
-    """binned: rate of an image without boxes, as a multiple of the smallest bin rate."""
-    correction_steps: int = 0
-    """binned: fixed-point steps that lower a bin's rate when co-occurring rarer classes already lift it."""
-    repeat_threshold: float = 0.001
-    """repeat-factor: the t below which a class is repeated."""
-    max_repeats: float = 100.0
-    """All: most draws of one image in an epoch."""
-
-
 def image_weights(
-    strategy: Strategy, pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings | None = None
+    strategy: Strategy, pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings
 ) -> FloatArray:
-    """``[I]`` relative weights, > 0 except that an image without any class has weight 0 under ``class-aware``, and
-    under ``binned`` with a ``background_rate`` of 0."""
-    return _WEIGHTS[strategy](pairs, bins, settings or SamplingSettings())
+    """``[I]`` relative weights, > 0 except that an image without any class has weight 0 under ``class-aware``."""
+    return _WEIGHTS[strategy](pairs, bins, settings)
 
 
 def _uniform(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
@@ -117,7 +95,7 @@ def _bin_weights(rates: FloatArray, pairs: ImageClassPairs, bins: ClassBins, set
     else:
         # A class without a bin (-1) has no image here, so the rate it would pick is never used.
         of_class = rates[np.maximum(bins.bin_of_class, 0)]
-    return pairs.max_over_classes(of_class, empty=float(rates.min()) * settings.background_rate)
+    return pairs.max_over_classes(of_class, empty=float(rates.min()) * settings.empty_image_rate)
 
 
 _WEIGHTS: dict[Strategy, Callable[[ImageClassPairs, ClassBins, SamplingSettings], FloatArray]] = {
@@ -137,7 +115,7 @@ def expected_samples(weights: FloatArray, length: int, *, max_repeats: float = 1
     """
     open_images = weights > 0
     if length > max_repeats * np.count_nonzero(open_images) * (1 + 1e-12):
-        raise ValueError(
+        raise SettingError(
             f"epoch_length <= max_repeats x images must hold, but got epoch_length={length}, "
             f"max_repeats={max_repeats:g}, images={np.count_nonzero(open_images)}"
         )

@@ -1,17 +1,18 @@
-"""Images that turn out unreadable while a command runs (``on_bad_image=skip``): said once each, counted, listed."""
+"""Images that turn out to be unreadable while a command runs with ``on_bad_image=skip``: reported, counted, listed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pandas as pd
 
 from retinaflow.data.images import BadImage
 from retinaflow.data.tables import RowError
 from retinaflow.progress import report
-from retinaflow.runs.run import Run
 
 
 class SkippedImages:
-    """Collects them; :meth:`log` adds them to what was left out when the data was read."""
+    """Collects the images; :meth:`log` adds them to the rows and images left out when the data was read."""
 
     def __init__(self) -> None:
         self._found: dict[str, BadImage] = {}
@@ -21,17 +22,17 @@ class SkippedImages:
 
     @property
     def images(self) -> list[BadImage]:
-        """Each once, in the order in which they were found."""
+        """Each image once, in the order in which they were found."""
         return list(self._found.values())
 
     def add(self, image: BadImage) -> None:
-        """Take note of an image; it is said when it is new."""
+        """Add an image, and report it if it is new."""
         if image.image_id not in self._found:
             report(f"skipped {image.reason}")
         self.note(image)
 
     def note(self, image: BadImage) -> None:
-        """The same without a word."""
+        """Add an image without a report."""
         self._found[image.image_id] = image
 
     def table(self, dropped: pd.DataFrame) -> pd.DataFrame:
@@ -39,8 +40,8 @@ class SkippedImages:
         rows = [RowError(i.image_id, 0, "an image must stay readable", i.reason) for i in self._found.values()]
         return pd.concat([dropped, pd.DataFrame(rows, columns=list(RowError._fields))], ignore_index=True)
 
-    def log(self, run: Run, dropped: pd.DataFrame) -> None:
-        """Write ``dropped.csv`` anew, and say how many there are, if there are any."""
+    def log(self, log_csv: Callable[[pd.DataFrame, str], None], dropped: pd.DataFrame) -> None:
+        """If there are any, log ``dropped.csv`` again with them, and report how many."""
         if self._found:
-            run.log_csv(self.table(dropped), "dropped.csv")
-            report(f"{len(self):,} images could not be read any more and were skipped; dropped.csv lists them")
+            log_csv(self.table(dropped), "dropped.csv")
+            report(f"{len(self):,} images became unreadable and were skipped; dropped.csv lists them")

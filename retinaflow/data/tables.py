@@ -15,7 +15,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,9 @@ import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
 from retinaflow.data.csv_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
+from retinaflow.errors import DataError
+from retinaflow.settings.groups import OnBadRow
 
-OnBadRow = Literal["stop", "drop"]
 SHOWN = 5
 """Faults listed in an error message."""
 _BLOCK = 1 << 23
@@ -70,7 +71,7 @@ class RowErrors:
             first = "\n  ".join(map(str, self.found[:SHOWN]))
             more = f"\n  and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
             broken = "1 row breaks" if self.count == 1 else f"{self.count:,} rows break"
-            raise ValueError(
+            raise DataError(
                 f"{broken} a rule:\n  {first}{more}\n"
                 f"Mend the file, or give on_bad_row=drop to go on without {'it' if self.count == 1 else 'them'}."
             )
@@ -167,13 +168,13 @@ def read_table(
     wanted = [*text, *numbers]
     missing = [name for name in wanted if name not in header]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"{path} line 1: the header must name {', '.join(wanted)}, but lacks {', '.join(missing)}; got {header}"
         )
     present = wanted + [name for name in optional if name in header]
     twice = sorted({name for name in present if header.count(name) > 1})
     if twice:
-        raise ValueError(f"{path} line 1: a column must be named once, but {', '.join(twice)} stands twice")
+        raise DataError(f"{path} line 1: a column must be named once, but {', '.join(twice)} stands twice")
     types = {name: pa.string() if name in text else pa.float64() for name in present}
     if isinstance(source, Frame):
         table = _table(path, _read_frame(source, types), None, lambda rows: rows + 1)
@@ -187,20 +188,20 @@ def read_table(
 def header_of(path: Path) -> list[str]:
     """The column names of a CSV or Parquet file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file")
     if path.suffix == ".parquet":
         try:
             return list(pa_parquet.read_schema(path).names)
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
+            raise DataError(f"{path}: not a readable Parquet file: {error}") from None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = file.readline().strip()
     try:
         names = next(csv.reader([first]), [])
     except csv.Error as error:
-        raise ValueError(f"{path} line 1: the header must be a line of CSV, but is not: {error}") from None
+        raise DataError(f"{path} line 1: the header must be a line of CSV, but is not: {error}") from None
     if not names:
-        raise ValueError(f"{path}: the file must begin with a header line, but is empty or begins with a blank line")
+        raise DataError(f"{path}: the file must begin with a header line, but is empty or begins with a blank line")
     return [name.strip() for name in names]
 
 
@@ -239,7 +240,7 @@ def _read_parquet(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
     try:
         table = pa_parquet.read_table(path, columns=list(types))
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from None
     return _cast(str(path), table, types)
 
 
@@ -247,7 +248,7 @@ def _read_frame(source: Frame, types: dict[str, pa.DataType]) -> pa.Table:
     try:
         table = pa.Table.from_pandas(source.data[list(types)], preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{source.name}: a column must hold values of one kind, but {error}") from None
+        raise DataError(f"{source.name}: a column must hold values of one kind, but {error}") from None
     return _cast(source.name, table, types)
 
 
@@ -255,7 +256,7 @@ def _cast(name: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table
     try:
         table = table.select(list(types)).cast(pa.schema(types))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{name}: a column does not hold what its name says: {error}") from None
+        raise DataError(f"{name}: a column does not hold what its name says: {error}") from None
     for place, (name, kind) in enumerate(types.items()):
         if kind == pa.string():
             table = table.set_column(place, name, table[name].fill_null(""))
@@ -292,7 +293,7 @@ def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType]
             else pa.schema(as_text).empty_table()
         )
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable CSV file: {error}") from None
+        raise DataError(f"{path}: not a readable CSV file: {error}") from None
     places = np.array([row for row, _ in cut], dtype=np.int64)
 
     def lines_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,17 +17,12 @@ from retinaflow.data.class_groups import SeenImages, limit_background, select_cl
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_image_ids
-from retinaflow.data.sampling import (
-    SamplingSettings,
-    epoch_plan,
-    expected_samples,
-    first_balanced_epoch,
-    image_weights,
-)
+from retinaflow.data.sampling import epoch_plan, expected_samples, first_balanced_epoch, image_weights
 from retinaflow.demo.dataset import demo_is_current, write_demo
+from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.groups import DataSettings, SamplingFields, SplitSettings
+from retinaflow.settings.groups import DataSettings, SampledDataSettings, SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -94,14 +89,14 @@ def read_split(
     loaded = load_index(
         files,
         images,
-        image_sizes=settings.image_sizes if images else None,
+        image_sizes=settings.size_table if images else None,
         on_bad_row=settings.on_bad_row,
         on_bad_image=settings.on_bad_image,
         allow_repeats=allow_repeats,
         report=report,
     )
     if len(loaded.index) == 0 and with_images:
-        raise ValueError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
+        raise DataError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
     if settings.exhaustive:
         index = loaded.index.filled_in() if fill_in else loaded.index.exhaustive()
         return replace(loaded, index=index)
@@ -119,9 +114,7 @@ def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -
     candidates = _image_candidates(folder, splits)
     found = [path for path in candidates if path.is_dir()]
     if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no folder {' or '.join(p.name for p in candidates)}; give it as images="
-        )
+        raise DataError(f"{folder} holds no folder {' or '.join(p.name for p in candidates)}; give it as images=")
     return found
 
 
@@ -134,7 +127,7 @@ def has_images(settings: DataSettings, splits: Sequence[str]) -> bool:
     return bool(settings.images) or any(path.is_dir() for path in _image_candidates(data_folder(settings), splits))
 
 
-def load_training_data(settings: SamplingFields, *, need_images: bool = True) -> TrainingData:
+def load_training_data(settings: SampledDataSettings, *, need_images: bool = True) -> TrainingData:
     """Read, split and select: everything between the published files and the sampler.
 
     With ``need_images=False`` annotations alone will do where no folder of images is found.
@@ -171,13 +164,13 @@ def load_training_data(settings: SamplingFields, *, need_images: bool = True) ->
 
 
 def _split(
-    settings: SplitSettings, loaded: LoadedIndex, labels: Sequence[Path] | None, *, with_images: bool
+    settings: SampledDataSettings, loaded: LoadedIndex, labels: Sequence[Path] | None, *, with_images: bool
 ) -> tuple[AnnotationIndex, AnnotationIndex, pd.DataFrame]:
     whole = loaded.index
     if settings.eval_ids is not None:
         chosen = np.isin(whole.image_ids, read_image_ids(settings.eval_ids))
         if not chosen.any() or chosen.all():
-            raise ValueError(
+            raise SettingError(
                 f"eval_ids={settings.eval_ids}: some but not all training images must be listed, but {chosen.sum():,} "
                 f"of {len(whole):,} are"
             )
@@ -195,33 +188,18 @@ def _split(
     )
     shared = np.intersect1d(whole.image_ids, evaluated.index.image_ids)
     if len(shared):
-        raise ValueError(
+        raise DataError(
             f"images must not be trained on and evaluated on, but {len(shared):,} are in both "
             f"{','.join(settings.train_splits)} and {settings.eval_split}, {shared[0]} for example"
         )
     return whole, evaluated.index, pd.concat([loaded.dropped, evaluated.dropped], ignore_index=True)
 
 
-def _bins(settings: SamplingFields, pairs: ImageClassPairs) -> ClassBins:
+def _bins(settings: SampledDataSettings, pairs: ImageClassPairs) -> ClassBins:
     return make_bins(pairs, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
 
 
-def sampling_settings(settings: SamplingFields) -> SamplingSettings:
-    """The searchable settings of the sampler among the settings."""
-    if settings.bin_rates == "auto":
-        raise ValueError("auto settings must be resolved before use, but got bin_rates=auto")
-    return SamplingSettings(
-        balance=float(settings.balance),
-        bin_rates=settings.bin_rates,
-        class_power=settings.class_power,
-        background_rate=settings.background_rate,
-        correction_steps=settings.correction_steps,
-        repeat_threshold=settings.repeat_threshold,
-        max_repeats=settings.max_repeats,
-    )
-
-
-def epoch_length(settings: SamplingFields, data: TrainingData) -> int:
+def epoch_length(settings: SamplingSettings, data: TrainingData) -> int:
     """Images per epoch; 0 in the settings means as many as there are."""
     return settings.epoch_length or len(data.train)
 
@@ -229,12 +207,10 @@ def epoch_length(settings: SamplingFields, data: TrainingData) -> int:
 def plans(settings: TrainConfig, data: TrainingData) -> Callable[[int], NDArray[np.int64]]:
     """The plan of each epoch: uniform up to ``balance_start``, then by the sampling strategy."""
     length = epoch_length(settings, data)
-    searchable = sampling_settings(settings)
     uniform = expected_samples(np.ones(len(data.train)), length, max_repeats=max(settings.max_repeats, length))
-    weights = image_weights(settings.sampling, data.pairs, data.bins, searchable)
+    weights = image_weights(settings.sampling, data.pairs, data.bins, settings)
     balanced = expected_samples(weights, length, max_repeats=settings.max_repeats)
-    assert isinstance(settings.epochs, int)
-    balanced_from = first_balanced_epoch(settings.epochs, balance_start=float(settings.balance_start))
+    balanced_from = first_balanced_epoch(settings.epochs, balance_start=settings.balance_start)
 
     def plan(epoch: int) -> NDArray[np.int64]:
         return epoch_plan(uniform if epoch < balanced_from else balanced, seed=settings.seed, epoch=epoch)

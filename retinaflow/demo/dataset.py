@@ -29,6 +29,7 @@ import numpy as np
 
 from retinaflow.demo.plan import CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES, DemoClass, ScenePlan, plan_split
 from retinaflow.demo.scene import DrawnBox, draw_scene
+from retinaflow.errors import DataError
 from retinaflow.files import atomic_folder
 
 __all__ = ["CLASSES", "TRAIN_IMAGES", "VALIDATION_IMAGES", "DemoClass", "demo_is_current", "plan_split", "write_demo"]
@@ -63,7 +64,7 @@ def write_demo(
     stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images, crowd=crowd)
     folder = Path(folder)
     if folder.exists() and not (folder / "demo.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something other than a demo set; give an empty or a new folder")
+        raise DataError(f"{folder} holds something other than a demo set; give an empty or a new folder")
     with atomic_folder(folder, replace=True) as fresh:
         (fresh / "images").mkdir()
         _write_classes(fresh)

@@ -2,8 +2,8 @@
 
 The plan is a pure function of (split, number of images, seed) and costs milliseconds, so the long tail can be read and
 tested without drawing. Training counts fall from several hundred objects to six. Validation is much flatter, at least
-30 objects of every drawn class, because an average precision over five ground-truth boxes measures nothing; the published
-validation sets are annotated more densely than training too. Objects are drawn alike in both.
+30 objects of every drawn class, because an average precision over five ground-truth boxes measures nothing; the
+published validation sets are annotated more densely than training too. Objects are drawn alike in both.
 
 Not everything drawn is annotated: on ``HIDDEN_SHARE`` of the training pictures that show one of the ``hideable``
 classes, that class gets neither boxes nor an image-level label, as happens in Open Images. In validation all that is

@@ -17,12 +17,22 @@ except ImportError:  # pragma: no cover
     psutil = None  # type: ignore[assignment]
 
 MIB = 1 << 20
+MOST_WORKERS = 8
+"""Loader processes of a rank, unless the setting workers gives a number."""
 
 
 def device_of(rank: int = 0) -> torch.device:
     """Where the ``rank``-th process of this machine computes: the GPUs in turn, else the processor."""
     count = torch.cuda.device_count()
     return torch.device("cuda", rank % count) if count else torch.device("cpu")
+
+
+def loader_workers(workers: int, device: torch.device) -> int:
+    """The loader processes that the setting ``workers`` means here: -1 is one per thread of this process, at most
+    ``MOST_WORKERS``, and none without a GPU."""
+    if workers >= 0:
+        return workers
+    return min(MOST_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
 
 
 def peak_memory_mib(device: torch.device) -> float:

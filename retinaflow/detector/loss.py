@@ -8,7 +8,7 @@ image and averages over images, which gives a box on an image with few boxes mor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,15 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from retinaflow.detector.anchors import decode, encode
-from retinaflow.detector.class_settings import check_ancestors, check_per_class
 from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
-from retinaflow.detector.network import RawOutput
+from retinaflow.detector.network import RawOutput, check_ancestors
 from retinaflow.detector.targets import BETWEEN, FOREGROUND, Targets, ignore_masks, match_anchors
-
-BoxLoss = Literal["l1", "smooth_l1", "giou"]
+from retinaflow.settings.training_groups import BoxLoss
 
 
 @dataclass(frozen=True, eq=False)
 class LossConfig:
-    """What is learned and how strongly.
+    """The loss of a training, from its :class:`~retinaflow.settings.training_groups.LossSettings` and bins.
 
     gamma: focusing of the focal loss, >= 0; 0 is weighted cross-entropy. A number, or ``[K]`` float.
     alpha: weight of positives in [0, 1], negatives get 1 - alpha; None weighs neither. A number, or ``[K]`` float.
@@ -48,25 +46,6 @@ class LossConfig:
     match_high: float = FOREGROUND
     match_low: float = 0.4
     ignore_ioa: float = 0.5
-
-    def __post_init__(self) -> None:
-        gamma, alpha = torch.as_tensor(self.gamma), torch.as_tensor(0.0 if self.alpha is None else self.alpha)
-        if not bool(((gamma >= 0) & gamma.isfinite()).all()):
-            raise ValueError(f"`gamma >= 0` must hold, but got gamma={self.gamma}.")
-        if not bool(((alpha >= 0) & (alpha <= 1)).all()):
-            raise ValueError(f"`0 <= alpha <= 1` must hold (None for no weights), but got alpha={self.alpha}.")
-        if self.box_loss not in get_args(BoxLoss):
-            raise ValueError(f"box_loss must be one of {get_args(BoxLoss)}, but got {self.box_loss!r}.")
-        if self.box_beta < 0 or self.box_weight < 0:
-            raise ValueError(
-                f"`box_beta >= 0` and `box_weight >= 0` must hold, but got {self.box_beta} and {self.box_weight}."
-            )
-        if not 0 <= self.match_low <= self.match_high <= 1:
-            raise ValueError(
-                f"`0 <= match_low <= match_high <= 1` must hold, but got {self.match_low} and {self.match_high}."
-            )
-        if not 0 < self.ignore_ioa <= 1:
-            raise ValueError(f"`0 < ignore_ioa <= 1` must hold, but got ignore_ioa={self.ignore_ioa}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,5 +138,6 @@ def _check_shapes(
             f"but got {tuple(output.class_logits.shape)} and {tuple(output.box_deltas.shape)}."
         )
     check_ancestors(ancestors, num_classes)
-    check_per_class("gamma", config.gamma, num_classes)
-    check_per_class("alpha", config.alpha, num_classes)
+    for name, value in (("gamma", config.gamma), ("alpha", config.alpha)):
+        if isinstance(value, Tensor) and value.shape not in ((), (num_classes,)):
+            raise ValueError(f"{name} must be a number or [{num_classes}], but got shape {tuple(value.shape)}.")

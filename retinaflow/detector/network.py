@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,74 +26,11 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
 from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
+from retinaflow.settings.training_groups import GROUPS, NetworkSettings
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 PRIOR_PROBABILITY = 0.01
-GROUPS = 32
-
-Norm = Literal["batch", "frozen"]
-HeadNorm = Literal["none", "group"]
-P6Source = Literal["p5", "c5"]
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """What a RetinaNet is made of. The defaults are torchvision's ``retinanet_resnet50_fpn`` (v1).
-
-    backbone: one of ``BACKBONES``.
-    num_classes: K, at least 1; there is no background class.
-    anchor_scale: base anchor side as a multiple of the level's stride; 4 is torchvision's.
-    trainable_layers: how many backbone stages learn, from the last one back: 0 (none) to 5 (all).
-    norm: "batch" learns batch statistics (training from nothing); "frozen" keeps the loaded ones (batches of a detector
-        are too small to estimate them anew).
-    head_norm: "none", or "group" for GroupNorm of 32 groups after each head layer (torchvision's v2).
-    head_depth: 3x3 layers in each head before its output layer.
-    fpn_channels: channels of the pyramid and of the heads.
-    p6_from: P6 is computed from "p5" (torchvision's v1) or from the backbone's "c5" (the paper, torchvision's v2).
-    """
-
-    backbone: str
-    num_classes: int
-    anchor_scale: float = 4.0
-    trainable_layers: int = 5
-    norm: Norm = "batch"
-    head_norm: HeadNorm = "none"
-    head_depth: int = 4
-    fpn_channels: int = 256
-    p6_from: P6Source = "p5"
-
-    def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, but got {self.backbone!r}.")
-        for name, low, high in (("num_classes", 1, None), ("trainable_layers", 0, 5), ("head_depth", 0, None)):
-            value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                bounds = f"{low} <= {name}" + ("" if high is None else f" <= {high}")
-                raise ValueError(f"`{bounds}` must hold, but got {name}={value}.")
-        if self.anchor_scale <= 0:
-            raise ValueError(f"`anchor_scale > 0` must hold, but got anchor_scale={self.anchor_scale}.")
-        for name, kind in (("norm", Norm), ("head_norm", HeadNorm), ("p6_from", P6Source)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} must be one of {get_args(kind)}, but got {getattr(self, name)!r}.")
-        # One channel per group would have nothing to normalise over on the 1 x 1 maps of small images.
-        step = 2 * GROUPS if self.head_norm == "group" else 1
-        if self.fpn_channels < 1 or self.fpn_channels % step:
-            raise ValueError(
-                f"fpn_channels must be a positive multiple of {step} with head_norm={self.head_norm}, "
-                f"but got fpn_channels={self.fpn_channels}."
-            )
-
-
-def norm_for(weights: str) -> Norm:
-    """The norm that suits a weights source: "batch" from nothing (``none``), else "frozen"."""
-    return "batch" if weights == "none" else "frozen"
-
-
-def trainable_layers_for(weights: str) -> int:
-    """Backbone stages to train, as torchvision decides: all 5 from nothing (``none``), else the last 3."""
-    return 5 if weights == "none" else 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +42,15 @@ class RawOutput:
 
     class_logits: Tensor
     box_deltas: Tensor
+
+
+def check_ancestors(ancestors: Tensor | None, num_classes: int) -> None:
+    """Raises ValueError unless ``ancestors`` is ``[K, K]`` bool: row c marks the strict ancestors of class c."""
+    if ancestors is not None and (ancestors.shape != (num_classes, num_classes) or ancestors.dtype != torch.bool):
+        raise ValueError(
+            f"ancestors must be [{num_classes}, {num_classes}] bool, "
+            f"but got {tuple(ancestors.shape)} {str(ancestors.dtype).removeprefix('torch.')}."
+        )
 
 
 class CoarseConv(nn.Conv2d):
@@ -134,7 +79,7 @@ class Head(nn.Module):
     called ``name`` because published weights call it so.
     """
 
-    def __init__(self, config: NetworkConfig, *, outputs: int, name: str) -> None:
+    def __init__(self, config: NetworkSettings, *, outputs: int, name: str) -> None:
         super().__init__()
         norm: Callable[..., nn.Module] | None = partial(nn.GroupNorm, GROUPS) if config.head_norm == "group" else None
         width = config.fpn_channels
@@ -155,7 +100,8 @@ class Head(nn.Module):
 
 
 class RetinaNet(nn.Module):
-    """The network of ``config`` with initial values from ``seed`` (an int, or a CPU generator that is moved on).
+    """The network of ``config`` for ``num_classes`` classes (at least 1; there is no background class), with initial
+    values from ``seed`` (an int, or a CPU generator that is moved on).
 
     Parameters are named as in torchvision's RetinaNet; nothing else is in the state dict.
     """
@@ -163,15 +109,18 @@ class RetinaNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: NetworkConfig, *, seed: int | torch.Generator = 0) -> None:
+    def __init__(self, config: NetworkSettings, num_classes: int, *, seed: int | torch.Generator = 0) -> None:
         super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes >= 1 must hold, but got num_classes={num_classes}")
         self.config = config
+        self.num_classes = num_classes
         # Built without storage: the parts would draw their initial values from the global generator.
         with torch.device("meta"):
             self.backbone = _backbone(config)
             self.head = nn.ModuleDict(
                 {
-                    "classification_head": Head(config, outputs=config.num_classes, name="cls_logits"),
+                    "classification_head": Head(config, outputs=num_classes, name="cls_logits"),
                     "regression_head": Head(config, outputs=4, name="bbox_reg"),
                 }
             )
@@ -193,8 +142,8 @@ class RetinaNet(nn.Module):
         return anchor_grid(image_size, anchor_scale=self.config.anchor_scale, device=self.mean.device)
 
 
-def _backbone(config: NetworkConfig) -> nn.Module:
-    norm_layer = nn.BatchNorm2d if config.norm == "batch" else FrozenBatchNorm2d
+def _backbone(config: NetworkSettings) -> nn.Module:
+    norm_layer = nn.BatchNorm2d if config.batch_norm == "train" else FrozenBatchNorm2d
     body = getattr(resnet, config.backbone)(weights=None, norm_layer=norm_layer)
     learning = ("layer4", "layer3", "layer2", "layer1", "conv1")[: config.trainable_layers]
     # The stem's norm learns only together with everything else, as in torchvision.

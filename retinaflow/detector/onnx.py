@@ -2,10 +2,10 @@
 
 Input ``images [B, H, W, 3]`` uint8 RGB, any B, H and W (the detector was trained on certain shapes). Outputs, M the
 most detections of an image, best first: ``boxes [B, M, 4]`` float32 xyxy, normalised to [0, 1], ``scores [B, M]``
-float32 and ``labels [B, M]`` int64. A score of 0 says that there is no further detection.
+float32 and ``labels [B, M]`` int64. A score of 0 marks rows after the last detection.
 
 The network is written by ``torch.onnx.export``. What follows it, the steps of :mod:`retinaflow.detector.postprocess`
-with hard suppression, is put together node by node, as its shapes depend on the data: anchors from the image's shape,
+with plain NMS, is put together node by node, as its shapes depend on the data: anchors from the image's shape,
 the best candidates of each level, boxes, ``NonMaxSuppression`` by class, the best of each image.
 """
 
@@ -27,25 +27,22 @@ from torch import Tensor, nn
 
 from retinaflow.detector.anchors import LEVEL_STRIDES, MAX_LOG_SCALE, cell_anchors
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.postprocess import PostprocessConfig
+from retinaflow.detector.postprocess import TOP_K
+from retinaflow.errors import SettingError
+from retinaflow.settings.model_groups import PostprocessSettings
 
 OPSET = 18
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "labels")
 
 
-def onnx_detector(model: RetinaNet, config: PostprocessConfig, *, notes: Mapping[str, str]) -> Any:
+def onnx_detector(model: RetinaNet, config: PostprocessSettings, *, notes: Mapping[str, str]) -> Any:
     """The graph as an ``onnx.ModelProto``; ``notes`` become its metadata.
 
-    Raises ValueError for settings that the graph cannot follow (soft-nms, top-k by class), ImportError without onnx.
+    Raises SettingError for Soft-NMS, which the graph cannot do, and ImportError without onnx.
     """
-    ways = sorted({config.nms} if isinstance(config.nms, str) else set(config.nms))
-    limits = sorted(set(torch.as_tensor(config.nms_iou).flatten().tolist()))
-    if ways != ["nms"] or len(limits) > 1 or config.top_k_scope != "level":
-        raise ValueError(
-            "an ONNX graph has nms=nms at one IoU for all classes and top-k by level, but got "
-            f"nms={','.join(ways)}, nms_iou={','.join(f'{iou:g}' for iou in limits)}, top_k_scope={config.top_k_scope}"
-        )
+    if config.nms != "nms":
+        raise SettingError(f"an ONNX graph can do plain NMS only, but got nms={config.nms}; give nms=nms")
     import onnx
 
     proto = _exported(model)
@@ -151,19 +148,19 @@ class _Nodes:
 
 
 def _detections(
-    nodes: _Nodes, logits: str, deltas: str, model: RetinaNet, config: PostprocessConfig
+    nodes: _Nodes, logits: str, deltas: str, model: RetinaNet, config: PostprocessSettings
 ) -> tuple[str, str, str]:
     """Boxes ``[B, M, 4]``, scores and labels ``[B, M]``."""
     size = nodes("Shape", INPUT, start=1, end=3)
     height, width = nodes("Gather", size, 0), nodes("Gather", size, 1)
     anchors, counts = _anchors(nodes, height, width, model.config.anchor_scale)
-    scores, pairs = _candidates(nodes, logits, counts, model.config.num_classes, config)
-    anchor, labels = nodes("Div", pairs, model.config.num_classes), nodes("Mod", pairs, model.config.num_classes)
+    scores, pairs = _candidates(nodes, logits, counts, model.num_classes, config)
+    anchor, labels = nodes("Div", pairs, model.num_classes), nodes("Mod", pairs, model.num_classes)
     near = nodes("Gather", anchors, anchor, axis=0)
     own = nodes("GatherND", deltas, nodes("Unsqueeze", anchor, [2]), batch_dims=1)
     corner = nodes("Cast", nodes("Concat", *(nodes("Reshape", side, [1]) for side in (width, height)), axis=0), to=1)
     boxes = _decoded(nodes, own, near, corner)
-    kept = _suppressed(nodes, boxes, scores, labels, model.config.num_classes, config)
+    kept = _suppressed(nodes, boxes, scores, labels, model.num_classes, config)
     most = nodes("Min", nodes("Gather", nodes("Shape", kept), 1), config.max_detections)
     best, place = nodes.top(kept, most)
     chosen = nodes("GatherND", boxes, nodes("Unsqueeze", place, [2]), batch_dims=1)
@@ -193,7 +190,7 @@ def _anchors(nodes: _Nodes, height: str, width: str, anchor_scale: float) -> tup
 
 
 def _candidates(
-    nodes: _Nodes, logits: str, counts: Sequence[str], num_classes: int, config: PostprocessConfig
+    nodes: _Nodes, logits: str, counts: Sequence[str], num_classes: int, config: PostprocessSettings
 ) -> tuple[str, str]:
     """Scores ``[B, N]``, 0 where they do not exceed their threshold, and anchor * K + class: the best of each level."""
     scores, pairs = [], []
@@ -208,13 +205,12 @@ def _candidates(
     for part, count in zip(parts, counts, strict=True):
         flat = nodes("Sigmoid", nodes("Flatten", part, axis=1))
         size = nodes("Mul", count, num_classes)
-        best, place = nodes.top(flat, nodes("Min", size, np.array([config.top_k])))
+        best, place = nodes.top(flat, nodes("Min", size, np.array([TOP_K])))
         scores.append(best)
         pairs.append(nodes("Add", place, nodes("Mul", first, num_classes)))
         first = nodes("Add", first, count)
     score, pair = nodes("Concat", *scores, axis=1), nodes("Concat", *pairs, axis=1)
-    threshold = torch.as_tensor(config.score_threshold, dtype=torch.float32).expand(num_classes).numpy()
-    hopeful = nodes("Greater", score, nodes("Gather", threshold.copy(), nodes("Mod", pair, num_classes)))
+    hopeful = nodes("Greater", score, np.float32(config.score_threshold))
     return nodes("Where", hopeful, score, np.float32(0)), pair
 
 
@@ -233,14 +229,13 @@ def _decoded(nodes: _Nodes, deltas: str, anchors: str, corner: str) -> str:
 
 
 def _suppressed(
-    nodes: _Nodes, boxes: str, scores: str, labels: str, num_classes: int, config: PostprocessConfig
+    nodes: _Nodes, boxes: str, scores: str, labels: str, num_classes: int, config: PostprocessSettings
 ) -> str:
     """Scores ``[B, N]``, 0 where a better box of the same class and image overlaps too much."""
     is_of_class = nodes("Equal", nodes("Unsqueeze", labels, [1]), np.arange(num_classes)[None, :, None])
     by_class = nodes("Where", is_of_class, nodes("Unsqueeze", scores, [1]), np.float32(0))
     count = nodes("Gather", nodes("Shape", scores), [1])
-    iou = torch.as_tensor(config.nms_iou).flatten()[:1]
-    limits = (iou.numpy().astype(np.float32), np.array([0], np.float32))
+    limits = (np.array([config.nms_iou], np.float32), np.array([0], np.float32))
     # [S, 3]: image, class, box. A box is a candidate of one class.
     chosen = nodes("NonMaxSuppression", boxes, by_class, count, *limits)
     place = nodes("Gather", chosen, [0, 2], axis=1)

@@ -24,7 +24,9 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
-from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.detector.network import RetinaNet
+from retinaflow.errors import DataError, SettingError
+from retinaflow.settings.training_groups import NetworkSettings
 
 CLASS_LAYER = "head.classification_head.cls_logits."
 BODY = "backbone.body."
@@ -63,10 +65,10 @@ class WeightReport:
 
 
 def load_weights(model: RetinaNet, source: str) -> WeightReport:
-    """Fills ``model`` in place from ``source`` (see the top of the file) and says what was loaded.
+    """Fills ``model`` in place from ``source`` (see the top of the file) and returns what was loaded.
 
-    Raises FileNotFoundError when a file is absent and cannot be fetched, ValueError when it is damaged, does not fit
-    the network, or is not published for its backbone; both say what to do.
+    Raises SettingError for a source that does not exist, does not fit the network or is not published for its backbone,
+    and DataError for a file that is damaged or cannot be fetched; the messages name the next step.
     """
     if source == "none":
         return WeightReport(source, "", (), tuple(_wanted(model)), (), ())
@@ -92,7 +94,7 @@ def _load(model: RetinaNet, state: dict[str, Tensor], *, source: str, path: Path
     misfits = [key for key in wanted if key in state and key not in replaced and not _fits(state, wanted, key)]
     unused = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
     if missing or misfits or any(not key.startswith("fc.") for key in unused):
-        raise ValueError(_misfit_message(model.config, state, wanted, path, missing, misfits, unused))
+        raise SettingError(_misfit_message(model.config, state, wanted, path, missing, misfits, unused))
     loaded = [key for key in wanted if key in state and key not in replaced]
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     initial = tuple(key for key in wanted if key not in state)
@@ -104,7 +106,7 @@ def _fits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], key: str) -
 
 
 def _misfit_message(
-    config: NetworkConfig,
+    config: NetworkSettings,
     state: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     path: Path,
@@ -129,18 +131,18 @@ def _misfit_message(
     )
 
 
-def _file_of(source: str, config: NetworkConfig) -> Path:
+def _file_of(source: str, config: NetworkSettings) -> Path:
     if source in CLASSIFIERS:
         published = get_model_weights(config.backbone).__members__
         if CLASSIFIERS[source] not in published:
-            raise ValueError(
+            raise SettingError(
                 f"weights={source} is not published for backbone={config.backbone}; use weights=imagenet, "
                 "or backbone=resnet50, resnet101 or resnet152."
             )
         return _published(published[CLASSIFIERS[source]].url)
     if source in DETECTORS:
         if config.backbone != "resnet50":
-            raise ValueError(
+            raise SettingError(
                 f"weights={source} is published for backbone=resnet50 only, but got backbone={config.backbone}; "
                 "use weights=imagenet, or the path of a .pth file."
             )
@@ -148,7 +150,7 @@ def _file_of(source: str, config: NetworkConfig) -> Path:
     path = Path(source)
     if not path.is_file():
         names = ", ".join(("none", *CLASSIFIERS, *DETECTORS))
-        raise FileNotFoundError(
+        raise SettingError(
             f"weights must be one of {names}, or the path of a .pth file, but got {source!r}: no such file."
         )
     return path
@@ -169,7 +171,7 @@ def _published(url: str) -> Path:
         prefix = digest.group(1) if digest else None
         torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=sys.stderr.isatty())
     except (OSError, HTTPException, RuntimeError) as error:
-        raise FileNotFoundError(
+        raise DataError(
             f"The published weights {path.name} are not on this machine and could not be fetched ({error}). "
             f"Fetch {url} elsewhere and put it at {path}, or give the path of a .pth file, "
             "or use weights=none (training from nothing)."
@@ -182,7 +184,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
+        raise DataError(
             f"{path} must be a state dict that torch.load(weights_only=True) reads, but it is not ({first_line}). "
             "If it is a published file, delete it and fetch it again."
         ) from error
@@ -190,7 +192,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} must hold a state dict (names -> tensors), but it holds {type(content).__name__}.")
+        raise DataError(f"{path} must hold a state dict (names -> tensors), but it holds {type(content).__name__}.")
     return {str(key): value for key, value in content.items()}
 
 

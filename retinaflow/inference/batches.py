@@ -20,6 +20,7 @@ from retinaflow.detections import Detections
 from retinaflow.detector import postprocess
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.precision import Precision, autocast
+from retinaflow.settings.model_groups import PostprocessSettings
 
 
 def detect(
@@ -27,7 +28,7 @@ def detect(
     index: AnnotationIndex,
     buckets: AspectBuckets,
     *,
-    config: postprocess.PostprocessConfig,
+    config: PostprocessSettings,
     expand_to: torch.Tensor | None = None,
     batch_size: int = 16,
     workers: int = 0,

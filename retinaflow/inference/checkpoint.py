@@ -11,7 +11,7 @@ import hashlib
 import json
 import pickle
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
-from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.detector.network import RetinaNet
 from retinaflow.files import atomic_file
+from retinaflow.settings.resolve import current_names
+from retinaflow.settings.training_groups import NetworkSettings
 from retinaflow.taxonomy import Taxonomy
 
 FORMAT = 1
@@ -35,7 +37,7 @@ class Checkpoint:
     value, None in a checkpoint that is only for use.
     """
 
-    network: NetworkConfig
+    network: NetworkSettings
     state: dict[str, Tensor]
     taxonomy: Taxonomy
     bins: ClassBins
@@ -49,7 +51,7 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """sha256 of what decides detections: network, weights, classes and input shapes. Equal means equal models."""
-        plain = [asdict(self.network), self.taxonomy.to_document(), self.buckets.shapes, self.parents]
+        plain = [_network_document(self), self.taxonomy.to_document(), self.buckets.shapes, self.parents]
         hasher = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
         for name, value in sorted(self.state.items()):
             hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -58,7 +60,7 @@ class Checkpoint:
 
     def build(self, device: torch.device) -> RetinaNet:
         """The detector on a device, ready for inference."""
-        model = RetinaNet(self.network, seed=0)
+        model = RetinaNet(self.network, len(self.taxonomy), seed=0)
         model.load_state_dict(self.state)
         return on_device(model, device).eval()
 
@@ -72,7 +74,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint atomically."""
     document = {
         "format": FORMAT,
-        "network": asdict(checkpoint.network),
+        "network": _network_document(checkpoint),
         "state": checkpoint.state,
         "taxonomy": checkpoint.taxonomy.to_document(),
         "bins": checkpoint.bins.to_document(checkpoint.taxonomy.ids),
@@ -88,6 +90,27 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 _PLAIN = ("parents", "settings", "data_digest", "epoch", "progress")
+
+
+def _network_document(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The network as it stands in the file, and in the digest: by names that do not change with those of settings."""
+    network = checkpoint.network
+    return {
+        "backbone": network.backbone,
+        "num_classes": len(checkpoint.taxonomy),
+        "anchor_scale": network.anchor_scale,
+        "trainable_layers": network.trainable_layers,
+        "norm": "frozen" if network.batch_norm == "frozen" else "batch",
+        "head_norm": network.head_norm,
+        "head_depth": network.head_depth,
+        "fpn_channels": network.fpn_channels,
+        "p6_from": network.p6_from,
+    }
+
+
+def _network_of(document: dict[str, Any]) -> NetworkSettings:
+    own = {name: value for name, value in document.items() if name not in ("num_classes", "norm")}
+    return NetworkSettings(**own, batch_norm="frozen" if document["norm"] == "frozen" else "train")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -107,12 +130,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(document, dict) or document.get("format") != FORMAT or "network" not in document:
         raise ValueError(f"{path}: not a retinaflow checkpoint of format {FORMAT}")
     return Checkpoint(
-        network=NetworkConfig(**document["network"]),
+        network=_network_of(document["network"]),
         state=document["state"],
         taxonomy=Taxonomy.from_document(document["taxonomy"]),
         bins=ClassBins.from_document(document["bins"]),
         buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
-        **{name: document[name] for name in _PLAIN},
+        **{name: document[name] for name in _PLAIN} | {"settings": current_names(document["settings"])},
     )
 
 

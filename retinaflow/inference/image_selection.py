@@ -24,7 +24,8 @@ from retinaflow.data.openimages import is_plain_id, read_image_ids, read_image_s
 from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.data.training_data import data_folder, image_folders
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.groups import DataSettings, ImagesFields
+from retinaflow.settings.groups import DataSettings
+from retinaflow.settings.model_groups import ImagesSettings
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 
@@ -48,7 +49,7 @@ class WantedImages:
 
 
 def wanted_images(
-    config: ImagesFields,
+    config: ImagesSettings,
     taxonomy: Taxonomy,
     trained: Mapping[str, Any],
     *,
@@ -71,13 +72,13 @@ def wanted_images(
         files=np.array(["" if path is None else os.path.relpath(path, root) for path in files], dtype=np.str_),
         images_folder=str(root),
     )
-    sizes = config.image_sizes or (trained.get("image_sizes") if _is_trained(config) else None)
+    sizes = config.size_table or (trained.get("size_table") if _is_trained(config) else None)
     given = SizeTable(*read_image_sizes(Path(sizes), RowErrors("stop"))) if sizes else None
     index, bad = attach_sizes(index, place, on_bad_image=config.on_bad_image, given=given, journal=size_journal([root]))
     return WantedImages(index, bad)
 
 
-def _found(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
+def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
     """Image id -> its file, absolute (None: there is none), and where it was looked for."""
     if config.image_list is not None:
         return _listed(config.image_list, config, trained)
@@ -111,7 +112,7 @@ def _ids_of_splits(settings: DataSettings, splits: Sequence[str], trained: Mappi
     return ids if eval_ids is None else np.intersect1d(ids, read_image_ids(Path(eval_ids)))
 
 
-def _data(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[DataSettings, tuple[str, ...]]:
+def _data(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[DataSettings, tuple[str, ...]]:
     """The settings of the data that is split, and the names of the splits."""
     if not _is_trained(config):
         return DataSettings(data=config.data), (config.split,)
@@ -123,16 +124,16 @@ def _data(config: ImagesFields, trained: Mapping[str, Any]) -> tuple[DataSetting
     return settings, (own.eval_split,) if own.eval_ids is None else own.train_splits
 
 
-def _is_trained(config: ImagesFields) -> bool:
+def _is_trained(config: ImagesSettings) -> bool:
     return config.data == "trained" and not config.images
 
 
-def is_evaluated(config: ImagesFields, trained: Mapping[str, Any]) -> bool:
+def is_evaluated(config: ImagesSettings, trained: Mapping[str, Any]) -> bool:
     """Whether the images are those that the model was evaluated on in training."""
     return _is_trained(config) and config.split in (type(config)().split, trained.get("eval_split"))
 
 
-def _listed(path: Path, config: ImagesFields, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
+def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
     """A list of paths, relative to its own folder, and ids, looked up in ``images`` or the folders of the split."""
     if not path.is_file():
         raise FileNotFoundError(f"image_list={path}: no such file")

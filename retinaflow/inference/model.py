@@ -10,9 +10,9 @@ from retinaflow.commands.evaluate import as_trained, find_checkpoint
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
 from retinaflow.runs import registry, store
-from retinaflow.settings.model_commands import ModelFields
+from retinaflow.settings.model_groups import ModelSettings
 
-Given = TypeVar("Given", bound=ModelFields)
+Given = TypeVar("Given", bound=ModelSettings)
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,16 @@ from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.images import BadImage
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.detector.device import device_of
+from retinaflow.detector.device import device_of, loader_workers
 from retinaflow.detector.precision import fast_precision
-from retinaflow.errors import Interrupted
+from retinaflow.errors import Interrupted, WorkerError
 from retinaflow.inference.batches import detect
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.inference.prediction_folder import Shard
 from retinaflow.inference.prediction_shards import write_shard
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.reports.evaluation import postprocessing
-from retinaflow.settings.model_commands import DetectingFields
-from retinaflow.training.recipe import MOST_WORKERS
+from retinaflow.settings.model_groups import DetectingSettings
 
 _POLL_SECONDS = 0.5
 
@@ -44,10 +42,9 @@ class Detector:
     """A model on its device, with the settings by which it detects."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: DetectingFields, buckets: AspectBuckets, *, rank: int = 0
+        self, checkpoint: Checkpoint, config: DetectingSettings, buckets: AspectBuckets, *, rank: int = 0
     ) -> None:
         self._config, self._buckets = config, buckets
-        self._postprocess = postprocessing(config, checkpoint.taxonomy, checkpoint.bins)
         self._device = device_of(rank)
         self._model = checkpoint.build(self._device)
         expand = "expand" in (config.parents, checkpoint.parents)
@@ -62,16 +59,15 @@ class Detector:
         on_bad_image: Callable[[BadImage], None] | None,
     ) -> Detections:
         """Detections on all images, in their order, best score first within an image."""
-        config, is_gpu = self._config, self._device.type == "cuda"
-        automatic = min(MOST_WORKERS, torch.get_num_threads()) if is_gpu else 0
+        config = self._config
         parts = detect(
             self._model,
             index,
             self._buckets,
-            config=self._postprocess,
+            config=config,
             expand_to=self._ancestors,
             batch_size=config.batch_size,
-            workers=automatic if config.workers < 0 else config.workers,
+            workers=loader_workers(config.workers, self._device),
             device=self._device,
             precision=fast_precision(self._device) if config.precision == "auto" else config.precision,
             after_batch=after_batch,
@@ -81,7 +77,7 @@ class Detector:
         return found.take(np.argsort(found.image_index, kind="stable"))
 
 
-def buckets_for(checkpoint: Checkpoint, config: DetectingFields, index: AnnotationIndex) -> AspectBuckets:
+def buckets_for(checkpoint: Checkpoint, config: DetectingSettings, index: AnnotationIndex) -> AspectBuckets:
     """The shapes of the training, or as many fitted to other sizes when ``image_size`` is given."""
     if config.image_size == "trained":
         return checkpoint.buckets
@@ -96,7 +92,7 @@ class Work:
     checkpoint: Path
     index: AnnotationIndex
     buckets: AspectBuckets
-    config: DetectingFields
+    config: DetectingSettings
     skip_bad_images: bool
 
 
@@ -132,7 +128,7 @@ def predict_shards(
 ) -> Iterator[Done]:
     """The shards as they are done. ``after_batch`` is told the number of images.
 
-    Raises Interrupted on request, ValueError for an image that cannot be read, ChildProcessError when a process dies.
+    Raises Interrupted on request, ValueError for an image that cannot be read, WorkerError when a process dies.
     """
 
     def count(images: int) -> None:
@@ -180,7 +176,7 @@ def _received(rank: int, connection: Connection[Any, Any], process: SpawnProcess
         return connection.recv()
     except EOFError:
         process.join()
-        raise ChildProcessError(
+        raise WorkerError(
             f"process {rank + 1} (pid {process.pid}) died with code {process.exitcode}, often for want of memory; the "
             "same command goes on where it was, with fewer nproc= or a smaller batch_size= if it happens again"
         ) from None

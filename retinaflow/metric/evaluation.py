@@ -29,10 +29,11 @@ from retinaflow.data.class_files import read_hierarchy, read_taxonomy
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import build_annotations
 from retinaflow.data.predictions import read_predictions, source_of
-from retinaflow.data.tables import OnBadRow, RowErrors
+from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Evaluator, Scores, ap_by_threshold, score
 from retinaflow.metric.details import detail_tables, iou_column
+from retinaflow.settings.groups import OnBadRow
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 Table = str | Path | pd.DataFrame | Mapping[str, ArrayLike]

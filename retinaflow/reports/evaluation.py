@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from retinaflow.boxes import iou
-from retinaflow.data.bins import ClassBins
 from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
@@ -21,11 +19,6 @@ from retinaflow.reports.class_figures import ap_vs_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 from retinaflow.runs.run import Run
-from retinaflow.settings.groups import PostprocessFields
-from retinaflow.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from retinaflow.detector.postprocess import PostprocessConfig
 
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.3
@@ -33,21 +26,6 @@ SHEET_SCORE = 0.3
 SHEET_BOXES = 25
 SHEET_OVERLAP = 0.6
 _SHEET_PIXELS = 360
-
-
-def postprocessing(config: PostprocessFields, taxonomy: Taxonomy, bins: ClassBins) -> PostprocessConfig:
-    """The detection settings in the form the detector takes, for a model with these classes."""
-    # Here, as a file of predictions is evaluated without a detector: torch takes seconds to load.
-    from retinaflow.inference.postprocess_settings import postprocess_config
-
-    return postprocess_config(
-        nms=config.nms,
-        nms_iou=config.nms_iou,
-        score_threshold=config.score_threshold,
-        max_detections=config.max_detections,
-        taxonomy=taxonomy,
-        bins=bins,
-    )
 
 
 def log_tables(run: Run, evaluation: EvaluationResult, document: dict[str, object]) -> None:

@@ -33,8 +33,8 @@ from retinaflow.data.images import decode_bytes
 from retinaflow.detector.postprocess import detect
 from retinaflow.detector.precision import autocast, fast_precision
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.inference.postprocess_settings import postprocess_config
 from retinaflow.runs.served_images import ImageFile, Limits, image_at, sent_image
+from retinaflow.settings.model_groups import PostprocessSettings
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label", "class")
 _SERVERS = ("__pyfunc_model_path__", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
@@ -110,12 +110,7 @@ class DetectorModel(PythonModel):
         images = torch.from_numpy(resized).permute(2, 0, 1)[None].to(self.device)
         with torch.inference_mode(), autocast(self.device, precision):
             output = self.model(images)
-            names = ("nms", "nms_iou", "score_threshold", "max_detections")
-            config = postprocess_config(
-                **{name: settings[name] for name in names},
-                taxonomy=self.checkpoint.taxonomy,
-                bins=self.checkpoint.bins,
-            )
+            config = PostprocessSettings(**{name: settings[name] for name in PostprocessSettings.model_fields})
             found = detect(output, self.model.anchors(shape), config=config, ancestors=self.ancestors)
         return found.boxes.cpu().numpy(), found.score.tolist(), found.label.tolist()
 

@@ -57,7 +57,7 @@ def refuses(error: BaseException) -> bool:
 
 
 def _is_absent(error: BaseException) -> bool:
-    """Whether a copied artifact does not exist: MLflow raises a plain OSError for a folder, requests one for a server."""
+    """Whether an artifact does not exist: MLflow raises a plain OSError for a folder, requests one for a server."""
     if not isinstance(error, OSError):
         return False
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -31,7 +31,7 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
     settings = read_space(config).base
     data = load_training_data(settings)
     trainings = config.trials * config.seeds + 2 * config.confirm_seeds
-    trained = epoch_length(settings, data) * int(settings.epochs)
+    trained = epoch_length(settings, data) * settings.epochs
     evaluated = len(data.evaluated) * evaluations(settings)
     per_trained, per_evaluated = measure(settings, data, stop)
     seconds = trained * per_trained + evaluated * per_evaluated
@@ -49,7 +49,7 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
 
 def measure(settings: TrainConfig, data: TrainingData, stop: StopRequest) -> tuple[float, float]:
     """Seconds per training image and per evaluated image, from short trainings that differ in one number."""
-    batch = int(settings.batch_size)
+    batch = settings.batch_size
     few = min(TIMED_EVALUATED, len(data.evaluated))
     # The first one also loads libraries and fills caches.
     plans = ((batch, 1), (batch, 1), (batch * TIMED_BATCHES, 1), (batch, few))

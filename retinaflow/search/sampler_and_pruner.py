@@ -6,13 +6,12 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
 from retinaflow.errors import SettingError
-from retinaflow.settings.commands import SearchConfig
+from retinaflow.settings.commands import SearchConfig, TrainConfig
 
 TRIALS_PER_RANDOM_TRIAL = 3
 """One trial in so many has random settings before the sampler uses earlier trials, but at most ten trials do."""
@@ -42,9 +41,8 @@ def sampler_of(name: str, *, seed: int, trial: int, trials: int) -> optuna.sampl
 
 def pruner_of(config: SearchConfig) -> optuna.pruners.BasePruner:
     """The pruner of a search. Its steps are evaluations. Raises SettingError for one with two objectives."""
-    single = len(config.objective) == 1
-    name = ("median" if single else "none") if config.pruner == "auto" else config.pruner
-    if name != "none" and not single:
+    name = config.pruner
+    if name != "none" and len(config.objective) > 1:
         raise SettingError(f"pruner must be none with two objectives, but got pruner={name}")
     if evaluations(config) < 2:
         return optuna.pruners.NopPruner()
@@ -56,9 +54,9 @@ def pruner_of(config: SearchConfig) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def evaluations(config: Any) -> int:
+def evaluations(config: TrainConfig) -> int:
     """How often a training with these settings is evaluated."""
-    return math.ceil(int(config.epochs) / int(config.eval_every))
+    return math.ceil(config.epochs / config.eval_every)
 
 
 @contextmanager

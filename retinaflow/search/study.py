@@ -23,17 +23,12 @@ from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
 from retinaflow.search.sampler_and_pruner import pruner_of, quiet
 from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import StudyStorage, open_storage, storage_url
-from retinaflow.settings.commands import SearchConfig, TrainConfig
-from retinaflow.settings.groups import DataSettings, TrackingSettings
+from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
+from retinaflow.settings.fields import OnResume
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
-_FREE = {
-    *TrackingSettings.model_fields,
-    *DataSettings.model_fields,
-    *("train_splits", "eval_split", "eval_ids", "eval_boxes", "eval_image_labels", "workers", "resume", "register_as"),
-    *("nproc", "save_minutes"),
-} - {"seed", "class_group"}
+_FREE = may_change(OnResume.FREE)
 """Training settings that may differ between commands that share a study: paths and processes of a machine, and what the
 digest of the data covers."""
 
@@ -227,7 +222,7 @@ def _search(setup: _Setup, storage: StudyStorage, study: optuna.Study, parent_ru
 
 def _log_inputs(search: Search) -> None:
     config, run, ranges = search.config, search.runs.parent, search.space.document()
-    settings = {**config.model_dump(mode="json"), "storage": search.storage.address}
+    settings = {**config.model_dump(mode="json"), **config.space, "storage": search.storage.address}
     run.log_params(settings)
     run.log_json(settings, "config.json")
     run.log_json({name: ranges.get(name, getattr(config, name)) for name in SEARCHABLE}, "space.json")

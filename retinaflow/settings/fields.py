@@ -1,14 +1,21 @@
-"""The kinds of value that settings have, and how they are written: lists with commas, ``none``, ``auto``."""
+"""What a setting is made of: the kinds of value and how they are written, the rule behind ``auto``, and metadata.
+
+Lists are written with commas, an empty one and an absent value as ``none``. A field carries as metadata what may be
+done with it beside its use: whether it may change when a training is resumed (:data:`FREE`, :data:`STEERS`), and
+whether a search may set it (:class:`Searched`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from retinaflow.settings.suppression import read_rules
+# Writing and reading
 
 
 def as_text(value: Any) -> str:
@@ -32,17 +39,18 @@ def none_of(value: Any) -> Any:
     return None if value == "none" else value
 
 
-Auto = Literal["auto"]
+# Kinds of value
+
 Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split_list)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(split_list)]
 OptionalPath = Annotated[Path | None, BeforeValidator(none_of)]
 OptionalText = Annotated[str | None, BeforeValidator(none_of)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Thresholds = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], ...] | Literal["coco"],
-    BeforeValidator(lambda value: value if value == "coco" else split_list(value)),
-]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 def _number_or_list(value: Any) -> Any:
@@ -53,7 +61,6 @@ def _is_list(value: Any) -> str:
     return "list" if isinstance(value, tuple | list) else "number"
 
 
-NonNegative = Annotated[float, Field(ge=0)]
 GammaByBin = Annotated[
     Annotated[NonNegative, Tag("number")] | Annotated[tuple[NonNegative, ...], Tag("list")],
     Discriminator(_is_list),
@@ -66,19 +73,53 @@ AlphaByBin = Annotated[
 ]
 """One value for all classes, or one for each frequency bin, rarest first."""
 
-
-def _are_rules(text: str) -> str:
-    try:
-        read_rules(text)
-    except ValueError as error:
-        raise PydanticCustomError("rules", "{rule}", {"rule": str(error).partition(", but ")[0]}) from None
-    return text
+# auto
 
 
-SuppressionRules = Annotated[str, AfterValidator(_are_rules)]
-"""See :mod:`retinaflow.settings.suppression`."""
+@dataclass(frozen=True)
+class Auto:
+    """The default of a setting whose default depends on the settings before it; ``auto`` may be written for it.
+
+    ``rule``: the values of the settings before it -> its value; ``text``: what the rule gives, for help.
+    """
+
+    text: str
+    rule: Callable[[Mapping[str, Any]], Any]
+
+    def __call__(self, values: dict[str, Any]) -> Any:
+        return self.rule(values)
 
 
-Searchable = Annotated[Any, BeforeValidator(as_text)]
-"""A setting that may be searched, as text: ``low..high`` (``low..high:log``), choices ``a,b,c``, or one value, which is
-not searched. The values keep to the rules that the setting has in training."""
+def auto(text: str, rule: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """A default that depends on other settings; see :class:`Auto`."""
+    return Field(default_factory=Auto(text, rule))
+
+
+def by_data(photos: Any, *, demo: Any) -> Any:
+    """A default for photographs, and another one for the generated set (small images, minutes on a laptop)."""
+    return auto(f"{photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
+
+
+# Metadata
+
+
+class OnResume(Enum):
+    """Whether a setting may change when a training is resumed. Without this metadata it may not."""
+
+    FREE = "no effect on what was trained"
+    STEERS = "changes the rest of the training, which is reported"
+
+
+FREE, STEERS = OnResume.FREE, OnResume.STEERS
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A setting that ``search`` may vary.
+
+    ``space``: its range or choices unless others are given; None: it is not searched unless a range is given.
+    ``when``: other settings -> the values of theirs with which this one has an effect.
+    """
+
+    space: str | None = None
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -1,112 +1,195 @@
-"""Settings that several commands have: where results go, which data, how it is split and drawn, what is a detection."""
+"""Groups of settings, one frozen class per subject: where results go, which data, splits, bins, sampling.
+
+A group is what the domain takes: ``image_weights`` takes :class:`SamplingSettings`. The settings of a command are made
+of groups by inheritance (:mod:`retinaflow.settings.commands`), so a ``TrainConfig`` can be passed wherever a group is
+wanted, and nothing is copied from one class to another. A group is complete as soon as it is made: ``auto`` is accepted
+as a value and replaced by what it means here, never handed on.
+
+The docstring of a field is its help text and gives meaning, unit and special values.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from retinaflow.data.bins import BinStrategy
-from retinaflow.data.images import OnBadImage
-from retinaflow.data.sampling import BinRates, Strategy
-from retinaflow.data.tables import OnBadRow
 from retinaflow.settings.fields import (
+    FREE,
+    STEERS,
+    AtLeastOne,
     Auto,
+    Count,
     Fraction,
     Names,
+    NonNegative,
     Numbers,
     OptionalPath,
     OptionalText,
     Paths,
-    SuppressionRules,
+    Positive,
+    Searched,
+    as_text,
+    by_data,
     split_list,
 )
 
+GroupType = TypeVar("GroupType", bound="Settings")
+
 
 class Settings(BaseModel):
-    """Behaviour of all settings classes."""
+    """Behaviour of all groups and of all settings of a command: frozen, checked, complete."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    title: ClassVar[str] = ""
+    """Heading of the group in help."""
 
-class TrackingSettings(Settings):
+    @model_validator(mode="before")
+    @classmethod
+    def _without_auto(cls, values: Any) -> Any:
+        """The given values without those that are written ``auto``: their defaults say what it means."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: value for name, value in values.items() if value != "auto" or not cls.auto_of(name)}
+
+    @classmethod
+    def auto_of(cls, name: str) -> Auto | None:
+        """The rule of a setting that may be ``auto``."""
+        factory = cls.model_fields[name].default_factory if name in cls.model_fields else None
+        return factory if isinstance(factory, Auto) else None
+
+    @classmethod
+    def default_text(cls, name: str) -> str:
+        """The default of a setting as it is written."""
+        return "auto" if cls.auto_of(name) else as_text(cls.model_fields[name].default)
+
+    @classmethod
+    def declared_in(cls, name: str) -> type[Settings]:
+        """The class, this one or one it inherits from, that declares a setting."""
+        return next(kind for kind in cls.__mro__ if name in vars(kind).get("__annotations__", {}))
+
+    def part(self, group: type[GroupType]) -> GroupType:
+        """The settings of one group alone."""
+        names = group.model_fields
+        return group.model_construct(
+            self.model_fields_set & set(names), **{name: getattr(self, name) for name in names}
+        )
+
+
+def with_defaults(
+    *, texts: Mapping[str, str] | None = None, **defaults: Any
+) -> Callable[[type[GroupType]], type[GroupType]]:
+    """Decorator: other defaults, and where their meaning is narrower other ``texts``, for inherited settings."""
+
+    def changed(kind: type[GroupType]) -> type[GroupType]:
+        for name, value in defaults.items():
+            field = kind.model_fields[name]
+            field.default, field.default_factory = value, None
+            field._attributes_set = {**field._attributes_set, "default": value}
+            field._attributes_set.pop("default_factory", None)
+        for name, text in (texts or {}).items():
+            kind.model_fields[name].description = text
+        kind.model_rebuild(force=True)
+        return kind
+
+    return changed
+
+
+class SeedSettings(Settings):
+    """Where randomness comes from."""
+
+    title = "Results and tracking"
+
+    seed: Count = 0
+    """Random seed."""
+
+
+class TrackingSettings(SeedSettings):
     """Where the results go; part of every command."""
 
-    track: bool = True
-    """Log to MLflow; false writes the same files under ``output`` only."""
-    experiment: str = "retinaflow"
-    """MLflow experiment of a run started without ``mlflow run``."""
-    output: Path = Path("outputs")
-    """Folder for checkpoints and, with track=false, for everything a run would log."""
-    config: OptionalText = None
-    """YAML file of settings (a path, or runs:/RUN_ID/best.yaml), or none; a flag overrides what it says."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of everything random."""
+    track: Annotated[bool, FREE] = True
+    """Log to MLflow; false writes the same files to output only."""
+    experiment: Annotated[str, FREE] = "retinaflow"
+    """MLflow experiment of a run started without mlflow run."""
+    output: Annotated[Path, FREE] = Path("outputs")
+    """Folder for what the command writes."""
+    config: Annotated[OptionalText, FREE] = None
+    """YAML file of settings (a path, or runs:/RUN_ID/best.yaml); flags take precedence."""
 
 
-class DataSettings(TrackingSettings):
+# Data
+
+OnBadImage = Literal["stop", "skip"]
+OnBadRow = Literal["stop", "drop"]
+
+
+class ImageFileSettings(Settings):
+    """Where image files are."""
+
+    title = "Data"
+
+    data: Annotated[str, FREE] = "demo"
+    """Folder in the Open Images layout, or demo for the generated set."""
+    images: Annotated[Paths, FREE] = ()
+    """Image folders, instead of images/, images/SPLIT and SPLIT/ in the data folder."""
+    size_table: Annotated[OptionalPath, FREE] = None
+    """Table of image sizes (ImageID,Width,Height) to use instead of the header of every file."""
+    on_bad_image: Annotated[OnBadImage, FREE] = "stop"
+    """An unreadable image stops the command, or is skipped and listed in dropped.csv."""
+
+
+class DataSettings(ImageFileSettings):
     """Which files are read, and which of their classes."""
 
-    data: str = "demo"
-    """Folder in the published Open Images layout, or demo for the generated set."""
-    boxes: Paths = ()
-    """CSV files of boxes, instead of those looked up by split; none: look up."""
+    boxes: Annotated[Paths, FREE] = ()
+    """CSV files of boxes, instead of those found by split."""
     image_labels: Annotated[
-        tuple[Path, ...] | Literal["none"], BeforeValidator(lambda v: v if v == "none" else split_list(v))
+        tuple[Path, ...] | Literal["none"], BeforeValidator(lambda v: v if v == "none" else split_list(v)), FREE
     ] = ()
-    """CSV files of image-level labels, instead of those looked up by split; none: there are none."""
-    classes: OptionalPath = None
-    """Class list (id,name), instead of the one looked up."""
-    hierarchy: OptionalText = "auto"
-    """Hierarchy JSON; auto: looked up in the data folder; none: no hierarchy."""
-    images: Paths = ()
-    """Image folders, instead of images/, images/SPLIT and SPLIT/ in the data folder."""
-    image_sizes: OptionalPath = None
-    """Table of image sizes (ImageID,Width,Height) to believe instead of every file's header; none: headers."""
+    """CSV files of image-level labels, instead of those found by split; none: there are none."""
+    classes: Annotated[OptionalPath, FREE] = None
+    """Class list (id,name), instead of the one found in the data folder."""
+    hierarchy: Annotated[OptionalText, FREE] = "auto"
+    """Class hierarchy (JSON); auto: found in the data folder; none: no hierarchy."""
     class_group: str = "all"
-    """Classes to train and evaluate: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
-    background_ratio: Annotated[float, Field(ge=0)] = 1.0
-    """class_group other than all: training images without its boxes, verified absent first, per image with."""
-    exhaustive: bool = False
-    """Every object of every class is boxed, so a class without label on an image counts as verified absent."""
-    on_bad_row: OnBadRow = "stop"
-    """A row that breaks a rule stops the reading, or is dropped and listed in dropped.csv."""
-    on_bad_image: OnBadImage = "stop"
-    """An image without a readable file stops the run, or is skipped and listed in dropped.csv; so does one that can be
-    read no more later: another stands in for it in training, and it has no detections in an evaluation."""
+    """Classes to use: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
+    background_ratio: Annotated[NonNegative, FREE] = 1.0
+    """class_group: training images without its boxes per image with them, verified absent first."""
+    exhaustive: Annotated[bool, FREE] = False
+    """Every object of every class is boxed: a class without a label on an image counts as verified absent."""
+    on_bad_row: Annotated[OnBadRow, FREE] = "stop"
+    """A row that breaks a rule stops the command, or is dropped and listed in dropped.csv."""
 
 
-class ImagesFields(Settings):
-    """Which images a model looks at. No annotation is needed."""
+class TrainSplitSettings(Settings):
+    """What is trained on."""
 
-    data: str = "trained"
-    """Folder in the published layout, demo, or trained: the data of the training."""
-    split: str = "validation"
-    """Split of data to look at: the images that its annotations name, or those of the folder of its name. With
-    data=trained the default stands for what the model was evaluated on."""
-    images: Paths = ()
-    """Folders of images to look at instead of a split, with their subfolders."""
-    image_list: OptionalPath = None
-    """File of image ids, found in images or in the split's folders, or of paths relative to it; none: all images."""
-    image_sizes: OptionalPath = None
-    """Table of image sizes (ImageID,Width,Height) to believe instead of every file's header; none: headers."""
-    on_bad_image: OnBadImage = "stop"
-    """An image that cannot be read stops the run, or is skipped, listed in dropped.csv and has no detections."""
+    title = "Data"
+
+    train_splits: Annotated[Names, Field(min_length=1), FREE] = ("train",)
+    """Splits to train on."""
 
 
-class SplitSettings(DataSettings):
+class EvalSplitSettings(Settings):
+    """What is evaluated on."""
+
+    title = "Data"
+
+    eval_split: Annotated[str, FREE] = "validation"
+    """Split to evaluate on."""
+    eval_ids: Annotated[OptionalPath, FREE] = None
+    """File of image ids to evaluate on; train takes them out of its training splits; none: all of eval_split."""
+
+
+class SplitSettings(TrainSplitSettings, EvalSplitSettings):
     """What is trained on and what is evaluated on."""
 
-    train_splits: Annotated[Names, Field(min_length=1)] = ("train",)
-    """Splits to train on."""
-    eval_split: str = "validation"
-    """Split to evaluate on."""
-    eval_ids: OptionalPath = None
-    """File of image ids to evaluate on, taken out of the training splits; none: use eval_split."""
-    eval_boxes: Paths = ()
+    eval_boxes: Annotated[Paths, FREE] = ()
     """CSV files of boxes to evaluate on, instead of those of eval_split."""
-    eval_image_labels: Paths = ()
+    eval_image_labels: Annotated[Paths, FREE] = ()
     """CSV files of image-level labels to evaluate on, instead of those of eval_split."""
 
 
@@ -115,86 +198,62 @@ FOLDER_SETTINGS: tuple[str, ...] = ("exhaustive", "image_labels", "hierarchy", "
 among them, so a folder from elsewhere cannot point out of itself."""
 
 
-class SamplingFields(SplitSettings):
-    """Frequency bins and how images are drawn."""
+# Bins and sampling
 
-    bin_strategy: BinStrategy = "log"
+BinStrategy = Literal["log", "quantile", "jenks"]
+BinRates = Literal["step", "smooth"]
+Strategy = Literal["uniform", "repeat-factor", "instance-repeat-factor", "class-aware", "binned"]
+
+_BINNED: Mapping[str, tuple[Any, ...]] = {"sampling": ("binned",)}
+_BINS_SEARCHED: Mapping[str, tuple[Any, ...]] = {**_BINNED, "bin_edges": ((),)}
+"""Explicit edges leave the number of bins and the strategy without effect."""
+
+
+class BinSettings(Settings):
+    """How classes are put into frequency bins."""
+
+    title = "Bins and sampling"
+
+    bin_strategy: Annotated[BinStrategy, Searched("log,quantile,jenks", _BINS_SEARCHED)] = "log"
     """How the axis of log10(training images) is cut into bins."""
-    num_bins: Annotated[int, Field(ge=1)] = 7
-    """Number of frequency bins; fewer result when one would be empty. 1: sampling=binned is uniform."""
+    num_bins: Annotated[AtLeastOne, Searched("2..12", _BINS_SEARCHED)] = 7
+    """Number of frequency bins; empty ones are merged; 1: sampling=binned is uniform."""
+
+
+class SamplingSettings(Settings):
+    """How often each image is sampled in an epoch; each strategy reads its own settings."""
+
+    title = "Bins and sampling"
+
+    sampling: Annotated[Strategy, STEERS, Searched("uniform,repeat-factor,class-aware,binned")] = "binned"
+    """How often images are sampled."""
+    balance: Annotated[Fraction, STEERS, Searched("0.1..0.9", _BINNED)] = by_data(0.75, demo=0.5)
+    """binned: quantile of images per class that rarer bins are lifted to; 0 lifts none."""
+    bin_rates: Annotated[BinRates, STEERS] = by_data("smooth", demo="step")
+    """binned: one rate for all classes of a bin (step), or interpolated between bins (smooth)."""
+    class_power: Annotated[Fraction, STEERS] = 0.0
+    """class-aware: a class is sampled in proportion to its images to this power; 0: all classes alike."""
+    empty_image_rate: Annotated[Positive, STEERS, Searched()] = 1.0
+    """binned: how often an image without boxes is sampled, relative to the least sampled one with boxes."""
+    correction_steps: Annotated[Count, STEERS] = 0
+    """binned: steps that correct the rates for classes that occur together."""
+    repeat_threshold: Annotated[
+        float,
+        Field(gt=0, le=1),
+        STEERS,
+        Searched("0.003..0.3:log", {"sampling": ("repeat-factor", "instance-repeat-factor")}),
+    ] = 0.001
+    """repeat-factor: fraction of images below which a class is repeated."""
+    max_repeats: Annotated[float, Field(ge=1), STEERS] = 100.0
+    """Maximum samples of one image in an epoch."""
+    epoch_length: Count = 0
+    """Images per epoch; 0: as many as there are."""
+
+
+class SampledDataSettings(SamplingSettings, BinSettings, SplitSettings, DataSettings, SeedSettings):
+    """Training data, from files to the sampling of an epoch."""
+
     bin_edges: Numbers = ()
     """Explicit cuts between bins, in training images (10,100,1000); none: by bin_strategy and num_bins."""
-    sampling: Strategy = "binned"
-    """How often images are drawn."""
-    balance: Fraction | Auto = "auto"
-    """binned: quantile of images per class that rarer bins are lifted to; 0 lifts nothing; auto: 0.75, demo 0.5."""
-    bin_rates: BinRates | Auto = "auto"
-    """binned: one rate for all classes of a bin (step), or rates that change smoothly from bin to bin (smooth); auto:
-    smooth, demo step."""
-    class_power: Fraction = 0.0
-    """class-aware: draws of a class go by its images to this power; 0: all classes alike."""
-    background_rate: Annotated[float, Field(gt=0)] = 1.0
-    """binned: draws of an image without boxes, relative to the least drawn image with boxes."""
-    correction_steps: Annotated[int, Field(ge=0)] = 0
-    """binned: steps that correct the rates for classes that occur together."""
-    repeat_threshold: Annotated[float, Field(gt=0, le=1)] = 0.001
-    """repeat-factor: share of images below which a class is repeated."""
-    max_repeats: Annotated[float, Field(ge=1)] = 100.0
-    """Most draws of one image in an epoch."""
-    epoch_length: Annotated[int, Field(ge=0)] = 0
-    """Images per epoch; 0: as many as there are."""
     parents: Literal["learn", "expand", "ignore"] = "learn"
-    """Parent classes of the hierarchy: learn them from their children's boxes, expand detections to them, or ignore
-    them."""
-
-
-class PostprocessFields(Settings):
-    """From the network's output to detections."""
-
-    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Detections below this score are dropped."""
-    nms: SuppressionRules = "nms"
-    """How overlapping detections of one class are suppressed: nms, soft-nms, or support-nms (score is
-    lost by how few raw boxes speak for a box), with a number if wanted (nms:0.6, soft-nms:0.3), for all classes or by
-    class group (people-clothing:soft-nms,rest:nms)."""
-    nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """IoU above which the lower of two detections of a class is dropped (nms, support-nms)."""
-    max_detections: Annotated[int, Field(ge=1)] = 300
-    """Most detections per image."""
-
-
-class DetectorSettings(PostprocessFields):
-    """From a checkpoint and images to detections. Those of :class:`PostprocessFields` and precision are those of the
-    training unless given."""
-
-    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
-    """Square root of the area that images are resized to, pixels; trained: as in training."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Images per batch of each process."""
-    workers: Annotated[int, Field(ge=-1)] = -1
-    """Loader processes of each process; 0: none; -1: by the machine (none without a GPU)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic; auto: bfloat16 where the machine has it in hardware."""
-
-
-class DetectionFields(PostprocessFields):
-    """From the network's output to detections and their score."""
-
-    group_of_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of a found group-of box: 1 is the Challenge rule, 0 the older V2 rule."""
-
-
-class MergeFields(Settings):
-    """How the detections of several models become those of one."""
-
-    calibration: Literal["auto", "platt", "isotonic", "none"] = "auto"
-    """Scores made comparable class by class, by the images that are evaluated (cross-fitted); auto: the method of highest
-    held-out likelihood for each class; none: scores as they are."""
-    min_truths: Annotated[int, Field(ge=1)] = 20
-    """Ground-truth boxes of a class on the evaluated images below which its scores stay as they are."""
-    folds: Annotated[int, Field(ge=2)] = 5
-    """Parts of the images: those of one part get calibrators that were fitted on the other parts."""
-    fusion_iou: Annotated[float, Field(gt=0, lt=1)] = 0.55
-    """Classes that several models have: IoU above which their boxes are fused into one (weighted boxes fusion)."""
-    expand_predictions: bool = False
-    """Copy each merged detection to its class's ancestors; of overlapping ones of a class the best stays."""
+    """Parent classes: learned from boxes of their children, detections expanded to them, or ignored."""

@@ -59,12 +59,12 @@ def cross_fitted(
     fold_of_image: NDArray[np.int64],
     *,
     method: Literal["auto", "none", "platt", "isotonic"] = "auto",
-    min_truths: int = 20,
+    min_ground_truth: int = 20,
 ) -> tuple[Detections, list[CalibratedClass]]:
     """One model's detections with cross-fitted scores, and the kept calibrator of each class.
 
     ``matches``: of these detections (``detection_row`` counts their rows). ``fold_of_image [I]``: the images of a fold
-    are evaluated by calibrators of the others. A class of fewer ground-truth boxes than ``min_truths`` keeps its scores. Raises
+    are evaluated by calibrators of the others. A class of fewer ground-truth boxes than ``min_ground_truth`` keeps its scores. Raises
     ValueError for scores outside [0, 1], which only ``none`` takes.
     """
     if method != "none":
@@ -79,7 +79,7 @@ def cross_fitted(
         evaluated = scored_of_class(matches, k, fold_of_image)
         ground_truths, raw = float(matches.num_truths[k]), evaluated.score
         kept, after = Calibrator(), raw
-        if ground_truths >= min_truths and len(evaluated):
+        if ground_truths >= min_ground_truth and len(evaluated):
             rows = rows_of_class[start[k] : start[k + 1]]
             chosen = choose(evaluated)
             kept, after = fit(evaluated, chosen), raw.copy()

@@ -1,8 +1,8 @@
-"""The processes of one training, as torchrun counts them: what they add up, share and agree on.
+"""The ranks of one training, as torchrun numbers them, and their collective operations.
 
-A :class:`World` of one process answers at once and needs no torch.distributed, so nobody asks whether there are
-several. Values on the CPU travel by gloo, those on a GPU by nccl. All processes must make the same calls in the same
-order; a process that dies makes the calls of the others fail.
+A :class:`World` of one rank answers at once and needs no torch.distributed, so callers need not know whether there are
+several. Values on the CPU travel by gloo, those on a GPU by nccl. All ranks must make the same calls in the same order;
+a rank that dies makes the calls of the others fail.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(hours=1)
-"""Longest wait for another process: rank 0 alone scores a whole validation set while the others wait."""
+"""Longest wait for another rank: rank 0 alone scores a whole validation set while the others wait."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process (``rank`` of ``size``; ``local_rank`` on its machine) among all."""
+    """The rank of this process out of ``size``; ``local_rank``: on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -34,31 +34,31 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks for all: it alone prints, logs and saves."""
+        """Whether this is rank 0, which alone prints, logs and saves."""
         return self.rank == 0
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Each element summed over the processes, in place."""
+        """Each element summed over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def sum_all_(self, tensors: Iterable[Tensor]) -> None:
-        """Many dense tensors summed in place; their memory orders must agree between the processes."""
+        """Many dense tensors summed in place; their memory orders must agree between the ranks."""
         if self.size == 1:
             return
-        # Seen as one row of memory, so that no order of dimensions needs a copy.
+        # Viewed as one row of memory, so that no order of dimensions needs a copy.
         rows = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
         works = [dist.all_reduce(row, async_op=True) for row in rows]
         for work in works:
             work.wait()
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says yes."""
+        """Whether the flag is true on any rank."""
         return bool(self.sum_(torch.tensor(float(flag))).item()) if self.size > 1 else flag
 
-    def collect(self, value: T) -> list[T]:
-        """The values of all processes, by rank, on every process. Values are pickled: small things only."""
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank. Values are pickled: small ones only."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -66,15 +66,15 @@ class World:
         return values
 
     def gather(self, value: T) -> list[T] | None:
-        """The values of all processes, by rank, on rank 0 alone; None elsewhere."""
+        """The values of all ranks, in their order, on rank 0 alone; None elsewhere."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_first else None
         dist.gather_object(value, values)
         return values
 
-    def share(self, value: T) -> T:
-        """The value of rank 0, on every process."""
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0, on every rank."""
         if self.size == 1:
             return value
         box = [value if self.is_first else None]
@@ -83,7 +83,7 @@ class World:
 
     @contextlib.contextmanager
     def first_on_machine(self) -> Iterator[None]:
-        """A block that one process of each machine goes through before the others there: it fills a cache for them."""
+        """A block that one rank of each machine runs before the others there: it fills a cache for them."""
         if self.local_rank > 0:
             self.any(False)
         yield
@@ -96,9 +96,9 @@ ALONE = World()
 
 @contextlib.contextmanager
 def joined_world(*, rendezvous: str = "env://") -> Iterator[World]:
-    """The world that the environment speaks of (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, as torchrun sets them).
+    """The world of the environment variables ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, as torchrun sets them.
 
-    ``rendezvous``: where the processes meet, a URL of torch.distributed; ``env://`` is torchrun's.
+    ``rendezvous``: where the ranks meet, a URL of torch.distributed; ``env://`` is torchrun's.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     with connected(World(rank, size, int(os.environ.get("LOCAL_RANK", rank))), rendezvous) as world:
@@ -107,7 +107,7 @@ def joined_world(*, rendezvous: str = "env://") -> Iterator[World]:
 
 @contextlib.contextmanager
 def connected(world: World, rendezvous: str) -> Iterator[World]:
-    """Inside the block the processes of a world reach each other."""
+    """Inside the block the ranks of a world are connected."""
     if world.size == 1:
         yield world
         return

@@ -1,10 +1,10 @@
-"""Several processes for one training: this one and the helpers it starts, or those that torchrun started.
+"""The ranks of one training: this process and those that it starts, or those that torchrun started.
 
-``nproc=N``: the process that was asked becomes rank 0, starts N - 1 others, and has the one MLflow run, so a training
-with helpers is called and answers like one without. Each of them runs ``python -m retinaflow train`` with the
-environment that torchrun would give it, learns everything else from rank 0, and writes to a log of its own, of which
-the end is shown when it fails. Under torchrun (several machines, with its rendezvous settings) the processes are there
-already, and ``nproc`` counts for nothing.
+``nproc=N``: the process that was called becomes rank 0, starts N - 1 others and has the only MLflow run, so a training
+of several ranks is called like one of one rank and returns the same. Each of the others runs ``python -m retinaflow
+train`` with the environment that torchrun would give it, gets everything else from rank 0, and writes to a log of its
+own, whose end is shown when it fails. Under torchrun (several machines, with its rendezvous settings) the ranks are
+there already, and ``nproc`` has no effect.
 """
 
 from __future__ import annotations
@@ -23,58 +23,61 @@ from pathlib import Path
 import torch
 
 import retinaflow
+from retinaflow.errors import SettingError, WorkerError, first_line
 from retinaflow.training.distributed import ALONE, World, connected, joined_world
 
 RENDEZVOUS = "RETINAFLOW_RENDEZVOUS"
-"""Environment variable that tells a helper where to meet rank 0."""
+"""Environment variable: where a rank meets rank 0."""
 START_SECONDS = 900.0
 END_SECONDS = 20.0
 _SHOWN_LINES = 5
 
 
-def is_first_process() -> bool:
-    """Whether this process is rank 0, or the only one; known before the others are met."""
+def is_rank_0() -> bool:
+    """Whether this process is rank 0, or the only one; known before the ranks are connected."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextlib.contextmanager
-def processes(nproc: int) -> Iterator[World]:
-    """The world of this training. Inside it, a helper that dies ends the training with a ChildProcessError that names
-    it."""
+def ranks(nproc: int) -> Iterator[World]:
+    """The world of this training. A rank that dies ends the training with a WorkerError that names it.
+
+    Raises SettingError for more ranks than GPUs.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        with _ended_with_the_others(), joined_world(rendezvous=_announced()) as world:
+        with _lost_rank_named(), joined_world(rendezvous=_rendezvous()) as world:
             yield world
     elif nproc == 1:
         yield ALONE
     else:
         if torch.cuda.is_available() and torch.cuda.device_count() < nproc:
-            raise ValueError(f"nproc <= GPUs must hold, but got nproc={nproc}, GPUs={torch.cuda.device_count()}")
+            raise SettingError(f"nproc <= GPUs must hold, but got nproc={nproc}, GPUs={torch.cuda.device_count()}")
         with tempfile.TemporaryDirectory() as folder, _shared_cores(nproc):
-            helpers = [_Helper.start(rank, nproc, Path(folder)) for rank in range(1, nproc)]
+            others = [_Rank.start(rank, nproc, Path(folder)) for rank in range(1, nproc)]
             try:
-                _wait_until_ready(helpers)
+                _wait_until_ready(others)
                 with connected(World(0, nproc, 0), f"file://{folder}/meeting") as world:
                     yield world
             except RuntimeError as error:
-                # What is left of a lost connection says nothing about who was lost.
-                fault = _first_failure(helpers, wait=2.0)
-                if fault is None:
+                # The error of a lost connection does not name the rank that was lost.
+                failure = _first_failure(others, wait=2.0)
+                if failure is None:
                     raise
-                raise ChildProcessError(f"{fault}\nresume= resumes from the last checkpoint.") from error
+                raise WorkerError(f"{failure}\nresume= resumes from the last checkpoint.") from error
             finally:
-                for helper in helpers:
-                    helper.end()
+                for other in others:
+                    other.end()
 
 
 @dataclass(frozen=True)
-class _Helper:
+class _Rank:
     rank: int
     process: subprocess.Popen[bytes]
     log: Path
     ready: Path
 
     @staticmethod
-    def start(rank: int, nproc: int, folder: Path) -> _Helper:
+    def start(rank: int, nproc: int, folder: Path) -> _Rank:
         package = str(Path(retinaflow.__file__).parents[1])
         environment = {
             **os.environ,
@@ -91,20 +94,20 @@ class _Helper:
             process = subprocess.Popen(
                 [sys.executable, "-m", "retinaflow", "train"], env=environment, stdout=file, stderr=file
             )
-        return _Helper(rank, process, log, folder / f"meeting.ready{rank}")
+        return _Rank(rank, process, log, folder / f"meeting.ready{rank}")
 
-    def fault(self) -> str | None:
+    def failure(self) -> str | None:
         """How the process failed; None while it runs or when it has ended in order."""
         code = self.process.poll()
         if code in (None, 0):
             return None
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-        told = "".join(f"\n  {line}" for line in lines)
-        return f"process of rank {self.rank} (pid {self.process.pid}) died: {how}{told}"
+        shown = "".join(f"\n  {line}" for line in lines)
+        return f"rank {self.rank} (pid {self.process.pid}) died: {how}{shown}"
 
     def end(self) -> None:
-        """See to it that the process is gone."""
+        """End the process, by force if it does not end by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS if self.process.poll() is None and sys.exc_info()[0] is None else 0.1)
         for stop in (self.process.terminate, self.process.kill):
@@ -114,51 +117,51 @@ class _Helper:
                     self.process.wait(END_SECONDS)
 
 
-def _wait_until_ready(helpers: list[_Helper]) -> None:
-    """Until all helpers are about to meet: the meeting itself waits long and in silence."""
+def _wait_until_ready(others: list[_Rank]) -> None:
+    """Wait until all ranks are about to connect: connecting waits long and prints nothing."""
     deadline = time.monotonic() + START_SECONDS
-    while not all(helper.ready.is_file() for helper in helpers):
-        fault = _first_failure(helpers, wait=0.0)
-        if fault is not None:
-            raise ChildProcessError(fault)
+    while not all(other.ready.is_file() for other in others):
+        failure = _first_failure(others, wait=0.0)
+        if failure is not None:
+            raise WorkerError(failure)
         if time.monotonic() > deadline:
-            raise ChildProcessError(f"the processes of nproc={len(helpers) + 1} did not start in {START_SECONDS:g} s")
+            raise WorkerError(f"the ranks of nproc={len(others) + 1} did not start in {START_SECONDS:g} s")
         time.sleep(0.02)
 
 
-def _announced() -> str:
-    """Where to meet; a helper's rank 0 is told that it is about to."""
+def _rendezvous() -> str:
+    """Where to meet rank 0, which is shown that this rank is about to connect."""
     url = os.environ.get(RENDEZVOUS, "env://")
     if url.startswith("file://"):
         Path(f"{url.removeprefix('file://')}.ready{os.environ['RANK']}").touch()
     return url
 
 
-def _first_failure(helpers: list[_Helper], *, wait: float) -> str | None:
-    """How the first helper that failed did so, looked for during ``wait`` seconds."""
+def _first_failure(others: list[_Rank], *, wait: float) -> str | None:
+    """How the first rank that failed did so; looked for during ``wait`` seconds."""
     deadline = time.monotonic() + wait
     while True:
-        for fault in filter(None, (helper.fault() for helper in helpers)):
-            return fault
+        for failure in filter(None, (other.failure() for other in others)):
+            return failure
         if time.monotonic() > deadline:
             return None
         time.sleep(0.05)
 
 
 @contextlib.contextmanager
-def _ended_with_the_others() -> Iterator[None]:
-    """Turns the lost connection that another process's end leaves here into words."""
+def _lost_rank_named() -> Iterator[None]:
+    """Turn the lost connection that the end of another rank leaves here into a WorkerError."""
     try:
         yield
     except RuntimeError as error:
         if "gloo" not in str(error).lower() and "nccl" not in str(error).lower():
             raise
-        raise ConnectionError(f"another process of the training has ended ({str(error).splitlines()[0]})") from None
+        raise WorkerError(f"another rank of the training has ended ({first_line(error)})") from error
 
 
 @contextlib.contextmanager
 def _shared_cores(nproc: int) -> Iterator[None]:
-    """Processes on one machine share its cores."""
+    """Ranks on one machine share its cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(before // nproc, 1))
     try:

@@ -1,8 +1,8 @@
-"""Training as a generator: every epoch is one :class:`EpochResult`, and what to do with it is the caller's business.
+"""Training as a generator: every epoch is one :class:`EpochResult`, and the caller decides what to do with it.
 
-All randomness is a function of (seed, epoch, place in the plan), so the place alone is remembered: resuming from
-:meth:`Trainer.state`, taken after any step, gives what an uninterrupted training gives, bit for bit on a CPU. What a
-step is stands in ``step``.
+All randomness is a function of (seed, epoch, position in the plan), so the position alone is stored: resuming from
+:meth:`Trainer.state`, taken after any step, gives what an uninterrupted training gives, bit for bit on a CPU. One step
+is in ``step.py``.
 
 The epoch's images come from ``plans(epoch)``: the loop knows nothing of sampling strategies.
 """
@@ -30,43 +30,22 @@ from retinaflow.data.images import BadImage
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.precision import Precision
-from retinaflow.training.averaging import WeightAverage
+from retinaflow.errors import SettingError, TrainingError
+from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
-from retinaflow.training.optimizer import OptimizerName, make_optimizer
-from retinaflow.training.schedule import Schedule, learning_rate
-from retinaflow.training.step import NotFinite, Stepper
+from retinaflow.training.optimizer import make_optimizer
+from retinaflow.training.schedule import learning_rate
+from retinaflow.training.step import NotFiniteError, Stepper
 from retinaflow.training.synced_norm import sync_batch_norms
+from retinaflow.training.weight_average import WeightAverage
 
 RECENT_LOSSES = 50
 """Steps whose losses are remembered, to see whether the loss had grown when a step fails."""
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """Everything about the optimisation; meanings as in ``TrainConfig``. ``workers``: of each process."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup: float
-    clip: float
-    precision: Precision
-    workers: int
-    seed: int
-    loss: LossConfig
-    optimizer: OptimizerName = "adamw"
-    momentum: float = 0.9
-    schedule: Schedule = "cosine"
-    milestones: tuple[float, ...] = ()
-    lr_drop: float = 0.1
-    accumulate: int = 1
-    ema: float = 0.0
-
-
-@dataclass(frozen=True)
 class StepResult:
-    """Figures of one step over all processes, for progress and curves."""
+    """Values of one step over all ranks, for progress and curves."""
 
     step: int
     loss_class: float
@@ -89,41 +68,46 @@ class EpochResult:
     lr: float
     images: int
     images_per_second: float
-    """Of what this process did of the epoch, waiting for images included."""
+    """Of this process in this epoch, waiting for images included."""
     waiting: float
-    """Share of that time spent waiting for images, in [0, 1]."""
+    """Fraction of that time spent waiting for images, in [0, 1]."""
 
 
 @dataclass
 class _Open:
-    """The epoch in progress. ``batches``: done, of each process. ``sums``: of class and box loss times images."""
+    """The epoch in progress. ``batches``: done by each rank. ``sums``: of class and box loss times images."""
 
     batches: int = 0
     images: int = 0
     sums: tuple[float, float] = (0.0, 0.0)
     plan: int = 0
-    """Checksum of the epoch's plan, which a resumed training must find again."""
+    """Checksum of the epoch's plan, which a resumed training must have too."""
 
 
 class Trainer:
-    """A model with its optimizer and position: what :meth:`fit` moves on and a checkpoint keeps."""
+    """A model with its optimizer and position: what :meth:`fit` advances and a checkpoint stores."""
 
     def __init__(
         self,
         model: RetinaNet,
-        settings: FitSettings,
+        settings: OptimizationSettings,
         *,
+        loss: LossConfig,
+        precision: Precision,
         device: torch.device,
+        workers: int = 0,
         ancestors: Tensor | None = None,
         world: World = ALONE,
     ) -> None:
         if settings.batch_size % world.size:
-            raise ValueError(
+            raise SettingError(
                 f"batch_size must be a multiple of the number of processes, but got batch_size={settings.batch_size}, "
                 f"nproc={world.size}"
             )
         self.model = model
         self.settings = settings
+        self.precision = precision
+        self.workers = workers
         self.device = device
         self.world = world
         self.epoch = 0
@@ -132,27 +116,21 @@ class Trainer:
         self._losses: deque[float] = deque(maxlen=RECENT_LOSSES)
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
         sync_batch_norms(model, world)
-        self._optimizer = make_optimizer(
-            settings.optimizer,
-            model,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
+        self._optimizer = make_optimizer(model, settings)
         self._stepper = Stepper(
             model,
             self._optimizer,
-            loss=settings.loss,
+            loss=loss,
             clip=settings.clip,
-            precision=settings.precision,
+            precision=precision,
             device=device,
             ancestors=None if ancestors is None else ancestors.to(device),
             world=world,
         )
 
     @property
-    def best_guess(self) -> RetinaNet:
-        """The detector to evaluate and to keep: the average of the weights where there is one."""
+    def evaluated_model(self) -> RetinaNet:
+        """The detector to evaluate and to save: the average of the weights where there is one."""
         return self.model if self._average is None else self._average.model
 
     def images_seen(self, epoch_length: int) -> int:
@@ -160,9 +138,9 @@ class Trainer:
         return self.epoch * epoch_length + self._open.images
 
     def state(self) -> dict[str, Any]:
-        """Everything but the weights of ``best_guess`` that going on needs; tensors and plain values only.
+        """What resuming needs besides the weights of ``evaluated_model``; tensors and plain values only.
 
-        No random state is in it: every draw is a function of the seed and the place in the plan.
+        It has no random state: every random number is a function of the seed and the position in the plan.
         """
         average = self._average
         return {
@@ -175,8 +153,8 @@ class Trainer:
         }
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Go on from the weights of ``best_guess`` and what :meth:`state` gave."""
-        self.best_guess.load_state_dict(weights)
+        """Resume from the weights of ``evaluated_model`` and what :meth:`state` returned."""
+        self.evaluated_model.load_state_dict(weights)
         if self._average is not None and state["average_updates"] is not None:
             self.model.load_state_dict(state["last_weights"])
             self._average.updates = state["average_updates"]
@@ -194,16 +172,15 @@ class Trainer:
         after_step: Callable[[StepResult], None] = lambda result: None,
         on_bad_image: Callable[[BadImage], None] | None = None,
     ) -> Iterator[EpochResult]:
-        """Train the remaining epochs. ``plans(epoch)`` gives the image indices of an epoch (from 0), in drawing order.
+        """Train the remaining epochs. ``plans(epoch)`` returns the image indices of an epoch (from 0), in their order.
 
         Before the epoch ``rare_augment_from`` (from 0) all images are augmented with the base strength.
-        ``after_step`` may raise to stop. ``on_bad_image`` is told of images that cannot be read any more; without it
-        such an image is a ValueError. A result is given while its epoch is still open, so that a state taken before
-        :meth:`finish_epoch` (or asking for the next result) leads to the same result again. Raises FloatingPointError
-        when losses or gradients are not finite, and ValueError when a plan is not the one the training began with.
+        ``after_step`` may raise to stop. ``on_bad_image`` is called with images that can no longer be read; without it
+        such an image is a DataError. A result is yielded while its epoch is still open, so that a state taken before
+        :meth:`finish_epoch` (or the next result) leads to the same result again. Raises TrainingError when
+        losses or gradients are not finite, and SettingError when a plan is not the one the epoch began with.
         """
-        workers = self.settings.workers
-        loader = BatchLoader(dataset, workers=workers, pin_memory=self.device.type == "cuda")
+        loader = BatchLoader(dataset, workers=self.workers, pin_memory=self.device.type == "cuda")
         bucket_of_image = buckets.assign(np.asarray(dataset.index.sizes))
         while self.epoch < self.settings.epochs:
             epoch, plan = self.epoch, self._checked(plans(self.epoch))
@@ -222,16 +199,16 @@ class Trainer:
                 self.finish_epoch()
 
     def finish_epoch(self) -> None:
-        """Close the epoch whose result was given: a state taken from now on resumes the next one."""
+        """Close the epoch whose result was yielded: a state taken from now on resumes the next one."""
         self.epoch += 1
         self._open = _Open()
 
     def _checked(self, plan: NDArray[np.int64]) -> NDArray[np.int64]:
         checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
         if self._open.batches and self._open.plan != checksum:
-            raise ValueError(
-                f"epoch {self.epoch + 1} must be resumed by the plan it began with, but the settings give another "
-                "one; leave out those that change the drawing of images (epochs changes when balance_start ends)"
+            raise SettingError(
+                f"epoch {self.epoch + 1} must be resumed with the plan that it began with, but the settings give "
+                "another one; leave out those that change the sampling (epochs changes when balance_start ends)"
             )
         self._open.plan = checksum
         return plan
@@ -243,7 +220,7 @@ class Trainer:
         by_class: bool,
         on_bad_image: Callable[[BadImage], None] | None,
     ) -> Iterator[Batch]:
-        """The epoch's batches from the present place on; what a batch is does not depend on those before it."""
+        """The epoch's batches from the present position on; no batch depends on those before it."""
         seed = self.settings.seed, self.epoch
         left = batches[self._open.batches :]
         return iter(loader.load(left, seed=seed, by_class=by_class, on_bad_image=on_bad_image))
@@ -259,18 +236,18 @@ class Trainer:
         settings, progress = self.settings, self._open
         steps = -(-batches // settings.accumulate) * settings.epochs
         start, before, waited = time.perf_counter(), progress.images, 0.0
-        lr = self._learning_rate(max(self.step - 1, 0), steps)
+        lr = learning_rate(max(self.step - 1, 0), steps, settings)
         while True:
             asked = time.perf_counter()
             part = list(islice(loaded, settings.accumulate))
             waited += time.perf_counter() - asked
             if not part:
                 break
-            lr = self._learning_rate(self.step, steps)
+            lr = learning_rate(self.step, steps, settings)
             try:
                 done = self._stepper.take(part, lr)
-            except NotFinite as fault:
-                raise FloatingPointError(self._described(fault, lr, dataset)) from None
+            except NotFiniteError as error:
+                raise TrainingError(self._described(error, lr, dataset)) from None
             if self._average is not None:
                 self._average.update(self.model)
             self.step += 1
@@ -293,32 +270,20 @@ class Trainer:
             waiting=waited / seconds,
         )
 
-    def _learning_rate(self, step: int, steps: int) -> float:
-        settings = self.settings
-        return learning_rate(
-            step,
-            steps,
-            highest=settings.lr,
-            warmup=settings.warmup,
-            schedule=settings.schedule,
-            milestones=settings.milestones,
-            drop=settings.lr_drop,
-        )
-
-    def _described(self, fault: NotFinite, lr: float, dataset: DetectionDataset) -> str:
-        ids = ", ".join(str(dataset.index.image_ids[image]) for image in fault.images)
+    def _described(self, error: NotFiniteError, lr: float, dataset: DetectionDataset) -> str:
+        ids = ", ".join(str(dataset.index.image_ids[image]) for image in error.images)
         advice = (
             f"The loss has grown from {statistics.median(self._losses):.3g}: lower lr."
-            if has_grown([*self._losses, fault.loss])
+            if has_grown([*self._losses, error.loss])
             else "The losses before were ordinary: look at these images and their boxes"
-            + ("." if self.settings.precision == "float32" else ", or try precision=float32.")
+            + ("." if self.precision == "float32" else ", or try precision=float32.")
         )
-        return f"{fault} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}"
+        return f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}"
 
 
 def has_grown(losses: Sequence[float]) -> bool:
     """Whether the latest finite losses (up to three, the last is the newest) are more than twice the median of those
-    before them; False when fewer than two are before."""
+    before them; False with fewer than two before."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     earlier = finite[:-3] or finite[:-1]
     return len(earlier) >= 2 and max(finite[-3:]) > 2 * statistics.median(earlier)

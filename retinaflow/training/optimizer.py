@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-OptimizerName = Literal["adamw", "sgd"]
+from retinaflow.settings.training_groups import OptimizationSettings
 
 
-def make_optimizer(
-    name: OptimizerName, model: nn.Module, *, lr: float, weight_decay: float, momentum: float
-) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that learn. ``momentum``: of ``sgd``."""
-    groups = _parameter_groups(model, weight_decay)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
+    """The optimizer over the parameters that are trained."""
+    groups = _parameter_groups(model, settings.weight_decay)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     # Fused: one pass over the weights instead of ten, which counts when a batch is small.
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

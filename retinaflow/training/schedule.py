@@ -1,7 +1,7 @@
 """The learning rate of every step: a linear rise, then one of three ways down.
 
 - ``cosine``: half a cosine to 0 (Loshchilov and Hutter 2017).
-- ``steps``: at each milestone, a share of the training, the rate is multiplied by ``drop`` (Girshick's Detectron:
+- ``steps``: at each milestone, a fraction of the training, the rate is multiplied by ``lr_drop`` (Girshick's Detectron:
   at 60,000 and 80,000 of 90,000 steps by 0.1).
 - ``constant``: stays at its highest; goes well with averaged weights.
 
@@ -11,33 +11,22 @@ A pure function of the step, so a resumed training has nothing to remember.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
 
-Schedule = Literal["cosine", "steps", "constant"]
+from retinaflow.settings.training_groups import OptimizationSettings
 
 
-def learning_rate(
-    step: int,
-    total_steps: int,
-    *,
-    highest: float,
-    warmup: float,
-    schedule: Schedule = "cosine",
-    milestones: Sequence[float] = (),
-    drop: float = 0.1,
-) -> float:
-    """The rate of a step (from 0): linear up to ``highest`` over the ``warmup`` share of the steps, then ``schedule``.
+def learning_rate(step: int, total_steps: int, settings: OptimizationSettings) -> float:
+    """The rate of a step (from 0): linear up to ``lr`` over the ``warmup`` fraction of the steps, then ``schedule``.
 
-    ``milestones``, ``drop``: of ``steps``. A milestone during the rise lowers what follows the rise.
+    A milestone during the rise lowers what follows the rise.
     """
-    rising = max(round(warmup * total_steps), 1)
+    rising = max(round(settings.warmup * total_steps), 1)
     if step < rising:
-        return highest * (step + 1) / rising
-    if schedule == "constant":
-        return highest
-    if schedule == "steps":
-        passed = sum(step >= round(milestone * total_steps) for milestone in milestones)
-        return highest * drop**passed
+        return settings.lr * (step + 1) / rising
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "steps":
+        passed = sum(step >= round(milestone * total_steps) for milestone in settings.milestones)
+        return settings.lr * settings.lr_drop**passed
     done = (step - rising) / max(total_steps - rising, 1)
-    return highest * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

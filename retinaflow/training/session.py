@@ -18,25 +18,26 @@ from retinaflow.data.sampling import first_balanced_epoch
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.training_data import TrainingData, epoch_length, plans
 from retinaflow.detections import Detections
+from retinaflow.detector.device import loader_workers
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.precision import fast_precision
 from retinaflow.detector.weights import load_weights
-from retinaflow.errors import Interrupted
+from retinaflow.errors import Interrupted, SettingError, TrainingError, WorkerError
 from retinaflow.inference.batches import detect, merged
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
-from retinaflow.reports.evaluation import postprocessing
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import with_absolute_paths
+from retinaflow.settings.training_groups import NetworkSettings
 from retinaflow.training.anchor_fit import SCALES, BoxSample, advice, class_reach
-from retinaflow.training.compiling import compile_network
+from retinaflow.training.class_loss import loss_config
+from retinaflow.training.compilation import compile_network
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
 from retinaflow.training.progress import Progress
-from retinaflow.training.recipe import build_network, fit_settings, resolved
 
 
 class Session:
@@ -70,11 +71,9 @@ class Session:
         buckets = (
             resumed.buckets
             if resumed
-            else AspectBuckets.fit(
-                data.train.sizes, image_size=resolved(config.image_size), num_buckets=resolved(config.num_buckets)
-            )
+            else AspectBuckets.fit(data.train.sizes, image_size=config.image_size, num_buckets=config.num_buckets)
         )
-        model = RetinaNet(build_network(config, data.train.num_classes), seed=config.seed)
+        model = RetinaNet(config.part(NetworkSettings), data.train.num_classes, seed=config.seed)
         if resumed is None:
             with world.first_on_machine():
                 report(str(load_weights(model, config.weights)))
@@ -86,8 +85,11 @@ class Session:
         ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
         trainer = Trainer(
             model,
-            fit_settings(config, data.bins, precision=precision, device=device),
+            config,
+            loss=loss_config(config, data.bins, learn_ancestors=config.parents == "learn"),
+            precision=precision,
             device=device,
+            workers=loader_workers(config.workers, device),
             ancestors=None if config.parents == "ignore" else ancestors,
             world=world,
         )
@@ -131,9 +133,7 @@ class Session:
                         dataset,
                         self.buckets,
                         plans(config, self.data),
-                        rare_augment_from=first_balanced_epoch(
-                            resolved(config.epochs), balance_start=float(config.balance_start)
-                        ),
+                        rare_augment_from=first_balanced_epoch(config.epochs, balance_start=config.balance_start),
                         after_step=after_step,
                         on_bad_image=self._on_bad_image,
                     ):
@@ -144,24 +144,24 @@ class Session:
                         self._save(last, run, progress, must=epoch.epoch == trainer.settings.epochs)
                         if self._is_over():
                             break
-        except (Interrupted, FloatingPointError) as reason:
+        except (Interrupted, TrainingError) as reason:
             # Both come between two steps: the state is whole.
             self._save(last, run, progress)
-            if isinstance(reason, FloatingPointError):
-                raise FloatingPointError(f"{reason} The state before this step is in {last}.") from None
+            if isinstance(reason, TrainingError):
+                raise TrainingError(f"{reason} The state before this step is in {last}.") from None
             raise
         except RuntimeError as error:
             died = re.search(r"DataLoader worker \(pid\S* ([\d, ]+)\)(.*)", str(error))
             if died is None:
                 raise
             # Its death interrupts whatever was being done: the state may be half a step, and is not saved.
-            raise ChildProcessError(
+            raise WorkerError(
                 f"loader worker {died[1]}{died[2].rstrip(' .')} after step {trainer.step}, often for want of memory; "
                 f"resume= resumes from {last}, with fewer workers= or a smaller batch_size= if it happens again"
             ) from error
         finally:
             if self.world.is_first:
-                self._skipped.log(run, self.data.dropped)
+                self._skipped.log(run.log_csv, self.data.dropped)
             for path in (last, best):
                 if self.world.is_first and path.is_file():
                     run.log_file(path, "checkpoints")
@@ -172,9 +172,9 @@ class Session:
         config = self.config
         augmentation = Augmentation.by_rarity(
             self.data.bins,
-            base=float(config.augment),
-            rare=float(config.rare_augment),
-            balance=float(config.balance),
+            base=config.augment,
+            rare=config.rare_augment,
+            balance=config.balance,
             vertical_flip=config.vertical_flip,
         )
         return DetectionDataset(
@@ -186,7 +186,7 @@ class Session:
 
     def _collect_skipped(self) -> None:
         """What the other ranks skipped, to the first one."""
-        for images in self.world.collect(self._skipped.images):
+        for images in self.world.all_gather(self._skipped.images):
             for image in images:
                 self._skipped.add(image)
 
@@ -219,10 +219,10 @@ class Session:
 
     def _evaluate(self, run: Run, epoch: EpochResult, best: Path, stop: StopRequest) -> EvaluationResult | None:
         """Evaluate the present weights when their turn has come; keep them, and what they found, when best so far."""
-        every = resolved(self.config.eval_every)
+        every = self.config.eval_every
         if epoch.epoch % every and epoch.epoch != self.trainer.settings.epochs:
             return None
-        found = self._evaluate_model(self.trainer.best_guess, stop, self.world)
+        found = self._evaluate_model(self.trainer.evaluated_model, stop, self.world)
         value = None
         if found is not None:
             run.log_metrics(found[1].metrics, step=epoch.step)
@@ -231,7 +231,7 @@ class Session:
                 # No class with ground truth: every epoch is as good as any.
                 report(f"{self.config.keep_best} cannot be measured on these images: the last epoch is kept")
                 value = float(epoch.epoch)
-        value = self.world.share(value)
+        value = self.world.broadcast(value)
         assert value is not None
         self.without_gain += 1
         if value > self.best:
@@ -245,7 +245,7 @@ class Session:
         trainer = self.trainer
         return {
             "retinaflow.device": trainer.device.type,
-            "retinaflow.precision": trainer.settings.precision,
+            "retinaflow.precision": trainer.precision,
             "retinaflow.processes": str(self.world.size),
         }
 
@@ -267,13 +267,13 @@ class Session:
                 model,
                 self.data.evaluated,
                 self.buckets,
-                config=postprocessing(config, self.data.train.taxonomy, self.data.bins),
+                config=config,
                 expand_to=torch.from_numpy(self.data.evaluated.taxonomy.is_ancestor).to(trainer.device)
                 if expand
                 else None,
-                workers=trainer.settings.workers,
+                workers=trainer.workers,
                 device=trainer.device,
-                precision=trainer.settings.precision,
+                precision=trainer.precision,
                 rank=world.rank,
                 world_size=world.size,
                 after_batch=lambda images: stop.check(),
@@ -300,7 +300,7 @@ class Session:
         own = {"best": self.best, "without_gain": self.without_gain, "skipped": skipped}
         return Checkpoint(
             network=trainer.model.config,
-            state={name: value.cpu() for name, value in trainer.best_guess.state_dict().items()},
+            state={name: value.cpu() for name, value in trainer.evaluated_model.state_dict().items()},
             taxonomy=self.data.train.taxonomy,
             bins=self.data.bins,
             buckets=self.buckets,
@@ -315,7 +315,7 @@ class Session:
 def _report_missed_boxes(config: TrainConfig, data: TrainingData, buckets: AspectBuckets) -> None:
     # Heads that are loaded have learned with their anchors.
     scales = SCALES if config.weights in ("none", "imagenet") else ()
-    sample, anchor_scale = BoxSample.draw(data.train), float(config.anchor_scale)
+    sample, anchor_scale = BoxSample.draw(data.train), config.anchor_scale
     line = advice(class_reach(sample, buckets, anchor_scale), sample, buckets, anchor_scale, scales=scales)
     if line:
         report(line)
@@ -323,7 +323,7 @@ def _report_missed_boxes(config: TrainConfig, data: TrainingData, buckets: Aspec
 
 def _refuse_other_data(resumed: Checkpoint, data: TrainingData) -> None:
     if resumed.data_digest != data.digest:
-        raise ValueError(
+        raise SettingError(
             f"resume: the data must be that of the checkpoint, but its digest is {data.digest}, the checkpoint's "
             f"{resumed.data_digest}"
         )

@@ -1,9 +1,8 @@
-"""One step: the gradients of a few batches on every process, summed, clipped, and the weights moved by them.
+"""One step: the gradients of a few batches on every rank are summed and clipped, and the weights are updated.
 
-The losses are divided by the positive anchors of the whole step, over all its batches and processes, so neither
-accumulation nor the number of processes changes what is learned; only statistics of trained batch norms are those of one
-batch (over all processes). A step whose losses or gradients are not finite is not taken, and leaves the model as it
-was.
+The losses are divided by the positive anchors of the whole step, over all its batches and ranks. So neither
+accumulation nor the number of ranks changes what is learned; only the statistics of trained batch norms are those of
+one batch (over all ranks). A step whose losses or gradients are not finite is not taken, and leaves the model as it was.
 
 Gradients are summed after the backward pass, without DistributedDataParallel: the divisor is known only then.
 """
@@ -25,8 +24,8 @@ from retinaflow.detector.targets import Targets
 from retinaflow.training.distributed import World
 
 
-class NotFinite(FloatingPointError):
-    """A step that was not taken.
+class NotFiniteError(Exception):
+    """A step that was not taken: its loss or gradient is not finite.
 
     ``images``: those of its batches on all ranks, indices of the annotation index; ``loss``: the sum of its losses.
     """
@@ -38,8 +37,8 @@ class NotFinite(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class StepFigures:
-    """Over all batches and processes; ``gradient_norm`` before clipping."""
+class StepValues:
+    """Values of one step over all batches and ranks; ``gradient_norm`` before clipping."""
 
     loss_class: float
     loss_box: float
@@ -48,7 +47,7 @@ class StepFigures:
 
 
 class Stepper:
-    """Takes steps with a model and its optimizer. ``clip``: largest norm of the gradient, 0 for any."""
+    """Takes steps with a model and its optimizer. ``clip``: maximum gradient norm; 0 disables clipping."""
 
     def __init__(
         self,
@@ -65,19 +64,19 @@ class Stepper:
         self._model, self._optimizer = model, optimizer
         self._loss, self._clip, self._ancestors = loss, clip, ancestors
         self._precision, self._device, self._world = precision, device, world
-        self._learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
 
-    def take(self, batches: Sequence[Batch], lr: float) -> StepFigures:
-        """Move the weights by the gradients of this process's batches and the others'. Raises NotFinite."""
+    def take(self, batches: Sequence[Batch], lr: float) -> StepValues:
+        """Update the weights by the gradients of the batches of all ranks. Raises NotFiniteError."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        # The forward pass moves the statistics of batch norms before anybody knows whether its loss is finite.
+        # The forward pass moves the statistics of batch norms before its loss is known to be finite.
         statistics = [buffer.clone() for buffer in self._statistics]
         self._optimizer.zero_grad(set_to_none=True)
         losses, images = self._backward(batches)
-        norm = nn.utils.get_total_norm([p.grad for p in self._learning if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         loss_class, loss_box, gradient_norm = *losses.tolist(), norm.item()
         if not all(map(math.isfinite, (loss_class, loss_box, gradient_norm))):
             for buffer, old in zip(self._statistics, statistics, strict=True):
@@ -85,15 +84,15 @@ class Stepper:
             own = [image for batch in batches for image in batch.image_index.tolist()]
             loss = loss_class + loss_box
             what = "the loss" if not math.isfinite(loss) else f"the gradient{self._of_parameter()}"
-            raise NotFinite(
+            raise NotFiniteError(
                 f"{what} must be finite, but got class {loss_class}, box {loss_box}, gradient norm {gradient_norm}",
-                [image for part in self._world.collect(own) for image in part],
+                [image for part in self._world.all_gather(own) for image in part],
                 loss,
             )
         if self._clip > 0:
-            nn.utils.clip_grads_with_norm_(self._learning, self._clip, norm)
+            nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
         self._optimizer.step()
-        return StepFigures(loss_class, loss_box, gradient_norm, images)
+        return StepValues(loss_class, loss_box, gradient_norm, images)
 
     def _of_parameter(self) -> str:
         """The first parameter whose gradient is not finite, and how many there are; empty when only the norm is."""
@@ -106,7 +105,7 @@ class Stepper:
         return f" of {names[0]}{more}" if names else ""
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, int]:
-        """Fills the gradients; the losses ``[2]`` (class, box) and the images, over all batches and processes."""
+        """Fill the gradients; returns the losses ``[2]`` (class, box) and the images, over all batches and ranks."""
         if len(batches) == 1 and self._world.size == 1:
             losses = self._losses(batches[0], None)
             losses.total.backward()  # type: ignore[no-untyped-call]
@@ -116,12 +115,12 @@ class Stepper:
             losses = self._losses(batch, 1.0)
             losses.total.backward()  # type: ignore[no-untyped-call]
             positives = losses.num_positives
-            figures = [losses.class_loss.detach(), losses.box_loss.detach(), positives]
-            sums += torch.stack([*figures, positives.new_tensor(len(batch))])
+            values = [losses.class_loss.detach(), losses.box_loss.detach(), positives]
+            sums += torch.stack([*values, positives.new_tensor(len(batch))])
         self._world.sum_(sums)
         gradients = []
-        for parameter in self._learning:
-            # A parameter that no batch of this process reached must still answer the other ranks.
+        for parameter in self._trained:
+            # A parameter that no batch of this rank reached takes part in the sum all the same.
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients.append(parameter.grad)
         self._world.sum_all_(gradients)

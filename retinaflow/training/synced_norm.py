@@ -1,12 +1,12 @@
-"""Batch norm over the images of all processes, so that several train what one would.
+"""Batch norm over the images of all ranks, so that several train what one would.
 
-A GPU takes torch's own ``SyncBatchNorm``, which knows no CPU; there :class:`SyncedBatchNorm2d` does the same in
-autograd's terms. With x of N = B * H * W values a channel over all processes, m and v their mean and variance,
+A GPU takes torch's own ``SyncBatchNorm``, which cannot run on a CPU; there :class:`SyncedBatchNorm2d` computes the same
+as an autograd function. With x of N = B * H * W values a channel over all ranks, m and v their mean and variance,
 y = w (x - m) / sqrt(v + eps) + b, and
 
     dx = w / sqrt(v + eps) * (dy - mean(dy) - xhat * mean(dy * xhat)),   xhat = (x - m) / sqrt(v + eps)
 
-(Ioffe and Szegedy 2015, section 3), means over all processes. Sums travel in float64: E[x^2] - E[x]^2 cancels.
+(Ioffe and Szegedy 2015, section 3), means over all ranks. Sums are added in float64: E[x^2] - E[x]^2 cancels.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[B, C, H, W]`` -> the same; statistics of the batch of all processes in training, else the running ones."""
+        """``[B, C, H, W]`` -> the same; statistics of the batch of all ranks in training, else the running ones."""
         if not self.training:
             return super().forward(input)
         results = _Normalise.apply(input, self.weight, self.bias, self.eps, self._world)
@@ -97,5 +97,5 @@ class _Normalise(torch.autograd.Function):
         means = ctx.world.sum_(torch.cat([of_bias, of_weight]).double()).float() / ctx.count
         mean, product = means[: len(of_bias), None, None], means[len(of_bias) :, None, None]
         of_input = (weight * scale)[:, None, None] * (gradient - mean - centred * product)
-        # Those of the parameters are this process's share; the training sums them with all others.
+        # The gradients of the parameters are of this rank alone; the training sums them over all ranks.
         return of_input.to(gradients[0].dtype), of_weight, of_bias, None, None

@@ -18,6 +18,7 @@ from simulated_runs import World, run, world
 from retinaflow.commands import evaluate, promote
 from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.evaluated_images import evaluated_images
+from retinaflow.comparison.promotion import Decision
 from retinaflow.comparison.stored_matches import read_matches, save_matches
 from retinaflow.metric.challenge import average_precision
 from retinaflow.runs import tracking
@@ -234,7 +235,7 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
         client.delete_registered_model("flowers")
 
 
-def _promote(**given: Any) -> promote.Decision:
+def _promote(**given: Any) -> Decision:
     settings = {"register_as": "flowers", "experiment": "champions", **QUICK, **given}
     return promote.run(resolve(PromoteConfig, settings))
 

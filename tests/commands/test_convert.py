@@ -15,6 +15,7 @@ import pytest
 from retinaflow.cli import main
 from retinaflow.data.index import FLAGS, AnnotationIndex
 from retinaflow.data.training_data import load_training_data
+from retinaflow.errors import DataError
 from retinaflow.settings.commands import BinningConfig
 from retinaflow.settings.resolve import resolve
 
@@ -37,7 +38,7 @@ def by_image(index: AnnotationIndex) -> dict[str, Any]:
 
 
 LOST = {"coco": (), "voc": ("IsDepiction", "IsInside"), "yolo": FLAGS}
-"""Flags that a layout has no place for."""
+"""Flags that a layout cannot hold."""
 
 
 @pytest.mark.parametrize("layout", LOST)
@@ -101,14 +102,14 @@ def test_flags_and_files_win_over_the_data_folder(tiny_dataset: Any, tmp_path: P
 def test_one_split_becomes_two(tiny_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(tiny_dataset(validation=1), tmp_path / "coco", to="coco", exhaustive="true")
     (tmp_path / "coco" / "annotations" / "instances_val.json").unlink()
-    assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
+    assert convert(tmp_path / "coco", tmp_path / "mine", validation_fraction=0.25) == 0
     told = re.search(r"(\d+) of 12 images became the validation split", capsys.readouterr().out)
     assert told
     train, evaluated = indexes(tmp_path / "mine")
     assert (len(train), len(evaluated)) == (12 - int(told[1]), int(told[1]))
     # Car, Tree and Bus are on two images and more, Vehicle is on one.
     assert [set(index.labels.tolist()) for index in (train, evaluated)] == [{0, 1, 2, 4}, {0, 2, 4}]
-    assert convert(tmp_path / "coco", tmp_path / "whole", validation_share=0) == 0
+    assert convert(tmp_path / "coco", tmp_path / "whole", validation_fraction=0) == 0
     assert not (tmp_path / "whole" / "validation-annotations-bbox.csv").exists()
 
 
@@ -117,7 +118,7 @@ def test_a_test_split_stays_where_a_validation_split_is_made(tiny_dataset: Any, 
     folder = tmp_path / "coco" / "annotations"
     (folder / "instances_val.json").rename(folder / "instances_test.json")
     (tmp_path / "coco" / "val").rename(tmp_path / "coco" / "test")
-    assert convert(tmp_path / "coco", tmp_path / "mine", validation_share=0.25) == 0
+    assert convert(tmp_path / "coco", tmp_path / "mine", validation_fraction=0.25) == 0
     train, evaluated = indexes(tmp_path / "mine")
     assert len(train) + len(evaluated) == 12
     assert len(evaluated) > 0
@@ -130,7 +131,7 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tiny_dataset: An
     (tmp_path / "coco" / "annotations" / "instances_train.json").unlink()
     assert convert(tmp_path / "coco", tmp_path / "mine") == 0
     with pytest.raises(
-        FileNotFoundError, match=r"there are validation-annotations-bbox\.csv: train_splits= and eval_split= report"
+        DataError, match=r"validation-annotations-bbox\.csv: train_splits= and eval_split= name the splits"
     ):
         indexes(tmp_path / "mine")
 
@@ -144,7 +145,7 @@ def test_the_hierarchy_goes_along(
         file.write("train000,verification,/m/0plant,1\n")
     convert(data, tmp_path / "there", to=layout)
     said = capsys.readouterr().out
-    assert f"{layout} has no place for classes verified present without a box: 1 are lost" in said
+    assert f"{layout} cannot hold classes verified present without a box: 1 are lost" in said
     convert(tmp_path / "there", tmp_path / "back")
     name = "bbox_labels_hierarchy.json"
     assert (tmp_path / "back" / name).read_text() == (data / name).read_text()
@@ -155,15 +156,15 @@ def test_the_hierarchy_goes_along(
 STOPPED = """
 import os, signal, sys
 from retinaflow.cli import main
-from retinaflow.data.formats import image_placement as placing
-copy = placing.shutil.copyfile
+from retinaflow.data.formats import image_files
+copy = image_files.shutil.copyfile
 
 def copy_and_signal(source, target):
     copy(source, target)
     if target.name == "train000.jpg":
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 
-placing.shutil.copyfile = copy_and_signal
+image_files.shutil.copyfile = copy_and_signal
 sys.exit(main(["convert", *sys.argv[2:]]))
 """
 

@@ -88,7 +88,7 @@ def test_faults_are_waited_out_and_what_is_not_there_is_left_out_and_listed(
     }
     del bucket.files["train/train005.jpg"]
     assert download(bucket, tmp_path / "oi", class_group="all", per_class=100, connections=3) == 0
-    assert "1 images could not be had; missing.csv lists them" in capsys.readouterr().out
+    assert "1 images could not be fetched; missing.csv lists them" in capsys.readouterr().out
     assert [row["image_id"] for row in rows(tmp_path / "oi" / "missing.csv")] == ["train005"]
     assert "train005" not in {row["ImageID"] for row in rows(tmp_path / "oi" / "train-annotations-bbox.csv")}
     for path in (tmp_path / "oi" / "images").iterdir():
@@ -101,7 +101,7 @@ def test_the_same_command_goes_on_with_what_is_missing(
     bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = bucket.files["train/train001.jpg"]
-    bucket.files["train/train001.jpg"] = whole[: len(whole) // 2]  # as long as it says, and no whole picture
+    bucket.files["train/train001.jpg"] = whole[: len(whole) // 2]  # as long as it says, and no whole image
     assert download(bucket, tmp_path / "oi", class_group="Car,Tree") == 2
     error = capsys.readouterr().err
     assert "1 images could not be read whole, train001 for example" in error
@@ -177,7 +177,7 @@ def test_originals_are_checked_by_the_size_and_md5_of_their_table(bucket: Bucket
     assert download(bucket, tmp_path / "oi", **given, on_bad_image="skip") == 0
     missing = rows(tmp_path / "oi" / "missing.csv")
     assert [row["image_id"] for row in missing] == ["train001"]
-    assert "bytes, the table says" in missing[0]["reason"]
+    assert "bytes, but" in missing[0]["reason"]
 
 
 def test_an_image_that_the_table_of_originals_lacks_is_listed(
@@ -201,7 +201,7 @@ def test_an_image_that_the_table_of_originals_lacks_is_listed(
 
 
 REFUSED = {
-    "nothing asked": ({}, "what is to be fetched? Give class_group="),
+    "nothing asked": ({}, "class_group or image_ids must be given"),
     "unknown class": ({"class_group": "Carr"}, "no class has the id or name 'Carr'; did you mean Car"),
     "no such list": ({"image_ids": "no.txt"}, "image_ids=no.txt: no such file"),
     "too many connections": ({"class_group": "Car", "connections": 99}, "connections <= 32 must hold"),
@@ -251,7 +251,7 @@ def test_a_damaged_note_of_what_was_asked_for_is_named(
     (tmp_path / "oi" / "download.json").write_text(text)
     assert download(bucket, tmp_path / "oi", class_group="Car") == 2
     error = capsys.readouterr().err
-    assert "download.json: the file must say in whole what was asked for, but is damaged" in error
+    assert "download.json: the file must hold the request of the download, but is damaged" in error
     assert "give another output, or remove the folder and start again" in error
 
 
@@ -280,6 +280,6 @@ def test_a_folder_without_any_image_is_no_success(
     given = {"class_group": "all", "on_bad_image": on_bad_image}
     assert download(bucket, tmp_path / "oi", **given, images_url=f"{bucket.url}/wrong") == 2
     error = capsys.readouterr().err
-    assert "the 15 images all failed; is the address right? missing.csv has the reasons, for example: http" in error
+    assert "the 15 images all failed; check images_url. missing.csv has the reasons, for example: http" in error
     assert "the server has no such file (status 404)" in error
     assert len(rows(tmp_path / "oi" / "missing.csv")) == 15

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from retinaflow.commands import binning, main, train
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
-from retinaflow.errors import Interrupted
+from retinaflow.errors import DataError, Interrupted
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.settings.commands import BinningConfig, MainConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
@@ -80,7 +80,7 @@ def test_binning_needs_no_images_and_says_what_a_group_would_be_trained_on(
     assert "class_group=Bus: 1 classes; 2 images with boxes of the group; background 0 of 0 verified absent" in said
     (found,) = Path("groups").rglob("group_images.json")
     assert json.loads(found.read_text(encoding="utf-8"))["others_in_all"] == 10
-    with pytest.raises(FileNotFoundError, match="holds no folder images"):
+    with pytest.raises(DataError, match="holds no folder images"):
         load_training_data(resolve(TrainConfig, settings))
 
 
@@ -89,7 +89,7 @@ def test_binning_needs_no_images_and_says_what_a_group_would_be_trained_on(
 
 def test_a_table_of_image_sizes_stands_for_the_headers(workshop: Any) -> None:
     Path("sizes.csv").write_text("ImageID,Width,Height\ntrain000,300,200\n", encoding="utf-8")
-    data = load_training_data(workshop.settings(image_sizes="sizes.csv"))
+    data = load_training_data(workshop.settings(size_table="sizes.csv"))
     assert data.train.sizes[:2].tolist() == [[200, 300], [96, 64]]
 
 
@@ -234,19 +234,21 @@ def test_a_finished_training_can_be_resumed_and_keeps_its_best(trained: TrainRes
     assert again.evaluation.metrics == trained.evaluation.metrics
 
 
-def test_other_data_is_refused_for_going_on(trained: TrainResult, workshop: Any) -> None:
+def test_other_data_is_refused_on_resume(trained: TrainResult, workshop: Any) -> None:
     last = trained.checkpoint.with_name("last.pt")
     Path("some.txt").write_text("train001\n")
     with pytest.raises(ValueError, match="the data must be that of the checkpoint, but its digest is"):
         train.run(workshop.settings(resume=str(last), eval_ids="some.txt", track="false"))
 
 
-def test_a_training_that_fails_ends_as_failed_and_says_why(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_fails_ends_as_failed_with_its_reason(
+    workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert workshop.cli("train", data=workshop.data, **SMALL_FLAGS, lr="1e30", warmup=0, clip="1e30") == 2
     assert "the loss must be finite" in capsys.readouterr().err
     run = _runs("train")[0]
     assert run.info.status == "FAILED"
-    assert run.data.tags["retinaflow.end"].startswith("FloatingPointError: the loss must be finite")
+    assert run.data.tags["retinaflow.end"].startswith("TrainingError: the loss must be finite")
     assert mlflow.active_run() is None
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from retinaflow.commands import export
 from retinaflow.commands.train import TrainResult
-from retinaflow.settings.model_commands import ExportConfig
+from retinaflow.settings.commands import ExportConfig
 from retinaflow.settings.resolve import resolve
 
 pytest.importorskip("onnxruntime")

@@ -21,6 +21,7 @@ from retinaflow.cli import main
 from retinaflow.commands import evaluate, merge, split
 from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.stored_matches import read_matches
+from retinaflow.ensemble.group_training import read_groups, run_name, training_key
 from retinaflow.metric.challenge import average_precision
 from retinaflow.settings.commands import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
@@ -67,7 +68,7 @@ def _split(workshop: Any, **given: Any) -> Run:
 @pytest.fixture
 def halves(workshop: Any, trained: TrainResult) -> Run:
     """A finished split of the tiny set in two groups, compared with the tracked training of all classes."""
-    made: Run = workshop.once("split", lambda: _split(workshop, from_run=trained.run_id, min_truths="1"))
+    made: Run = workshop.once("split", lambda: _split(workshop, from_run=trained.run_id, min_ground_truth="1"))
     return made
 
 
@@ -131,7 +132,7 @@ def test_the_same_split_again_trains_nothing_again(
     halves: Run, workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without one model for all, the two ways of merging are compared."""
-    again = _split(workshop, min_truths="1", output="again")
+    again = _split(workshop, min_ground_truth="1", output="again")
     assert again.info.run_id != halves.info.run_id
     assert set(_children(again)) == {"merged", "calibrated"}
     assert _parts(again) == _parts(halves)
@@ -145,7 +146,7 @@ def test_the_same_split_again_trains_nothing_again(
 def test_a_split_that_was_stopped_goes_on_within_its_training(
     workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {**SMALL, "data": workshop.data, "groups": "Car,Bus+Tree", "output": "halted", "min_truths": "1"}
+    given = {**SMALL, "data": workshop.data, "groups": "Car,Bus+Tree", "output": "halted", "min_ground_truth": "1"}
     # Long enough to be met in the middle: an epoch is three steps, and after the first one there is a checkpoint.
     given |= {"epochs": 6, "eval_every": 6}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
@@ -166,18 +167,18 @@ def test_a_split_that_was_stopped_goes_on_within_its_training(
     (stopped,) = (path.parents[1].name for path in found)
     assert mlflow.get_run(stopped).info.status == "KILLED"
     assert main(["split", *words]) == 0
-    assert f"run {stopped} of an earlier split was stopped and goes on" in capsys.readouterr().out
+    assert f"run {stopped} of an earlier split was stopped and is resumed" in capsys.readouterr().out
     assert mlflow.get_run(stopped).info.status == "FINISHED"
     assert _parts(_last("split"))[0] == stopped
 
 
 def test_a_training_is_the_same_by_settings_and_data_not_by_place() -> None:
     config = resolve(TrainConfig, {"class_group": "Car"})
-    key = split.training_key(config, "digest")
+    key = training_key(config, "digest")
     elsewhere = resolve(TrainConfig, {"class_group": "Car", "output": "there", "workers": "2", "experiment": "x"})
-    assert split.training_key(elsewhere, "digest") == key
+    assert training_key(elsewhere, "digest") == key
     others = [resolve(TrainConfig, {"class_group": "Car", **more}) for more in ({"seed": 1}, {"lr": 0.5})]
-    keys = [key, split.training_key(config, "other"), *(split.training_key(other, "digest") for other in others)]
+    keys = [key, training_key(config, "other"), *(training_key(other, "digest") for other in others)]
     assert len(set(keys)) == 4
 
 
@@ -217,7 +218,7 @@ def test_calibrators_of_other_images_are_used_as_they_are(
     for name in ("first", "second"):
         given = {"from_run": part, "data": workshop.data, "eval_ids": f"{name}.txt", "output": name, "bootstrap": 0}
         assert workshop.cli("evaluate", **given, track="false") == 0
-    _merge(runs="first", calibration="platt", min_truths="1", output="fitted", track="false")
+    _merge(runs="first", calibration="platt", min_ground_truth="1", output="fitted", track="false")
     capsys.readouterr()
     later = _merge(runs="second", calibrators="fitted", output="applied", track="false")
     assert (
@@ -279,12 +280,12 @@ def test_split_refuses_a_model_judged_on_other_images_before_it_trains(
 
 
 def test_every_group_has_a_name_of_its_own() -> None:
-    assert split.run_name("people-clothing") == "people-clothing"
-    long = [split.run_name(f"{'Salt and pepper shakers,' * 9}{end}") for end in ("Car", "Bus")]
+    assert run_name("people-clothing") == "people-clothing"
+    long = [run_name(f"{'Salt and pepper shakers,' * 9}{end}") for end in ("Car", "Bus")]
     assert long[0] != long[1]
-    assert all(len(name) < 50 and "/" not in name for name in (*long, split.run_name("/m/0car,/m/0bus")))
+    assert all(len(name) < 50 and "/" not in name for name in (*long, run_name("/m/0car,/m/0bus")))
 
 
 def test_groups_are_joined_by_plus_and_bins_may_be_a_range() -> None:
-    assert split.read_groups("people-clothing+rest") == ["people-clothing", "rest"]
-    assert split.read_groups("Car,Bus + bin:2..4") == ["Car,Bus", "bin:2", "bin:3", "bin:4"]
+    assert read_groups("people-clothing+rest") == ["people-clothing", "rest"]
+    assert read_groups("Car,Bus + bin:2..4") == ["Car,Bus", "bin:2", "bin:3", "bin:4"]

@@ -18,10 +18,11 @@ import pytest
 from retinaflow.commands import predict
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
+from retinaflow.errors import DataError
 from retinaflow.inference.image_selection import wanted_images
 from retinaflow.inference.prediction_folder import PredictionFolder
 from retinaflow.metric.evaluation import read_detections
-from retinaflow.settings.model_commands import PredictConfig
+from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 
@@ -87,7 +88,7 @@ def test_a_split_without_annotations_is_the_folder_of_its_name(
     (data / "test" / "x.jpg").write_bytes((workshop.data / "images" / "validation001.jpg").read_bytes())
     path = predict.run(_config(trained, tmp_path / "out", data=data, split="test"))
     assert set(pd.read_csv(path)["ImageID"]) == {"x"}
-    with pytest.raises(FileNotFoundError, match=r"holds no folder images or train"):
+    with pytest.raises(DataError, match=r"holds no folder images or train"):
         predict.run(_config(trained, tmp_path / "out", data=data, split="train"))
 
 

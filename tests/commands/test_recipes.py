@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from retinaflow.training.recipe import build_network
 
 from retinaflow.commands import train
 from retinaflow.data.training_data import load_training_data
+from retinaflow.errors import WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.loop import StepResult
 from retinaflow.training.progress import Progress
-from retinaflow.training.recipe import build_network
-from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, continued
+from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, resumed_settings
 from retinaflow.training.session import Session
 
 
@@ -84,7 +85,7 @@ def test_a_loader_worker_that_dies_is_named(workshop: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(Progress, "after_step", kill)
     output = workshop.folder / "worker"
-    with pytest.raises(ChildProcessError, match=r"loader worker \d+.* after step 1, .*resume= resumes from .*last\.pt"):
+    with pytest.raises(WorkerError, match=r"loader worker \d+.* after step 1, .*resume= resumes from .*last\.pt"):
         train.run(workshop.settings(workers=1, epochs=40, batch_size=1, track="false", output=str(output)))
 
 
@@ -103,12 +104,12 @@ def _kept(**given: Any) -> Any:
 
 
 def test_resume_alone_goes_on_by_the_checkpoints_settings() -> None:
-    config = continued(resolve(TrainConfig, {"resume": "abc"}), _kept(num_bins=3))
+    config = resumed_settings(resolve(TrainConfig, {"resume": "abc"}), _kept(num_bins=3))
     assert (config.data, config.lr, config.num_bins, config.resume) == ("photos", 0.02, 3, "abc")
 
 
 def test_what_steers_the_rest_is_taken_and_said(capsys: pytest.CaptureFixture[str]) -> None:
-    config = continued(resolve(TrainConfig, {"resume": "abc", "lr": "0.01", "workers": "3"}), _kept())
+    config = resumed_settings(resolve(TrainConfig, {"resume": "abc", "lr": "0.01", "workers": "3"}), _kept())
     assert (config.lr, config.workers) == (0.01, 3)
     assert capsys.readouterr().out == "resume: lr=0.01 from here on, instead of 0.02\n"
 
@@ -116,7 +117,7 @@ def test_what_steers_the_rest_is_taken_and_said(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(("name", "value"), [("backbone", "resnet50"), ("batch_size", "2"), ("num_bins", "2")])
 def test_what_the_checkpoint_cannot_be_gone_on_with_by_is_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"resume=abc: {name} must be that of the checkpoint, but got {name}={value}"):
-        continued(resolve(TrainConfig, {"resume": "abc", name: value}), _kept())
+        resumed_settings(resolve(TrainConfig, {"resume": "abc", name: value}), _kept())
 
 
 def test_the_lists_of_what_may_change_name_settings() -> None:

@@ -199,7 +199,11 @@ WRONG = {
     ),
     "run to resume": ("train", {"resume": "0" * 32}, f"run {'0' * 32} has no checkpoints in sqlite:"),
     "file to resume": ("train", {"resume": "nowhere.pt"}, "resume=nowhere.pt: no such checkpoint file"),
-    "checkpoint for use to resume": ("train", {"resume": "best"}, "for use, not for going on; give a last.pt"),
+    "checkpoint of weights only to resume": (
+        "train",
+        {"resume": "best"},
+        "best.pt holds weights only and cannot be resumed; pass last.pt",
+    ),
 }
 
 

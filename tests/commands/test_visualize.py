@@ -12,7 +12,7 @@ import pytest
 from retinaflow.commands import visualize
 from retinaflow.commands.train import TrainResult
 from retinaflow.reports.box_images import class_color
-from retinaflow.settings.model_commands import VisualizeConfig
+from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.resolve import resolve
 
 

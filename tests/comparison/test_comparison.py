@@ -9,8 +9,8 @@ import pytest
 from simulated_runs import World, run, runs, world
 
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs, stacked, with_classes
+from retinaflow.comparison.conclusion import conclusion, extremes
 from retinaflow.comparison.stored_matches import StoredMatches
-from retinaflow.comparison.wording import extremes, verdict
 from retinaflow.metric.challenge import average_precision
 from retinaflow.statistics.bootstrap import paired_differences
 
@@ -73,7 +73,7 @@ def test_a_setting_against_itself_shows_no_difference(pair: tuple[StoredMatches,
     assert (found.classes["B_difference"] == 0).all()
     assert (found.classes["B_p"] == 1).all()
     assert not found.classes["B_sure"].any()
-    assert verdict(found, found.sides[1]).headline == "No difference between A and B can be told from these images."
+    assert conclusion(found, found.sides[1]).headline == "No difference between A and B can be told from these images."
 
 
 def _only(kept: StoredMatches, classes: list[int]) -> StoredMatches:
@@ -159,7 +159,7 @@ def test_trainings_that_scatter_widen_the_interval(made: World) -> None:
         return row["B_difference_high"] - row["B_difference_low"]
 
     assert width(loose) > 2 * width(steady)
-    assert "other seeds too (3 and 3 were compared)" in str(verdict(loose, loose.sides[1]))
+    assert "other seeds too (3 and 3 were compared)" in str(conclusion(loose, loose.sides[1]))
 
 
 def test_several_settings_are_each_compared_with_the_first(made: World) -> None:
@@ -174,7 +174,7 @@ def test_several_settings_are_each_compared_with_the_first(made: World) -> None:
 
 
 def test_the_verdict_names_who_gains_and_who_pays(compared: Comparison) -> None:
-    said = verdict(compared, compared.sides[1])
+    said = conclusion(compared, compared.sides[1])
     # Skill rises from the most frequent class to the rarest.
     assert "frequent third" in said.headline
     assert "One training each" in said.sentences[-1]
@@ -189,4 +189,4 @@ def test_without_truth_nothing_can_be_said() -> None:
     nothing = replace(empty.matches, gt_image=np.zeros(0, int), gt_class=np.zeros(0, int), gt_count=np.zeros(0))
     kept = replace(empty, matches=nothing)
     found = compare_runs(_sides([kept], [kept]), QUICK)
-    assert verdict(found, found.sides[1]).headline == "No class has ground truth: nothing can be said."
+    assert conclusion(found, found.sides[1]).headline == "No class has ground truth: nothing can be said."

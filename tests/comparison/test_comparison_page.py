@@ -14,7 +14,7 @@ from simulated_runs import run, world
 
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
 from retinaflow.comparison.difference_figure import difference_vs_frequency
-from retinaflow.comparison.found_and_missed import Sample, found_and_missed, sample_image, working_points
+from retinaflow.comparison.found_and_missed import FoundObject, found_and_missed, sample_image, working_points
 from retinaflow.comparison.page import PageNotes, RunNote, SampleImage, comparison_page
 from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.metric.matches import Kind
@@ -147,7 +147,7 @@ def test_what_the_other_says_instead_is_told() -> None:
 def test_a_sample_picture_is_small_and_shows_the_object(shape: tuple[int, int]) -> None:
     pixels = np.full((*shape, 3), 200, dtype=np.uint8)
     box = np.array([0.7, 0.1, 1.0, 0.4])
-    data = sample_image(pixels, Sample("/m/0", 0, box, box, 0.5))
+    data = sample_image(pixels, FoundObject("/m/0", 0, box, box, 0.5))
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert shown is not None
     assert max(shown.shape[:2]) == 300

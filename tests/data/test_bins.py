@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_index import presence_of
 
-from retinaflow.data.bins import BinStrategy, ClassBins, make_bins
+from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import ImageClassPairs
+from retinaflow.settings.groups import BinStrategy
 
 STRATEGIES: tuple[BinStrategy, ...] = ("log", "quantile", "jenks")
 

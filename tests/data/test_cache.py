@@ -10,9 +10,8 @@ import pytest
 from made_index import TinyDataset, boxes_of, labels_of
 
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index
-from retinaflow.data.images import OnBadImage
 from retinaflow.data.openimages import find_files
-from retinaflow.data.tables import OnBadRow
+from retinaflow.settings.groups import OnBadImage, OnBadRow
 
 
 @pytest.fixture

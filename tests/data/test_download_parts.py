@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from bucket_server import Bucket, serving
 
-from retinaflow.data.download import http
-from retinaflow.data.download import images as pictures
+from retinaflow.data.download import http, images
 from retinaflow.data.download.http import Fetcher, MissingFileError, UnreachableError
-from retinaflow.data.download.images import Picture, fetch_pictures
+from retinaflow.data.download.images import RemoteImage, fetch_images
 from retinaflow.data.download.selection import choose_images
-from retinaflow.data.download.tables import filtered, keep
+from retinaflow.data.download.tables import filtered, write_lines
 
 
 @pytest.fixture
@@ -69,8 +68,8 @@ def test_another_status_ends_at_once(bucket: Bucket) -> None:
 
 
 def test_what_the_caller_finds_wrong_is_tried_again(bucket: Bucket) -> None:
-    with pytest.raises(UnreachableError, match="the last one: no picture"):
-        Fetcher(retries=1).read(f"{bucket.url}/a", verify=lambda data: "no picture")
+    with pytest.raises(UnreachableError, match="the last one: no image"):
+        Fetcher(retries=1).read(f"{bucket.url}/a", verify=lambda data: "no image")
     assert bucket.asked["a"] == 2
 
 
@@ -107,7 +106,9 @@ def test_a_stream_of_unknown_length_that_ends_in_mid_line_was_cut(bucket: Bucket
     bucket.files["t"] = b"a,1\nb,2"
     assert list(Fetcher().lines(f"{bucket.url}/t")) == [b"a,1", b"b,2"]
     bucket.errors["t"] = ["truncate, no length", 503]
-    with pytest.raises(UnreachableError, match="the last one: 3 bytes of an unknown number came, the last of them in"):
+    with pytest.raises(
+        UnreachableError, match="the last one: 3 bytes of an unknown number were received, which end within"
+    ):
         list(Fetcher(retries=0).lines(f"{bucket.url}/t"))
 
 
@@ -120,10 +121,10 @@ def test_a_file_that_changes_while_it_streams_is_refused(bucket: Bucket, monkeyp
 
 
 @pytest.fixture
-def gaps(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
+def gaps(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RemoteImage]:
     """Five images that the server does not have, where three are too many."""
-    monkeypatch.setattr(pictures, "HOPELESS", 3)
-    return [Picture(name, f"{bucket.url}/{name}.jpg", tmp_path / f"{name}.jpg") for name in "bcdef"]
+    monkeypatch.setattr(images, "MAX_FAILURES", 3)
+    return [RemoteImage(name, f"{bucket.url}/{name}.jpg", tmp_path / f"{name}.jpg") for name in "bcdef"]
 
 
 def refuse(bucket: Bucket) -> None:
@@ -132,30 +133,32 @@ def refuse(bucket: Bucket) -> None:
     bucket.errors = {f"{name}.jpg": [401] for name in "bcdef"}
 
 
-def test_a_wrong_address_ends_soon(bucket: Bucket, gaps: list[Picture]) -> None:
-    with pytest.raises(UnreachableError, match=r"first 3 images all failed; is the address right\? on_bad_image=skip"):
-        fetch_pictures(gaps, Fetcher(), connections=1)
-    assert len(fetch_pictures(gaps, Fetcher(), connections=1, skip=True).missing) == 5
+def test_a_wrong_address_ends_soon(bucket: Bucket, gaps: list[RemoteImage]) -> None:
+    with pytest.raises(UnreachableError, match=r"first 3 images all failed; check images_url\. on_bad_image=skip"):
+        fetch_images(gaps, Fetcher(), connections=1)
+    assert len(fetch_images(gaps, Fetcher(), connections=1, skip=True).missing) == 5
     refuse(bucket)
-    with pytest.raises(UnreachableError, match=r"is the address right\? One of them: .* status 401"):
-        fetch_pictures(gaps, Fetcher(), connections=1, skip=True)
+    with pytest.raises(UnreachableError, match=r"check images_url\. One of them: .* status 401"):
+        fetch_images(gaps, Fetcher(), connections=1, skip=True)
 
 
-def test_after_an_earlier_attempt_what_is_left_may_be_what_cannot_be_had(bucket: Bucket, gaps: list[Picture]) -> None:
+def test_after_an_earlier_attempt_what_is_left_may_be_what_cannot_be_had(
+    bucket: Bucket, gaps: list[RemoteImage]
+) -> None:
     gaps[2].target.write_bytes(b"of an earlier attempt")
-    fetched = fetch_pictures(gaps, Fetcher(), connections=2)
+    fetched = fetch_images(gaps, Fetcher(), connections=2)
     assert sorted(name for name, _ in fetched.missing) == ["b", "c", "e", "f"]
     refuse(bucket)
-    assert len(fetch_pictures(gaps, Fetcher(), connections=2, skip=True).failed) == 4
+    assert len(fetch_images(gaps, Fetcher(), connections=2, skip=True).failed) == 4
     refuse(bucket)
     with pytest.raises(UnreachableError, match="first 3 images all failed"):
-        fetch_pictures(gaps, Fetcher(), connections=2)
+        fetch_images(gaps, Fetcher(), connections=2)
 
 
 def test_rows_are_filtered_by_columns_of_any_order(tmp_path: Path) -> None:
     rows = [b"\xef\xbb\xbfSource,ImageID,LabelName,X", b"s,1,/m/a,0.1", b"s,2,/m/b,0.2", b"s,1,/m/b,0.3", b"cut"]
     wanted = {"LabelName": frozenset({"/m/b"}), "ImageID": frozenset({"1"})}
-    keep(filtered(rows, wanted, name="t"), tmp_path / "t.csv")
+    write_lines(filtered(rows, wanted, name="t"), tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_bytes() == b"Source,ImageID,LabelName,X\ns,1,/m/b,0.3\n"
     with pytest.raises(ValueError, match="t line 1: the header must name ImageID, LabelName"):
         list(filtered([b"<html>", b"ImageID"], {"LabelName": frozenset()}, name="t"))

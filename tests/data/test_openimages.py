@@ -21,8 +21,10 @@ from retinaflow.data.openimages import (
     read_image_ids,
 )
 from retinaflow.data.predictions import read_predictions
-from retinaflow.data.tables import SHOWN, OnBadRow, RowErrors
+from retinaflow.data.tables import SHOWN, RowErrors
 from retinaflow.detections import Detections
+from retinaflow.errors import DataError, SettingError
+from retinaflow.settings.groups import OnBadRow
 
 HEADER_2018 = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
@@ -354,15 +356,15 @@ def test_explicit_paths_stand_for_the_files_looked_up(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_found_names_the_names_looked_for_and_the_setting(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data=.*nowhere: no such folder"):
+    with pytest.raises(DataError, match=r"data=.*nowhere: no such folder"):
         find_files(tmp_path / "nowhere", ["train"])
-    with pytest.raises(FileNotFoundError, match=r"holds none of class-descriptions\.csv.* as classes="):
+    with pytest.raises(DataError, match=r"holds none of class-descriptions\.csv.* as classes="):
         find_files(tmp_path, ["train"])
     write(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"holds none of test-annotations-bbox\.csv.* as boxes="):
+    with pytest.raises(DataError, match=r"holds none of test-annotations-bbox\.csv.* as boxes="):
         find_files(tmp_path, ["test"])
     (tmp_path / "train-annotations-human-imagelabels.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="as image_labels= or image_labels=none if there are none"):
+    with pytest.raises(DataError, match="as image_labels= or image_labels=none if there are none"):
         find_files(tmp_path, ["train"])
 
 
@@ -389,7 +391,7 @@ def test_an_empty_or_missing_list_of_image_ids_is_refused(tmp_path: Path) -> Non
     (tmp_path / "ids.csv").write_text("ImageID\n", encoding="utf-8")
     with pytest.raises(ValueError, match="the list must hold at least one image id, but is empty"):
         read_image_ids(tmp_path / "ids.csv")
-    with pytest.raises(FileNotFoundError, match=r"eval_ids=.*none\.csv: no such file"):
+    with pytest.raises(SettingError, match=r"eval_ids=.*none\.csv: no such file"):
         read_image_ids(tmp_path / "none.csv")
 
 

@@ -16,13 +16,13 @@ from retinaflow.data.bins import make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.sampling import (
     STRATEGIES,
-    SamplingSettings,
     Strategy,
     epoch_plan,
     expected_samples,
     first_balanced_epoch,
     image_weights,
 )
+from retinaflow.settings.groups import SamplingSettings
 
 # Ten images. Class 0 on images 0 to 7, one box each; class 1 on image 7 (three boxes) and 8 (one); nothing on image 9.
 # n = (8, 2), f = (0.8, 0.2), boxes (8, 4) of 12. Log bins of (2, 8): the cut is at 4, so class 1 is rarer.
@@ -40,7 +40,7 @@ BY_HAND = {
     # Every class gives 1 / n_c to each of its images.
     "class-aware": (SamplingSettings(), [1 / 8] * 7 + [1 / 8 + 1 / 2, 1 / 2, 0.0]),
     # T is the 0.75 quantile of (2, 8) = 2 + 0.75 x 6 = 6.5; rates 6.5 / 2 = 3.25 and max(1, 6.5 / 8) = 1.
-    "binned": (SamplingSettings(background_rate=0.5), [1.0] * 7 + [3.25, 3.25, 0.5]),
+    "binned": (SamplingSettings(empty_image_rate=0.5), [1.0] * 7 + [3.25, 3.25, 0.5]),
 }
 
 

@@ -18,6 +18,7 @@ from retinaflow.demo import dataset as demo
 from retinaflow.demo.dataset import CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES, demo_is_current, plan_split, write_demo
 from retinaflow.demo.plan import ScenePlan, Thing, ancestors
 from retinaflow.demo.scene import SUPERSAMPLING, draw_once, draw_scene
+from retinaflow.errors import DataError
 
 SPLITS = {"train": TRAIN_IMAGES, "validation": VALIDATION_IMAGES}
 
@@ -308,7 +309,7 @@ def test_a_set_of_other_sizes_replaces_the_old_one_completely(tmp_path: Path) ->
 
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious", encoding="utf-8")
-    with pytest.raises(FileExistsError, match="something other than a demo set"):
+    with pytest.raises(DataError, match="something other than a demo set"):
         write_demo(tmp_path, **TINY)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "precious"
 

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.onnx import onnx_detector
-from retinaflow.detector.postprocess import PostprocessConfig, detect
+from retinaflow.detector.postprocess import detect
+from retinaflow.settings.model_groups import PostprocessSettings
+from retinaflow.settings.training_groups import NetworkSettings
 
 onnxruntime = pytest.importorskip("onnxruntime")
-CONFIG = PostprocessConfig(score_threshold=0.02, top_k=200, max_detections=50)
+CONFIG = PostprocessSettings(score_threshold=0.02, max_detections=50)
 
 
 @pytest.fixture(scope="module")
 def model() -> RetinaNet:
     """A detector with random weights that finds things: its logits are spread out."""
-    network = NetworkConfig("resnet18", 4, fpn_channels=64, head_norm="group", head_depth=1, anchor_scale=2.5)
-    model = RetinaNet(network, seed=3).eval()
+    network = NetworkSettings(backbone="resnet18", fpn_channels=64, head_norm="group", head_depth=1, anchor_scale=2.5)
+    model = RetinaNet(network, 4, seed=3).eval()
     with torch.no_grad():
         for name, spread in (("classification_head.cls_logits", 12.0), ("regression_head.bbox_reg", 2.0)):
             model.head.get_submodule(name).weight.mul_(spread)
@@ -54,7 +56,7 @@ def test_detections_are_those_of_the_detector(model: RetinaNet, session: Any, sh
 
 
 def test_an_image_without_detections_has_scores_of_zero(model: RetinaNet) -> None:
-    strict = PostprocessConfig(score_threshold=0.999999, top_k=20, max_detections=5)
+    strict = PostprocessSettings(score_threshold=0.999999, max_detections=5)
     graph = onnx_detector(model, strict, notes={})
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     assert not session.run(["scores"], {"images": np.zeros((1, 64, 64, 3), dtype=np.uint8)})[0].any()
@@ -66,5 +68,5 @@ def test_what_the_graph_tells_of_itself(session: Any) -> None:
 
 
 def test_soft_suppression_is_refused(model: RetinaNet) -> None:
-    with pytest.raises(ValueError, match=r"an ONNX graph has nms=nms at one IoU .*, but got nms=soft-nms"):
-        onnx_detector(model, PostprocessConfig(nms="soft-nms"), notes={})
+    with pytest.raises(ValueError, match="can do plain NMS only, but got nms=soft-nms"):
+        onnx_detector(model, PostprocessSettings(nms="soft-nms"), notes={})

@@ -12,14 +12,17 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.ops import batched_nms, box_iou
 
 from retinaflow.detector.anchors import anchor_grid, encode
-from retinaflow.detector.network import NetworkConfig, RawOutput, RetinaNet
+from retinaflow.detector.network import RawOutput, RetinaNet
 from retinaflow.detector.nms import soft_nms
-from retinaflow.detector.postprocess import BatchDetections, PostprocessConfig, detect
+from retinaflow.detector.postprocess import BatchDetections, detect
 from retinaflow.detector.weights import load_weights
+from retinaflow.settings.model_groups import PostprocessSettings
+from retinaflow.settings.training_groups import NetworkSettings
 
 SIZE = (96, 160)
 GRID = anchor_grid(SIZE)
 OFF = -20.0  # a logit whose score is nothing
+TORCHVISIONS = PostprocessSettings(score_threshold=0.05)
 
 
 def output_of(found: list[tuple[int, int, float, list[float]]], *, batch: int = 1, num_classes: int = 3) -> RawOutput:
@@ -54,11 +57,11 @@ def test_detections_of_torchvisions_weights_are_torchvisions(generator: torch.Ge
         boxes.weight *= 0.3 / raw["bbox_regression"].std()
         classes.bias.fill_(-3.0)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    ours = RetinaNet(NetworkConfig("resnet50", 4)).double().eval()
+    ours = RetinaNet(NetworkSettings(backbone="resnet50", head_norm="none"), 4).double().eval()
     load_weights(ours, str(tmp_path / "theirs.pth"))
     with torch.no_grad():
         expected = theirs(list(images.double() / 255))
-        found = detect(ours(images), ours.anchors(SIZE), config=PostprocessConfig())
+        found = detect(ours(images), ours.anchors(SIZE), config=TORCHVISIONS)
     scale = torch.tensor([160.0, 96.0, 160.0, 96.0], dtype=torch.float64)
     for image, wanted in enumerate(expected):
         own = found.take(found.owner == image)
@@ -77,7 +80,7 @@ def test_suppression_of_the_same_raw_outputs_is_torchvisions(generator: torch.Ge
     }
     anchors = [list(GRID.boxes.split(list(GRID.level_counts)))] * 2
     expected = theirs.postprocess_detections(split, anchors, [SIZE, SIZE])
-    found = detect(output, GRID, config=PostprocessConfig())
+    found = detect(output, GRID, config=TORCHVISIONS)
     scale = torch.tensor([160.0, 96.0, 160.0, 96.0])
     for image, wanted in enumerate(expected):
         own = found.take(found.owner == image)
@@ -89,14 +92,14 @@ def test_suppression_of_the_same_raw_outputs_is_torchvisions(generator: torch.Ge
 
 def test_boxes_are_normalised_by_width_and_height_and_clipped_to_the_image() -> None:
     # Image of height 96 and width 160: x / 160, y / 96.
-    found = detect(output_of([(0, 2, 0.9, [40.0, 24.0, 200.0, 48.0])]), GRID, config=PostprocessConfig())
+    found = detect(output_of([(0, 2, 0.9, [40.0, 24.0, 200.0, 48.0])]), GRID, config=PostprocessSettings())
     torch.testing.assert_close(found.boxes, torch.tensor([[0.25, 0.25, 1.0, 0.5]]), rtol=1e-4, atol=1e-4)
     assert (found.owner.tolist(), found.label.tolist()) == ([0], [2])
     torch.testing.assert_close(found.score, torch.tensor([0.9]))
 
 
 def test_rows_come_by_image_and_best_score_first(generator: torch.Generator) -> None:
-    found = detect(random_output(generator, 3, 4), GRID, config=PostprocessConfig(max_detections=50))
+    found = detect(random_output(generator, 3, 4), GRID, config=PostprocessSettings(max_detections=50))
     assert torch.bincount(found.owner).tolist() == [50, 50, 50]
     assert torch.equal(found.owner, found.owner.sort().values)
     for image in range(3):
@@ -104,20 +107,13 @@ def test_rows_come_by_image_and_best_score_first(generator: torch.Generator) -> 
         assert torch.equal(score, score.sort(descending=True).values)
 
 
-@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
+@pytest.mark.parametrize("nms", ["nms", "soft-nms"])
 @pytest.mark.parametrize("scope", ["level", "class"])
 def test_outputs_without_a_score_above_the_threshold_give_no_detection(nms: Any, scope: Any) -> None:
-    config = PostprocessConfig(nms=nms, top_k_scope=scope)
+    config, ancestors = PostprocessSettings(nms=nms), torch.zeros(3, 3, dtype=torch.bool)
     for batch in (0, 2):
-        found = detect(output_of([], batch=batch), GRID, config=config, ancestors=torch.zeros(3, 3, dtype=torch.bool))
+        found = detect(output_of([], batch=batch), GRID, config=config, ancestors=ancestors, top_k_scope=scope)
         assert (len(found), tuple(found.boxes.shape)) == (0, (0, 4))
-
-
-def test_each_class_has_its_own_threshold() -> None:
-    output = output_of([(0, 0, 0.5, [0.0, 0.0, 30.0, 30.0]), (0, 1, 0.5, [50.0, 50.0, 90.0, 90.0])])
-    found = detect(output, GRID, config=PostprocessConfig(score_threshold=torch.tensor([0.6, 0.4, 0.0])))
-    assert found.label.tolist().count(0) == 0
-    assert found.label.tolist().count(1) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -126,15 +122,17 @@ def test_the_threshold_is_decided_by_the_score_and_not_by_the_rounded_logit(
 ) -> None:
     raw = random_output(generator, 1, 3)
     output = RawOutput(raw.class_logits.to(dtype), raw.box_deltas.to(dtype))
-    config = PostprocessConfig(score_threshold=0.001, nms_iou=1.0, top_k=10**6, max_detections=10**6)
-    assert len(detect(output, GRID, config=config)) == int((output.class_logits.float().sigmoid() > 0.001).sum())
+    config = PostprocessSettings(score_threshold=0.001, nms_iou=1.0, max_detections=10**6)
+    assert len(detect(output, GRID, config=config, top_k=10**6)) == int(
+        (output.class_logits.float().sigmoid() > 0.001).sum()
+    )
 
 
 def test_top_k_per_class_keeps_rare_classes_that_top_k_per_level_loses() -> None:
     frequent = [(0, 0, 0.9 - 0.01 * n, [10.0 * n, 0.0, 10.0 * n + 9, 9.0]) for n in range(10)]
     output = output_of([*frequent, (0, 1, 0.1, [0.0, 50.0, 20.0, 70.0])])
-    per_level = detect(output, GRID, config=PostprocessConfig(top_k=5))
-    per_class = detect(output, GRID, config=PostprocessConfig(top_k=5, top_k_scope="class"))
+    per_level = detect(output, GRID, config=PostprocessSettings(), top_k=5)
+    per_class = detect(output, GRID, config=PostprocessSettings(), top_k=5, top_k_scope="class")
     assert per_level.label.tolist() == [0] * 5
     assert per_class.label.tolist() == [0] * 5 + [1]
 
@@ -142,16 +140,17 @@ def test_top_k_per_class_keeps_rare_classes_that_top_k_per_level_loses() -> None
 def test_with_room_for_all_candidates_both_scopes_agree(generator: torch.Generator) -> None:
     output = random_output(generator, 2, 3)
     level, by_class = (
-        detect(output, GRID, config=PostprocessConfig(top_k=10**6, top_k_scope=scope)) for scope in ("level", "class")
+        detect(output, GRID, config=PostprocessSettings(), top_k=10**6, top_k_scope=scope)
+        for scope in ("level", "class")
     )
     assert torch.equal(level.score, by_class.score)
     assert torch.equal(level.boxes, by_class.boxes)
 
 
-def test_doubles_are_dropped_within_a_class_and_an_image_only() -> None:
+def test_duplicates_are_dropped_within_a_class_and_an_image_only() -> None:
     box, near = [20.0, 20.0, 60.0, 60.0], [22.0, 20.0, 62.0, 60.0]
     rows = [(0, 0, 0.9, box), (0, 0, 0.8, near), (0, 1, 0.7, near), (1, 0, 0.6, near)]
-    found = detect(output_of(rows, batch=2), GRID, config=PostprocessConfig())
+    found = detect(output_of(rows, batch=2), GRID, config=PostprocessSettings())
     assert list(zip(found.owner.tolist(), found.label.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0)]
 
 
@@ -174,7 +173,7 @@ def test_soft_nms_of_many_groups_at_once_is_soft_nms_of_each(
 ) -> None:
     boxes, scores = random_boxes(60), torch.rand(60, generator=generator)
     groups = torch.randint(0, 4, (60,), generator=generator) * 10
-    threshold = torch.full((60,), 0.05)
+    threshold = 0.05
     got = soft_nms(boxes, scores, groups, sigma=0.5, threshold=threshold, max_per_group=60)
     for group in groups.unique().tolist():
         rows = (groups == group).nonzero().squeeze(1)
@@ -189,7 +188,7 @@ def test_soft_nms_lowers_the_score_of_an_overlapping_box_by_the_gaussian() -> No
     boxes = torch.tensor([[0.0, 0.0, 40.0, 10.0], [10.0, 0.0, 50.0, 10.0], [100.0, 0.0, 120.0, 10.0]])
     got = soft_nms(
         boxes, torch.tensor([0.9, 0.8, 0.3]), torch.zeros(3, dtype=torch.int64),
-        sigma=0.5, threshold=torch.full((3,), 0.05), max_per_group=9,
+        sigma=0.5, threshold=0.05, max_per_group=9,
     )  # fmt: skip
     torch.testing.assert_close(got, torch.tensor([0.9, 0.8 * math.exp(-0.72), 0.3]))
 
@@ -198,7 +197,7 @@ def test_soft_nms_with_few_picks_keeps_the_best_of_all_picks(
     random_boxes: Callable[[int], Tensor], generator: torch.Generator
 ) -> None:
     boxes, scores, groups = random_boxes(40), torch.rand(40, generator=generator), torch.zeros(40, dtype=torch.int64)
-    threshold = torch.full((40,), 0.01)
+    threshold = 0.01
     every = soft_nms(boxes, scores, groups, sigma=0.3, threshold=threshold, max_per_group=40)
     some = soft_nms(boxes, scores, groups, sigma=0.3, threshold=threshold, max_per_group=5)
     assert torch.equal(some.sort(descending=True).values[:5], every.sort(descending=True).values[:5])
@@ -207,8 +206,8 @@ def test_soft_nms_with_few_picks_keeps_the_best_of_all_picks(
 
 def test_soft_nms_keeps_both_of_a_crowded_pair_and_nms_drops_one() -> None:
     output = output_of([(0, 0, 0.9, [20.0, 20.0, 60.0, 60.0]), (0, 0, 0.8, [28.0, 20.0, 68.0, 60.0])])
-    assert len(detect(output, GRID, config=PostprocessConfig())) == 1
-    soft = detect(output, GRID, config=PostprocessConfig(nms="soft-nms"))
+    assert len(detect(output, GRID, config=PostprocessSettings())) == 1
+    soft = detect(output, GRID, config=PostprocessSettings(nms="soft-nms"))
     # IoU 32 / 48: exp(-(4 / 9) / 0.5) = exp(-8 / 9).
     torch.testing.assert_close(soft.score, torch.tensor([0.9, 0.8 * math.exp(-8 / 9)]), rtol=1e-3, atol=0)
 
@@ -223,24 +222,27 @@ def pairs_of(found: BatchDetections) -> list[tuple[int, float]]:
 
 def test_a_detection_is_also_one_of_its_ancestors() -> None:
     output = output_of([(0, 0, 0.9, [20.0, 20.0, 60.0, 60.0])])
-    found = detect(output, GRID, config=PostprocessConfig(), ancestors=ABOVE)
+    found = detect(output, GRID, config=PostprocessSettings(), ancestors=ABOVE)
     assert pairs_of(found) == [(0, 0.9), (1, 0.9)]
     assert torch.equal(found.boxes[0], found.boxes[1])
 
 
-@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
+@pytest.mark.parametrize("nms", ["nms", "soft-nms"])
 @pytest.mark.parametrize(("child", "parent"), [(0.9, 0.6), (0.6, 0.9)], ids=["child better", "parent better"])
 def test_of_a_copy_and_a_detection_of_the_parent_the_best_stays(nms: Any, child: float, parent: float) -> None:
     box, near = [20.0, 20.0, 60.0, 60.0], [22.0, 20.0, 62.0, 60.0]
     found = detect(
-        output_of([(0, 0, child, box), (0, 1, parent, near)]), GRID, config=PostprocessConfig(nms=nms), ancestors=ABOVE
+        output_of([(0, 0, child, box), (0, 1, parent, near)]),
+        GRID,
+        config=PostprocessSettings(nms=nms),
+        ancestors=ABOVE,
     )
     assert sorted(pairs_of(found)) == [(0, child), (1, 0.9)]
 
 
 def test_parents_change_nothing_in_classes_without_children_even_after_soft_nms(generator: torch.Generator) -> None:
     output = random_output(generator, 2, 3)
-    config = PostprocessConfig(nms="soft-nms", score_threshold=0.3, max_detections=10**4)
+    config = PostprocessSettings(nms="soft-nms", score_threshold=0.3, max_detections=10**4)
     plain, expanded = detect(output, GRID, config=config), detect(output, GRID, config=config, ancestors=ABOVE)
     for label in (0, 2):
         assert torch.equal(plain.score[plain.label == label], expanded.score[expanded.label == label])
@@ -248,42 +250,6 @@ def test_parents_change_nothing_in_classes_without_children_even_after_soft_nms(
     assert len(batched_nms(parents.boxes, parents.score, parents.label, 0.5)) == len(parents)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"score_threshold": 1.0}, "score_threshold < 1"),
-        ({"top_k": 0}, "at least 1"),
-        ({"nms": "hard"}, "nms must be one of"),
-        ({"top_k_scope": "image"}, "top_k_scope must be one of"),
-        ({"soft_sigma": 0.0}, "soft_sigma > 0"),
-        ({"support_power": torch.tensor([1.0, 0.0, 1.0])}, "support_power > 0"),
-        ({"nms": ("nms", "hard")}, "nms must be one of"),
-    ],
-)
-def test_settings_that_cannot_be_are_an_error_that_names_the_rule(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        PostprocessConfig(**settings)
-
-
-def test_a_way_for_each_class_needs_as_many_ways_as_classes(generator: torch.Generator) -> None:
-    with pytest.raises(ValueError, match="one for each of 3 classes, but got 2"):
-        detect(random_output(generator, 1, 3), GRID, config=PostprocessConfig(nms=("nms", "soft-nms")))
-
-
-@pytest.mark.parametrize("nms", ["nms", "soft-nms", "support-nms"])
-def test_each_class_is_thinned_out_in_its_way_as_it_would_be_if_all_were(nms: Any, generator: torch.Generator) -> None:
-    output = random_output(generator, 2, 3)
-    plain, all_ = (
-        detect(output, GRID, config=PostprocessConfig(nms=way, score_threshold=0.2, max_detections=10**4))
-        for way in ("nms", nms)
-    )
-    config = PostprocessConfig(nms=("nms", nms, "nms"), score_threshold=0.2, max_detections=10**4)
-    mixed = detect(output, GRID, config=config)
-    for label, expected in ((0, plain), (1, all_), (2, plain)):
-        assert torch.equal(mixed.score[mixed.label == label], expected.score[expected.label == label])
-        assert torch.equal(mixed.boxes[mixed.label == label], expected.boxes[expected.label == label])
-
-
 def test_outputs_of_another_image_shape_are_an_error(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="one image shape must agree"):
-        detect(random_output(generator, 1, 3), anchor_grid((64, 64)), config=PostprocessConfig())
+        detect(random_output(generator, 1, 3), anchor_grid((64, 64)), config=PostprocessSettings())

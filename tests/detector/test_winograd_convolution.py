@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retinaflow.detector.network import NetworkConfig, RetinaNet
+from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.winograd import transform
 from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
+from retinaflow.settings.training_groups import NetworkSettings
 
 
 def _by_winograd(layer: Conv3x3, maps: Tensor) -> bool:
@@ -73,9 +74,9 @@ def test_it_replaces_what_it_can_stand_for_and_keeps_what_is_frozen() -> None:
 
 
 def test_every_such_layer_of_the_network_is_one() -> None:
-    network = RetinaNet(NetworkConfig("resnet18", 3, fpn_channels=64, head_depth=1))
+    network = RetinaNet(NetworkSettings(backbone="resnet18", head_norm="none", fpn_channels=64, head_depth=1), 3)
     plain = [name for name, part in network.named_modules() if type(part) is nn.Conv2d and part.kernel_size == (3, 3)]
     strides = {network.get_submodule(name).stride for name in plain}
     assert strides == {(2, 2)}
-    frozen = RetinaNet(NetworkConfig("resnet18", 3, fpn_channels=64, trainable_layers=3))
+    frozen = RetinaNet(NetworkSettings(backbone="resnet18", head_norm="none", fpn_channels=64, trainable_layers=3), 3)
     assert not frozen.get_submodule("backbone.body.layer1.0.conv1").get_parameter("weight").requires_grad

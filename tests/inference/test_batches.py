@@ -11,16 +11,16 @@ import torch
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.postprocess import PostprocessConfig
 from retinaflow.inference.batches import detect
 from retinaflow.inference.checkpoint import on_device
+from retinaflow.settings.model_groups import PostprocessSettings
 
 CPU = torch.device("cpu")
-EVERYTHING = PostprocessConfig(score_threshold=0.0, top_k=100, max_detections=20)
+EVERYTHING = PostprocessSettings(score_threshold=0.0, max_detections=20)
 
 
 def _model(lab: Any) -> RetinaNet:
-    return on_device(RetinaNet(lab.network, seed=0), CPU)
+    return on_device(lab.model(seed=0), CPU)
 
 
 def _detect(lab: Any, model: RetinaNet, batch_size: int, **more: Any) -> Detections:
@@ -85,7 +85,7 @@ def test_detections_of_a_class_are_copied_to_its_ancestors_on_request(lab: Any) 
     """Class 0 (Car) is below class 1 (Vehicle): with room for all, every car is a vehicle of the same score or less."""
     ancestors = torch.from_numpy(lab.index.taxonomy.is_ancestor)
     model = _model(lab)
-    config = PostprocessConfig(score_threshold=0.0, top_k=5, max_detections=1000)
+    config = PostprocessSettings(score_threshold=0.0, max_detections=1000)
     plain, expanded = (
         Detections.concatenate(
             list(detect(model, lab.index, lab.buckets, config=config, expand_to=to, batch_size=4, device=CPU))

@@ -20,7 +20,7 @@ from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_devi
 
 @pytest.fixture
 def checkpoint(lab: Any) -> Checkpoint:
-    model = RetinaNet(lab.network, seed=3)
+    model = lab.model(seed=3)
     return Checkpoint(
         network=lab.network,
         state=model.state_dict(),

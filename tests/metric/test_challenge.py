@@ -357,7 +357,10 @@ def test_detections_beyond_ten_thousand_of_an_image_and_class_are_dropped_lowest
     result = challenge_scores(Detections(zeros, zeros, score, box), scene.annotations())
     assert result.dropped.over_limit == 3
     assert result.ap.tolist() == [0.0]
-    assert challenge_scores(Detections(zeros[2:], zeros[2:], score[2:], box[2:]), scene.annotations()).dropped.over_limit == 1
+    assert (
+        challenge_scores(Detections(zeros[2:], zeros[2:], score[2:], box[2:]), scene.annotations()).dropped.over_limit
+        == 1
+    )
 
 
 def test_classes_that_are_not_asked_for_are_nan_and_leave_the_others_alone() -> None:

@@ -86,7 +86,8 @@ def test_crowded_truths_are_those_a_double_loop_finds(scene: Scene) -> None:
 def test_the_slice_of_everything_is_the_whole_at_weight_zero(scene: Scene) -> None:
     evaluator = evaluator_of(scene)
     everything = Subset(
-        np.ones(len(evaluator.ground_truth.ordinary), dtype=bool), np.ones(len(evaluator.ranked_candidates()), dtype=bool)
+        np.ones(len(evaluator.ground_truth.ordinary), dtype=bool),
+        np.ones(len(evaluator.ranked_candidates()), dtype=bool),
     )
     whole = evaluator.matches(group_of_weight=0)
     part = evaluator.matches(group_of_weight=0, subset=everything)

@@ -28,6 +28,7 @@ import uvicorn
 from mlflow.pyfunc import scoring_server
 from starlette.requests import Request
 
+import retinaflow
 from retinaflow.commands.train import TrainResult
 
 MODEL = "models:/tiny-detector/1"
@@ -88,6 +89,15 @@ def test_the_logged_model_has_no_pickle_and_says_what_it_takes(trained: TrainRes
     example = json.loads((folder / "serving_input_example.json").read_text())
     assert len(mlflow.pyfunc.load_model(MODEL).predict(pd.DataFrame(**example["dataframe_split"]))) >= 0
     assert "torch==" in (folder / "requirements.txt").read_text()
+
+
+def test_the_logged_model_carries_the_whole_package(trained: TrainResult) -> None:
+    del trained
+    code = Path(mlflow.artifacts.download_artifacts(MODEL)) / "code" / "retinaflow"
+    package = Path(retinaflow.__file__).parent
+    assert {path.relative_to(code) for path in code.rglob("*.py")} == {
+        path.relative_to(package) for path in package.rglob("*.py")
+    }
 
 
 @pytest.mark.parametrize("setting", [{"images": "urls"}, {"max_pixels": 0}, {"max_bytes": "many"}], ids=str)

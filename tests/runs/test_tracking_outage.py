@@ -182,7 +182,7 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     assert not list(Path("out").rglob("*")), "nothing is left behind"
 
 
-def test_what_never_arrived_lies_in_the_file_of_the_last_message_and_going_on_with_the_run_sends_it_once(
+def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_run_sends_it_once(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "PATIENCE", 0.5)
@@ -195,7 +195,7 @@ def test_what_never_arrived_lies_in_the_file_of_the_last_message_and_going_on_wi
     last = capsys.readouterr().err.strip().splitlines()[-1]
     journal = Path(f"out/unsent-{run.run_id}/unsent.jsonl")
     assert re.match(rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), the end of the run never", last)
-    assert f"They lie in {journal}; a training that resumes resume={run.run_id} sends them first" in last
+    assert f"They are in {journal}; a training that resumes resume={run.run_id} sends them first" in last
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "metrics"][-10:] == list(range(10, 20))
 

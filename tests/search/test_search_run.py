@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from retinaflow.commands import search
+from retinaflow.runs.store import fetch_file
 from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, conclusion
 from retinaflow.search.objective import ObjectiveMetrics, TrialReports
 from retinaflow.search.results import importances
@@ -129,12 +130,12 @@ def test_tables_and_pictures_lie_at_the_parent(searched: Searched) -> None:
 def test_the_best_settings_can_be_trained_from_the_run(searched: Searched) -> None:
     table = pd.read_csv(searched.artifact("trials.csv"))
     best = searched.children[f"trial-{table['trial'][table['objective'].idxmax()]:04d}"]
-    config = resolve(TrainConfig, {"config": f"runs:/{searched.parent.info.run_id}/best.yaml"})
+    config = resolve(TrainConfig, {"config": f"runs:/{searched.parent.info.run_id}/best.yaml"}, fetch=fetch_file)
     assert config.focal_gamma == float(best.data.params["focal_gamma"])
     assert config.image_size == 64
     for text in ("runs:/nothing", "runs:/nothing/best.yaml"):
         with pytest.raises(ValueError, match=r"runs:/RUN_ID/FILE|run nothing has no best\.yaml"):
-            resolve(TrainConfig, {"config": text})
+            resolve(TrainConfig, {"config": text}, fetch=fetch_file)
 
 
 def test_the_comparison_is_on_the_fresh_seed(searched: Searched) -> None:

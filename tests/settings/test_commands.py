@@ -1,18 +1,19 @@
-"""Settings: where a value comes from, what ``auto`` stands for, and what a bad value is told."""
+"""Settings: where a value comes from, what ``auto`` stands for, and what an error names."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from retinaflow.cli import build_parser
-from retinaflow.settings.commands import COMMANDS, BinningConfig, EvaluateConfig, MainConfig, TrainConfig
-from retinaflow.settings.fields import as_text
+from retinaflow.errors import SettingError
+from retinaflow.settings.commands import COMMANDS, BinningConfig, EvaluateConfig, TrainConfig
 from retinaflow.settings.groups import TrackingSettings
-from retinaflow.settings.resolve import PROFILES, resolve
+from retinaflow.settings.resolve import RENAMED, resolve
+from retinaflow.settings.training_groups import LossSettings
 
 
 def _yaml(folder: Path, text: str) -> str:
@@ -41,15 +42,58 @@ def test_no_yaml_file_is_asked_for_by_none() -> None:
     assert resolve(TrainConfig, {"config": "none"}) == resolve(TrainConfig, {})
 
 
-@pytest.mark.parametrize(("data", "profile"), [("demo", "demo"), ("some/folder", "photos")])
-def test_auto_takes_the_value_of_the_profile_of_the_data(data: str, profile: str) -> None:
-    settings = resolve(TrainConfig, {"data": data})
-    assert {name: getattr(settings, name) for name in PROFILES[profile]} == dict(PROFILES[profile])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("demo", {"image_size": 112, "epochs": 3, "lr": 1e-3, "balance": 0.5, "focal_gamma": 1.0}),
+        ("some/folder", {"image_size": 512, "epochs": 12, "lr": 3e-4, "balance": 0.75, "focal_gamma": 2.0}),
+    ],
+)
+def test_auto_depends_on_the_data(data: str, expected: dict[str, Any]) -> None:
+    settings = resolve(TrainConfig, {"data": data}).model_dump()
+    assert {name: settings[name] for name in expected} == expected
 
 
-def test_a_given_value_goes_over_the_profile() -> None:
-    settings = resolve(TrainConfig, {"data": "demo", "epochs": "2"})
-    assert (settings.epochs, settings.batch_size) == (2, PROFILES["demo"]["batch_size"])
+def test_a_given_value_goes_over_auto_and_auto_as_given_is_the_default() -> None:
+    settings = resolve(TrainConfig, {"data": "demo", "epochs": "2", "batch_size": "auto"})
+    assert (settings.epochs, settings.batch_size) == (2, 4)
+    assert settings.model_fields_set == {"data", "epochs"}
+
+
+def test_auto_as_a_flag_goes_over_the_yaml_file(tmp_path: Path) -> None:
+    config = _yaml(tmp_path, "epochs: 5\n")
+    assert resolve(TrainConfig, {"config": config, "epochs": "auto"}).epochs == 3
+
+
+@pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
+def test_settings_made_without_resolve_are_complete(kind: type[TrackingSettings]) -> None:
+    assert kind() == resolve(kind, {})
+    # What the data folder, the store, the hardware or the files decide is found out there.
+    outside = {"hierarchy", "precision", "storage", "shard_size", "calibration"}
+    outside |= {"source_format", "to", "exhaustive", "orientation", "voc_first_pixel"}
+    assert {name for name, value in kind().model_dump().items() if value == "auto"} <= outside
+
+
+def test_a_command_is_every_group_that_it_is_made_of() -> None:
+    config = TrainConfig(focal_gamma=1.5, data="photos")
+    loss = config.part(LossSettings)
+    assert (loss.focal_gamma, type(loss)) == (1.5, LossSettings)
+    assert loss == LossSettings(focal_gamma=1.5)
+
+
+def test_no_setting_is_declared_twice() -> None:
+    """Two classes that declare a setting of one name give it different types, but for convert and download, which read
+    foreign data."""
+    declared: dict[str, dict[str, str]] = {}
+    for command in COMMANDS.values():
+        for kind in command.__mro__:
+            for name, annotation in vars(kind).get("__annotations__", {}).items():
+                if name in command.model_fields and kind.__name__ not in ("ConvertConfig", "DownloadConfig"):
+                    declared.setdefault(name, {})[kind.__name__] = annotation.replace("AtLeastOne", "int >= 1")
+    twice = {
+        name: kinds for name, kinds in declared.items() if len(kinds) > len(set(kinds.values())) and len(kinds) > 1
+    }
+    assert not twice
 
 
 @pytest.mark.parametrize(
@@ -62,25 +106,13 @@ def test_heads_have_a_norm_unless_they_come_from_coco(weights: str, norm: str) -
 
 @pytest.mark.parametrize(("weights", "p6_from"), [("coco", "p5"), ("coco_v2", "c5")])
 @pytest.mark.parametrize("data", ["demo", "some/folder"])
-def test_a_published_detector_brings_its_own_parts_unless_told_otherwise(data: str, weights: str, p6_from: str) -> None:
+def test_a_published_detector_brings_its_own_parts_unless_others_are_given(
+    data: str, weights: str, p6_from: str
+) -> None:
     settings = resolve(TrainConfig, {"data": data, "weights": weights})
     found = (settings.p6_from, settings.fpn_channels, settings.head_depth, settings.anchor_scale)
     assert found == (p6_from, 256, 4, 4.0)
     assert resolve(TrainConfig, {"data": data, "weights": weights, "anchor_scale": 3}).anchor_scale == 3
-
-
-@pytest.mark.parametrize("data", ["demo", "some/folder"])
-def test_no_setting_of_the_network_is_left_auto(data: str) -> None:
-    settings = resolve(MainConfig, {"data": data}).model_dump()
-    # Where the hierarchy is and what the machine is fast at are found out later.
-    assert {name for name, value in settings.items() if value == "auto"} == {"hierarchy", "precision"}
-
-
-def test_every_auto_has_a_value_in_both_profiles() -> None:
-    automatic = {name for name, field in TrainConfig.model_fields.items() if field.default == "auto"}
-    assert set(PROFILES["demo"]) == set(PROFILES["photos"])
-    by_other_settings = {"head_norm", "p6_from", "batch_norm", "trainable_layers", "weight_decay"}
-    assert automatic - {"hierarchy", "precision"} - by_other_settings == set(PROFILES["demo"])
 
 
 @pytest.mark.parametrize(
@@ -154,10 +186,15 @@ BAD: list[tuple[str, str, str]] = [
     ("focal_alpha", "0.5,3", "focal_alpha <= 1 must hold, but got focal_alpha=3"),
     ("focal_gamma", "1,x", "focal_gamma must be a number or 'auto', but got focal_gamma=x"),
     ("focal_gamma", "none", "focal_gamma must be a number or 'auto', but got focal_gamma=none"),
+    ("nms", "hard", "nms must be 'nms' or 'soft-nms', but got nms=hard"),
+    ("nms", "rest:nms:0.6", "rules by class group, numbers in nms, and support-nms are no longer available, but got"),
+    ("nms", "support-nms", "support-nms are no longer available, but got nms=support-nms"),
+    ("batch_norm", "frozen", "batch_norm=frozen needs weights that bring statistics"),
+    ("fpn_channels", "48", "fpn_channels must be a multiple of 64 with head_norm=group, but got fpn_channels=48"),
     ("max_boxes_per_class", "-1", "max_boxes_per_class >= 0 must hold, but got max_boxes_per_class=-1"),
     ("balance", "1.5", "balance <= 1 must hold, but got balance=1.5"),
     ("balance_start", "1", "balance_start < 1 must hold, but got balance_start=1"),
-    ("background_rate", "0", "background_rate > 0 must hold, but got background_rate=0"),
+    ("empty_image_rate", "0", "empty_image_rate > 0 must hold, but got empty_image_rate=0"),
     (
         "backbone",
         "vgg16",
@@ -165,6 +202,7 @@ BAD: list[tuple[str, str, str]] = [
     ),
     ("score_threshold", "1", "score_threshold < 1 must hold, but got score_threshold=1"),
     ("sampling", "fair", "but got sampling=fair"),
+    ("sampling", "bined", "but got sampling=bined; did you mean binned?"),
     ("epochs", "x", "epochs must be a whole number or 'auto', but got epochs=x"),
     ("epochs", "0", "epochs >= 1 must hold, but got epochs=0"),
     ("image_size", "16", "image_size >= 32 must hold, but got image_size=16"),
@@ -176,19 +214,20 @@ BAD: list[tuple[str, str, str]] = [
     ("train_splits", "", "train_splits must hold at least one value, but got train_splits=(empty)"),
     ("bin_edges", "10,x", "bin_edges must be a number, but got bin_edges=x"),
     ("seed", "-1", "seed >= 0 must hold, but got seed=-1"),
-    ("focal_gama", "2", "there is no setting focal_gama, but got focal_gama=2; the command's --help lists"),
+    ("focal_gama", "2", "there is no setting focal_gama, but got focal_gama=2; did you mean focal_gamma?"),
+    ("xyzzy", "2", "there is no setting xyzzy, but got xyzzy=2; the command's --help lists the settings"),
 ]
 
 
 @pytest.mark.parametrize(("name", "word", "message"), BAD, ids=[f"{name}={word or 'empty'}" for name, word, _ in BAD])
-def test_a_bad_value_is_told_rule_and_value(name: str, word: str, message: str) -> None:
+def test_an_error_names_rule_and_value(name: str, word: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         resolve(TrainConfig, {name: word})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_all_bad_values_are_told_at_once_one_a_line() -> None:
+def test_all_bad_values_are_named_at_once_one_a_line() -> None:
     with pytest.raises(ValueError) as caught:
         resolve(TrainConfig, {"num_bins": "0", "epochs": "x"})
     assert [line.split()[0] for line in str(caught.value).splitlines()] == ["num_bins", "epochs"]
@@ -205,7 +244,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_FILES)
-def test_a_bad_yaml_file_is_told_what_is_wrong(tmp_path: Path, content: bytes, message: str) -> None:
+def test_an_error_names_what_is_wrong_with_a_yaml_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "settings.yaml").write_bytes(content)
     with pytest.raises(ValueError) as caught:
         resolve(TrainConfig, {"config": str(tmp_path / "settings.yaml")})
@@ -213,20 +252,20 @@ def test_a_bad_yaml_file_is_told_what_is_wrong(tmp_path: Path, content: bytes, m
 
 
 def test_a_missing_yaml_file_is_named() -> None:
-    with pytest.raises(FileNotFoundError, match=r"config=nowhere\.yaml: no such file"):
+    with pytest.raises(SettingError, match=r"config=nowhere\.yaml: no such file"):
         resolve(BinningConfig, {"config": "nowhere.yaml"})
 
 
 @pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
 def test_every_default_as_written_is_that_default(kind: type[TrackingSettings]) -> None:
     """What --help and MLproject show can be given and changes nothing."""
-    words = {name: as_text(field.default) for name, field in kind.model_fields.items()}
+    words = {name: kind.default_text(name) for name, field in kind.model_fields.items() if not field.exclude}
     # () stands for "look up" in image_labels, none for "there are none": there is no word for the former.
     words.pop("image_labels", None)
     assert kind.model_validate(words) == kind()
 
 
-def test_evaluate_has_only_what_the_training_had_or_judging_needs() -> None:
+def test_evaluate_has_only_what_the_training_had_or_evaluating_needs() -> None:
     own = {
         "from_run",
         "predictions",
@@ -247,8 +286,7 @@ def test_help_shows_every_setting_with_its_default(command: str, capsys: pytest.
     # argparse breaks lines at the hyphens of a default too.
     text = "".join(capsys.readouterr().out.split())
     for name, field in COMMANDS[command].model_fields.items():
-        assert f"--{name}VALUE" in text
-        assert f"(default:{as_text(field.default)})" in text
+        assert field.exclude or f"--{name}" in text
 
 
 def test_only_flags_that_are_given_reach_the_settings() -> None:
@@ -256,10 +294,18 @@ def test_only_flags_that_are_given_reach_the_settings() -> None:
     assert given == {"command": "train", "num_bins": "3"}
 
 
-def test_the_choices_of_a_setting_are_those_of_the_module_that_acts_on_it() -> None:
-    from retinaflow.data.sampling import STRATEGIES
-    from retinaflow.detector.network import BACKBONES, HeadNorm
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_setting_by_its_earlier_name_is_accepted_with_a_message(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    new = RENAMED[old]
+    kind = next(kind for kind in COMMANDS.values() if new in kind.model_fields)
+    value = {"size_table": "sizes.csv", "ground_truth": "false", "validation_fraction": "0.5"}.get(new, "3")
+    assert getattr(resolve(kind, {old: value}), new) == getattr(kind.model_validate({new: value}), new)
+    assert f"{old} is now called {new}" in capsys.readouterr().out
+    with pytest.raises(SettingError, match=f"{old} is the earlier name of {new}, but both are given"):
+        resolve(kind, {old: value, new: value})
 
-    assert get_args(TrainConfig.model_fields["backbone"].annotation) == BACKBONES
-    assert get_args(TrainConfig.model_fields["sampling"].annotation) == STRATEGIES
-    assert set(get_args(get_args(TrainConfig.model_fields["head_norm"].annotation)[0])) == set(get_args(HeadNorm))
+
+def test_every_strategy_of_the_setting_has_its_weights() -> None:
+    from retinaflow.data.sampling import _WEIGHTS, STRATEGIES
+
+    assert set(_WEIGHTS) == set(STRATEGIES)

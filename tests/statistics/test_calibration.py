@@ -133,11 +133,11 @@ def test_no_image_has_a_part_in_its_own_calibrators(model: tuple[Detections, Mat
     """Turning right and wrong around on the images of a fold moves the scores of all folds but that one."""
     found, matches = model
     folds = sample_folds(120, FOLDS, seed=0)
-    before = cross_fitted(found, matches, folds, method="platt", min_truths=1)[0].score
+    before = cross_fitted(found, matches, folds, method="platt", min_ground_truth=1)[0].score
     touched = folds[matches.image_index] == 2
     after = cross_fitted(
         found, replace(matches, kind=np.where(touched, 1 - matches.kind, matches.kind)), folds, method="platt",
-        min_truths=1,
+        min_ground_truth=1,
     )[0].score  # fmt: skip
     own = folds[found.image_index] == 2
     np.testing.assert_array_equal(before[own], after[own])
@@ -149,7 +149,7 @@ def test_one_method_is_chosen_for_all_folds_of_a_class_and_kept_on_all_images(
 ) -> None:
     found, matches = model
     folds = sample_folds(120, FOLDS, seed=0)
-    scores, rows = cross_fitted(found, matches, folds, min_truths=1)
+    scores, rows = cross_fitted(found, matches, folds, min_ground_truth=1)
     evaluated = scored_of_class(matches, 0, folds)
     chosen = choose_method(evaluated)
     assert rows[0].calibrator == fit(evaluated, chosen)
@@ -164,7 +164,9 @@ def test_a_class_of_too_few_truths_keeps_its_scores(model: tuple[Detections, Mat
     found, matches = model
     least = int(matches.num_truths[3]) + 1
     assert matches.num_truths[2] >= least
-    scores, rows = cross_fitted(found, matches, sample_folds(120, FOLDS, seed=0), method="platt", min_truths=least)
+    scores, rows = cross_fitted(
+        found, matches, sample_folds(120, FOLDS, seed=0), method="platt", min_ground_truth=least
+    )
     assert [row.calibrator.method for row in rows] == ["platt", "platt", "platt", "none"]
     rare = found.class_index == 3
     np.testing.assert_array_equal(scores.score[rare], found.score[rare].astype(np.float64))
@@ -174,9 +176,11 @@ def test_a_class_of_too_few_truths_keeps_its_scores(model: tuple[Detections, Mat
 def test_a_kept_calibrator_leaves_the_ap_of_each_class_as_it_was(model: tuple[Detections, Matches]) -> None:
     found, matches = model
     made = world(4, 120)
-    _, rows = cross_fitted(found, matches, sample_folds(120, FOLDS, seed=0), method="isotonic", min_truths=1)
+    _, rows = cross_fitted(found, matches, sample_folds(120, FOLDS, seed=0), method="isotonic", min_ground_truth=1)
     calibrated = apply_calibrators(found, [row.calibrator for row in rows])
-    np.testing.assert_array_equal(challenge_scores(calibrated, made.annotations).ap, challenge_scores(found, made.annotations).ap)
+    np.testing.assert_array_equal(
+        challenge_scores(calibrated, made.annotations).ap, challenge_scores(found, made.annotations).ap
+    )
 
 
 def test_what_a_group_of_box_absorbed_is_neither_right_nor_wrong(model: tuple[Detections, Matches]) -> None:

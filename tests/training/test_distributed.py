@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from retinaflow.data.dataset import DetectionDataset
 from retinaflow.detections import Detections
-from retinaflow.detector.postprocess import PostprocessConfig
 from retinaflow.inference.batches import detect, merged
+from retinaflow.settings.model_groups import PostprocessSettings
 from retinaflow.training.distributed import World
 from retinaflow.training.loop import StepResult, Trainer
 from retinaflow.training.synced_norm import SyncedBatchNorm2d, sync_batch_norms
@@ -36,7 +36,7 @@ class ThreadWorld(World):
         super().__init__(rank, 2, rank)
         object.__setattr__(self, "meeting", meeting)
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         meeting: _Meeting = self.meeting  # type: ignore[attr-defined]
         meeting.box[self.rank] = value
         meeting.barrier.wait()
@@ -45,7 +45,7 @@ class ThreadWorld(World):
         return values
 
     def sum_(self, values: Tensor) -> Tensor:
-        return values.copy_(sum(self.collect(values.clone())))  # type: ignore[arg-type]
+        return values.copy_(sum(self.all_gather(values.clone())))  # type: ignore[arg-type]
 
     def sum_all_(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -58,7 +58,7 @@ def _both(work: Callable[[ThreadWorld], T]) -> list[T]:
         return list(threads.map(lambda rank: work(ThreadWorld(rank, meeting)), range(2)))
 
 
-@pytest.mark.parametrize("sizes", [(2, 2), (3, 1)], ids=["equal shares", "unequal shares"])
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 1)], ids=["equal parts", "unequal parts"])
 def test_a_batch_norm_of_two_ranks_is_that_of_the_whole_batch(sizes: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     # Away from zero, where E[x^2] - E[x]^2 loses digits.
@@ -85,8 +85,8 @@ def test_a_batch_norm_of_two_ranks_is_that_of_the_whole_batch(sizes: tuple[int, 
         )
 
     whole = backward(norm(), slice(0, 4))
-    shares = [slice(0, sizes[0]), slice(sizes[0], 4)]
-    first, second = _both(lambda world: backward(SyncedBatchNorm2d(norm(), world), shares[world.rank]))
+    parts = [slice(0, sizes[0]), slice(sizes[0], 4)]
+    first, second = _both(lambda world: backward(SyncedBatchNorm2d(norm(), world), parts[world.rank]))
     for name in ("output", "input"):
         torch.testing.assert_close(torch.cat([first[name], second[name]]), whole[name], rtol=1e-4, atol=1e-4)
     for name in ("grad weight", "grad bias"):
@@ -97,9 +97,8 @@ def test_a_batch_norm_of_two_ranks_is_that_of_the_whole_batch(sizes: tuple[int, 
 
 
 def test_a_synced_norm_keeps_the_names_of_a_network_and_normalises_alone_in_use(lab: Any) -> None:
-    from retinaflow.detector.network import RetinaNet
 
-    plain, synced = RetinaNet(lab.network), RetinaNet(lab.network)
+    plain, synced = lab.model(), lab.model()
     sync_batch_norms(synced, World(0, 2, 0))
     assert plain.state_dict().keys() == synced.state_dict().keys()
     assert any(isinstance(module, SyncedBatchNorm2d) for module in synced.modules())
@@ -134,9 +133,9 @@ def test_two_ranks_take_the_steps_of_one(lab: Any) -> None:
             )
 
 
-def test_detections_of_shares_of_the_batches_merge_into_those_of_one_process(lab: Any) -> None:
+def test_detections_of_parts_of_the_batches_merge_into_those_of_one_rank(lab: Any) -> None:
     model = lab.trainer(epochs=1).model
-    config = PostprocessConfig(score_threshold=0.0, top_k=5, max_detections=10)
+    config = PostprocessSettings(score_threshold=0.0, max_detections=10)
 
     def found(rank: int, size: int) -> list[Detections]:
         return list(

@@ -1,4 +1,4 @@
-"""Two processes of gloo train what one trains, in one MLflow run; one that dies is named."""
+"""Two ranks of gloo train what one trains, in one MLflow run; one that dies is named."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import train
 from retinaflow.data.batching import AspectBuckets, plan_batches
+from retinaflow.errors import WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.training import launch as processes
+from retinaflow.training import launch
 
 # AdamW turns the rounding of tiny gradients into whole steps, and large steps carry it on; small steps of SGD do not.
 RECIPE = {"optimizer": "sgd", "schedule": "constant", "lr": 1e-5, "momentum": 0.0, "epochs": 2, "clip": 0}
@@ -24,7 +25,7 @@ def _history(run_id: str, name: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in MlflowClient().get_metric_history(run_id, name)]
 
 
-def test_two_processes_train_what_one_trains_in_one_run(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_train_what_one_trains_in_one_run(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = train.run(workshop.settings(**RECIPE, output=str(workshop.folder / "one")))
     # As under `mlflow run`: all processes see the run, the first one alone joins it.
     mlflow.set_experiment("two processes")
@@ -47,7 +48,7 @@ def test_two_processes_train_what_one_trains_in_one_run(workshop: Any, monkeypat
 
 
 @pytest.mark.parametrize("length", [2, 12, 13, 37])
-def test_every_planned_image_is_in_one_process_and_the_batches_are_those_of_one(length: int) -> None:
+def test_every_planned_image_is_on_one_rank_and_the_batches_are_those_of_one_rank(length: int) -> None:
     rng = np.random.default_rng(length)
     buckets = AspectBuckets(((64, 96), (64, 64), (96, 64)))
     bucket_of_image = rng.integers(0, 3, 20)
@@ -62,13 +63,13 @@ def test_every_planned_image_is_in_one_process_and_the_batches_are_those_of_one(
         assert all(np.array_equal(both, np.sort(batch.draws)) for both, batch in zip(together, alone, strict=True))
 
 
-def test_a_process_that_dies_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho 'no such device'\nkill -9 $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr(processes.sys, "executable", str(script))
+    monkeypatch.setattr(launch.sys, "executable", str(script))
     with (
-        pytest.raises(ChildProcessError, match=r"process of rank 1 \(pid \d+\) died: killed by SIGKILL\n  no such"),
-        processes.processes(2),
+        pytest.raises(WorkerError, match=r"rank 1 \(pid \d+\) died: killed by SIGKILL\n  no such"),
+        launch.ranks(2),
     ):
         pass

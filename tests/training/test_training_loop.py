@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets
+from retinaflow.errors import TrainingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import World
 from retinaflow.training.loop import StepResult, Trainer, has_grown
 from retinaflow.training.schedule import learning_rate
@@ -47,19 +49,22 @@ OTHER_SCHEDULES = [
 
 @pytest.mark.parametrize(("schedule", "step", "expected"), OTHER_SCHEDULES)
 def test_another_schedule_gives(schedule: Any, step: int, expected: float) -> None:
-    rate = learning_rate(step, 12, highest=0.3, warmup=0.0, schedule=schedule, milestones=(0.667, 0.889))
+    rate = learning_rate(step, 12, OptimizationSettings(lr=0.3, warmup=0, schedule=schedule))
     assert rate == pytest.approx(0.3 * expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "steps", "constant"])
 def test_every_schedule_begins_with_the_same_rise(schedule: Any) -> None:
-    rates = [learning_rate(n, 20, highest=1.0, warmup=0.2, schedule=schedule, milestones=(0.1,)) for n in range(4)]
+    settings = OptimizationSettings(lr=1, warmup=0.2, schedule=schedule, milestones=(0.1,))
+    rates = [learning_rate(n, 20, settings) for n in range(4)]
     assert rates == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize(("step", "total", "warmup", "expected"), HAND_WORKED)
 def test_the_learning_rate_is(step: int, total: int, warmup: float, expected: float) -> None:
-    assert learning_rate(step, total, highest=0.3, warmup=warmup) == pytest.approx(0.3 * expected, abs=1e-15)
+    assert learning_rate(step, total, OptimizationSettings(lr=0.3, warmup=warmup)) == pytest.approx(
+        0.3 * expected, abs=1e-15
+    )
 
 
 def _train(lab: Any, trainer: Trainer) -> list[Any]:
@@ -173,7 +178,7 @@ def _broken_after(lab: Any, steps: int, **settings: Any) -> Trainer:
     first = lab.trainer(**settings)
     with pytest.raises(_Break):
         list(first.fit(lab.dataset, lab.buckets, lab.plans, after_step=stop))
-    kept = copy.deepcopy((first.best_guess.state_dict(), first.state()))
+    kept = copy.deepcopy((first.evaluated_model.state_dict(), first.state()))
     second: Trainer = lab.trainer(**settings)
     with torch.no_grad():
         for parameter in second.model.parameters():
@@ -199,7 +204,7 @@ def test_going_on_in_mid_epoch_gives_the_same_bits(lab: Any, recipe: dict[str, A
     figures = [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in expected]
     assert [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in found] == figures[-len(found) :]
     _assert_same_bits(whole.model.state_dict(), resumed.model.state_dict())
-    _assert_same_bits(whole.best_guess.state_dict(), resumed.best_guess.state_dict())
+    _assert_same_bits(whole.evaluated_model.state_dict(), resumed.evaluated_model.state_dict())
 
 
 def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: Any) -> None:
@@ -207,7 +212,7 @@ def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: 
     first = lab.trainer(epochs=1)
     result = next(iter(first.fit(lab.dataset, lab.buckets, lab.plans)))
     second = lab.trainer(epochs=1)
-    second.load(first.best_guess.state_dict(), first.state())
+    second.load(first.evaluated_model.state_dict(), first.state())
     again = _train(lab, second)
     assert [(r.epoch, r.step, r.loss_class, r.images) for r in again] == [
         (result.epoch, result.step, result.loss_class, result.images)
@@ -217,7 +222,7 @@ def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: 
 
 def test_another_plan_is_refused_in_mid_epoch(lab: Any) -> None:
     resumed = _broken_after(lab, 1, epochs=2)
-    with pytest.raises(ValueError, match="epoch 1 must be resumed by the plan it began with"):
+    with pytest.raises(ValueError, match="epoch 1 must be resumed with the plan that it began with"):
         list(resumed.fit(lab.dataset, lab.buckets, lambda epoch: lab.plans(epoch)[::-1]))
 
 
@@ -254,7 +259,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: 
         next(iter(trainer.model.parameters())).fill_(float("nan"))
     weights = _copy(trainer.model.state_dict())
     seen: list[StepResult] = []
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(TrainingError) as caught:
         list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=seen.append))
     named = str(caught.value).split("images ")[1].split(".")[0].split(", ")
     assert 1 <= len(named) <= 4
@@ -270,7 +275,7 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: 
 def test_a_gradient_that_is_not_finite_names_its_parameter_and_does_not_blame_the_learning_rate(lab: Any) -> None:
     trainer = lab.trainer(epochs=1)
     trainer.model.backbone.fpn.layer_blocks[0][0].weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(TrainingError) as caught:
         list(trainer.fit(lab.dataset, lab.buckets, lab.plans))
     assert "the gradient of backbone.fpn.layer_blocks.0.0.weight must be finite" in str(caught.value)
     assert "lr=" in str(caught.value)

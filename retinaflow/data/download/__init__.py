@@ -1,2 +1,3 @@
-"""Open Images from its public buckets: ``addresses`` (what lies where), ``fetching`` (one polite, patient reader),
-``tables`` (the large tables, filtered while they stream), ``choosing`` (which images), ``pictures`` (their files)."""
+"""Open Images from its public buckets: ``urls`` (the published files), ``http`` (reading them with retries),
+``request`` (what a download asks for), ``tables`` (the large tables, filtered while they are read), ``selection``
+(which images), and ``images`` (their files)."""

@@ -1,8 +1,8 @@
-"""Reading over HTTP that is polite and patient: bounded connections, waits that double, and checked lengths.
+"""Reading over HTTP with retries, growing waits and verified lengths.
 
-An answer of 429 or 5xx, a broken or stalled connection, and a body that is not what its headers promise are tried
-again after a random wait that doubles each time; ``Retry-After`` is kept to by all connections. 403, 404 and 410 mean
-that there is no such file. HTTP itself is left to requests.
+A status of 429 or 5xx, a broken or stalled connection, and a body that does not match its headers are tried again after
+a random wait that doubles each time; all connections obey ``Retry-After``. 403, 404 and 410 mean that there is no such
+file. HTTP itself is left to requests.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from typing import TypeVar
 
 import requests
 
+from retinaflow.errors import DataError
+from retinaflow.files import growing_waits, retry
+
 Result = TypeVar("Result")
 FIRST_WAIT = 1.0
-"""Seconds, of which the first wait is half to all."""
+"""Seconds; the first wait is between half of it and all of it."""
 LONGEST_WAIT = 60.0
 LONGEST_RETRY_AFTER = 600.0
 _BLOCK = 1 << 20
@@ -30,20 +33,23 @@ _GONE = (403, 404, 410)
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
-class MissingFileError(OSError):
+class MissingFileError(DataError):
     """The server has no such file."""
 
 
-class UnreachableError(OSError):
-    """A file could not be read whole, however often it was tried; the message ends with the last reason."""
+class UnreachableError(DataError):
+    """A file could not be read whole in all tries; the message ends with the last reason."""
 
 
-class _TryAgainError(Exception):
-    """One try failed, for this reason."""
+class _FailedTryError(Exception):
+    """The reason why one try failed."""
+
+
+_TEMPORARY = (requests.RequestException, _FailedTryError)
 
 
 class Fetcher:
-    """Reads files; safe to use from several threads, each of which has a connection of its own.
+    """Reads files. Several threads may use it; each has a connection of its own.
 
     ``timeout``: seconds without a byte after which a try has failed; one try takes at most twenty times that for a
     file read whole. ``retries``: further tries after the first.
@@ -53,14 +59,14 @@ class Fetcher:
         self.retries, self.timeout = retries, timeout
         self._threads = threading.local()
         self._not_before = 0.0
-        self._waits = random.Random()
+        self._random = random.Random()
         self.stopped = threading.Event()
-        """Set to end all waiting at once."""
+        """Set it to end all waits at once."""
 
     def read(self, url: str, *, verify: Callable[[bytes], str | None] = lambda data: None) -> bytes:
-        """The whole file, as long as its headers say and with the MD5 that they give.
+        """The whole file, with the length and the MD5 of its headers.
 
-        ``verify`` says what else is wrong with it, or None. Raises MissingFileError or UnreachableError.
+        ``verify`` returns what else is wrong with it, or None. Raises MissingFileError or UnreachableError.
         """
 
         def attempt() -> bytes:
@@ -70,76 +76,85 @@ class Fetcher:
                 for block in response.iter_content(_BLOCK):
                     parts.append(block)
                     if time.monotonic() > deadline:
-                        raise _TryAgainError(f"not complete after {20 * self.timeout:g} seconds")
+                        raise _FailedTryError(f"not complete after {20 * self.timeout:g} seconds")
                 data = b"".join(parts)
                 reason = _flaw(data, response.headers) or verify(data)
             if reason:
-                raise _TryAgainError(reason)
+                raise _FailedTryError(reason)
             return data
 
-        return self._patiently(url, attempt)
+        return self._with_retries(url, attempt)
 
     def size(self, url: str) -> int | None:
-        """Bytes of a file as its headers say, without reading it; None where they do not."""
+        """Bytes of a file by its headers, without reading it; None if they do not give its length."""
 
         def attempt() -> int | None:
             with self._open(url, method="HEAD") as response:
                 length = response.headers.get("Content-Length", "")
             return int(length) if length.isdigit() else None
 
-        return self._patiently(url, attempt)
+        return self._with_retries(url, attempt)
 
     def lines(self, url: str, *, seen: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
-        """Lines of a file of any length, read while they come and never kept; a broken reading goes on where it broke.
+        """Lines of a file of any length, while they are read; after an error the reading resumes where it stopped.
 
-        ``seen`` is told how many bytes have come. A file of unknown length must end with the end of a line, as one that
-        was cut could not be told. Raises as :meth:`read`, and ValueError when the file was changed.
+        ``seen`` gets the number of bytes of each block. A file of unknown length must end with the end of a line,
+        because a file that was cut could not be recognised. Raises as :meth:`read`, and DataError for a file that
+        changes.
         """
-        place = _Place()
-        rest, failures = b"", 0
-        while not place.complete:
+        position = _Position()
+        blocks: Iterator[bytes] | None = None
+
+        def next_block() -> bytes:
+            nonlocal blocks
+            blocks = blocks or self._blocks(url, position)
             try:
-                for block in self._blocks(url, place):
-                    failures = 0
-                    seen(len(block))
-                    *whole, rest = (rest + block).split(b"\n")
-                    yield from (line.rstrip(b"\r") for line in whole)
-            except (requests.RequestException, _TryAgainError) as error:
-                failures += 1
-                self._wait(url, failures, error)
+                return next(blocks, b"")
+            except BaseException:
+                blocks = None
+                raise
+
+        rest = b""
+        while not position.complete:
+            block = self._with_retries(url, next_block)
+            seen(len(block))
+            *whole, rest = (rest + block).split(b"\n")
+            yield from (line.rstrip(b"\r") for line in whole)
         if rest:
             yield rest.rstrip(b"\r")
 
-    def _blocks(self, url: str, place: _Place) -> Iterator[bytes]:
-        """What is left of a file from a place on, which moves along."""
-        asked = {"Range": f"bytes={place.offset}-"} if place.offset else {}
+    def _blocks(self, url: str, position: _Position) -> Iterator[bytes]:
+        """The rest of a file from an offset, which is moved forward."""
+        asked = {"Range": f"bytes={position.offset}-"} if position.offset else {}
         with self._open(url, headers=asked) as response:
             mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            if place.mark not in (None, mark):
-                raise ValueError(f"{url}: the file must not change while it is read, but did; start again")
-            place.mark = mark
-            # A server that knows no ranges sends everything again.
-            skip = place.offset if response.status_code == 200 else 0
+            if position.mark not in (None, mark):
+                raise DataError(f"{url}: the file must not change while it is read, but did; start the command again")
+            position.mark = mark
+            # A server that does not support ranges sends the whole file again.
+            skip = position.offset if response.status_code == 200 else 0
             for block in response.iter_content(_BLOCK):
                 fresh = block[skip:]
                 skip -= min(skip, len(block))
-                place.offset += len(fresh)
+                position.offset += len(fresh)
                 if fresh:
-                    place.ends_line = fresh.endswith(b"\n")
+                    position.ends_line = fresh.endswith(b"\n")
                     yield fresh
             total = _total(response.headers)
-        if total is not None and place.offset < total:
-            raise _TryAgainError(f"{place.offset:,} of {total:,} bytes came")
-        if total is None and not place.ends_line:
-            raise _TryAgainError(f"{place.offset:,} bytes of an unknown number came, the last of them in mid-line")
-        place.complete = True
+        if total is not None and position.offset < total:
+            raise _FailedTryError(f"{position.offset:,} of {total:,} bytes were received")
+        if total is None and not position.ends_line:
+            raise _FailedTryError(
+                f"{position.offset:,} bytes of an unknown number were received, which end within a line"
+            )
+        position.complete = True
 
     def _open(self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> requests.Response:
         self._sleep(self._not_before - time.monotonic())
         session: requests.Session | None = getattr(self._threads, "session", None)
         if session is None:
             session = self._threads.session = requests.Session()
-            # Compressed on the way, a file would not have the length that its headers say.
+            # A file that is compressed for the transfer would not have the length of its headers.
             session.headers.update({"User-Agent": "retinaflow", "Accept-Encoding": "identity"})
         response = session.request(method, url, headers=dict(headers or {}), timeout=self.timeout, stream=True)
         status = response.status_code
@@ -151,33 +166,28 @@ class Fetcher:
         if status in _BUSY:
             pause = _retry_after(response.headers.get("Retry-After"))
             self._not_before = max(self._not_before, time.monotonic() + pause)
-            raise _TryAgainError(f"status {status}")
-        raise UnreachableError(f"{url}: the server answers with status {status}")
+            raise _FailedTryError(f"status {status}")
+        raise UnreachableError(f"{url}: the server returned status {status}")
 
-    def _patiently(self, url: str, attempt: Callable[[], Result]) -> Result:
-        failures = 0
-        while True:
-            try:
-                return attempt()
-            except (requests.RequestException, _TryAgainError) as error:
-                failures += 1
-                self._wait(url, failures, error)
-
-    def _wait(self, url: str, failures: int, error: Exception) -> None:
-        if failures > self.retries or self.stopped.is_set():
-            reason = str(error) if isinstance(error, _TryAgainError) else type(error).__name__
-            raise UnreachableError(f"{url}: not read in {failures} tries; the last one: {reason}") from error
-        longest = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
-        # Random, so that connections that failed together do not come back together.
-        self._sleep(longest * self._waits.uniform(0.5, 1))
+    def _with_retries(self, url: str, attempt: Callable[[], Result]) -> Result:
+        try:
+            return retry(
+                attempt,
+                waits=growing_waits(FIRST_WAIT, LONGEST_WAIT, count=self.retries, spread=self._random),
+                may_pass=lambda error: isinstance(error, _TEMPORARY) and not self.stopped.is_set(),
+                sleep=self._sleep,
+            )
+        except _TEMPORARY as error:
+            reason = str(error) if isinstance(error, _FailedTryError) else type(error).__name__
+            raise UnreachableError(f"{url}: not read in {self.retries + 1} tries; the last one: {reason}") from error
 
     def _sleep(self, seconds: float) -> None:
         if seconds > 0:
             self.stopped.wait(seconds)
 
 
-class _Place:
-    """How far a file has been read: bytes, the version they are of, whether a line ends there, and whether all does."""
+class _Position:
+    """How far a file has been read: bytes, the version of the file, and whether a line or the file ends there."""
 
     def __init__(self) -> None:
         self.offset = 0
@@ -196,11 +206,11 @@ def _total(headers: Mapping[str, str]) -> int | None:
 
 
 def _flaw(data: bytes, headers: Mapping[str, str]) -> str | None:
-    """What the headers of a whole file say against it."""
+    """What the headers of a whole file contradict in it, or None."""
     total = _total(headers)
     if total is not None and len(data) != total:
-        return f"{len(data):,} of {total:,} bytes came"
-    # The tag is the MD5 where a file was uploaded in one piece; Google's storage has a header for it.
+        return f"{len(data):,} of {total:,} bytes were received"
+    # The ETag of a file that was uploaded in one piece is its MD5; Google's storage has a header of its own for it.
     promised = {headers.get("ETag", "").strip('"').lower()}
     for word in headers.get("x-goog-hash", "").replace(" ", "").split(","):
         if word.startswith("md5="):
@@ -220,7 +230,7 @@ def hex_of(base64_md5: str) -> str:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a server asks to wait, from a number or a date."""
+    """Seconds to wait by a Retry-After header: a number or a date."""
     if not value:
         return 0.0
     try:

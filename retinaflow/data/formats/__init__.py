@@ -1,7 +1,8 @@
-"""Detection data in other tools' layouts -> :class:`~retinaflow.data.formats.detection_set.DetectionSet`, and back.
+"""Detection data in other layouts -> :class:`~retinaflow.data.formats.detection_set.DetectionSet`, and back.
 
-Reading: ``detecting`` says which layout a folder has; ``coco``, ``voc`` and ``yolo`` give what their files say as a
-``SourceSet`` (``source``); ``checking`` measures it against the image files and makes a ``DetectionSet`` of it, with
-ids from ``naming`` and boxes turned as ``turning`` says. ``splitting`` takes a validation split out. Writing: the same
-files, ``published`` for the layout of Open Images, and ``placing`` for image files and the folder as a whole.
+Reading: ``layout`` recognises the layout of a folder; ``coco``, ``voc`` and ``yolo`` read its files into a
+``SourceSet`` (``source``); ``checks`` verifies it against the image files and makes a ``DetectionSet`` with ``ids`` of
+its own, boxes rotated as ``orientation`` requires. ``splits`` takes a validation split out. Writing: the same modules,
+``published`` for the layout of Open Images, ``image_files`` for the images. ``conversion`` has these steps in the order
+of ``convert``.
 """

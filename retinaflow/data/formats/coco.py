@@ -1,10 +1,10 @@
 """COCO JSON (cocodataset.org/#format-data) and LVIS JSON <-> detection sets.
 
 Boxes are ``[x, y, width, height]`` in pixels, from 0. ``iscrowd`` is group-of. Category ids need not be consecutive;
-classes keep the order of the list of categories. An LVIS file (images with ``neg_category_ids``) says which classes
-were looked for on each image; the others are unknown there (its ``not_exhaustive_category_ids``, classes of which some
-objects are not boxed, are not read). ``label_name`` of a category, ``occluded`` and ``truncated`` among the
-``attributes`` of an annotation (as CVAT writes them) are read and written too, and :func:`write_coco` writes LVIS's
+classes keep the order of the list of categories. An LVIS file (images with ``neg_category_ids``) lists the classes that
+are annotated on each image; the others are unknown there (``not_exhaustive_category_ids``, classes of which some
+objects have no box, is not read). ``label_name`` of a category, ``occluded`` and ``truncated`` among the ``attributes``
+of an annotation (as CVAT writes them) are read and written too, and :func:`write_coco` writes LVIS's
 ``neg_category_ids`` for a set that is not exhaustive.
 """
 
@@ -20,28 +20,21 @@ from typing import Any
 import numpy as np
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.source import (
-    ClassNames,
-    SourceImage,
-    SourceSet,
-    existing,
-    find_image,
-    note,
-    safe_name,
-    split_of,
-)
+from retinaflow.data.formats.folders import existing, find_image, safe_name, split_of
+from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.tables import RowErrors
+from retinaflow.errors import DataError
 
 SHORT = {"validation": "val"}
-"""How COCO calls a split."""
+"""Names of splits in COCO."""
 _LISTS = ("images", "annotations", "categories")
 
 
 def find_coco(folder: Path) -> dict[str, Path]:
     """The annotation files of a folder by split: JSON files with images, annotations and categories.
 
-    Of COCO's own files those of instances count (not captions, keypoints, panoptic). Raises ValueError for two files
-    of one split.
+    Of COCO's own files only those of instances are read (not captions, keypoints, panoptic). Raises DataError for two
+    files of one split.
     """
     files = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
     instances = [path for path in files if path.name.startswith("instances_")]
@@ -49,7 +42,7 @@ def find_coco(folder: Path) -> dict[str, Path]:
     for path in instances or [path for path in files if _is_coco(path)]:
         split = split_of(path.stem, *path.relative_to(folder).parent.parts) or "train"
         if split in found:
-            raise ValueError(
+            raise DataError(
                 f"{folder}: a split must have one annotation file, but {found[split].name} and {path.name} are both "
                 f"{split}; give the one to read as data="
             )
@@ -58,7 +51,7 @@ def find_coco(folder: Path) -> dict[str, Path]:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a JSON file looks like COCO, from its text alone: the files are large."""
+    """Whether a JSON file looks like COCO. Its text is searched but not parsed, because the files are large."""
     with path.open("rb") as file:
         wanted = {f'"{name}"'.encode() for name in _LISTS}
         rest = b""
@@ -77,9 +70,9 @@ def read_coco(
     images: Sequence[Path] = (),
     report: Callable[[str], None] = lambda text: None,
 ) -> SourceSet:
-    """The annotation files of each split, in ``folder``; ``images``: folders to look in before the usual ones.
+    """The annotation files of each split, in ``folder``; ``images``: folders that are searched before the usual ones.
 
-    Raises ValueError for a file that is no COCO JSON; what breaks a rule in it goes to ``errors``.
+    Raises DataError for a file that is no COCO JSON; annotations that break a rule go to ``errors``.
     """
     source = SourceSet("pixel", classes)
     roots: list[Path] = []
@@ -87,9 +80,9 @@ def read_coco(
         document = _document(path)
         categories = _categories(document["categories"], path, classes, errors)
         own = existing([*images, *_roots(path, split, folder)])
-        places = _images(source, document["images"], path, split, own, categories, errors)
+        positions = _images(source, document["images"], path, split, own, categories, errors)
         for number, annotation in enumerate(document["annotations"], 1):
-            _annotation(source, annotation, f"{path.name} annotation {number}", places, categories, errors)
+            _annotation(source, annotation, f"{path.name} annotation {number}", positions, categories, errors)
         roots += own
     _find_by_bare_names(source, roots, report)
     if classes.given is None:
@@ -98,32 +91,34 @@ def read_coco(
 
 
 def _find_by_bare_names(source: SourceSet, roots: Sequence[Path], report: Callable[[str], None]) -> None:
-    """Files of images that are not where their names say: by the name without folders, where that can be but one."""
+    """Find the files of images that are not at their paths: by the name without folders, where it is unambiguous."""
     bare = Counter(PurePosixPath(image.name).name for image in source.images)
     taken = {image.file for image in source.images}
     found = 0
-    for place, image in enumerate(source.images):
+    for position, image in enumerate(source.images):
         name = PurePosixPath(image.name).name
         if image.file is None and bare[name] == 1:
             files = {folder / name for folder in roots if (folder / name).is_file()} - taken
             if len(files) == 1:
-                source.images[place] = replace(image, file=files.pop())
+                source.images[position] = replace(image, file=files.pop())
                 found += 1
     if found:
-        report(f"{found:,} images were found by their bare names, not in the folders that file_name gives")
+        report(f"{found:,} images were found by their names alone, not in the folders that file_name names")
 
 
 def _settle_equal_names(source: SourceSet, report: Callable[[str], None]) -> None:
-    """Classes of one name: those without a box go, as exports put a group's name before its classes; others stay."""
+    """Remove repeated classes without a box (exports put the name of a group before its classes); others stay."""
     boxed = {index for _, index, *_ in source.boxes}
     unwanted: set[int] = set()
     for name, count in Counter(source.classes.names).items():
         if count > 1:
-            own = [place for place, other in enumerate(source.classes.names) if other == name]
-            kept = [place for place in own if place in boxed] or own[:1]
-            unwanted |= set(own) - set(kept)
-            if len(kept) > 1:
-                report(f"{len(kept)} categories are called {name}; they stay {len(kept)} classes with ids of their own")
+            own = [index for index, other in enumerate(source.classes.names) if other == name]
+            used = [index for index in own if index in boxed] or own[:1]
+            unwanted |= set(own) - set(used)
+            if len(used) > 1:
+                report(
+                    f"{len(used)} categories have the name {name}; they stay {len(used)} classes with ids of their own"
+                )
     if unwanted:
         source.leave_out_classes(unwanted)
 
@@ -132,30 +127,30 @@ def _document(path: Path) -> dict[str, list[Any]]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable JSON file: {error}") from None
+        raise DataError(f"{path}: not a readable JSON file: {error}") from None
     for name in _LISTS:
         if not isinstance(document, dict) or not isinstance(document.get(name), list):
-            raise ValueError(f"{path}: a COCO file must hold a list of {name}, but does not")
+            raise DataError(f"{path}: a COCO file must hold a list of {name}, but holds none")
     return dict(document)
 
 
 def _categories(listed: list[Any], path: Path, classes: ClassNames, errors: RowErrors) -> dict[Any, int]:
-    """Category id -> class; -1 for one that breaks a rule."""
+    """Category id -> class index; -1 for a category that breaks a rule."""
     found: dict[Any, int] = {}
     names: Counter[str] = Counter()
     for number, category in enumerate(listed, 1):
-        place = f"{path.name} category {number}"
+        where = f"{path.name} category {number}"
         if not isinstance(category, dict) or not isinstance(category.get("name"), str) or not category["name"].strip():
-            raise ValueError(f"{place}: a category must have an id and a name, but got {category!r:.120}")
+            raise DataError(f"{where}: a category must have an id and a name, but got {category!r:.120}")
         key = category.get("id")
         if not isinstance(key, int | str) or key in found:
-            raise ValueError(f"{place}: a category must have an id of its own, but got id={key!r}")
+            raise DataError(f"{where}: a category must have an id of its own, but got id={key!r}")
         given, name = category.get("label_name"), category["name"].strip()
         class_index = classes.find(name, class_id=given if isinstance(given, str) else None, number=names[name])
         names[name] += 1
         found[key] = -1 if class_index is None else class_index
         if class_index is None:
-            note(errors, place, "a category must be in the class list", f"name={category['name']!r}")
+            note(errors, where, "a category must be in the class list", f"name={category['name']!r}")
     return found
 
 
@@ -168,46 +163,46 @@ def _images(
     categories: dict[Any, int],
     errors: RowErrors,
 ) -> dict[Any, int]:
-    """Image id -> place among the images of the source, which are added."""
-    places: dict[Any, int] = {}
+    """Image id -> position among the images of the source, to which the images are added."""
+    positions: dict[Any, int] = {}
     names: set[str] = set()
     for number, image in enumerate(listed, 1):
-        place = f"{path.name} image {number}"
+        where = f"{path.name} image {number}"
         if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-            raise ValueError(f"{place}: an image must have an id, but got {image!r:.120}")
+            raise DataError(f"{where}: an image must have an id, but got {image!r:.120}")
         url = str(image.get("coco_url", ""))
-        # LVIS has no file names: train2017/000000391895.jpg is the end of the address.
+        # LVIS has no file names: the URL ends with train2017/000000391895.jpg.
         given = image.get("file_name") or "/".join(url.split("/")[-2:])
         try:
-            name = safe_name(given, place)
-        except ValueError:
-            note(errors, place, "file_name must stay inside the image folder", f"file_name={given!r:.120}")
+            name = safe_name(given, where)
+        except DataError:
+            note(errors, where, "file_name must stay inside the image folder", f"file_name={given!r:.120}")
             continue
-        if image["id"] in places or name in names:
-            note(errors, place, "an image must be listed once", f"id={image['id']}, file_name={name}")
+        if image["id"] in positions or name in names:
+            note(errors, where, "an image must be listed once", f"id={image['id']}, file_name={name}")
             continue
         names.add(name)
-        places[image["id"]] = len(source.images)
+        positions[image["id"]] = len(source.images)
         file = find_image(name, roots)
         sides = [
             side for side in (image.get("height"), image.get("width")) if isinstance(side, int | float) and side >= 1
         ]
         size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
-        # One folder for each split tells files of the same name apart.
+        # One folder for each split distinguishes files of the same name.
         folder = "" if "/" in name else f"{SHORT.get(split, split)}/"
         source.images.append(SourceImage(split, f"{folder}{name}", file, size))
         if "neg_category_ids" in image:
             source.federated = True
             negatives = image["neg_category_ids"] or []
             if not isinstance(negatives, list):
-                raise ValueError(f"{place}: neg_category_ids must be a list of category ids, but got {negatives!r:.80}")
+                raise DataError(f"{where}: neg_category_ids must be a list of category ids, but got {negatives!r:.80}")
             absent = [index for key in negatives if (index := _at(categories, key)) is not None]
-            source.absent += [(places[image["id"]], index) for index in absent if index >= 0]
-    return places
+            source.absent += [(positions[image["id"]], index) for index in absent if index >= 0]
+    return positions
 
 
 def _roots(path: Path, split: str, folder: Path) -> Iterator[Path]:
-    """Where the images of an annotation file in ``folder`` usually are; nothing outside of that."""
+    """Folders in ``folder`` that usually hold the images of an annotation file."""
     words = [path.stem.removeprefix("instances_"), split, SHORT.get(split, split)]
     words += ["valid"] if split == "validation" else []
     for base in (base for base in (path.parent, path.parent.parent) if base == folder or folder in base.parents):
@@ -219,33 +214,33 @@ def _roots(path: Path, split: str, folder: Path) -> Iterator[Path]:
 def _annotation(
     source: SourceSet,
     annotation: Any,
-    place: str,
-    places: dict[Any, int],
+    where: str,
+    positions: dict[Any, int],
     categories: dict[Any, int],
     errors: RowErrors,
 ) -> None:
     if not isinstance(annotation, dict):
-        note(errors, place, "an annotation must be an object", f"{annotation!r:.80}")
+        note(errors, where, "an annotation must be an object", f"{annotation!r:.80}")
         return
     image, category = (
-        _at(table, annotation.get(key)) for table, key in ((places, "image_id"), (categories, "category_id"))
+        _at(table, annotation.get(key)) for table, key in ((positions, "image_id"), (categories, "category_id"))
     )
     box = annotation.get("bbox")
     if image is None:
-        note(errors, place, "image_id must be that of a listed image", f"image_id={annotation.get('image_id')!r}")
+        note(errors, where, "image_id must be that of a listed image", f"image_id={annotation.get('image_id')!r}")
     elif category is None:
         rule = "category_id must be that of a listed category"
-        note(errors, place, rule, f"category_id={annotation.get('category_id')!r}")
+        note(errors, where, rule, f"category_id={annotation.get('category_id')!r}")
     elif not _is_box(box):
-        note(errors, place, "bbox must be four numbers [x, y, width, height]", f"bbox={box!r:.80}")
+        note(errors, where, "bbox must be four numbers [x, y, width, height]", f"bbox={box!r:.80}")
     elif category >= 0:
         assert isinstance(box, list)
         x, y, width, height = map(float, box)
         more = annotation.get("attributes")
-        told = more if isinstance(more, dict) else {}
-        flags = [_is_true(told.get(name)) for name in FLAGS]
+        attributes = more if isinstance(more, dict) else {}
+        flags = [_is_true(attributes.get(name)) for name in FLAGS]
         flags[FLAGS.index("group_of")] |= _is_true(annotation.get("iscrowd"))
-        source.boxes.append((image, category, (x, y, x + width, y + height), tuple(flags), place, 0))
+        source.boxes.append((image, category, (x, y, x + width, y + height), tuple(flags), where, 0))
 
 
 def _at(table: dict[Any, int], key: Any) -> int | None:
@@ -301,7 +296,9 @@ def _annotations(found: DetectionSet, rows: set[int]) -> list[dict[str, Any]]:
     written = []
     for box in (box for box in range(len(image)) if int(image[box]) in rows):
         x1, y1, x2, y2 = corners[box].tolist()
-        told = {name: True for name, is_set in zip(FLAGS, flags[box], strict=True) if is_set and name != "group_of"}
+        flags_of_box = {
+            name: True for name, is_set in zip(FLAGS, flags[box], strict=True) if is_set and name != "group_of"
+        }
         written.append(
             {
                 "id": box + 1,
@@ -311,7 +308,7 @@ def _annotations(found: DetectionSet, rows: set[int]) -> list[dict[str, Any]]:
                 "area": round((x2 - x1) * (y2 - y1), 6),
                 "iscrowd": int(flags[box][FLAGS.index("group_of")]),
                 "segmentation": [],
-                **({"attributes": told} if told else {}),
+                **({"attributes": flags_of_box} if flags_of_box else {}),
             }
         )
     return written

@@ -1,4 +1,4 @@
-"""DetectionSet: images, boxes and image-level labels of some splits, between two layouts on disk."""
+"""DetectionSet: images, boxes and image-level labels of some splits, independent of a layout on disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DetectionSet:
 
     @property
     def splits(self) -> list[str]:
-        """The splits that there are, those of :data:`SPLITS` first."""
+        """The splits that have images, those of :data:`SPLITS` first."""
         found = set(self.images["split"])
         return [name for name in SPLITS if name in found] + sorted(found - set(SPLITS))
 
@@ -47,7 +47,7 @@ class DetectionSet:
 
     @property
     def files(self) -> list[Path]:
-        """The image files, as they are."""
+        """The image files."""
         return [Path(str(file)) for file in self.images["file"]]
 
     @property
@@ -56,15 +56,15 @@ class DetectionSet:
         ids = self.images["image_id"].tolist()
         return [f"{image_id}{file.suffix.lower()}" for image_id, file in zip(ids, self.files, strict=True)]
 
-    def take(self, kept: NDArray[np.bool_]) -> DetectionSet:
+    def take(self, chosen: NDArray[np.bool_]) -> DetectionSet:
         """The set of some images ``[I]``, with their boxes and labels."""
-        place = np.cumsum(kept) - 1
+        position = np.cumsum(chosen) - 1
         parts = {}
         for name in ("boxes", "labels"):
             frame = getattr(self, name)
-            rows = frame[kept[frame["image"].to_numpy(dtype=np.int64)]].reset_index(drop=True)
-            parts[name] = rows.assign(image=place[rows["image"].to_numpy(dtype=np.int64)])
-        return replace(self, images=self.images[kept].reset_index(drop=True), **parts)
+            rows = frame[chosen[frame["image"].to_numpy(dtype=np.int64)]].reset_index(drop=True)
+            parts[name] = rows.assign(image=position[rows["image"].to_numpy(dtype=np.int64)])
+        return replace(self, images=self.images[chosen].reset_index(drop=True), **parts)
 
     def summary(self) -> pd.DataFrame:
         """Rows split, images, without_boxes, boxes, classes."""

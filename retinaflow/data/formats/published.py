@@ -1,8 +1,8 @@
-"""The layout of Open Images <-> detection sets: what ``train`` reads.
+"""The layout of Open Images, which ``train`` reads <-> detection sets.
 
-Of a set that is not exhaustive the verified labels are written as they are. In an exhaustive one a class without label
-counts as absent anyway (``exhaustive: true`` in ``retinaflow.yaml``, which every command reads), so the label file
-holds the boxed classes, and one absent class for each image without boxes, by which the image is listed at all.
+The verified labels of a set that is not exhaustive are written as they are. In an exhaustive set a class without a
+label counts as absent (``exhaustive: true`` in ``retinaflow.yaml``, which every command reads). Its label file holds
+the boxed classes, and one absent class for each image without boxes, so that the image is listed.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from retinaflow.data.openimages import BOX_FILES, LABEL_FILES
 from retinaflow.taxonomy import Taxonomy
 
 IMAGES_FILE = "images.csv"
-"""Id, size and origin of each converted image; a table for ``image_sizes`` too."""
+"""Id, size and origin of each converted image; a table for ``size_table`` too."""
 FOLDER_SETTINGS = "retinaflow.yaml"
 
 
 def splits_in(folder: Path) -> list[str]:
-    """The splits that a folder has published box files of."""
+    """The splits of which a folder holds a published box file."""
     found = []
     for name in BOX_FILES:
         pattern = re.compile(re.escape(name).replace(re.escape("{split}"), r"(\w+)"))
         found += [hit[1] for path in sorted(folder.glob("*.csv")) if (hit := pattern.fullmatch(path.name))]
-    order = {split: place for place, split in enumerate(detection_set.SPLITS)}
+    order = {split: position for position, split in enumerate(detection_set.SPLITS)}
     return sorted(set(found), key=lambda split: (order.get(split, len(order)), split))
 
 
 def has_labels(folder: Path, split: str) -> bool:
-    """Whether a folder has a published file of image-level labels of a split."""
+    """Whether a folder holds a published file of image-level labels of a split."""
     return any((folder / name.format(split=split)).is_file() for name in LABEL_FILES)
 
 
 def from_indexes(
     indexes: Mapping[str, AnnotationIndex], orientations: Mapping[str, Sequence[int]], *, exhaustive: bool
 ) -> DetectionSet:
-    """The annotations of some splits; ``orientations``: EXIF orientation of the images of each."""
+    """The set of some splits. ``orientations``: the EXIF orientation of each image of a split."""
     images, boxes, labels, first = [], [], [], 0
     for split, index in indexes.items():
         sizes = np.asarray(index.sizes)
@@ -70,7 +70,7 @@ def from_indexes(
 def write_published(found: DetectionSet, folder: Path) -> None:
     """Box and label files of each split, the class list, the table of images, and the folder's settings.
 
-    The images belong in ``images``, named by their ids.
+    The image files belong in ``images``, named by their ids.
     """
     write_classes(found.taxonomy, folder)
     ids = found.images["image_id"].to_numpy()
@@ -95,18 +95,18 @@ def write_published(found: DetectionSet, folder: Path) -> None:
     table["Origin"] = [str(path) for path in table["file"]]
     table[["ImageID", "Width", "Height", "Origin"]].to_csv(folder / IMAGES_FILE, index=False)
     if found.exhaustive:
-        text = "# Written by convert; these hold wherever data= names this folder.\nexhaustive: true\n"
+        text = "# Written by convert; these settings hold wherever data= names this folder.\nexhaustive: true\n"
         (folder / FOLDER_SETTINGS).write_text(text, encoding="utf-8")
 
 
 def write_classes(taxonomy: Taxonomy, folder: Path) -> None:
-    """``class-descriptions.csv``; beside layouts that know names only too, so that ids and order survive."""
+    """Write ``class-descriptions.csv``, also beside layouts that hold names only: it keeps the ids and their order."""
     with (folder / "class-descriptions.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(zip(taxonomy.ids, taxonomy.names, strict=True))
 
 
 def _labels(found: DetectionSet) -> pd.DataFrame:
-    """The labels to write; see the module's text."""
+    """The labels to write, as the docstring of this file describes."""
     if not found.exhaustive:
         return found.labels
     present = found.boxes[["image", "class"]].drop_duplicates().assign(present=True)
@@ -115,9 +115,9 @@ def _labels(found: DetectionSet) -> pd.DataFrame:
     return pd.concat([present, absent], ignore_index=True).sort_values(["image", "class"], ignore_index=True)
 
 
-def unlisted(found: DetectionSet) -> np.ndarray:
-    """``[I]`` images of a set that is not exhaustive without box and label: nothing is known of them."""
-    told = np.zeros(len(found.images), dtype=bool)
+def unknown_images(found: DetectionSet) -> np.ndarray:
+    """``[I]`` images without a box and without a label, of a set that is not exhaustive: nothing is known of them."""
+    known = np.zeros(len(found.images), dtype=bool)
     for frame in (found.boxes, found.labels):
-        told[frame["image"].to_numpy(dtype=np.int64)] = True
-    return ~told & (not found.exhaustive)
+        known[frame["image"].to_numpy(dtype=np.int64)] = True
+    return ~known & (not found.exhaustive)

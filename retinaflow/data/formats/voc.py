@@ -1,14 +1,12 @@
 """Pascal VOC folders <-> detection sets: one XML file for each image.
 
 Read are the layout of the VOC challenges (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``), of one year
-or of several side by side, and XML files beside their images or in folders called by split. Corners are pixels. The
-challenges count the pixels from 1 and mean ``xmax`` to be the last one inside (``first_pixel=1``: left edge xmin - 1,
-right edge xmax); most tools write the edges themselves, from 0. ``auto`` goes by what an annotation says of its
-database.
+or several, and XML files beside their images or in folders named by split. Corners are pixels. The challenges count
+pixels from 1, and ``xmax`` is the last pixel inside (``first_pixel=1``: left edge xmin - 1, right edge xmax); most
+tools write the edges, from 0. ``auto`` decides by the database that an annotation names.
 
-``difficult`` becomes group-of (a region that is neither learned nor punished) or is read as any other box; ``truncated``
-and ``occluded`` are flags. Writing rounds to whole pixels, as other tools expect them, so edges move by up to half of
-one.
+``difficult`` becomes group-of (a region without loss) or is read as any other box; ``truncated`` and ``occluded`` are
+flags. Boxes are written in whole pixels, which other tools expect, so edges move by up to half a pixel.
 """
 
 from __future__ import annotations
@@ -16,22 +14,21 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, existing, find_image, note
+from retinaflow.data.formats.folders import existing, find_image
+from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, report_left_out
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
+from retinaflow.settings.data_commands import Difficult, FirstPixel
 
-FirstPixel = Literal["auto", "0", "1"]
-Difficult = Literal["group-of", "keep"]
 SHORT = {"validation": "val"}
-"""How VOC calls a split."""
+"""Names of splits in VOC."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_TOLD = {"occluded": "occluded", "truncated": "truncated", "difficult": "group_of"}
+_FLAG_OF_TAG = {"occluded": "occluded", "truncated": "truncated", "difficult": "group_of"}
 
 
 def has_voc(folder: Path) -> bool:
@@ -49,10 +46,10 @@ def read_voc(
     difficult: Difficult = "group-of",
     report: Callable[[str], None] = lambda line: None,
 ) -> SourceSet:
-    """All annotated images of a folder; those of several splits are in the first one that lists them, trainval last.
+    """All annotated images of a folder; an image in several splits belongs to the first that lists it, trainval last.
 
-    Raises ValueError for a list that cannot be read; what breaks a rule goes to ``errors``. ``report`` is told what is
-    left out.
+    Raises DataError for a list of images that cannot be read; other broken rules go to ``errors``. ``report`` gets a
+    line about what is left out.
     """
     source = SourceSet("pixel", classes)
     rows, unlisted = listed(folder)
@@ -76,11 +73,11 @@ def read_voc(
         file = file or _image_by_name(root, folders)
         used.add(file or path)
         name = (file or path).relative_to(folder).as_posix() if (file or path).is_relative_to(folder) else path.stem
-        place = len(source.images)
+        image = len(source.images)
         source.images.append(SourceImage(split, name, file, _size(root)))
         for number, found in enumerate(root.findall("object"), 1):
             where = f"{path.name} object {number}"
-            _object(source, found, where, place, errors, one_based=one_based, keep_difficult=difficult == "keep")
+            _object(source, found, where, image, errors, one_based=one_based, keep_difficult=difficult == "keep")
     if not classes.given:
         _in_order_of_names(source)
     report_left_out(folder, used, unlisted, report)
@@ -88,7 +85,7 @@ def read_voc(
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """(height, width) declared; None where missing or 0, as some tools write."""
+    """The declared (height, width); None if it is missing or 0, as some tools write it."""
     sides = _number(root.findtext("size/height")), _number(root.findtext("size/width"))
     return (int(sides[0]), int(sides[1])) if sides[0] >= 1 and sides[1] >= 1 else None
 
@@ -101,30 +98,30 @@ def _number(text: str | None) -> float:
 
 
 def _image_folders(path: Path, folder: Path, split: str, images: Sequence[Path]) -> list[Path]:
-    """Where the image of an annotation file may be."""
+    """Folders that may hold the image of an annotation file."""
     bases = [path.parent, path.parent.parent, folder]
     parts = ("JPEGImages", "images", "Images", split, SHORT.get(split, split))
     return existing([*images, path.parent, *(base / part for base in bases for part in parts)])
 
 
 def _image_by_stem(path: Path, folders: Sequence[Path]) -> Path | None:
-    """The image of the same name as an annotation file."""
+    """The image with the name of an annotation file."""
     suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
-    tries = (place / f"{path.stem}{suffix}" for place in folders for suffix in suffixes)
+    tries = (folder / f"{path.stem}{suffix}" for folder in folders for suffix in suffixes)
     return next((file for file in tries if file.is_file()), None)
 
 
 def _image_by_name(root: ElementTree.Element, folders: Sequence[Path]) -> Path | None:
-    """The image of the name that an annotation file says."""
-    # The name that tools write is often a path of the machine that they ran on.
-    said = (root.findtext("filename") or "").strip().replace("\\", "/").split("/")[-1]
-    return find_image(said, folders) if said not in ("", ".", "..") else None
+    """The image that an annotation file names."""
+    # Tools often write a path of the machine on which they ran.
+    name = (root.findtext("filename") or "").strip().replace("\\", "/").split("/")[-1]
+    return find_image(name, folders) if name not in ("", ".", "..") else None
 
 
 def _object(
     source: SourceSet,
     found: ElementTree.Element,
-    place: str,
+    where: str,
     image: int,
     errors: RowErrors,
     *,
@@ -133,34 +130,34 @@ def _object(
 ) -> None:
     name = (found.findtext("name") or "").strip()
     if not name:
-        note(errors, place, "an object must have a name", "none")
+        note(errors, where, "an object must have a name", "none")
         return
     sides = [found.findtext(f"bndbox/{side}") for side in _SIDES]
     x1, y1, x2, y2 = map(_number, sides)
     if not np.isfinite([x1, y1, x2, y2]).all():
         shown = ", ".join(f"{side}={text}" for side, text in zip(_SIDES, sides, strict=True))
-        note(errors, place, "bndbox must hold four numbers", shown)
+        note(errors, where, "bndbox must hold four numbers", shown)
         return
     index = source.classes.find(name)
     if index is None:
-        note(errors, place, "name must be in the class list", f"name={name!r}")
+        note(errors, where, "name must be in the class list", f"name={name!r}")
         return
     if one_based:
         x1, y1 = x1 - 1, y1 - 1
     flags = [False] * len(FLAGS)
-    for tag, flag in _TOLD.items():
+    for tag, flag in _FLAG_OF_TAG.items():
         if tag != "difficult" or not keep_difficult:
             flags[FLAGS.index(flag)] = (found.findtext(tag) or "").strip().lower() in ("1", "true")
-    source.boxes.append((image, index, (x1, y1, x2, y2), tuple(flags), place, 0))
+    source.boxes.append((image, index, (x1, y1, x2, y2), tuple(flags), where, 0))
 
 
 def _in_order_of_names(source: SourceSet) -> None:
-    """Classes by name: VOC has no list of them, and the order of files says nothing."""
+    """Sort the classes by name: VOC has no class list, and the order of the files is arbitrary."""
     order = sorted(range(len(source.classes.names)), key=lambda index: source.classes.names[index])
-    place = {old: new for new, old in enumerate(order)}
+    position = {old: new for new, old in enumerate(order)}
     source.classes.names = [source.classes.names[index] for index in order]
     source.classes.ids = [source.classes.ids[index] for index in order]
-    source.boxes = [(image, place[index], *rest) for image, index, *rest in source.boxes]  # type: ignore[misc]
+    source.boxes = [(image, position[index], *rest) for image, index, *rest in source.boxes]  # type: ignore[misc]
 
 
 def write_voc(found: DetectionSet, folder: Path, files: Sequence[str], *, first_pixel: FirstPixel = "auto") -> None:
@@ -175,8 +172,8 @@ def write_voc(found: DetectionSet, folder: Path, files: Sequence[str], *, first_
     for image, image_id in enumerate(found.images["image_id"]):
         root = _document(files[image], sizes[image])
         for box in range(int(start[image]), int(start[image + 1])):
-            told = dict(zip(FLAGS, flags[box].tolist(), strict=True))
-            _write_object(root, names[box], _whole_pixels(corners[box], sizes[image], first_pixel), told)
+            own_flags = dict(zip(FLAGS, flags[box].tolist(), strict=True))
+            _write_object(root, names[box], _whole_pixels(corners[box], sizes[image], first_pixel), own_flags)
         tree = ElementTree.ElementTree(root)
         ElementTree.indent(tree)
         tree.write(annotations / f"{image_id}.xml", encoding="utf-8")
@@ -196,19 +193,19 @@ def _document(file: str, size: np.ndarray) -> ElementTree.Element:
     return root
 
 
-def _write_object(root: ElementTree.Element, name: str, sides: list[int], told: dict[str, bool]) -> None:
+def _write_object(root: ElementTree.Element, name: str, sides: list[int], flags: dict[str, bool]) -> None:
     element = ElementTree.SubElement(root, "object")
     ElementTree.SubElement(element, "name").text = name
     ElementTree.SubElement(element, "pose").text = "Unspecified"
     for tag in ("truncated", "difficult", "occluded"):
-        ElementTree.SubElement(element, tag).text = str(int(told[_TOLD[tag]]))
+        ElementTree.SubElement(element, tag).text = str(int(flags[_FLAG_OF_TAG[tag]]))
     box = ElementTree.SubElement(element, "bndbox")
     for side, value in zip(_SIDES, sides, strict=True):
         ElementTree.SubElement(box, side).text = str(value)
 
 
 def _whole_pixels(corners: np.ndarray, size: np.ndarray, first_pixel: FirstPixel) -> list[int]:
-    """Whole pixels, at least one each way."""
+    """The sides in whole pixels, at least one pixel wide and high."""
     low = np.minimum(np.round(corners[:2] * size), size - 1).astype(int)
     high = np.maximum(np.round(corners[2:] * size).astype(int), low + 1)
     return [*(low + (first_pixel == "1")).tolist(), *high.tolist()]

@@ -1,4 +1,4 @@
-"""Which files a Pascal VOC folder is made of: its annotation files, their splits, and what is left out."""
+"""The files of a Pascal VOC folder: its annotation files, their splits, and the files that are left out."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from retinaflow.data.formats.folders import files_under, hidden
-from retinaflow.data.formats.source import SPLIT_NAMES, note, safe_name, split_of
+from retinaflow.data.formats.folders import SPLIT_NAMES, files_under, hidden, safe_name, split_of
+from retinaflow.data.formats.source import note
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
+from retinaflow.errors import DataError
 
 _PAIRS = re.compile(r"\s+(-1|0|1)$")
-"""In lists of one class: whether the image shows it."""
+"""At the end of a line in the list of one class: whether the image shows the class."""
 _ENCODING = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"']")
 
 
 def annotation_files(folder: Path) -> Iterator[Path]:
-    """The XML files where tools put them, at most two folders deep; some twice."""
+    """The XML files in the folders that tools use, at most two folders deep; some are yielded twice."""
     for pattern in ("Annotations/*.xml", "*.xml", "*/*.xml", "*/Annotations/*.xml"):
         yield from (path for path in sorted(folder.glob(pattern)) if not hidden(path, folder))
 
 
 def listed(folder: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
-    """(split, annotation file) of every image, in which one may stand twice; and the files that no list names.
+    """(split, annotation file) of every image, some of them twice; and the files that no list names.
 
-    The lists of a folder (``ImageSets/Main``) decide about all files below it; elsewhere the names of folders do.
-    Raises ValueError for a list that cannot be read.
+    The lists of a folder (``ImageSets/Main``) decide for all files below it, elsewhere the names of folders.
+    Raises DataError for a list that cannot be read.
     """
     files = dict.fromkeys(annotation_files(folder))
     roots = dict.fromkeys([folder, *(path.parent.parent for path in files if path.parent.name == "Annotations")])
@@ -42,7 +43,7 @@ def listed(folder: Path) -> tuple[list[tuple[str, Path]], list[Path]]:
 
 
 def _lists(root: Path) -> list[Path]:
-    """The lists of splits beside a folder of annotations; trainval last, as it repeats what the others hold."""
+    """The lists of splits beside a folder of annotations; trainval last, because it repeats the others."""
     files = [path for path in sorted((root / "ImageSets" / "Main").glob("*.txt")) if path.stem in SPLIT_NAMES]
     return sorted(files, key=lambda path: path.stem == "trainval")
 
@@ -51,7 +52,7 @@ def _rows(path: Path, annotations: Path) -> Iterator[tuple[str, Path]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: a list of images must be UTF-8 text: {error}") from None
+        raise DataError(f"{path}: a list of images must be UTF-8 text: {error}") from None
     for line in map(str.strip, lines):
         if line:
             whole = annotations / f"{safe_name(line, path.name)}.xml"
@@ -64,11 +65,11 @@ def _folders(path: Path, folder: Path) -> tuple[str, ...]:
 
 
 def read_root(path: Path, errors: RowErrors) -> ElementTree.Element | None:
-    """The ``<annotation>`` of a file; None, and a fault, for a file that is none."""
+    """The ``<annotation>`` of a file; None, and an error, for another file."""
     try:
         root = _parsed(path.read_bytes())
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        note(errors, path.name, "an annotation file must be readable XML", f"an error: {error}")
+        note(errors, path.name, "an annotation file must be readable XML", f"the parser error {error}")
         return None
     if root.tag != "annotation":
         note(errors, path.name, "a VOC file must begin with <annotation>", f"<{root.tag}>")
@@ -80,7 +81,7 @@ def _parsed(data: bytes) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(data)
     except ValueError:
-        # The parser refuses encodings of several bytes for a character (gb2312), which Python knows.
+        # The parser refuses multi-byte encodings (gb2312) that Python can decode.
         declared = _ENCODING.match(data)
         if not declared:
             raise
@@ -88,7 +89,7 @@ def _parsed(data: bytes) -> ElementTree.Element:
 
 
 def report_left_out(folder: Path, used: set[Path], unlisted: Sequence[Path], report: Callable[[str], None]) -> None:
-    """Say which annotation files no list names, and which image files are not among those ``used``."""
+    """Report annotation files that no list names, and image files that are not ``used``."""
     if unlisted:
         report(
             f"{len(unlisted):,} annotation files are in none of the lists in ImageSets/Main and are left out, "

@@ -2,9 +2,9 @@
 
 ``data.yaml`` names the classes and the images of each split; without one, ``images/{split}`` and ``labels/{split}``
 with ``classes.txt`` are read (:mod:`~retinaflow.data.formats.yolo_files`). A row is ``class x y width height``, centre
-and size in shares of the image, or a class and a polygon, of which the bounding box is taken. With ``kpt_shape: [k,
+and size as fractions of the image, or a class and a polygon, of which the bounding box is taken. With ``kpt_shape: [k,
 d]`` in ``data.yaml`` k x d values of keypoints follow the box, and are not read. An image without label file, or with
-an empty one, has no objects. Shares refer to the picture as EXIF turns it, as Ultralytics reads it.
+an empty one, has no objects. Fractions refer to the image as EXIF rotates it, as Ultralytics reads it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.orientation import to_turned
+from retinaflow.data.formats.orientation import to_rotated
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.yolo_files import (
     NAME_FILES,
@@ -31,9 +31,10 @@ from retinaflow.data.formats.yolo_files import (
     report_left_out,
 )
 from retinaflow.data.tables import RowErrors
+from retinaflow.errors import DataError
 
 SHORT = {"validation": "val"}
-"""How YOLO calls a split."""
+"""Names of splits in YOLO."""
 _NO_FLAGS = (False,) * len(FLAGS)
 
 
@@ -41,7 +42,10 @@ def find_yolo(folder: Path) -> Path | None:
     """The ``data.yaml`` of a folder, the folder itself where it has images and labels, or None."""
     documents = [path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if _is_yolo(path)]
     if len(documents) > 1:
-        raise ValueError(f"{folder}: which is it, {documents[0].name} or {documents[1].name}? Give the file as data=")
+        raise DataError(
+            f"{folder}: a folder must hold one data.yaml, but {documents[0].name} and {documents[1].name} both look "
+            "like one; give the file as data="
+        )
     if documents:
         return documents[0]
     has_labels = any((folder / part).is_dir() for part in ("labels", "train/labels"))
@@ -57,7 +61,7 @@ def _is_yolo(path: Path) -> bool:
 
 
 def read_yolo(
-    place: Path,
+    data: Path,
     errors: RowErrors,
     *,
     classes: ClassNames,
@@ -66,21 +70,21 @@ def read_yolo(
 ) -> SourceSet:
     """A ``data.yaml`` or a folder without one; ``images``: folders of images instead of those it names (all train).
 
-    Raises ValueError or FileNotFoundError for a source that cannot be read; rows that break a rule go to ``errors``.
-    ``report`` is told what is left out.
+    Raises DataError for files that cannot be read; rows that break a rule go to ``errors``. ``report`` gets a line
+    about what is left out.
     """
-    root = place.parent if place.is_file() else place
-    document = _document(place) if place.is_file() else {}
-    names = _names(document.get("names"), place) if document else _names_in_text(root)
+    root = data.parent if data.is_file() else data
+    document = _document(data) if data.is_file() else {}
+    names = _names(document.get("names"), data) if document else _names_in_text(root)
     if images:
         files = in_folders(images)
     elif document:
-        files = by_document(document, place, report)
+        files = by_document(document, data, report)
     else:
         files = by_folder(root)
     of_class = [classes.find(name) for name in names]
-    keypoints = _keypoint_values(document.get("kpt_shape"), place)
-    source = SourceSet("share", classes)
+    keypoints = _keypoint_values(document.get("kpt_shape"), data)
+    source = SourceSet("fraction", classes)
     labelled = 0
     seen: set[Path] = set()
     _report_repeated(files, report)
@@ -94,93 +98,92 @@ def read_yolo(
     report_left_out(files, seen, report)
     if source.images and not labelled:
         first = next(iter(seen))
-        raise FileNotFoundError(
-            f"{place}: none of {len(seen):,} images has a label file; {label_file(first)} is looked for, for example"
+        raise DataError(
+            f"{data}: at least one image must have a label file, but none of {len(seen):,} has one; "
+            f"{label_file(first)} is missing, for example"
         )
     return source
 
 
 def _report_repeated(files: SplitFiles, report: Callable[[str], None]) -> None:
-    """Say which images stand in several splits: evaluating on images of the training would flatter."""
+    """Report images in several splits: evaluating on training images would give too good results."""
     first: dict[Path, str] = {}
     repeated = [
         path for split, paths in files.images.items() for path in paths if first.setdefault(path, split) != split
     ]
     if repeated:
         report(
-            f"{len(repeated):,} images stand in more than one split and count for the first, for example {repeated[0]}"
+            f"{len(repeated):,} images are in more than one split and count for the first, {repeated[0]} for example"
         )
 
 
-def _document(place: Path) -> dict[str, Any]:
+def _document(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(place.read_text(encoding="utf-8-sig"))
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{place}: not a readable YAML file: {error}") from None
+        raise DataError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(document, dict):
-        raise ValueError(f"{place}: the file must map names to values, but got {document!r:.100}")
+        raise DataError(f"{path}: the file must map names to values, but got {document!r:.100}")
     return document
 
 
-def _names(names: Any, place: Path) -> list[str]:
+def _names(names: Any, path: Path) -> list[str]:
     """Class names of data.yaml in the order of their numbers."""
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
-            raise ValueError(f"{place}: names must be numbered 0, 1, 2, ..., but got {list(names)!r:.100}")
+            raise DataError(f"{path}: names must be numbered 0, 1, 2, ..., but got {list(names)!r:.100}")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise ValueError(f"{place}: names must list the classes, but got {names!r:.100}")
-    return _each_once([str(name).strip() for name in names], place)
+        raise DataError(f"{path}: names must list the classes, but got {names!r:.100}")
+    return _each_once([str(name).strip() for name in names], path)
 
 
 def _names_in_text(root: Path) -> list[str]:
-    """Class names of a folder without data.yaml, one a line."""
+    """Class names of a folder without data.yaml, one per line."""
     for name in NAME_FILES:
         if (root / name).is_file():
             lines = (root / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
             if blank := [number for number, line in enumerate(lines, 1) if not line.strip()]:
-                # Left out, it would give every class after it another's name.
-                raise ValueError(f"{root / name}: line {blank[0]}: a line must name a class, but is empty; delete it")
+                # Skipping the line would shift the names of all classes after it.
+                raise DataError(f"{root / name}: line {blank[0]}: a line must name a class, but is empty; delete it")
             return _each_once([line.strip() for line in lines], root / name)
-    raise FileNotFoundError(f"{root} must hold data.yaml or {' or '.join(NAME_FILES)}: what are the classes called?")
+    raise DataError(f"{root}: the folder must hold the class names in data.yaml or {' or '.join(NAME_FILES)}")
 
 
-def _each_once(names: list[str], place: Path) -> list[str]:
-    """The names. Raises ValueError for two of one name: whether their boxes are of one class, only the user knows."""
+def _each_once(names: list[str], path: Path) -> list[str]:
+    """The names. Raises DataError for a repeated one: only the user knows whether both mean the same class."""
     for number, name in enumerate(names):
         first = names.index(name)
         if first < number:
-            raise ValueError(
-                f"{place}: a class must have a name of its own, but {first} and {number} are both {name!r}; rename one "
+            raise DataError(
+                f"{path}: a class must have a name of its own, but {first} and {number} are both {name!r}; rename one "
                 f"of them there, for example to '{name} 2'"
             )
     return names
 
 
-def _keypoint_values(shape: Any, place: Path) -> int:
-    """How many values of keypoints follow the box in a row."""
+def _keypoint_values(shape: Any, path: Path) -> int:
+    """Number of keypoint values that follow the box in a row."""
     if shape is None:
         return 0
     if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise ValueError(
-            f"{place}: kpt_shape must be two whole numbers [points, values of each], but got {shape!r:.60}"
-        )
+        raise DataError(f"{path}: kpt_shape must be two whole numbers [points, values of each], but got {shape!r:.60}")
     return int(shape[0] * shape[1])
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The label file of an image, and what its rows mean."""
+    """The label file of an image, with what is needed to read its rows."""
 
     path: Path
     image: int
     names: Sequence[str]
     of_class: Sequence[int | None]
     keypoints: int
-    """Values after the box; 0: a row is a box or a polygon."""
+    """Keypoint values after the box; 0: a row is a box or a polygon."""
 
     def read(self, source: SourceSet, errors: RowErrors) -> bool:
-        """Whether there is a label file, whose rows are entered."""
+        """Add the rows of the label file to the source; False if there is no such file."""
         if not self.path.is_file():
             return False
         text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
@@ -214,7 +217,7 @@ class _Rows:
 
 
 def _corners(values: Sequence[float], keypoints: int) -> tuple[float, float, float, float] | None:
-    """Of a box (with keypoints or without) or, where there are no keypoints, of a polygon; None if it is neither."""
+    """Corners of a box (with keypoints or without) or, without keypoints, of a polygon; None for anything else."""
     if len(values) in (4, 4 + keypoints):
         x, y, width, height = values[:4]
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
@@ -234,7 +237,7 @@ def write_yolo(found: DetectionSet, folder: Path) -> None:
     orientation = found.images["orientation"].to_numpy(dtype=np.int64)
     for kind in np.unique(orientation[orientation > 1]):
         rows = orientation[image] == kind
-        corners[rows] = to_turned(corners[rows], int(kind))
+        corners[rows] = to_rotated(corners[rows], int(kind))
     centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     values = np.concatenate([centre, size], axis=1)
     classes = found.boxes["class"].to_numpy(dtype=np.int64)

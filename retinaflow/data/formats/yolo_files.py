@@ -1,4 +1,4 @@
-"""Which files a YOLO folder is made of: the images of each split, their label files, and what is left out.
+"""The files of a YOLO folder: the images of each split, their label files, and the files that are left out.
 
 ``data.yaml`` names the images of each split (a folder, a list of folders, or a text file of paths); without one,
 ``images/{split}`` or ``{split}/images`` are read, or else every image as train. Folders are read at any depth and
@@ -12,33 +12,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retinaflow.data.formats.folders import files_under
-from retinaflow.data.formats.source import SPLIT_NAMES, split_of
+from retinaflow.data.formats.folders import SPLIT_NAMES, files_under, split_of
 from retinaflow.data.images import SUFFIXES
+from retinaflow.errors import DataError, SettingError
 
 NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
 _NOT_READ = (".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".dng", ".mpo", ".pfm")
-"""Endings of images that other programs read."""
+"""Suffixes of image files that other programs read."""
 
 
 @dataclass
 class SplitFiles:
-    """Image files by split, in the order in which they are named, and the folders in which images are looked for."""
+    """Image files by split, in the order of their lists, and the folders that were searched."""
 
     images: dict[str, list[Path]] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
     lists: set[Path] = field(default_factory=set)
-    """Text files of paths: no labels."""
+    """Text files of paths, which are no label files."""
 
     def add_folder(self, split: str, folder: Path) -> None:
-        """All images under a folder. Raises FileNotFoundError if there is none of that name."""
+        """Add all images under a folder. Raises SettingError if there is no such folder."""
         if not folder.is_dir():
-            raise FileNotFoundError(f"images={folder}: no such folder")
+            raise SettingError(f"images={folder}: no such folder")
         self.images.setdefault(split, []).extend(_images_under(folder))
         self.folders.append(folder)
 
     def add_list(self, split: str, path: Path, base: Path) -> None:
-        """The images that a text file names."""
+        """Add the images that a text file names."""
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         found = [_listed_file(line, path.parent, base) for line in lines]
         self.images.setdefault(split, []).extend(found)
@@ -47,31 +47,31 @@ class SplitFiles:
 
 
 def in_folders(folders: Sequence[Path]) -> SplitFiles:
-    """All images of some folders as train."""
+    """All images of some folders, as the split train."""
     files = SplitFiles({"train": []})
     for folder in folders:
         files.add_folder("train", folder)
     return files
 
 
-def by_document(document: dict[str, Any], place: Path, report: Callable[[str], None]) -> SplitFiles:
-    """Image files of each split that data.yaml names. Raises FileNotFoundError for a split of training that is absent.
+def by_document(document: dict[str, Any], path: Path, report: Callable[[str], None]) -> SplitFiles:
+    """Image files of each split that data.yaml names. Raises DataError if the training or validation split is missing.
 
-    A test split that is absent is said: exports often name one that they do not hold.
+    A missing test split is only reported: exports often name one that they do not hold.
     """
-    base = place.parent / str(document.get("path") or "")
+    base = path.parent / str(document.get("path") or "")
     if not base.is_dir():
-        # The path of the machine that the set was made on; the file itself has come along with its folder.
-        base = place.parent
+        # A path of the machine on which the set was made; the images were moved together with data.yaml.
+        base = path.parent
     files = SplitFiles()
     for key, split in SPLIT_NAMES.items():
         given = document.get(key)
         for part in map(str, given if isinstance(given, list) else [given] if given else []):
-            target = _target(base, place.parent, part)
+            target = _target(base, path.parent, part)
             if target is None and split == "test" and not files.images.keys().isdisjoint(("train", "validation")):
-                report(f"{place.name}: {key}: {part} is no folder or file under {base}, and is left out")
+                report(f"{path.name}: {key}: {part} is no folder or file under {base}, and is left out")
             elif target is None:
-                raise FileNotFoundError(f"{place}: {key}: {part} is no folder or file under {base}")
+                raise DataError(f"{path}: {key}: {part} must be a folder or file under {base}, but is not")
             elif target.is_dir():
                 files.add_folder(split, target)
             else:
@@ -86,7 +86,7 @@ def _target(base: Path, beside: Path, part: str) -> Path | None:
 
 
 def _listed_file(line: str, beside: Path, base: Path) -> Path:
-    """A line of a list of images: relative to the list (./) or to the set, or absolute."""
+    """The file of a line in a list of images: relative to the list (./) or to the set, or absolute."""
     tries = [Path(line), beside / line, base / line]
     return next(
         (path for path in tries if path.is_absolute() and path.is_file()),
@@ -99,8 +99,8 @@ def _images_under(folder: Path) -> list[Path]:
 
 
 def by_folder(root: Path) -> SplitFiles:
-    """``images/{split}``, ``{split}/images``, or else all images as train; a split's name may have more to it, as in
-    ``train2017``."""
+    """``images/{split}``, ``{split}/images``, or else all images as train. The name of a split may be part of a
+    folder's name, as in ``train2017``."""
     files = SplitFiles()
     for folder in sorted([*root.glob("images/*"), *root.glob("*/images")]):
         split = split_of(folder.name if folder.parent.name == "images" else folder.parent.name)
@@ -108,43 +108,44 @@ def by_folder(root: Path) -> SplitFiles:
             files.add_folder(split, folder)
     if not files.images:
         return in_folders([root])
-    # Images elsewhere below are in no split.
+    # Images elsewhere under the root are in no split; they are reported.
     files.folders.append(root)
     return files
 
 
 def label_file(image: Path) -> Path:
-    """Ultralytics' rule: the last folder called images is exchanged for labels; elsewhere beside the image."""
+    """The label file of an image by Ultralytics' rule: labels instead of the last folder named images, else beside
+    it."""
     parts = list(image.parts)
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
+    for position in range(len(parts) - 2, -1, -1):
+        if parts[position] == "images":
+            parts[position] = "labels"
             break
     return Path(*parts).with_suffix(".txt")
 
 
 def report_left_out(files: SplitFiles, used: Iterable[Path], report: Callable[[str], None]) -> None:
-    """Say which images beside those ``used`` are not read, and which label files have no image."""
+    """Report images in the same folders that are not ``used``, and label files without an image."""
     known = _once(used)
     around = _once(path for folder in dict.fromkeys(files.folders) for path in files_under(folder))
-    others = [path for place, path in around.items() if place not in known]
+    others = [path for real, path in around.items() if real not in known]
     unread = [path for path in others if path.suffix.lower() in _NOT_READ]
     loose = [path for path in others if path.suffix.lower() in SUFFIXES]
     if unread:
         kinds = ", ".join(SUFFIXES)
-        report(f"{len(unread):,} image files are left out, as only {kinds} are read, {unread[0]} for example")
+        report(f"{len(unread):,} image files are left out, {unread[0]} for example: only {kinds} are read")
     if loose:
         report(f"{len(loose):,} image files are in no split and are left out, {loose[0]} for example")
     labels = dict.fromkeys([*files.folders, *(label_file(folder / "image").parent for folder in files.folders)])
     texts = _once(path for folder in labels for path in files_under(folder) if path.suffix == ".txt")
     of_images = _once([*map(label_file, [*known.values(), *unread, *loose]), *files.lists])
-    alone = [path for place, path in texts.items() if place not in of_images and _holds_labels(path)]
+    alone = [path for real, path in texts.items() if real not in of_images and _holds_labels(path)]
     if alone:
         report(f"{len(alone):,} label files have no image file and are left out, {alone[0]} for example")
 
 
 def _once(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Real place -> the first path that leads there. A file that is a link stays what it is called, as labels do."""
+    """Real path -> the first path that leads there. Only folders are resolved: a file that is a link keeps its name."""
     real: dict[Path, Path] = {}
     found: dict[Path, Path] = {}
     for path in paths:
@@ -155,7 +156,7 @@ def _once(paths: Iterable[Path]) -> dict[Path, Path]:
 
 
 def _holds_labels(path: Path) -> bool:
-    """Whether the first row of a text file is a class and four numbers or more; other texts may lie there too."""
+    """Whether the first row of a text file is a class and at least four numbers, unlike that of other text files."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         words = next((line.split() for line in file if line.strip()), [])
     try:

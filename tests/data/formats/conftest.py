@@ -1,4 +1,4 @@
-"""Small pictures, and a shortcut through reading and checking."""
+"""Small images, and a shortcut through reading and checking."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.source import SourceSet
 from retinaflow.data.tables import RowErrors
 
-Picture = Callable[..., Path]
+ImageWriter = Callable[..., Path]
 Checked = Callable[..., tuple[DetectionSet, RowErrors, list[str]]]
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Picture:
-    """``picture("a/b.jpg", width=40, height=20, orientation=1)`` writes a file under ``tmp_path``."""
+def write_image(tmp_path: Path) -> ImageWriter:
+    """``write_image("a/b.jpg", width=40, height=20, orientation=1)`` writes a file under ``tmp_path``."""
 
     def write(name: str, *, width: int = 40, height: int = 20, orientation: int = 1) -> Path:
         path = tmp_path / name

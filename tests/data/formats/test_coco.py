@@ -35,8 +35,8 @@ def read(path: Path, errors: RowErrors | None = None, **given: Any) -> SourceSet
     )
 
 
-def test_a_box_is_x_y_width_height_and_a_crowd_is_a_group(tmp_path: Path, picture: Any, checked: Any) -> None:
-    picture("a.png")
+def test_a_box_is_x_y_width_height_and_a_crowd_is_a_group(tmp_path: Path, write_image: Any, checked: Any) -> None:
+    write_image("a.png")
     attributes = {"occluded": True, "truncated": False}
     path = write(tmp_path, [annotation([10, 5, 20, 10], iscrowd=1, attributes=attributes)])
     found, _, _ = checked(read(path))
@@ -45,8 +45,8 @@ def test_a_box_is_x_y_width_height_and_a_crowd_is_a_group(tmp_path: Path, pictur
     assert found.boxes[["group_of", "occluded", "truncated"]].to_numpy().tolist() == [[True, True, False]]
 
 
-def test_category_ids_need_not_follow_each_other_and_names_may_hold_anything(tmp_path: Path, picture: Any) -> None:
-    picture("a.png")
+def test_category_ids_need_not_follow_each_other_and_names_may_hold_anything(tmp_path: Path, write_image: Any) -> None:
+    write_image("a.png")
     source = read(write(tmp_path, [annotation([0, 0, 5, 5], category=3)]))
     assert source.boxes[0][1] == 1
     assert source.classes.taxonomy().ids == ("/c/traffic_light_röd", "/c/cat")
@@ -54,9 +54,9 @@ def test_category_ids_need_not_follow_each_other_and_names_may_hold_anything(tmp
 
 
 def test_images_without_boxes_are_kept_and_a_box_over_the_edge_is_clipped_and_told(
-    tmp_path: Path, picture: Any, checked: Any
+    tmp_path: Path, write_image: Any, checked: Any
 ) -> None:
-    picture("a.png"), picture("b.png")
+    write_image("a.png"), write_image("b.png")
     images = [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 20} for n in "ab"]
     path = write(tmp_path, [annotation([-4, 0, 12, 20], image="a")], images=images)
     found, _, said = checked(read(path))
@@ -83,9 +83,9 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", BROKEN.values(), ids=BROKEN)
 def test_an_annotation_that_breaks_a_rule_stops_or_is_dropped_and_listed(
-    tmp_path: Path, picture: Any, checked: Any, case: tuple[Any, str]
+    tmp_path: Path, write_image: Any, checked: Any, case: tuple[Any, str]
 ) -> None:
-    picture("a.png")
+    write_image("a.png")
     path = write(tmp_path, [annotation([1, 1, 5, 5]), case[0]])
     errors = RowErrors()
     with pytest.raises(ValueError) as stopped:
@@ -105,10 +105,12 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, nam
         errors.settle()
 
 
-def test_files_of_one_name_in_several_folders_get_ids_of_their_own(tmp_path: Path, picture: Any, checked: Any) -> None:
+def test_files_of_one_name_in_several_folders_get_ids_of_their_own(
+    tmp_path: Path, write_image: Any, checked: Any
+) -> None:
     names = ["cam1/0.png", "cam2/0.png", "cam2/9.png", "cam1\\8.png"]
     for name in names:
-        picture(name.replace("\\", "/"))
+        write_image(name.replace("\\", "/"))
     images = [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
     found, _, _ = checked(read(write(tmp_path, [], images=images)))
     assert found.images["image_id"].tolist() == ["cam1__0", "cam2__0", "9", "8"]
@@ -118,24 +120,24 @@ def of_names(*names: str) -> list[dict[str, Any]]:
     return [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
 
 
-def test_a_file_elsewhere_is_taken_only_where_its_bare_name_can_mean_but_one(tmp_path: Path, picture: Any) -> None:
+def test_a_file_elsewhere_is_taken_only_where_its_bare_name_can_mean_but_one(tmp_path: Path, write_image: Any) -> None:
     folder = tmp_path / "set"
     for name in ("7.png", "set/1.png", "set/images/2.png", "set/valid/3.png"):
-        picture(name)
+        write_image(name)
     said: list[str] = []
     # 1.png is listed itself, and 3.png lies in the folder of another split; 7.png lies outside of the set.
     images = of_names("b/1.png", "1.png", "cam/2.png", "3.png", "7.png")
     source = read(write(folder, [], images=images), report=said.append)
     files = [image.file and image.file.relative_to(folder).as_posix() for image in source.images]
     assert files == [None, "1.png", "images/2.png", None, None]
-    assert said == ["1 images were found by their bare names, not in the folders that file_name gives"]
+    assert said == ["1 images were found by their names alone, not in the folders that file_name names"]
 
     source = read(write(folder, [], images=of_names("cam1/2.png", "cam2/2.png")))
     assert [image.file for image in source.images] == [None, None]
 
 
-def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(tmp_path: Path, picture: Any) -> None:
-    picture("a.png")
+def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(tmp_path: Path, write_image: Any) -> None:
+    write_image("a.png")
     categories = [{"id": n, "name": name} for n, name in enumerate(("mouse", "cells", "mouse", "cells"))]
     boxes = [annotation([n, n, 5, 5], category=n) for n in (0, 2, 3)]
     said: list[str] = []
@@ -143,7 +145,7 @@ def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(tmp_path: 
     assert source.classes.taxonomy().names == ("mouse", "mouse", "cells")
     assert source.classes.taxonomy().ids == ("/c/mouse", "/c/mouse_2", "/c/cells")
     assert [box[1] for box in source.boxes] == [0, 1, 2]
-    assert said == ["2 categories are called mouse; they stay 2 classes with ids of their own"]
+    assert said == ["2 categories have the name mouse; they stay 2 classes with ids of their own"]
 
 
 @pytest.mark.parametrize("negatives", [None, [], [3, [3], 99]])
@@ -156,9 +158,11 @@ def test_odd_negatives_of_lvis_are_no_traceback(tmp_path: Path, negatives: Any) 
         read(write(tmp_path, [], images=images))
 
 
-def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(tmp_path: Path, picture: Any, checked: Any) -> None:
-    picture("scaled.png", width=80, height=40)
-    picture("turned.jpg", width=20, height=40, orientation=6)
+def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(
+    tmp_path: Path, write_image: Any, checked: Any
+) -> None:
+    write_image("scaled.png", width=80, height=40)
+    write_image("turned.jpg", width=20, height=40, orientation=6)
     names = ("scaled.png", "turned.jpg")
     images = [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
     boxes = [annotation([0, 0, 10, 5], image=n) for n in (0, 1)]
@@ -166,7 +170,7 @@ def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(tmp_path: Path
     # Orientation 6 is shown turned clockwise: the upper left of what is shown is the lower left of what is stored.
     np.testing.assert_allclose(found.corners, [[0, 0, 0.25, 0.25], [0, 0.75, 0.25, 1]])
     assert len(said) == 2
-    picture("scaled.png", width=40, height=40)
+    write_image("scaled.png", width=40, height=40)
     with pytest.raises(
         ValueError, match=r"declared size must be that of the file, .* but got 40 x 20 for a file of 40 x 40"
     ):
@@ -174,10 +178,10 @@ def test_a_size_that_is_not_the_files_is_scaled_turned_or_refused(tmp_path: Path
 
 
 def test_an_image_without_a_readable_file_stops_or_is_skipped_with_its_boxes(
-    tmp_path: Path, picture: Any, checked: Any
+    tmp_path: Path, write_image: Any, checked: Any
 ) -> None:
-    picture("a.png")
-    (tmp_path / "cut.png").write_bytes(b"no picture")
+    write_image("a.png")
+    (tmp_path / "cut.png").write_bytes(b"no image")
     names = ("cut.png", "gone.png", "a.png", "text.gif")
     (tmp_path / "text.gif").write_text("")
     images = [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
@@ -191,8 +195,8 @@ def test_an_image_without_a_readable_file_stops_or_is_skipped_with_its_boxes(
     assert [fault.value for fault in errors.found[1:]] == reasons
 
 
-def test_lvis_says_which_classes_were_looked_for(tmp_path: Path, picture: Any, checked: Any) -> None:
-    picture("train2017/5.png")
+def test_lvis_says_which_classes_were_looked_for(tmp_path: Path, write_image: Any, checked: Any) -> None:
+    write_image("train2017/5.png")
     images = [{"id": 7, "coco_url": "http://x/train2017/5.png", "width": 40, "height": 20, "neg_category_ids": [3]}]
     source = read(write(tmp_path, [annotation([1, 1, 5, 5])], images=images))
     assert source.federated

@@ -37,17 +37,17 @@ def read(folder: Path, errors: RowErrors | None = None, **given: Any) -> SourceS
     [("mine", "auto", 0.25), ("The VOC2007 Database", "auto", 0.225), ("mine", "1", 0.225), ("The VOC2007", "0", 0.25)],
 )
 def test_pixels_count_from_1_in_the_challenges_own_files_only(
-    tmp_path: Path, picture: Any, checked: Any, database: str, first_pixel: Any, left: float
+    tmp_path: Path, write_image: Any, checked: Any, database: str, first_pixel: Any, left: float
 ) -> None:
-    picture("a.png")
+    write_image("a.png")
     write(tmp_path / "a.xml", thing(10, 5, 30, 20), database=database)
     found, _, _ = checked(read(tmp_path, first_pixel=first_pixel))
     # From 1 the first column inside is 10, whose left edge is 9 / 40; the last one is 30, whose right edge is 30 / 40.
     np.testing.assert_allclose(found.corners[0, [0, 2]], [left, 0.75])
 
 
-def test_flags_are_read_and_difficult_is_group_of_unless_kept(tmp_path: Path, picture: Any, checked: Any) -> None:
-    picture("a.png")
+def test_flags_are_read_and_difficult_is_group_of_unless_kept(tmp_path: Path, write_image: Any, checked: Any) -> None:
+    write_image("a.png")
     more = "<truncated>1</truncated><occluded>0</occluded><difficult>1</difficult>"
     write(
         tmp_path / "a.xml", thing(1, 1, 9, 9, more=more) + thing(2, 2, 9, 9, more="<truncated>Unspecified</truncated>")
@@ -60,10 +60,10 @@ def test_flags_are_read_and_difficult_is_group_of_unless_kept(tmp_path: Path, pi
 
 
 def test_splits_come_from_imagesets_and_parts_of_objects_are_no_objects(
-    tmp_path: Path, picture: Any, checked: Any
+    tmp_path: Path, write_image: Any, checked: Any
 ) -> None:
     for name in "abc":
-        picture(f"JPEGImages/{name}.jpg")
+        write_image(f"JPEGImages/{name}.jpg")
         part = f"<part><name>head</name>{BOX.format(1, 1, 3, 3)}</part>"
         write(tmp_path / f"Annotations/{name}.xml", thing(1, 1, 9, 9, more=part))
     lists = tmp_path / "ImageSets" / "Main"
@@ -80,9 +80,14 @@ def test_splits_come_from_imagesets_and_parts_of_objects_are_no_objects(
 
 
 def test_an_image_is_found_beside_its_file_by_stem_or_by_the_name_said(
-    tmp_path: Path, picture: Any, checked: Any
+    tmp_path: Path, write_image: Any, checked: Any
 ) -> None:
-    picture("train/a.JPG"), picture("train/b_jpg.rf.png"), picture("valid/c.png"), picture("valid/alone.png")
+    (
+        write_image("train/a.JPG"),
+        write_image("train/b_jpg.rf.png"),
+        write_image("valid/c.png"),
+        write_image("valid/alone.png"),
+    )
     write(tmp_path / "train/a.xml")
     write(tmp_path / "train/b.xml", filename="C:\\Users\\me\\b_jpg.rf.png", size="0 0")
     write(tmp_path / "valid/c.xml")
@@ -102,8 +107,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS.values(), ids=FAULTS)
-def test_an_object_that_breaks_a_rule_is_named(tmp_path: Path, picture: Any, checked: Any, case: Any) -> None:
-    picture("a.png")
+def test_an_object_that_breaks_a_rule_is_named(tmp_path: Path, write_image: Any, checked: Any, case: Any) -> None:
+    write_image("a.png")
     write(tmp_path / "a.xml", case[0])
     errors = RowErrors()
     with pytest.raises(ValueError) as stopped:
@@ -122,10 +127,10 @@ def splits(source: SourceSet) -> dict[str, str]:
     return {image.name.split("/")[-1]: image.split for image in source.images}
 
 
-def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, picture: Any) -> None:
+def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, write_image: Any) -> None:
     for year in ("2007", "2012"):
         for name in "abcd":
-            picture(f"VOC{year}/JPEGImages/{name}{year}.jpg")
+            write_image(f"VOC{year}/JPEGImages/{name}{year}.jpg")
             write(tmp_path / f"VOC{year}/Annotations/{name}{year}.xml", thing(1, 1, 9, 9))
     # Of 2007 d is in no list; 2012 has trainval besides val and test, and val must win.
     lists(tmp_path / "VOC2007", trainval="a2007,b2007", test="c2007")
@@ -140,9 +145,9 @@ def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, picture: Any
     ]
 
 
-def test_ids_may_have_spaces_and_end_in_a_number(tmp_path: Path, picture: Any) -> None:
+def test_ids_may_have_spaces_and_end_in_a_number(tmp_path: Path, write_image: Any) -> None:
     for name in ("my photo 0", "my photo 1", "b"):
-        picture(f"JPEGImages/{name}.png")
+        write_image(f"JPEGImages/{name}.png")
         write(tmp_path / f"Annotations/{name}.xml")
     lists(tmp_path, train="my photo 0,b -1", val=" my photo 1 \r")
     assert splits(read(tmp_path)) == {"my photo 0.png": "train", "b.png": "train", "my photo 1.png": "validation"}
@@ -151,8 +156,8 @@ def test_ids_may_have_spaces_and_end_in_a_number(tmp_path: Path, picture: Any) -
         read(tmp_path)
 
 
-def test_what_macos_hides_beside_files_is_ignored(tmp_path: Path, picture: Any) -> None:
-    picture("a.png")
+def test_what_macos_hides_beside_files_is_ignored(tmp_path: Path, write_image: Any) -> None:
+    write_image("a.png")
     write(tmp_path / "a.xml")
     for name in ("._a.xml", "._a.png", "x/._b.xml"):
         (tmp_path / "x").mkdir(exist_ok=True)
@@ -171,7 +176,10 @@ def test_a_file_may_declare_its_encoding(tmp_path: Path, encoding: str) -> None:
 
 
 BROKEN = {
-    "cut short": (b"<annotation><object>", "a.xml: an annotation file must be readable XML, but got an error: no elem"),
+    "cut short": (
+        b"<annotation><object>",
+        "a.xml: an annotation file must be readable XML, but got the parser error no elem",
+    ),
     "another kind": (b"<html/>", "a.xml: a VOC file must begin with <annotation>, but got <html>"),
     "another encoding": (b"<?xml version='1.0' encoding='gb2312'?><annotation>\xff", "a.xml: an annotation file must"),
     "no encoding": (b"<?xml version='1.0' encoding='mine'?><annotation/>", "a.xml: an annotation file must"),
@@ -181,9 +189,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN.values(), ids=BROKEN)
 def test_a_file_that_is_no_annotation_is_named_or_left_out(
-    tmp_path: Path, picture: Any, checked: Any, case: tuple[bytes, str]
+    tmp_path: Path, write_image: Any, checked: Any, case: tuple[bytes, str]
 ) -> None:
-    picture("a.png"), picture("b.png")
+    write_image("a.png"), write_image("b.png")
     (tmp_path / "a.xml").write_bytes(case[0])
     write(tmp_path / "b.xml", thing(1, 1, 9, 9))
     errors = RowErrors()

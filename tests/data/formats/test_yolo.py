@@ -11,6 +11,7 @@ import pytest
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.formats.yolo import find_yolo, read_yolo
 from retinaflow.data.tables import RowErrors
+from retinaflow.errors import DataError
 
 
 def write(path: Path, text: str) -> Path:
@@ -36,13 +37,13 @@ SPLITS = {
 
 @pytest.mark.parametrize("splits", SPLITS.values(), ids=SPLITS)
 def test_images_of_the_splits_are_found_as_data_yaml_names_them(
-    tmp_path: Path, picture: Any, checked: Any, splits: str
+    tmp_path: Path, write_image: Any, checked: Any, splits: str
 ) -> None:
     root = tmp_path / "set"
     write(root / "data.yaml", splits + "names: {0: cat, 1: 'dog, big'}\n")
     write(root / "train.txt", "./images/train/a.png\nimages/train/0.png\n")
     write(root / "val.txt", "images/val/0.png\n")
-    picture("set/images/train/a.png"), picture("set/images/train/0.png"), picture("set/images/val/0.png")
+    write_image("set/images/train/a.png"), write_image("set/images/train/0.png"), write_image("set/images/val/0.png")
     write(root / "labels/train/a.txt", "1 0.5 0.5 0.5 0.2\n\n0 0.1 0.1 0.3 0.1 0.2 0.4\n")
     write(root / "labels/val/0.txt", "")
     found, _, _ = checked(read(root))
@@ -55,22 +56,22 @@ def test_images_of_the_splits_are_found_as_data_yaml_names_them(
 
 
 @pytest.mark.parametrize("year", ["", "2017"])
-def test_without_data_yaml_folders_and_classes_txt_will_do(tmp_path: Path, picture: Any, year: str) -> None:
-    picture(f"images/train{year}/a.png"), picture(f"images/val{year}/b.png")
+def test_without_data_yaml_folders_and_classes_txt_will_do(tmp_path: Path, write_image: Any, year: str) -> None:
+    write_image(f"images/train{year}/a.png"), write_image(f"images/val{year}/b.png")
     write(tmp_path / f"labels/train{year}/a.txt", "0 0.5 0.5 1 1\n")
-    with pytest.raises(FileNotFoundError, match=r"must hold data.yaml or classes.txt"):
+    with pytest.raises(DataError, match=r"must hold the class names in data.yaml or classes.txt"):
         read(tmp_path)
     write(tmp_path / "classes.txt", "cat\n")
     assert [image.split for image in read(tmp_path).images] == ["train", "validation"]
 
 
-def test_boxes_of_a_picture_turned_by_exif_are_turned_back(tmp_path: Path, picture: Any, checked: Any) -> None:
-    picture("images/a.jpg", orientation=3)
+def test_boxes_of_an_image_rotated_by_exif_are_rotated_back(tmp_path: Path, write_image: Any, checked: Any) -> None:
+    write_image("images/a.jpg", orientation=3)
     write(tmp_path / "labels/a.txt", "0 0.1 0.1 0.2 0.2\n")
     write(tmp_path / "classes.txt", "cat\n")
     found, _, said = checked(read(tmp_path))
     np.testing.assert_allclose(found.corners, [[0.8, 0.8, 1, 1]])
-    assert said == ["1 images are turned by EXIF: their boxes were turned to the stored pixels"]
+    assert said == ["1 images are rotated by EXIF: their boxes were rotated to the stored pixels"]
     found, _, _ = checked(read(tmp_path), orientation="stored")
     np.testing.assert_allclose(found.corners, [[0, 0, 0.2, 0.2]], atol=1e-12)
 
@@ -86,9 +87,9 @@ ROWS = {
 
 @pytest.mark.parametrize("case", ROWS.values(), ids=ROWS)
 def test_a_row_that_breaks_a_rule_is_named_with_its_line(
-    tmp_path: Path, picture: Any, checked: Any, case: tuple[str, str]
+    tmp_path: Path, write_image: Any, checked: Any, case: tuple[str, str]
 ) -> None:
-    picture("images/a.png")
+    write_image("images/a.png")
     write(tmp_path / "classes.txt", "cat\ndog\n")
     write(tmp_path / "labels/a.txt", case[0])
     errors = RowErrors()
@@ -97,10 +98,10 @@ def test_a_row_that_breaks_a_rule_is_named_with_its_line(
     assert case[1] in str(stopped.value)
 
 
-def test_a_set_without_any_label_file_is_not_a_set_of_empty_images(tmp_path: Path, picture: Any) -> None:
-    picture("images/a.png")
+def test_a_set_without_any_label_file_is_not_a_set_of_empty_images(tmp_path: Path, write_image: Any) -> None:
+    write_image("images/a.png")
     write(tmp_path / "classes.txt", "cat\n")
-    with pytest.raises(FileNotFoundError, match=r"none of 1 images has a label file; .*labels/a.txt is looked for"):
+    with pytest.raises(DataError, match=r"none of 1 has one; .*labels/a.txt is missing"):
         read(tmp_path)
 
 
@@ -114,16 +115,16 @@ POSES = {
 
 
 @pytest.mark.parametrize("case", POSES.values(), ids=POSES)
-def test_keypoints_follow_the_box_where_data_yaml_says_so(tmp_path: Path, picture: Any, case: Any) -> None:
+def test_keypoints_follow_the_box_where_data_yaml_says_so(tmp_path: Path, write_image: Any, case: Any) -> None:
     shape, row, corners = case
-    picture("images/a.png")
+    write_image("images/a.png")
     write(tmp_path / "data.yaml", f"train: images\nnames: [cat]\nkpt_shape: {shape}\n")
     write(tmp_path / "labels/a.txt", row)
     np.testing.assert_allclose([box[2] for box in read(tmp_path).boxes], [corners])
 
 
-def test_a_row_that_holds_other_keypoints_than_said_is_named(tmp_path: Path, picture: Any) -> None:
-    picture("images/a.png")
+def test_a_row_that_holds_other_keypoints_than_said_is_named(tmp_path: Path, write_image: Any) -> None:
+    write_image("images/a.png")
     write(tmp_path / "data.yaml", "train: images\nnames: [cat]\nkpt_shape: [2, 3]\n")
     write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.2 0.4 0.9 0.9 0.8 0.8\n")
     errors = RowErrors()
@@ -139,9 +140,9 @@ def test_a_row_that_holds_other_keypoints_than_said_is_named(tmp_path: Path, pic
 LABELS = "0 0.5 0.5 0.2 0.4\n"
 
 
-def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, picture: Any) -> None:
+def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, write_image: Any) -> None:
     for name in ("a.png", "b.tif", "c.TIFF", "._a.png"):
-        picture(f"images/train/{name.replace('._a.png', 'hidden.png')}")
+        write_image(f"images/train/{name.replace('._a.png', 'hidden.png')}")
     (tmp_path / "images/train/hidden.png").rename(tmp_path / "images/train/._a.png")
     for name in ("a", "b", "c", "alone", "._a"):
         write(tmp_path / f"labels/train/{name}.txt", LABELS)
@@ -154,14 +155,13 @@ def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, picture: An
         assert [image.name for image in found.images] == ["images/train/a.png"]
         images = tmp_path / "images/train"
         assert said == [
-            "2 image files are left out, as only .jpg, .jpeg, .png, .webp, .bmp are read, "
-            f"{images / 'b.tif'} for example",
+            f"2 image files are left out, {images / 'b.tif'} for example: only .jpg, .jpeg, .png, .webp, .bmp are read",
             f"1 label files have no image file and are left out, {tmp_path / 'labels/train/alone.txt'} for example",
         ]
 
 
-def test_images_beside_the_folders_of_splits_are_counted(tmp_path: Path, picture: Any) -> None:
-    picture("images/train/a.png"), picture("images/b.png"), picture("c.png")
+def test_images_beside_the_folders_of_splits_are_counted(tmp_path: Path, write_image: Any) -> None:
+    write_image("images/train/a.png"), write_image("images/b.png"), write_image("c.png")
     write(tmp_path / "labels/train/a.txt", LABELS), write(tmp_path / "labels/b.txt", LABELS)
     write(tmp_path / "classes.txt", "cat\n")
     said: list[str] = []
@@ -169,9 +169,9 @@ def test_images_beside_the_folders_of_splits_are_counted(tmp_path: Path, picture
     assert said == [f"2 image files are in no split and are left out, {tmp_path / 'c.png'} for example"]
 
 
-def test_images_that_no_list_names_are_counted_however_the_others_are_written(tmp_path: Path, picture: Any) -> None:
+def test_images_that_no_list_names_are_counted_however_the_others_are_written(tmp_path: Path, write_image: Any) -> None:
     for name in "abc":
-        picture(f"images/{name}.png")
+        write_image(f"images/{name}.png")
         write(tmp_path / f"labels/{name}.txt", LABELS)
     write(tmp_path / "train.txt", f"./images/a.png\n{tmp_path}/labels/../images/b.png\n")
     write(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
@@ -180,9 +180,9 @@ def test_images_that_no_list_names_are_counted_however_the_others_are_written(tm
     assert said == [f"1 image files are in no split and are left out, {tmp_path / 'images/c.png'} for example"]
 
 
-def test_linked_folders_are_read_and_never_twice(tmp_path: Path, picture: Any) -> None:
-    picture("set/images/train/own/a.png"), picture("store/b.png"), picture("store/more/c.png")
-    picture("set/images/val/d.png")
+def test_linked_folders_are_read_and_never_twice(tmp_path: Path, write_image: Any) -> None:
+    write_image("set/images/train/own/a.png"), write_image("store/b.png"), write_image("store/more/c.png")
+    write_image("set/images/val/d.png")
     train = tmp_path / "set/images/train"
     # A link to the store, one that leads back up, and one to a folder beside it that sorts before it.
     (train / "linked").symlink_to(tmp_path / "store")
@@ -200,18 +200,18 @@ def test_linked_folders_are_read_and_never_twice(tmp_path: Path, picture: Any) -
     assert said == []
 
 
-def test_a_test_split_that_is_absent_is_said_and_others_stop(tmp_path: Path, picture: Any) -> None:
-    picture("train/images/a.png")
+def test_a_test_split_that_is_absent_is_said_and_others_stop(tmp_path: Path, write_image: Any) -> None:
+    write_image("train/images/a.png")
     write(tmp_path / "train/labels/a.txt", LABELS)
     write(tmp_path / "data.yaml", "train: ../train/images\ntest: ../test/images\nnames: [cat]\n")
     said: list[str] = []
     assert [image.split for image in read(tmp_path, report=said.append).images] == ["train"]
     assert said == [f"data.yaml: test: ../test/images is no folder or file under {tmp_path}, and is left out"]
     write(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnames: [cat]\n")
-    with pytest.raises(FileNotFoundError, match=r"data.yaml: val: ../valid/images is no folder or file under"):
+    with pytest.raises(DataError, match=r"data.yaml: val: ../valid/images must be a folder or file under"):
         read(tmp_path)
     write(tmp_path / "data.yaml", "train:\ntest: ../test/images\nnames: [cat]\n")
-    with pytest.raises(FileNotFoundError, match=r"data.yaml: test: ../test/images is no folder or file under"):
+    with pytest.raises(DataError, match=r"data.yaml: test: ../test/images must be a folder or file under"):
         read(tmp_path)
 
 
@@ -228,8 +228,8 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_classes_of_one_name_stop(tmp_path: Path, picture: Any, name: str) -> None:
-    picture("images/a.png")
+def test_two_classes_of_one_name_stop(tmp_path: Path, write_image: Any, name: str) -> None:
+    write_image("images/a.png")
     write(tmp_path / "labels/a.txt", LABELS)
     write(tmp_path / name, NAMES[name][0])
     with pytest.raises(ValueError, match=NAMES[name][1]):
@@ -252,8 +252,10 @@ def test_a_data_yaml_that_cannot_be_used_is_named(tmp_path: Path, case: tuple[st
     assert f"{path}: {case[1]}" in str(stopped.value)
 
 
-def test_an_empty_line_among_the_class_names_stops_as_it_would_rename_the_rest(tmp_path: Path, picture: Any) -> None:
-    picture("images/a.png")
+def test_an_empty_line_among_the_class_names_stops_as_it_would_rename_the_rest(
+    tmp_path: Path, write_image: Any
+) -> None:
+    write_image("images/a.png")
     write(tmp_path / "labels/a.txt", "1 0.5 0.5 1 1\n")
     write(tmp_path / "classes.txt", "cat\n\ndog\n")
     with pytest.raises(ValueError, match=r"classes.txt: line 2: a line must name a class, but is empty"):
@@ -262,11 +264,11 @@ def test_an_empty_line_among_the_class_names_stops_as_it_would_rename_the_rest(t
     assert read(tmp_path).boxes[0][1] == 1
 
 
-def test_images_of_several_splits_are_counted(tmp_path: Path, picture: Any) -> None:
+def test_images_of_several_splits_are_counted(tmp_path: Path, write_image: Any) -> None:
     write(tmp_path / "data.yaml", "train: images\nval: val.txt\nnames: [cat]\n")
-    picture("images/a.png"), picture("images/b.png")
+    write_image("images/a.png"), write_image("images/b.png")
     write(tmp_path / "labels/a.txt", "0 0.5 0.5 1 1\n")
     write(tmp_path / "val.txt", "images/b.png\n")
     said: list[str] = []
     assert {image.split for image in read(tmp_path, report=said.append).images} == {"train"}
-    assert [line for line in said if "1 images stand in more than one split" in line]
+    assert [line for line in said if "1 images are in more than one split" in line]

@@ -13,7 +13,7 @@ def image_ids(names: Sequence[str]) -> list[str]:
     """An id for each image, from its file name with folders: unique, plain file names.
 
     The stem where only one image has it, else the whole path with ``__`` between its parts (``train/001.jpg`` and
-    ``val/001.jpg`` become ``train__001`` and ``val__001``), with the suffix if two files differ in nothing else.
+    ``val/001.jpg`` become ``train__001`` and ``val__001``), with the suffix if two paths differ only in it.
     """
     paths = [PurePosixPath(name) for name in names]
     stems = Counter(path.stem for path in paths)
@@ -27,17 +27,17 @@ def image_ids(names: Sequence[str]) -> list[str]:
 
 
 def class_ids(names: Sequence[str], given: Sequence[str | None] | None = None) -> list[str]:
-    """An id for each class: the given one, else ``/c/`` and the name in small letters and underscores."""
-    kept = list(given) if given is not None else [None] * len(names)
+    """An id for each class: the given one, else ``/c/`` and the name in lower case with underscores."""
+    known_ids = list(given) if given is not None else [None] * len(names)
     made = [
         known or "/c/" + (re.sub(r"\W+", "_", unicodedata.normalize("NFKC", name).casefold()).strip("_") or "class")
-        for name, known in zip(names, kept, strict=True)
+        for name, known in zip(names, known_ids, strict=True)
     ]
     return _unique(made)
 
 
 def _unique(texts: Sequence[str]) -> list[str]:
-    """The texts, later ones of the same form numbered _2, _3, ..."""
+    """The texts; repeated ones get the suffixes _2, _3, ..."""
     taken, result = set(texts), []
     seen: set[str] = set()
     for text in texts:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retinaflow.detector.network import RetinaNet
-from retinaflow.training.averaging import WeightAverage
+from retinaflow.training.weight_average import WeightAverage
 
 
 def _fill(model: RetinaNet, value: float) -> RetinaNet:
@@ -20,7 +20,7 @@ def _fill(model: RetinaNet, value: float) -> RetinaNet:
 
 def test_the_average_rises_as_its_equation_says(lab: Any) -> None:
     """Weights 0, then 1, 2, 3 after steps 1, 2, 3; d = 2/11, 3/12, then the decay 0.25, under 4/13."""
-    model = _fill(RetinaNet(lab.network), 0.0)
+    model = _fill(lab.model(), 0.0)
     average = WeightAverage(model, decay=0.25)
     expected = 0.0
     for step, decay in ((1, 2 / 11), (2, 3 / 12), (3, 0.25)):
@@ -32,7 +32,7 @@ def test_the_average_rises_as_its_equation_says(lab: Any) -> None:
 
 
 def test_weights_that_stand_still_are_their_own_average(lab: Any) -> None:
-    model = RetinaNet(lab.network, seed=1)
+    model = lab.model(seed=1)
     average = WeightAverage(model, decay=0.9998)
     for _ in range(3):
         average.update(model)
@@ -42,17 +42,17 @@ def test_weights_that_stand_still_are_their_own_average(lab: Any) -> None:
 
 def test_the_average_neither_learns_nor_moves_by_itself(lab: Any) -> None:
     trainer = lab.trainer(epochs=1, ema=0.5)
-    assert trainer.best_guess is not trainer.model
-    assert not any(parameter.requires_grad for parameter in trainer.best_guess.parameters())
+    assert trainer.evaluated_model is not trainer.model
+    assert not any(parameter.requires_grad for parameter in trainer.evaluated_model.parameters())
     list(trainer.fit(lab.dataset, lab.buckets, lab.plans))
-    assert not trainer.best_guess.training
-    pairs = zip(trainer.best_guess.parameters(), trainer.model.parameters(), strict=True)
+    assert not trainer.evaluated_model.training
+    pairs = zip(trainer.evaluated_model.parameters(), trainer.model.parameters(), strict=True)
     assert any(not torch.equal(mean, last) for mean, last in pairs)
 
 
 def test_without_a_decay_the_last_weights_are_judged(lab: Any) -> None:
     trainer = lab.trainer(epochs=1)
-    assert trainer.best_guess is trainer.model
+    assert trainer.evaluated_model is trainer.model
 
 
 def test_averaging_changes_nothing_about_the_training(lab: Any) -> None:

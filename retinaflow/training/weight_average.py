@@ -1,4 +1,4 @@
-"""An exponential moving average of a detector's weights, which is evaluated and kept instead of the last weights.
+"""An exponential moving average of a detector's weights, which is evaluated and saved instead of the last weights.
 
 After step t (from 1) with weights w: average = d * average + (1 - d) * w, d = min(decay, (1 + t) / (10 + t)), the rise
 of TensorFlow's ``ExponentialMovingAverage``. So the average always covers about the last tenth of the training: with
@@ -27,12 +27,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: RetinaNet) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step."""
         self.updates += 1
-        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        new_weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         new = model.state_dict()
         for name, average in self.model.state_dict().items():
             if average.is_floating_point():
-                average.lerp_(new[name], share)
+                average.lerp_(new[name], new_weight)
             else:
                 average.copy_(new[name])

@@ -20,7 +20,7 @@ MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """``headline``: which setting to use; ``sentences``: the figures that say so, and what they do not say."""
 
     headline: str
@@ -35,12 +35,12 @@ def group_name(group: str) -> str:
     return GROUP_NAMES.get(group, group.removeprefix("mAP_").replace("_", " "))
 
 
-def verdict(comparison: Comparison, side: Side) -> Verdict:
+def conclusion(comparison: Comparison, side: Side) -> Conclusion:
     """What the comparison says of a side against the first one."""
     letter, table = side.letter, comparison.classes
     groups = {name: comparison.group(name) for name in comparison.groups["group"]}
     if "mAP" not in groups:
-        return Verdict("No class has ground truth: nothing can be said.", ())
+        return Conclusion("No class has ground truth: nothing can be said.", ())
     whole = groups["mAP"]
     sure = {name: sign for name, row in groups.items() if (sign := _sign(row, letter)) != 0}
     better, worse = (_sure_classes(table, letter, sign) for sign in (1, -1))
@@ -53,7 +53,7 @@ def verdict(comparison: Comparison, side: Side) -> Verdict:
         _classes(better, worse, int(table[f"{letter}_p"].notna().sum())),
         _seeds(comparison.sides[0], side),
     ]
-    return Verdict(_headline(letter, sure, better, worse), tuple(sentences))
+    return Conclusion(_headline(letter, sure, better, worse), tuple(sentences))
 
 
 def _headline(letter: str, sure: dict[str, int], better: Sequence[str], worse: Sequence[str]) -> str:

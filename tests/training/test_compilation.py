@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from retinaflow.detector.network import NetworkConfig, RetinaNet
-from retinaflow.training.compiling import compile_network
+from retinaflow.detector.network import RetinaNet
+from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.training.compilation import compile_network
 
 CPU = torch.device("cpu")
 
 
 def network() -> RetinaNet:
-    return RetinaNet(NetworkConfig("resnet18", 3, fpn_channels=64, head_depth=1, head_norm="group"), seed=1)
+    return RetinaNet(NetworkSettings(backbone="resnet18", fpn_channels=64, head_depth=1, head_norm="group"), 3, seed=1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from retinaflow.data.bins import ClassBins
 from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
-from retinaflow.training.by_bin import by_class
+from retinaflow.training.class_loss import by_class
 
 
 @pytest.fixture

@@ -1,0 +1,175 @@
+"""Groups of settings of detections and models: postprocessing, evaluating, using a model, comparing, merging."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from retinaflow.settings.fields import (
+    STEERS,
+    AtLeastOne,
+    Names,
+    NonNegative,
+    OptionalPath,
+    OptionalText,
+    Searched,
+)
+from retinaflow.settings.groups import ImageFileSettings, Settings, TrackingSettings, with_defaults
+from retinaflow.settings.training_groups import BatchSettings, ComputeSettings
+
+Suppression = Literal["nms", "soft-nms"]
+
+
+def _is_no_rule(value: Any) -> Any:
+    if isinstance(value, str) and (":" in value or value == "support-nms"):
+        raise PydanticCustomError(
+            "old_rule",
+            "nms must be 'nms' or 'soft-nms', for all classes, with its IoU in nms_iou: rules by class group, numbers "
+            "in nms, and support-nms are no longer available",
+        )
+    return value
+
+
+class OverlapSettings(Settings):
+    """How many detections are left of overlapping ones."""
+
+    title = "Detections"
+
+    nms_iou: Annotated[float, Field(gt=0, le=1), STEERS, Searched(when={"nms": ("nms",)})] = 0.5
+    """nms: IoU above which the lower of two detections of a class is dropped."""
+    max_detections: Annotated[AtLeastOne, STEERS] = 300
+    """Maximum detections per image, over all classes."""
+
+
+class PostprocessSettings(OverlapSettings):
+    """From the network's output to detections: :func:`retinaflow.detector.postprocess.detect`."""
+
+    score_threshold: Annotated[float, Field(ge=0, lt=1), STEERS] = 0.02
+    """Detections below this score are dropped."""
+    nms: Annotated[Suppression, BeforeValidator(_is_no_rule), STEERS, Searched()] = "nms"
+    """Of overlapping detections of a class the lower one is dropped, or loses score (Bodla et al. 2017)."""
+
+
+class EvaluationSettings(PostprocessSettings):
+    """From the network's output to detections and their score."""
+
+    group_of_weight: Annotated[NonNegative, STEERS] = 1.0
+    """Weight of a found group-of box in the metric: 1 is the Challenge rule, 0 the older V2 rule."""
+
+
+class ExpansionSettings(Settings):
+    """Detections of parent classes."""
+
+    title = "Detections"
+
+    expand_predictions: bool = False
+    """Copy each detection to the ancestors of its class; of overlapping ones of a class the best stays."""
+
+
+class PredictionFileSettings(Settings):
+    """Detections from a file."""
+
+    title = "Model"
+
+    predictions: OptionalPath = None
+    """CSV, Parquet or Kaggle submission of detections to use instead of a model."""
+
+
+class FromRunSettings(Settings):
+    """A trained model."""
+
+    title = "Model"
+
+    from_run: OptionalText = None
+    """Run id, models:/NAME@ALIAS, models:/NAME/VERSION or a checkpoint file; none: the last training."""
+
+
+class ModelSettings(FromRunSettings, PostprocessSettings):
+    """A trained model. Settings of detections that are not given are those of its training."""
+
+
+@with_defaults(batch_size=16, texts={"batch_size": "Images per batch of a process."})
+class DetectorSettings(BatchSettings, ComputeSettings, PostprocessSettings):
+    """From a checkpoint and images to detections. Settings of detections and ``precision`` are those of the training
+    unless given."""
+
+    title = "Machine"
+
+    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
+    """Square root of the area that images are resized to, pixels; trained: as in training."""
+
+
+@with_defaults(
+    data="trained",
+    texts={
+        "data": "Folder in the Open Images layout, demo, or trained: the data of the training.",
+        "images": "Folders of images to look at instead of a split, with their subfolders.",
+    },
+)
+class ImagesSettings(ImageFileSettings):
+    """Which images a model looks at. No annotation is needed."""
+
+    split: str = "validation"
+    """Split of data; with data=trained the default is what the model was evaluated on."""
+    image_list: OptionalPath = None
+    """File of image ids, found in images or in the split's folders, or of paths relative to it; none: all images."""
+
+
+class DetectingSettings(DetectorSettings, ModelSettings, ImagesSettings):
+    """A trained model that looks at images."""
+
+    parents: Literal["trained", "expand"] = "trained"
+    """Detections of parent classes: as in training, or expand: each detection also counts for the ancestors of its
+    class."""
+
+
+class RunsSettings(Settings):
+    """Several runs."""
+
+    title = "Runs"
+
+    runs: Names = ()
+    """Runs by id or name (with track=false: folders), comma-separated."""
+
+
+class IntervalSettings(Settings):
+    """How sure a difference must be."""
+
+    title = "Intervals"
+
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the images for intervals."""
+
+
+@with_defaults(
+    texts={
+        "runs": "Runs of train or evaluate by id or name (with track=false: folders), the first is compared with; runs "
+        "with other seeds are joined by + (a1+a2,b1+b2); none: those that filter finds."
+    }
+)
+class ComparisonSettings(RunsSettings, IntervalSettings, TrackingSettings):
+    """Which evaluated runs are compared, and how."""
+
+    filter: OptionalText = None
+    """MLflow filter (params.num_bins = '7'); runs that differ by seed only are pooled; none: the last two trainings."""
+    from_experiment: OptionalText = None
+    """MLflow experiment that filter looks in; none: all."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """Confidence of the intervals; 1 - confidence is the false discovery rate of classes marked as sure."""
+
+
+class MergeSettings(ExpansionSettings):
+    """How the detections of several models become those of one."""
+
+    title = "Merging"
+
+    calibration: Literal["auto", "platt", "isotonic", "none"] = "auto"
+    """How scores are calibrated class by class (cross-fitted); auto: by held-out likelihood; none: not at all."""
+    min_ground_truth: AtLeastOne = 20
+    """Ground-truth boxes of a class below which its scores are not calibrated."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Parts of the images for cross-fitting of calibrators."""
+    fusion_iou: Annotated[float, Field(gt=0, lt=1)] = 0.55
+    """IoU above which boxes of a class from several models are fused (weighted boxes fusion)."""

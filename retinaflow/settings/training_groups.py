@@ -1,0 +1,240 @@
+"""Groups of settings of a training: the network, the loss, the optimisation, augmentation, checkpoints, the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from retinaflow.errors import SettingError
+from retinaflow.settings.fields import (
+    FREE,
+    STEERS,
+    AlphaByBin,
+    AtLeastOne,
+    Count,
+    Fraction,
+    GammaByBin,
+    NonNegative,
+    Numbers,
+    OptionalText,
+    Positive,
+    Searched,
+    auto,
+    by_data,
+)
+from retinaflow.settings.groups import SeedSettings, Settings
+
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+HeadNorm = Literal["none", "group"]
+P6Source = Literal["p5", "c5"]
+BatchNorm = Literal["train", "frozen"]
+BoxLoss = Literal["l1", "smooth_l1", "giou"]
+OptimizerName = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "steps", "constant"]
+
+GROUPS = 32
+"""Groups of a group norm in the heads."""
+
+
+class WeightSettings(Settings):
+    """Where training starts."""
+
+    title = "Network"
+
+    weights: str = "none"
+    """Initial weights: none (random), imagenet or imagenet_v2 (backbone), coco or coco_v2 (torchvision's detector), or
+    a file of either kind."""
+
+
+def _part(photos: Any, *, demo: Any) -> Any:
+    """A part of the network: smaller for the generated set, unless the weights of a whole detector bring theirs."""
+
+    def rule(values: Mapping[str, Any]) -> Any:
+        return demo if values.get("data") == "demo" and not _is_detector(values.get("weights", "none")) else photos
+
+    return auto(f"{photos}, demo {demo}", rule)
+
+
+def _is_detector(weights: str) -> bool:
+    return weights in ("coco", "coco_v2")
+
+
+class AnchorSettings(Settings):
+    """The anchors."""
+
+    title = "Network"
+
+    anchor_scale: Positive = _part(4.0, demo=3.0)
+    """Side of the smallest anchor of a level over the level's stride; torchvision has 4."""
+
+
+class NetworkSettings(AnchorSettings, WeightSettings):
+    """What a RetinaNet is made of: :class:`retinaflow.detector.network.RetinaNet`."""
+
+    backbone: Backbone = "resnet18"
+    """ResNet under the feature pyramid."""
+    head_norm: HeadNorm = auto("group; none with weights=coco", lambda v: "none" if v["weights"] == "coco" else "group")
+    """Norm after each layer of the heads: group (trains better from scratch) or none."""
+    fpn_channels: Annotated[int, Field(ge=1)] = _part(256, demo=64)
+    """Channels of the feature pyramid and the heads, a multiple of 64 with head_norm=group."""
+    head_depth: Count = _part(4, demo=2)
+    """Convolutions in each head before its output layer."""
+    p6_from: P6Source = auto("p5; c5 with weights=coco_v2", lambda v: "c5" if v["weights"] == "coco_v2" else "p5")
+    """What level P6 is computed from: the pyramid's P5 or the backbone's C5."""
+    batch_norm: BatchNorm = auto("train from scratch, else frozen", lambda v: _scratch(v, "train", "frozen"))
+    """Batch norms of the backbone: train, or frozen at loaded statistics."""
+    trainable_layers: Annotated[int, Field(ge=0, le=5)] = auto("5 from scratch, else 3", lambda v: _scratch(v, 5, 3))
+    """Backbone stages that are trained, from the last one back; 5: all, 0: none."""
+
+    @model_validator(mode="after")
+    def _channels_have_groups(self) -> NetworkSettings:
+        # One channel per group would have nothing to normalise over on the 1 x 1 maps of small images.
+        if self.head_norm == "group" and self.fpn_channels % (2 * GROUPS):
+            raise SettingError(
+                f"fpn_channels must be a multiple of {2 * GROUPS} with head_norm=group, but got "
+                f"fpn_channels={self.fpn_channels}"
+            )
+        return self
+
+
+def _scratch(values: Mapping[str, Any], scratch: Any, loaded: Any) -> Any:
+    return scratch if values["weights"] == "none" else loaded
+
+
+class InputSettings(Settings):
+    """The shapes that images are resized to."""
+
+    title = "Network"
+
+    image_size: Annotated[int, Field(ge=32)] = by_data(512, demo=112)
+    """Square root of the area that images are resized to, pixels."""
+    num_buckets: AtLeastOne = by_data(7, demo=5)
+    """Aspect buckets; 1: one fixed shape."""
+
+
+class LossSettings(Settings):
+    """What is learned from each box, and how strongly."""
+
+    title = "Loss"
+
+    focal_gamma: Annotated[GammaByBin, STEERS, Searched("0.5..4")] = by_data(2.0, demo=1.0)
+    """Focal loss exponent (Lin et al. 2017); 0: cross-entropy; a list (1,1.5,2): per frequency bin, rarest first."""
+    focal_alpha: Annotated[AlphaByBin, STEERS, Searched("0.1..0.75")] = 0.25
+    """Focal loss weight of positives; none: unweighted; a list: per frequency bin, rarest first."""
+    box_loss: Annotated[BoxLoss, STEERS] = "l1"
+    """Regression loss."""
+    max_boxes_per_class: Count = 0
+    """Boxes of a class learned in a pass over all images, on average; the others are ignored regions; 0: all."""
+
+
+class AugmentSettings(Settings):
+    """How strongly training images are changed."""
+
+    title = "Augmentation"
+
+    augment: Annotated[Fraction, STEERS, Searched("0.1..0.9")] = by_data(0.5, demo=0.2)
+    """Augmentation strength for images of the most frequent bin; 0: none."""
+    rare_augment: Annotated[Fraction, STEERS, Searched("0.1..1")] = by_data(0.8, demo=0.4)
+    """Augmentation strength for images of the rarest bin; interpolated in between."""
+    vertical_flip: Annotated[bool, STEERS] = False
+    """Flip upside down too (microscopy, aerial images)."""
+
+
+class BatchSettings(Settings):
+    """How many images at a time."""
+
+    title = "Optimisation"
+
+    batch_size: AtLeastOne = by_data(8, demo=4)
+    """Images per batch, over all ranks."""
+
+
+class OptimizationSettings(BatchSettings, SeedSettings):
+    """From gradients to weights: :class:`retinaflow.training.loop.Trainer`."""
+
+    accumulate: AtLeastOne = 1
+    """Batches whose gradients make one step of the optimizer."""
+    epochs: Annotated[AtLeastOne, STEERS] = by_data(12, demo=3)
+    """Epochs."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW, or SGD with momentum."""
+    lr: Annotated[Positive, STEERS, Searched()] = auto(
+        "adamw 0.0003, demo 0.001; sgd 0.01 per 16 images of a step", lambda values: _learning_rate(values)
+    )
+    """Maximum learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1), STEERS] = 0.9
+    """sgd: momentum."""
+    weight_decay: Annotated[NonNegative, STEERS] = auto(
+        "adamw 0.01, sgd 0.0001", lambda values: 1e-4 if values["optimizer"] == "sgd" else 0.01
+    )
+    """Weight decay, not on biases and norms."""
+    warmup: Annotated[Fraction, STEERS] = 0.1
+    """Fraction of all steps in which the learning rate rises."""
+    schedule: Annotated[Schedule, STEERS] = "cosine"
+    """Learning rate after the warm-up: half a cosine to 0, drops at milestones, or constant."""
+    milestones: Annotated[Numbers, STEERS] = (0.667, 0.889)
+    """steps: fractions of the training after which the learning rate drops."""
+    lr_drop: Annotated[float, Field(gt=0, lt=1), STEERS] = 0.1
+    """steps: factor of the learning rate at each milestone."""
+    clip: Annotated[NonNegative, STEERS] = 5.0
+    """Maximum gradient norm; 0 disables clipping."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights, which is then evaluated and saved; 0: none."""
+    # So few steps from scratch as in the demo have no time to learn from hard images, or for easy gradients to fade.
+    balance_start: Annotated[float, Field(ge=0, lt=1), STEERS, Searched("0..0.8")] = by_data(0.5, demo=0.0)
+    """Fraction of the epochs sampled uniformly and augmented alike, before sampling and rare_augment take over."""
+
+
+def _learning_rate(values: Mapping[str, Any]) -> float:
+    if values["optimizer"] == "sgd":
+        # The published RetinaNets' 0.01 for 16 images, scaled with the images of a step (Goyal et al. 2017).
+        return float(0.01 * values["batch_size"] * values["accumulate"] / 16)
+    return 1e-3 if values.get("data") == "demo" else 3e-4
+
+
+class CheckpointSettings(Settings):
+    """Evaluation within a training, and what is saved of it."""
+
+    title = "Evaluation and checkpoints"
+
+    eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3)
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    keep_best: Annotated[Literal["val/mAP", "val/mAP_rare", "val/mAP_common", "val/mAP_frequent"], STEERS] = "val/mAP"
+    """Metric of the best epoch, which is saved as best.pt, and of early stopping."""
+    patience: Annotated[Count, STEERS] = 0
+    """Early stopping: evaluations in a row without a better keep_best; 0: never."""
+    save_minutes: Annotated[NonNegative, FREE] = 10.0
+    """Minutes between checkpoints within an epoch, the first after the first step; 0: after epochs only."""
+    resume: Annotated[OptionalText, FREE] = None
+    """Run id or checkpoint file to resume, by its settings; none: start anew."""
+    register_as: Annotated[OptionalText, FREE] = None
+    """Name under which the best model is registered; none: not registered."""
+
+
+class ComputeSettings(Settings):
+    """What the machine does at a time."""
+
+    title = "Machine"
+
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], STEERS] = "auto"
+    """Arithmetic; auto: bfloat16 where the hardware has it."""
+    workers: Annotated[int, Field(ge=-1), FREE] = -1
+    """Loader processes of each rank; 0: none; -1: by the machine (none without a GPU)."""
+
+
+class RankSettings(Settings):
+    """Processes of one command."""
+
+    title = "Machine"
+
+    nproc: Annotated[AtLeastOne, FREE] = 1
+    """Processes that share the work on this machine, one per GPU; train on several machines: start it with torchrun."""
+
+
+class TrainingMachineSettings(RankSettings, ComputeSettings):
+    """The machine as a training uses it."""
+
+    compile: Annotated[bool, FREE] = False
+    """Build kernels with torch.compile: minutes at the start, for long trainings of few shapes."""
