@@ -73,7 +73,7 @@ Domain = Range | Choices
 
 @dataclass(frozen=True)
 class Space:
-    """``base``: settings that are not searched, and the defaults of the others, which the best trial is compared with."""
+    """``base``: the settings before a trial, which are also the defaults that the best trial is compared with."""
 
     base: TrainConfig
     domains: Mapping[str, Domain]
