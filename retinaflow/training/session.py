@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -18,18 +19,18 @@ from retinaflow.data.sampling import first_balanced_epoch
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.training_data import TrainingData, epoch_length, plans
 from retinaflow.detections import Detections
-from retinaflow.detector.device import loader_workers
+from retinaflow.detector.device import device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.precision import fast_precision
 from retinaflow.detector.weights import load_weights
-from retinaflow.errors import Interrupted, SettingError, TrainingError, WorkerError
-from retinaflow.inference.batches import detect, merged
+from retinaflow.errors import DataError, Interrupted, SettingError, TrainingError, WorkerError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
+from retinaflow.inference.detector import Detector, by_image
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.model_groups import DetectorSettings
 from retinaflow.settings.resolve import with_absolute_paths
 from retinaflow.settings.training_groups import NetworkSettings
 from retinaflow.training.anchor_fit import SCALES, BoxSample, advice, class_reach
@@ -66,8 +67,8 @@ class Session:
     @staticmethod
     def start(config: TrainConfig, data: TrainingData, resumed: Checkpoint | None, *, world: World = ALONE) -> Session:
         """Build the detector, with weights from the settings or from a checkpoint to resume from."""
-        device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        precision = fast_precision(device) if config.precision == "auto" else config.precision
+        device = device_of(world.local_rank)
+        precision = precision_on(device, config.precision)
         buckets = (
             resumed.buckets
             if resumed
@@ -212,7 +213,7 @@ class Session:
         self._last_saved = time.monotonic()
         try:
             save_checkpoint(self.checkpoint(progress={"run_id": run.run_id, "curve": progress.curve}), path)
-        except OSError as error:
+        except DataError as error:
             if must:
                 raise
             report(f"no checkpoint at step {self.trainer.step}, training goes on: {error}")
@@ -222,7 +223,7 @@ class Session:
         every = self.config.eval_every
         if epoch.epoch % every and epoch.epoch != self.trainer.settings.epochs:
             return None
-        found = self._evaluate_model(self.trainer.evaluated_model, stop, self.world)
+        found = self._evaluate_model(self.trainer.evaluated_model, self.checkpoint(), stop, self.world)
         value = None
         if found is not None:
             run.log_metrics(found[1].metrics, step=epoch.step)
@@ -251,47 +252,37 @@ class Session:
 
     def evaluate_best(self, path: Path, stop: StopRequest) -> tuple[Detections, EvaluationResult]:
         """Detections and scores of the best checkpoint, evaluated anew only when an earlier process wrote it."""
-        found = self._best_found or self._evaluate_model(load_checkpoint(path).build(self.trainer.device), stop, ALONE)
+        found = self._best_found
+        if found is None:
+            checkpoint = load_checkpoint(path)
+            found = self._evaluate_model(checkpoint.build(self.trainer.device), checkpoint, stop, ALONE)
         assert found is not None
         return found
 
     def _evaluate_model(
-        self, model: RetinaNet, stop: StopRequest, world: World
+        self, model: RetinaNet, checkpoint: Checkpoint, stop: StopRequest, world: World
     ) -> tuple[Detections, EvaluationResult] | None:
         """Each process detects on its share of the images; the first one scores them all, the others get None."""
-        trainer, config = self.trainer, self.config
-        expand = config.parents == "expand"
-        parts: list[Detections] = []
-        try:
-            for found in detect(
-                model,
-                self.data.evaluated,
-                self.buckets,
-                config=config,
-                expand_to=torch.from_numpy(self.data.evaluated.taxonomy.is_ancestor).to(trainer.device)
-                if expand
-                else None,
-                workers=trainer.workers,
-                device=trainer.device,
-                precision=trainer.precision,
+        config, index = self.config, self.data.evaluated
+        detector = Detector.around(model, checkpoint, DetectorSettings(workers=config.workers))
+        own = Detections.empty()
+        with contextlib.suppress(Interrupted):
+            own = detector.detect(
+                index,
                 rank=world.rank,
                 world_size=world.size,
                 after_batch=lambda images: stop.check(),
                 on_bad_image=self._on_bad_image,
-            ):
-                parts.append(found)
-        except Interrupted:
-            pass
+            )
         # All leave together: a process that went alone would leave the others waiting for it.
         if world.any(stop.reason is not None):
             raise Interrupted(stop.reason or "another rank was asked to stop")
-        gathered = world.gather(parts)
+        gathered = world.gather(own)
         if gathered is None:
             return None
-        detections = merged(gathered)
+        detections = by_image(Detections.concatenate(gathered))
         bins = self.data.scored_bins or self.data.bins
-        evaluation = score_detections(detections, self.data.evaluated, bins, group_of_weight=config.group_of_weight)
-        return detections, evaluation
+        return detections, score_detections(detections, index, bins, group_of_weight=config.group_of_weight)
 
     def checkpoint(self, *, progress: dict[str, Any] | None = None) -> Checkpoint:
         """The present state as a checkpoint; ``progress``: what going on needs besides the training's own state."""
