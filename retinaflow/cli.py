@@ -18,6 +18,7 @@ from pathlib import Path
 from retinaflow.errors import SHOWN, Interrupted, SettingError, is_refused_write
 from retinaflow.settings.commands import COMMANDS
 from retinaflow.settings.groups import TrackingSettings
+from retinaflow.settings.help import MAIN_SETTINGS, SettingsParser, add_settings
 from retinaflow.settings.resolve import FOLDER_FILE, RENAMED, of_folder, resolve
 
 
@@ -64,25 +65,21 @@ def _refuse_several_processes(command: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; only flags that are given appear in its result."""
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         prog="retinaflow", description="RetinaNet with focal loss on long-tailed detection data.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, settings in COMMANDS.items():
-        summary = (settings.__doc__ or "").split(": ", 1)[-1]
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        for setting, field in settings.model_fields.items():
-            if field.exclude:
-                continue
-            command.add_argument(
-                f"--{setting}",
-                metavar="VALUE",
-                default=argparse.SUPPRESS,
-                help=f"{field.description} (default: {settings.default_text(setting)})".replace("%", "%%"),
-            )
-        for old, new in RENAMED.items():
-            if new in settings.model_fields:
-                command.add_argument(f"--{old}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        summary = " ".join((settings.__doc__ or "").split(": ", 1)[-1].replace("`", "").split())
+        summary = summary[:1].upper() + summary[1:]
+        command = commands.add_parser(
+            name,
+            help=summary.partition(". ")[0].rstrip("."),
+            description=summary,
+            usage=f"retinaflow {name} [--SETTING VALUE ...]",
+            allow_abbrev=False,
+        )
+        add_settings(command, settings, MAIN_SETTINGS[name])
     return parser
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
+from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.reports.evaluation import (
     log_analysis,
     log_figures,
@@ -61,7 +62,7 @@ def run(
         with world.first_on_machine():
             data = data or load_training_data(config)
         with (
-            StopRequest(watch_parent=tracking.launched_by_mlflow() or not world.is_first) as stop,
+            StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             _run(config, name, folder_name, resumed, world) as run,
         ):
             folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
@@ -74,6 +75,11 @@ def run(
             if not world.is_first:
                 sys.exit(0)
             return _conclude(run, session, best, stop)
+
+
+def _has_parent() -> bool:
+    """Whether another process started this one and waits for it."""
+    return tracking.launched_by_mlflow() or multiprocessing.parent_process() is not None
 
 
 def _run(

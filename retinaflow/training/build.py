@@ -8,9 +8,8 @@ from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.dataset import STAND_INS, DetectionDataset, keep_rates
 from retinaflow.data.training_data import TrainingData
-from retinaflow.detector.device import loader_workers
+from retinaflow.detector.device import device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.precision import fast_precision
 from retinaflow.detector.weights import load_weights
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.progress import report
@@ -28,8 +27,8 @@ def build_trainer(config: TrainConfig, data: TrainingData, world: World, *, load
 
     Raises SettingError for settings that do not fit the data or the machine.
     """
-    device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    precision = fast_precision(device) if config.precision == "auto" else config.precision
+    device = device_of(world.local_rank)
+    precision = precision_on(device, config.precision)
     model = RetinaNet(config.part(NetworkSettings), data.train.num_classes, seed=config.seed)
     if load:
         with world.first_on_machine():

@@ -44,7 +44,7 @@ class Checkpoints:
     def save_best(self) -> None:
         """Write ``best.pt`` from the present weights."""
         if self._trainer.world.is_first:
-            _write(self._checkpoint(None), self.best)
+            _write(self.current(), self.best)
 
     def save_last(self, progress: Mapping[str, Any], *, must: bool = False) -> None:
         """Write ``last.pt``. ``progress``: what resuming needs besides the state of the trainer.
@@ -56,7 +56,7 @@ class Checkpoints:
             return
         self._last_saved = time.monotonic()
         try:
-            _write(self._checkpoint(progress), self.last)
+            _write(self.current(progress), self.last)
         except DataError as error:
             if must:
                 raise
@@ -68,7 +68,8 @@ class Checkpoints:
             if self._trainer.world.is_first and path.is_file():
                 run.log_file(path, "checkpoints")
 
-    def _checkpoint(self, progress: Mapping[str, Any] | None) -> Checkpoint:
+    def current(self, progress: Mapping[str, Any] | None = None) -> Checkpoint:
+        """The present weights as a checkpoint; with ``progress`` one to resume from."""
         trainer, data = self._trainer, self._data
         return Checkpoint(
             network=trainer.model.config,

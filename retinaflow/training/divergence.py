@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-from retinaflow.detector.precision import Precision
+from retinaflow.detector.device import Precision
 from retinaflow.training.step import NotFiniteError
 
 RECENT_LOSSES = 50

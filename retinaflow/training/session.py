@@ -16,10 +16,12 @@ from retinaflow.data.training_data import TrainingData, epoch_length, plans
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import DataError, Interrupted, SettingError, TrainingError, WorkerError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.inference.detector import Detector
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.model_groups import DetectorSettings
 from retinaflow.training.build import build_dataset, build_trainer, report_missed_boxes
 from retinaflow.training.checkpoints import Checkpoints
 from retinaflow.training.distributed import ALONE, World
@@ -98,7 +100,10 @@ class Session:
 
     def evaluate_best(self, path: Path, stop: StopRequest) -> Validated:
         """Detections and scores of the best checkpoint; evaluated again only when an earlier process wrote it."""
-        best = self._best or self._validate(load_checkpoint(path).build(self.trainer.device), stop, ALONE)
+        best = self._best
+        if best is None:
+            checkpoint = load_checkpoint(path)
+            best = self._validate(checkpoint.build(self.trainer.device), checkpoint, stop, ALONE)
         assert best is not None
         return best
 
@@ -109,7 +114,7 @@ class Session:
         config, world = self.config, self.trainer.world
         if epoch.epoch % config.eval_every and epoch.epoch != config.epochs:
             return None
-        validated = self._validate(self.trainer.evaluated_model, stop, world)
+        validated = self._validate(self.trainer.evaluated_model, checkpoints.current(), stop, world)
         value = None
         if validated is not None:
             run.log_metrics(validated.evaluation.metrics, step=epoch.step)
@@ -125,17 +130,9 @@ class Session:
             checkpoints.save_best()
         return validated
 
-    def _validate(self, model: RetinaNet, stop: StopRequest, world: World) -> Validated | None:
-        return validate(
-            model,
-            self.trainer,
-            self.data,
-            self.config,
-            self.buckets,
-            stop=stop,
-            world=world,
-            on_bad_image=self._on_bad_image,
-        )
+    def _validate(self, model: RetinaNet, checkpoint: Checkpoint, stop: StopRequest, world: World) -> Validated | None:
+        detector = Detector.around(model, checkpoint, DetectorSettings(workers=self.config.workers))
+        return validate(detector, self.data, self.config, stop=stop, world=world, on_bad_image=self._on_bad_image)
 
     def _is_over(self) -> bool:
         """Whether early stopping ends the training here."""

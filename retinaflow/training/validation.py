@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.images import BadImage
 from retinaflow.data.training_data import TrainingData
 from retinaflow.detections import Detections
-from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import Interrupted
-from retinaflow.inference.batches import detect, merged
+from retinaflow.inference.detector import Detector, by_image
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult, score_detections
-from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.model_groups import EvaluationSettings
 from retinaflow.training.distributed import World
-from retinaflow.training.loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -30,11 +26,9 @@ class Validated:
 
 
 def validate(
-    model: RetinaNet,
-    trainer: Trainer,
+    detector: Detector,
     data: TrainingData,
-    config: TrainConfig,
-    buckets: AspectBuckets,
+    settings: EvaluationSettings,
     *,
     stop: StopRequest,
     world: World,
@@ -44,33 +38,21 @@ def validate(
 
     Raises Interrupted on every rank when one was asked to stop.
     """
-    index = data.evaluated
-    ancestors = torch.from_numpy(index.taxonomy.is_ancestor).to(trainer.device)
-    parts: list[Detections] = []
-    try:
-        for found in detect(
-            model,
+    index, own = data.evaluated, Detections.empty()
+    with contextlib.suppress(Interrupted):
+        own = detector.detect(
             index,
-            buckets,
-            config=config,
-            expand_to=ancestors if config.parents == "expand" else None,
-            workers=trainer.workers,
-            device=trainer.device,
-            precision=trainer.precision,
             rank=world.rank,
             world_size=world.size,
             after_batch=lambda images: stop.check(),
             on_bad_image=on_bad_image,
-        ):
-            parts.append(found)
-    except Interrupted:
-        pass
+        )
     # All stop together: a rank that stopped alone would leave the others waiting for it.
     if world.any(stop.reason is not None):
         raise Interrupted(stop.reason or "another rank was asked to stop")
-    gathered = world.gather(parts)
+    gathered = world.gather(own)
     if gathered is None:
         return None
-    detections = merged(gathered)
+    detections = by_image(Detections.concatenate(gathered))
     bins = data.scored_bins or data.bins
-    return Validated(detections, score_detections(detections, index, bins, group_of_weight=config.group_of_weight))
+    return Validated(detections, score_detections(detections, index, bins, group_of_weight=settings.group_of_weight))
