@@ -115,9 +115,8 @@ class Outbox:
         """Take an item and return at once. ``file`` is stored as it is now; the original may be removed or replaced."""
         with self._change:
             self._count += 1
-            stored = (
-                None if file is None else _store_copy(file, self._folder / "files" / f"{self._count:06d}" / file.name)
-            )
+            own_folder = self._folder / "files" / f"{self._count:06d}"
+            stored = None if file is None else _store_copy(file, own_folder)
             entry = _Entry(self._count, Item(kind, content, stored))
             self._waiting.append(entry)
             # A full disk must not end the work: the item is in memory too.
