@@ -12,7 +12,7 @@ import torch
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.dataset import STAND_INS, DetectionDataset, keep_rates
+from retinaflow.data.dataset import MAX_REPLACEMENTS, DetectionDataset, keep_rates
 from retinaflow.data.images import BadImage
 from retinaflow.data.sampling import first_balanced_epoch
 from retinaflow.data.skipped_images import SkippedImages
@@ -180,7 +180,7 @@ class Session:
         return DetectionDataset(
             self.data.train,
             augmentation,
-            stand_ins=STAND_INS if self._on_bad_image else 0,
+            replacements=MAX_REPLACEMENTS if self._on_bad_image else 0,
             keep_rate=keep_rates(self.data.train, most=config.max_boxes_per_class),
         )
 
