@@ -46,7 +46,7 @@ from retinaflow.search.study import (
     quiet,
 )
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.training.session import Session
+from retinaflow.training.session import start_session
 
 
 def worker_name() -> str:
@@ -157,10 +157,9 @@ def train_once(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         # A killed trial starts anew: checkpoints within its epochs would only cost time.
-        session = Session.start(settings.model_copy(update={"save_minutes": 0.0}), own, None)
+        session = start_session(settings.model_copy(update={"save_minutes": 0.0}), own, None)
         best = session.train(run, Path(checkpoints), stop)
-        _, evaluation = session.evaluate_best(best, stop)
-    return evaluation
+        return session.evaluate_best(best, stop).evaluation
 
 
 def log_trial(run: Run, evaluations: list[EvaluationResult], metrics: Mapping[str, float]) -> None:
