@@ -21,7 +21,7 @@ from retinaflow.search.opening import Search
 from retinaflow.search.runs import TrialRun, trial_name
 from retinaflow.search.study import METRICS, best_trial, counts, quiet, sampler_of
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.statistics.seeds import paired_t_interval
+from retinaflow.statistics.intervals import paired_t_interval
 
 DEFAULTS = "defaults"
 ARM, SEED = "arm", "seed"
