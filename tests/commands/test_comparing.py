@@ -275,7 +275,7 @@ def test_one_that_is_not_surely_better_stays_outside_unless_forced(with_model: d
     _promote(runs="better")
     refused = _promote(runs="equal")
     assert not refused.promoted
-    assert "does not surely beat version 1, which stays champion" in refused.reason
+    assert "is not significantly better than version 1, which stays champion" in refused.reason
     assert _champion().run_id == with_model["better"]
     forced = _promote(runs="equal", force=True)
     assert forced.promoted
