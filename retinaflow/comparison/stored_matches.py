@@ -49,7 +49,7 @@ class TrainingCounts:
 
 @dataclass(frozen=True)
 class StoredMatches:
-    """What is stored of one evaluated run."""
+    """The matches of one evaluated run, with all that a comparison needs."""
 
     matches: Matches
     """``detection_row`` counts the rows of ``boxes``."""

@@ -94,6 +94,6 @@ def _model_of(run: ChosenRun) -> Path | str:
     elif record.tags.get("retinaflow.command") == "train":
         return record.run_id
     raise SettingError(
-        f"{called(run)} has neither a model of its own nor all of its detections; evaluate its model again with evaluate "
-        "and merge that run"
+        f"{called(run)} has neither a model of its own nor all of its detections; evaluate its model again with "
+        "evaluate and merge that run"
     )
