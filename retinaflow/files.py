@@ -58,9 +58,9 @@ def remove_partial_files(folder: Path) -> None:
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder beside ``path``, renamed to ``path`` when the block ends without an error, and removed otherwise.
 
-    With ``replace`` it takes the place of the folder that is there. Several processes may write the same folder. What
-    killed processes of this machine have left is removed first. Raises OSError when ``path`` holds anything that is not
-    to be replaced.
+    With ``replace`` it replaces the folder that is there. Several processes may write the same folder. The partial
+    folders of killed processes of this machine are removed first. Raises OSError when ``path`` holds anything that is
+    not to be replaced.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

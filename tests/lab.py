@@ -20,9 +20,9 @@ from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files
 from retinaflow.data.sampling import epoch_plan
+from retinaflow.detector.device import Precision
 from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.precision import Precision
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.settings.training_groups import NetworkSettings, OptimizationSettings
 from retinaflow.training.distributed import ALONE, World

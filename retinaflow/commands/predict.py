@@ -8,36 +8,38 @@ from typing import Any
 
 import pandas as pd
 
-from retinaflow.data.images import BadImage, file_states
+from retinaflow.data.images import file_states
 from retinaflow.data.skipped_images import SkippedImages
-from retinaflow.detector.device import device_of
-from retinaflow.detector.precision import fast_precision
+from retinaflow.detector.device import device_of, precision_on
+from retinaflow.inference.checkpoint import Checkpoint
+from retinaflow.inference.detector import as_trained
 from retinaflow.inference.image_selection import WantedImages, wanted_images
-from retinaflow.inference.model import ChosenModel
 from retinaflow.inference.prediction_folder import MANIFEST, PredictionFolder
-from retinaflow.inference.prediction_shards import write_predictions, write_submission
-from retinaflow.inference.shards import Work, buckets_for, predict_shards
+from retinaflow.inference.shard_processes import Work, predict_shards
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import ImageProgress, report
 from retinaflow.runs import tracking
+from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.model_groups import PostprocessSettings
 
-MOST_LOGGED_BYTES = 50 << 20
+MAX_LOGGED_BYTES = 50 << 20
 """A larger file of predictions is not logged with the run, which names it."""
 
 
 def run(config: PredictConfig) -> Path:
-    """Predict what is not done yet, put the shards together, log. Returns the file of all predictions."""
-    model = ChosenModel.open(config)
-    config = _with_precision(model.config)
+    """Predict what is not done yet, join the shards, log. Returns the file of all predictions."""
+    model = TrainedModel.find(config.from_run)
+    config = as_trained(config, model.checkpoint)
+    # The precision is part of the request: a run that is resumed on another machine must not change it unseen.
+    config = config.model_copy(update={"precision": precision_on(device_of(), config.precision)})
     wanted = wanted_images(config, model.checkpoint.taxonomy, model.checkpoint.settings)
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
         PredictionFolder.opened(
             config.output,
-            _request(model, config, wanted),
+            _request(model.checkpoint, config, wanted),
             file_states(wanted.index),
             shard_size=config.shard_size,
             nproc=config.nproc,
@@ -48,19 +50,16 @@ def run(config: PredictConfig) -> Path:
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags(model.tags() | {"retinaflow.output": str(config.output.absolute())})
-        figures = _predict(model, config, wanted, folder, stop)
-        path = _write_files(config, wanted, folder)
-        _log(run, config, wanted, folder, path, figures)
+        speed = _predict(Work(model.path, config, wanted.index), config, folder, stop)
+        path = folder.write_predictions(config.file_format)
+        if config.submission is not None:
+            without_file = [image.image_id for image in wanted.unreadable]
+            folder.write_submission(config.submission, wanted.index.image_ids, without_file=without_file)
+        _log(run, config, wanted, folder, path, speed)
     return path
 
 
-def _with_precision(config: PredictConfig) -> PredictConfig:
-    """The arithmetic is part of the request: a run that is resumed elsewhere must not change it unseen."""
-    precision = fast_precision(device_of()) if config.precision == "auto" else config.precision
-    return config.model_copy(update={"precision": precision})
-
-
-def _request(model: ChosenModel[PredictConfig], config: PredictConfig, wanted: WantedImages) -> dict[str, Any]:
+def _request(checkpoint: Checkpoint, config: PredictConfig, wanted: WantedImages) -> dict[str, Any]:
     """What decides the predictions. Batches, processes and file formats do not."""
     index = wanted.index
     ids = [*index.image_ids.tolist(), "", *(image.image_id for image in wanted.unreadable)]
@@ -69,85 +68,55 @@ def _request(model: ChosenModel[PredictConfig], config: PredictConfig, wanted: W
     names = [*PostprocessSettings.model_fields, "image_size", "parents", "precision"]
     settings = config.model_dump(mode="json")
     return {
-        "model": model.checkpoint.digest,
+        "model": checkpoint.digest,
         "settings": {name: settings[name] for name in names},
         "images": {"number of images": len(wanted), "images": hasher.hexdigest()},
     }
 
 
-def _predict(
-    model: ChosenModel[PredictConfig],
-    config: PredictConfig,
-    wanted: WantedImages,
-    folder: PredictionFolder,
-    stop: StopRequest,
-) -> dict[str, float]:
-    """Do the shards that are not there. Returns figures of this process's work."""
-    left = [shard for shard in folder.shards if shard.notes() is None]
-    done = len(wanted.index) - sum(shard.last - shard.first for shard in left)
+def _predict(work: Work, config: PredictConfig, folder: PredictionFolder, stop: StopRequest) -> float | None:
+    """Write the shards that are missing. Returns images per second, None when nothing was missing."""
+    total, shards = len(work.index), folder.shards
+    left = [shard for shard in shards if shard.notes() is None]
+    done = total - sum(map(len, left))
     if done:
-        report(f"{done:,} of {len(wanted.index):,} images are done already")
+        report(f"{done:,} of {total:,} images are done already")
     if outdated := sum(shard.path.is_file() for shard in left):
-        report(f"{outdated} of {len(folder.shards)} shards are done again: damaged, or image files have changed since")
-    work = Work(
-        model.path,
-        wanted.index,
-        buckets_for(model.checkpoint, config, wanted.index),
-        config,
-        skip_bad_images=config.on_bad_image == "skip",
-    )
-    with ImageProgress(len(wanted.index), what="predicting", done=done) as progress:
+        report(f"{outdated} of {len(shards)} shards are done again: damaged, or image files have changed since")
+    with ImageProgress(total, what="predicting", done=done) as progress:
         for finished in predict_shards(work, left, nproc=config.nproc, stop=stop, after_batch=progress.add):
-            for image_id, reason in finished.notes["skipped"]:
+            for image in finished.skipped:
                 progress.add(1)
-                report(f"skipped {image_id}: {reason}")
-        return {"predict/images_per_second": progress.images_per_second} if left else {}
-
-
-def _write_files(config: PredictConfig, wanted: WantedImages, folder: PredictionFolder) -> Path:
-    shards = folder.shards
-    path = folder.path / f"predictions.{config.file_format}"
-    write_predictions((shard.path for shard in shards), path)
-    if config.submission is not None:
-        ids = wanted.index.image_ids
-        write_submission(
-            ((shard.path, ids[shard.first : shard.last].tolist()) for shard in shards),
-            config.submission,
-            without_file=[image.image_id for image in wanted.unreadable],
-        )
-    return path
+                report(f"skipped {image.image_id}: {image.reason}")
+        return progress.images_per_second if left else None
 
 
 def _log(
-    run: Run,
-    config: PredictConfig,
-    wanted: WantedImages,
-    folder: PredictionFolder,
-    path: Path,
-    figures: dict[str, float],
+    run: Run, config: PredictConfig, wanted: WantedImages, folder: PredictionFolder, path: Path, speed: float | None
 ) -> None:
-    notes = [shard.notes() or {} for shard in folder.shards]
+    notes = [notes for shard in folder.shards if (notes := shard.notes())]
     skipped = SkippedImages()
-    for image_id, reason in (pair for note in notes for pair in note["skipped"]):
-        skipped.note(BadImage(image_id, reason))
+    for image in (image for shard in notes for image in shard.skipped):
+        skipped.note(image)
+    detections = sum(shard.detections for shard in notes)
     counts = {
         "predict/images": float(len(wanted)),
-        "predict/detections": float(sum(note["detections"] for note in notes)),
+        "predict/detections": float(detections),
         "predict/skipped_images": float(len(skipped) + len(wanted.unreadable)),
     }
-    run.log_metrics({**counts, **figures}, step=0)
+    run.log_metrics(counts if speed is None else {**counts, "predict/images_per_second": speed}, step=0)
     run.log_file(folder.path / MANIFEST)
     left_out: pd.DataFrame = skipped.table(wanted.unreadable_table)
     if len(left_out):
         for target in [run, FolderRun(folder.path)] if config.track else [run]:
             target.log_csv(left_out, "dropped.csv")
-    if path.stat().st_size <= MOST_LOGGED_BYTES:
+    if path.stat().st_size <= MAX_LOGGED_BYTES:
         run.log_file(path)
-    if config.submission is not None and config.track and config.submission.stat().st_size <= MOST_LOGGED_BYTES:
-        run.log_file(config.submission, "submission")
-    speed = f", {figures['predict/images_per_second']:.1f} images/s" if figures else ""
-    report(f"{counts['predict/detections']:,.0f} detections on {len(wanted):,} images{speed}: {path}")
+    at_speed = "" if speed is None else f", {speed:.1f} images/s"
+    report(f"{detections:,} detections on {len(wanted):,} images{at_speed}: {path}")
     if len(left_out):
         report(f"{len(left_out):,} images could not be read and have no detections; dropped.csv lists them")
     if config.submission is not None:
+        if config.track and config.submission.stat().st_size <= MAX_LOGGED_BYTES:
+            run.log_file(config.submission, "submission")
         report(f"submission: {config.submission}")

@@ -1,46 +1,45 @@
-"""``visualize``: pictures of detections, with the ground truth beside them where it is known."""
+"""``visualize``: images with detections, and ground truth beside them where it is known."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.boxes import iou
 from retinaflow.data.class_files import read_taxonomy
-from retinaflow.data.images import BadImage, UnreadableImageError, decode
-from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import MissingAnnotationsError, find_files
+from retinaflow.data.images import BadImage, UnreadableImageError
+from retinaflow.data.openimages import find_files
 from retinaflow.data.predictions import read_predictions
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import RowErrors
-from retinaflow.data.training_data import data_folder, load_training_data, read_split
+from retinaflow.data.training_data import data_folder
 from retinaflow.detections import Detections
-from retinaflow.inference.image_selection import WantedImages, is_evaluated, wanted_images
-from retinaflow.inference.model import ChosenModel
-from retinaflow.inference.shards import Detector, buckets_for
+from retinaflow.errors import SettingError
+from retinaflow.inference.checkpoint import Checkpoint
+from retinaflow.inference.detector import Detector, as_trained
+from retinaflow.inference.image_selection import WantedImages, known_ground_truth, wanted_images
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.reports.box_images import DrawnBox, Pixels, drawn, save_image, side_by_side
+from retinaflow.reports.box_images import save_image
+from retinaflow.reports.detection_images import detection_image, without_parents
 from retinaflow.runs import tracking
-from retinaflow.settings.commands import TrainConfig, VisualizeConfig
+from retinaflow.runs.models import TrainedModel
+from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.groups import DataSettings
-from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 
-SAME_PLACE = 0.6
-"""IoU from which a parent's box is taken for a second name of its child's box, and left out."""
+FOLDER = "pictures"
 
 
 def run(config: VisualizeConfig) -> list[Path]:
-    """Draw the chosen images. Returns the pictures."""
-    model = None if config.predictions is not None and config.data != "trained" else ChosenModel.open(config)
-    if model is not None:
-        config = model.config
-    trained = model.checkpoint.settings if model else {}
-    taxonomy = model.checkpoint.taxonomy if model else _taxonomy(config)
+    """Write an image file for each chosen image. Returns their paths."""
+    needs_model = config.predictions is None or config.data == "trained"
+    model = TrainedModel.find(config.from_run) if needs_model else None
+    checkpoint = model.checkpoint if model else None
+    config = as_trained(config, checkpoint) if checkpoint else config
+    trained = checkpoint.settings if checkpoint else {}
+    taxonomy = checkpoint.taxonomy if checkpoint else _taxonomy(config)
     wanted = wanted_images(config, taxonomy, trained, choose=lambda ids: _chosen(config, ids))
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
@@ -49,27 +48,34 @@ def run(config: VisualizeConfig) -> list[Path]:
         run.log_params(config.model_dump())
         run.set_tags(model.tags() if model else {"retinaflow.predictions": str(config.predictions)})
         skipped = SkippedImages()
-        found = _detections(config, model, wanted, skipped, stop)
-        ground_truth = _ground_truth(config, trained, taxonomy)
-        bad = {image.image_id for image in (*wanted.unreadable, *skipped.images)}
+        found = _detections(config, checkpoint, wanted, skipped, stop)
+        ground_truth = known_ground_truth(config, taxonomy, trained) if config.ground_truth else None
         paths = []
         for image, image_id in enumerate(wanted.index.image_ids.tolist()):
-            if image_id not in bad:
-                path = config.output / "pictures" / f"{image_id}.jpg"
-                try:
-                    picture = _picture(config, wanted.index, image, found, ground_truth)
-                except UnreadableImageError as error:
-                    if config.on_bad_image == "stop":
-                        raise
-                    skipped.add(BadImage(image_id, str(error)))
-                    continue
-                save_image(picture, path)
-                run.log_file(path, "pictures")
-                paths.append(path)
+            if image_id in {bad.image_id for bad in skipped.images}:
+                continue
+            try:
+                pixels = detection_image(
+                    wanted.index,
+                    image,
+                    found,
+                    ground_truth,
+                    title=f"detections, score at least {config.min_score:g}",
+                    longest_side=config.longest_side,
+                )
+            except UnreadableImageError as error:
+                if config.on_bad_image == "stop":
+                    raise
+                skipped.add(BadImage(image_id, str(error)))
+                continue
+            path = config.output / FOLDER / f"{image_id}.jpg"
+            save_image(pixels, path)
+            run.log_file(path, FOLDER)
+            paths.append(path)
         skipped.log(run.log_csv, wanted.unreadable_table)
-    folder = config.output / "pictures"
+    folder = config.output / FOLDER
     others = len(set(folder.glob("*.jpg")) - set(paths))
-    report(f"{len(paths)} pictures in {folder}{f', beside {others} of earlier calls' if others else ''}")
+    report(f"{len(paths)} images in {folder}{f', beside {others} of earlier calls' if others else ''}")
     return paths
 
 
@@ -78,7 +84,7 @@ def _chosen(config: VisualizeConfig, ids: NDArray[np.str_]) -> NDArray[np.str_]:
     if config.ids:
         missing = sorted(set(config.ids) - set(ids.tolist()))
         if missing:
-            raise ValueError(f"ids must be among the {len(ids):,} images, but {', '.join(missing[:5])} is not")
+            raise SettingError(f"ids must be among the {len(ids):,} images, but {', '.join(missing[:5])} is not")
         return np.array(sorted(set(config.ids)), dtype=np.str_)
     count = min(config.samples, len(ids))
     return np.asarray(np.sort(np.random.default_rng(config.seed).choice(ids, count, replace=False)))
@@ -92,87 +98,21 @@ def _taxonomy(config: VisualizeConfig) -> Taxonomy:
 
 def _detections(
     config: VisualizeConfig,
-    model: ChosenModel[VisualizeConfig] | None,
+    checkpoint: Checkpoint | None,
     wanted: WantedImages,
     skipped: SkippedImages,
     stop: StopRequest,
 ) -> Detections:
-    """What is to be drawn, parents that only name their child's box again left out."""
+    """Of the file or of the model, from the minimum score on."""
+    index = wanted.index
     if config.predictions is not None:
-        found = read_predictions(config.predictions, wanted.index, RowErrors("stop"))
+        found = read_predictions(config.predictions, index, RowErrors("stop"))
         found = found.take(found.image_index >= 0)
     else:
-        assert model is not None
-        detector = Detector(model.checkpoint, config, buckets_for(model.checkpoint, config, wanted.index))
-        found = detector.detect(
-            wanted.index,
+        assert checkpoint is not None
+        found = Detector.load(checkpoint, config, parents=config.parents, sizes=index.sizes).detect(
+            index,
             after_batch=lambda images: stop.check(),
             on_bad_image=skipped.add if config.on_bad_image == "skip" else None,
         )
-    found = found.take(found.score >= config.min_score)
-    is_ancestor = wanted.index.taxonomy.is_ancestor
-    keep = np.ones(len(found), dtype=bool)
-    for row in range(len(found)):
-        others = np.flatnonzero(
-            (found.image_index == found.image_index[row]) & is_ancestor[found.class_index, found.class_index[row]]
-        )
-        keep[row] = not (iou(found.boxes[[row]], found.boxes[others]) >= SAME_PLACE).any()
-    return found.take(keep)
-
-
-def _ground_truth(config: VisualizeConfig, trained: dict[str, Any], taxonomy: Taxonomy) -> AnnotationIndex | None:
-    """The annotations of the split, None where there are none; images of a folder have none."""
-    if not config.ground_truth or config.images:
-        return None
-    if is_evaluated(config, trained):
-        return load_training_data(resolve(TrainConfig, {**trained, "config": None})).evaluated
-    data = str(trained["data"]) if config.data == "trained" else config.data
-    try:
-        # Boxes alone are drawn: which classes are absent does not matter.
-        settings, only = DataSettings(data=data, exhaustive=True), [config.split]
-        index = read_split(
-            settings, only, boxes=(), image_labels=None, with_images=False, allow_repeats=True, fill_in=False
-        ).index
-    except MissingAnnotationsError as error:
-        report(f"detections alone are drawn: {error}")
-        return None
-    known = [index.taxonomy.index_of[mid] for mid in taxonomy.ids if mid in index.taxonomy.index_of]
-    return index.with_classes(np.array(known)) if len(known) < len(index.taxonomy) else index
-
-
-def _picture(
-    config: VisualizeConfig, index: AnnotationIndex, image: int, found: Detections, ground_truth: AnnotationIndex | None
-) -> Pixels:
-    """The image with its detections, and the ground truth on its left."""
-    height, width = (int(side) for side in index.sizes[image])
-    longest, most = max(height, width), config.longest_side
-    scale = most / longest if longest > most else max(1.0, most / 2 / longest)
-    target = max(round(height * scale), 1), max(round(width * scale), 1)
-    pixels = decode(index.file_of(image), (height, width), target)
-    own = found.take(found.image_index == image)
-    ids, names = index.taxonomy.ids, index.taxonomy.labels
-    boxes = [
-        DrawnBox(tuple(box), ids[label], names[label], float(score))
-        for box, label, score in zip(own.boxes.tolist(), own.class_index.tolist(), own.score.tolist(), strict=True)
-    ]
-    image_id = str(index.image_ids[image])
-    detections = drawn(pixels, boxes, title=f"detections, score at least {config.min_score:g}: {image_id}")
-    if ground_truth is None or image_id not in ground_truth.image_ids:
-        return detections
-    place = int(np.flatnonzero(ground_truth.image_ids == image_id)[0])
-    return side_by_side([drawn(pixels, _gt_boxes(ground_truth, place), title=f"ground truth: {image_id}"), detections])
-
-
-def _gt_boxes(ground_truth: AnnotationIndex, image: int) -> list[DrawnBox]:
-    rows = range(int(ground_truth.box_start[image]), int(ground_truth.box_start[image + 1]))
-    ids, names = ground_truth.taxonomy.ids, ground_truth.taxonomy.labels
-    return [
-        DrawnBox(
-            tuple(ground_truth.boxes[row].tolist()),
-            ids[ground_truth.labels[row]],
-            f"group of {names[ground_truth.labels[row]]}"
-            if ground_truth.is_group_of[row]
-            else names[ground_truth.labels[row]],
-        )
-        for row in rows
-    ]
+    return without_parents(found.take(found.score >= config.min_score), index.taxonomy)

@@ -1,65 +1,75 @@
-"""Where a process computes, and what a training takes of its machine: peak memory, and the use of processor, memory and
-GPU while it runs.
+"""Where a process computes: its device, the precision that the device is fast at, and the number of loader processes.
 
-Names are those of MLflow's own system metrics, so ``mlflow ui`` shows them under its tab of that name. They are logged
-like every other metric, in order and through the same store, not by a thread of MLflow's.
+The one place where ``precision=auto`` and ``workers=-1`` become values. bfloat16 pays only where the processor
+multiplies it in hardware (AVX512-BF16 or AMX on x86, compute capability 8 on NVIDIA); elsewhere it is emulated and
+slower than float32. Weights, optimizer and losses stay float32 in both.
 """
 
 from __future__ import annotations
 
-import sys
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-try:
-    import psutil
-except ImportError:  # pragma: no cover
-    psutil = None  # type: ignore[assignment]
+from retinaflow.errors import SettingError
 
-MIB = 1 << 20
-MOST_WORKERS = 8
-"""Loader processes of a rank, unless the setting workers gives a number."""
+Precision = Literal["float32", "bfloat16"]
+CPU_INFO = Path("/proc/cpuinfo")
+AUTO_PRECISION = "RETINAFLOW_AUTO_PRECISION"
+"""Environment variable that states what ``precision=auto`` means, so that several machines compute alike."""
+MAX_WORKERS = 8
+"""Loader processes that ``workers=-1`` starts at most."""
 
 
 def device_of(rank: int = 0) -> torch.device:
-    """Where the ``rank``-th process of this machine computes: the GPUs in turn, else the processor."""
+    """The device of the ``rank``-th process of this machine: the GPUs in turn, else the CPU."""
     count = torch.cuda.device_count()
     return torch.device("cuda", rank % count) if count else torch.device("cpu")
 
 
+def precision_on(device: torch.device, setting: Literal["auto", "float32", "bfloat16"]) -> Precision:
+    """The precision that a setting means on a device. Errors as of :func:`fast_precision`."""
+    return fast_precision(device) if setting == "auto" else setting
+
+
 def loader_workers(workers: int, device: torch.device) -> int:
-    """The loader processes that the setting ``workers`` means here: -1 is one per thread of this process, at most
-    ``MOST_WORKERS``, and none without a GPU."""
+    """The loader processes that the setting ``workers`` means: -1 is one per thread of this process, at most
+    ``MAX_WORKERS``, and none without a GPU."""
     if workers >= 0:
         return workers
-    return min(MOST_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
+    return min(MAX_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Most memory that this process has held: of the GPU that it trains on, else of the machine. MiB."""
+def fast_precision(device: torch.device) -> Precision:
+    """What ``precision=auto`` means on a device. Raises SettingError when ``RETINAFLOW_AUTO_PRECISION`` is neither."""
+    match os.environ.get(AUTO_PRECISION, ""):
+        case "float32":
+            return "float32"
+        case "bfloat16":
+            return "bfloat16"
+        case "":
+            pass
+        case other:
+            raise SettingError(f"{AUTO_PRECISION} must be float32 or bfloat16, but got {other!r}")
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    try:
-        import resource
-    except ImportError:  # Windows
-        return psutil.Process().memory_info().rss / MIB if psutil else float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _flags(CPU_INFO)
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
 
-def system_metrics(device: torch.device) -> dict[str, float]:
-    """Use of the machine since the last call (processor) and now (memory); empty without psutil."""
-    if psutil is None:
+def _flags(path: Path) -> dict[str, bool]:
+    """What Linux says of the processor, for releases of torch that cannot be asked; nothing elsewhere."""
+    if not path.is_file():
         return {}
-    memory = psutil.virtual_memory()
-    found = {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_megabytes": memory.used / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-    }
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        found["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
-        found["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
-    return found
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict.fromkeys(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []), True)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context in which a network computes in that precision."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from retinaflow.commands.evaluate import detect_as_trained
 from retinaflow.comparison.chosen_runs import ChosenRun, called
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import read_predictions
+from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
+from retinaflow.inference.detector import Detector
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import match
 from retinaflow.metric.matches import Matches
 from retinaflow.progress import report
 from retinaflow.runs import store
+from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.tracking import launched_by_mlflow
-from retinaflow.settings.commands import EvaluateConfig
-from retinaflow.settings.resolve import resolve
 
 PREDICTIONS = "predictions.parquet"
 """The file that ``merge`` writes its detections to; ``evaluate`` writes ``predictions.csv``."""
@@ -46,9 +45,16 @@ def detections_of(run: ChosenRun, evaluated: AnnotationIndex) -> tuple[Detection
             return (found, matches) if known.all() else _matched(found.take(known), evaluated, stored.group_of_weight)
     model = _model_of(run)
     report(f"{called(run)}: detecting on {len(evaluated):,} images")
-    settings: dict[str, Any] = {"from_run": str(model), "on_bad_image": run.stored.settings.get("on_bad_image", "stop")}
+    checkpoint = TrainedModel.find(model).checkpoint
+    if checkpoint.taxonomy.ids != evaluated.taxonomy.ids:
+        raise DataError(f"{model}: the model must have the {evaluated.num_classes} classes that it was evaluated on")
+    skipped = SkippedImages()
     with StopRequest(watch_parent=launched_by_mlflow()) as stop:
-        found = detect_as_trained(model, evaluated, resolve(EvaluateConfig, settings), stop)
+        found = Detector.load(checkpoint).detect(
+            evaluated,
+            after_batch=lambda images: stop.check(),
+            on_bad_image=skipped.add if run.stored.settings.get("on_bad_image") == "skip" else None,
+        )
     return _matched(found, evaluated, stored.group_of_weight)
 
 

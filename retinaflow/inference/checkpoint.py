@@ -1,8 +1,8 @@
-"""Checkpoints: one file that holds a detector, what it was trained on and, while training, everything needed to go on.
+"""Checkpoints: one file that holds a detector, its settings and, during a training, everything needed to resume it.
 
-Written beside the old one, flushed to disk and renamed, so a file of that name is always whole, whatever ends the
-process or fills the disk in between. Every entry of the file has a checksum (CRC-32), which is verified when it is
-read. Read with ``weights_only=True``: a checkpoint holds tensors and plain values and cannot run code.
+The file is written beside the old one, flushed to disk and renamed, so it is always whole, whatever ends the process
+or fills the disk in between. Every entry of the file has a checksum (CRC-32), which is verified when it is read.
+It is read with ``weights_only=True``: a checkpoint holds tensors and plain values and cannot run code.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
 from retinaflow.detector.network import RetinaNet
+from retinaflow.errors import DataError, first_line
 from retinaflow.files import atomic_file
 from retinaflow.settings.resolve import current_names
 from retinaflow.settings.training_groups import NetworkSettings
@@ -71,7 +72,7 @@ def on_device(model: RetinaNet, device: torch.device) -> RetinaNet:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically. Raises DataError when it cannot be written, which leaves the file as it was."""
     document = {
         "format": FORMAT,
         "network": _network_document(checkpoint),
@@ -84,9 +85,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     try:
         with atomic_file(path) as partial, partial.open("wb") as file:
             torch.save(document, file)
-    except RuntimeError as error:
-        # What torch makes of a failed write names neither the file nor the reason.
-        raise OSError(f"{path}: the checkpoint cannot be written ({_first_line(error)}); is the disk full?") from None
+    except (RuntimeError, OSError) as error:
+        # The RuntimeError that torch makes of a failed write names neither the file nor the reason.
+        raise DataError(f"{path}: the checkpoint cannot be written ({first_line(error)}); is the disk full?") from None
 
 
 _PLAIN = ("parents", "settings", "data_digest", "epoch", "progress")
@@ -114,10 +115,9 @@ def _network_of(document: dict[str, Any]) -> NetworkSettings:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises FileNotFoundError, or ValueError for a file that is not a whole
-    checkpoint."""
+    """Read a checkpoint to the CPU. Raises DataError for a file that does not exist or is not a whole checkpoint."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
+        raise DataError(f"{path}: no such checkpoint file")
     try:
         # torch reads over a damaged tensor without a word; the archive knows better.
         with zipfile.ZipFile(path) as archive:
@@ -126,9 +126,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint: {_first_line(error)}") from None
+        raise DataError(f"{path}: not a readable checkpoint: {first_line(error)}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT or "network" not in document:
-        raise ValueError(f"{path}: not a retinaflow checkpoint of format {FORMAT}")
+        raise DataError(f"{path}: not a retinaflow checkpoint of format {FORMAT}")
     return Checkpoint(
         network=_network_of(document["network"]),
         state=document["state"],
@@ -137,7 +137,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
         buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
         **{name: document[name] for name in _PLAIN} | {"settings": current_names(document["settings"])},
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

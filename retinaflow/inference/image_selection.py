@@ -1,7 +1,7 @@
-"""Settings -> the images that a model is to look at: a folder, a list of ids or paths, or a split of a data set.
+"""Settings -> the images to detect on: those of a folder, of a list of ids or paths, or of a split of a data set.
 
-No class list and no box is read. Images are in the order of their ids, which are the file names without suffix, as
-everywhere; two files of one id are refused. What has no readable file stays on the list (``on_bad_image=skip``).
+No class list and no box is read. Images are in the order of their ids, which are the file names without suffix;
+two files of one id are refused. Images without a readable file are listed apart (``on_bad_image=skip``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,17 @@ from retinaflow.data.cache import size_journal
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import SUFFIXES, BadImage, attach_sizes, files_by_stem
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import is_plain_id, read_image_ids, read_image_sizes, split_image_ids
+from retinaflow.data.openimages import (
+    MissingAnnotationsError,
+    is_plain_id,
+    read_image_ids,
+    read_image_sizes,
+    split_image_ids,
+)
 from retinaflow.data.tables import RowError, RowErrors
-from retinaflow.data.training_data import data_folder, image_folders
+from retinaflow.data.training_data import data_folder, image_folders, load_training_data, read_split
+from retinaflow.errors import DataError, SettingError
+from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.groups import DataSettings
 from retinaflow.settings.model_groups import ImagesSettings
@@ -42,7 +50,7 @@ class WantedImages:
 
     @property
     def unreadable_table(self) -> pd.DataFrame:
-        """Columns file, line, rule, value, as of all that is left out."""
+        """Columns file, line, rule, value, as of every list of what was left out."""
         rule = "an image must have a readable file"
         rows = [RowError(image.image_id, 0, rule, image.reason) for image in self.unreadable]
         return pd.DataFrame(rows, columns=list(RowError._fields))
@@ -59,11 +67,12 @@ def wanted_images(
 
     ``choose`` some of the ids before any file is opened.
 
-    Raises ValueError and FileNotFoundError naming the setting, the list's line or the file.
+    Raises SettingError for a folder, list or split that does not exist, and DataError naming the file or the line of
+    the list.
     """
     found, place = _found(config, trained)
     if not found:
-        raise ValueError(f"at least one image is needed, but there is none in {place}")
+        raise DataError(f"at least one image is needed, but there is none in {place}")
     ids = choose(np.array(sorted(found), dtype=np.str_))
     files = [found[image_id] for image_id in ids.tolist()]
     root = Path(os.path.commonpath([path.parent for path in files if path is not None] or [Path.cwd()]))
@@ -79,7 +88,7 @@ def wanted_images(
 
 
 def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
-    """Image id -> its file, absolute (None: there is none), and where it was looked for."""
+    """Image id -> its file, absolute (None: there is none), and the name of the folders that were searched."""
     if config.image_list is not None:
         return _listed(config.image_list, config, trained)
     if config.images:
@@ -92,7 +101,7 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
     if len(ids) == 0:
         own = [folder for folder in folders if folder.name in splits]
         if not own:
-            raise FileNotFoundError(
+            raise SettingError(
                 f"split={splits[0]}: {data_folder(settings)} has neither annotations of it nor a folder of its images; "
                 "give a folder as images=, or a file of ids or paths as image_list="
             )
@@ -124,6 +133,28 @@ def _data(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[DataSetti
     return settings, (own.eval_split,) if own.eval_ids is None else own.train_splits
 
 
+def known_ground_truth(
+    config: ImagesSettings, taxonomy: Taxonomy, trained: Mapping[str, Any]
+) -> AnnotationIndex | None:
+    """The annotations of the images, with the classes of ``taxonomy``; None where there are none, as for a folder of
+    images. Arguments as of :func:`wanted_images`."""
+    if config.images:
+        return None
+    if is_evaluated(config, trained):
+        return load_training_data(resolve(TrainConfig, {**trained, "config": None})).evaluated
+    # Boxes alone are shown: which classes are absent does not matter.
+    settings = DataSettings(data=str(trained["data"]) if config.data == "trained" else config.data, exhaustive=True)
+    try:
+        index = read_split(
+            settings, [config.split], boxes=(), image_labels=None, with_images=False, allow_repeats=True, fill_in=False
+        ).index
+    except MissingAnnotationsError as error:
+        report(f"detections are shown without ground truth: {error}")
+        return None
+    known = [index.taxonomy.index_of[mid] for mid in taxonomy.ids if mid in index.taxonomy.index_of]
+    return index.with_classes(np.array(known)) if len(known) < len(index.taxonomy) else index
+
+
 def _is_trained(config: ImagesSettings) -> bool:
     return config.data == "trained" and not config.images
 
@@ -136,7 +167,7 @@ def is_evaluated(config: ImagesSettings, trained: Mapping[str, Any]) -> bool:
 def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:
     """A list of paths, relative to its own folder, and ids, looked up in ``images`` or the folders of the split."""
     if not path.is_file():
-        raise FileNotFoundError(f"image_list={path}: no such file")
+        raise SettingError(f"image_list={path}: no such file")
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     is_table = bool(lines) and lines[0].split(",")[0].strip('"').lower() == "imageid"
     paths: list[tuple[str, Path | None]] = []
@@ -150,7 +181,7 @@ def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> t
         elif is_plain_id(entry):
             ids.append(entry)
         else:
-            raise ValueError(
+            raise DataError(
                 f"{path.name} line {number}: an image id must be a plain file name, and a path must end in "
                 f"{', '.join(SUFFIXES)}, but got {entry}"
             )
@@ -178,14 +209,14 @@ def _looked_up(ids: Sequence[str], folders: Sequence[Path]) -> dict[str, Path | 
 def _files_under(folder: Path) -> Iterator[Path]:
     """The image files of a folder and its subfolders, hidden ones left out, absolute and sorted."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"images={folder}: no such folder")
+        raise SettingError(f"images={folder}: no such folder")
     for place, folders, names in os.walk(folder.absolute()):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 path = Path(place) / name
                 if _not_unicode(str(path)):
-                    raise ValueError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
+                    raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
                 yield path
 
 
@@ -193,7 +224,7 @@ def _unique(pairs: Iterator[tuple[str, Path | None]]) -> dict[str, Path | None]:
     found: dict[str, Path | None] = {}
     for image_id, path in pairs:
         if found.setdefault(image_id, path) != path:
-            raise ValueError(
+            raise DataError(
                 f"an image id (file name without suffix) must stand for one file, but {image_id} is {found[image_id]} "
                 f"and {path}; rename one, or take the folders one by one, each with an output= of its own"
             )
@@ -206,7 +237,7 @@ def _not_unicode(name: str) -> bool:
 
 
 def _bare(ids: NDArray[np.str_], taxonomy: Taxonomy) -> AnnotationIndex:
-    """Images of which nothing is known but their ids."""
+    """An index of ids without sizes, boxes and labels."""
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     return AnnotationIndex(
         taxonomy=taxonomy,

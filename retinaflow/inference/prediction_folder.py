@@ -1,10 +1,12 @@
-"""The output folder of ``predict``: what it is of (``manifest.json``), which shards are done, who works in it.
+"""The output folder of ``predict``: predictions in shards, Parquet files of some images each.
 
     output/manifest.json        the request: model, settings, images. Another request is refused.
-    output/shards/00000.parquet done; written whole or not at all
+    output/shards/00000.parquet detections of the first images; whole or absent
     output/predictions.csv      all of them
 
-One command at a time works in a folder: it holds a lock that the system takes away when it ends, however it ends.
+A shard holds its notes (which images, how many detections) in the metadata of its file, so a shard that is there is
+done. The files made of the shards are written shard by shard: no more than one is in memory. One command at a time
+works in a folder: it holds a lock that the system releases when it ends, however it ends.
 """
 
 from __future__ import annotations
@@ -13,49 +15,78 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
-from retinaflow.files import atomic_file, remove_partial_files
-from retinaflow.inference.prediction_shards import read_notes
-
-try:
-    import fcntl
-except ImportError:  # Windows: nobody is kept from starting two commands in one folder.
-    fcntl = None  # type: ignore[assignment]
+from retinaflow.data.images import BadImage
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.predictions import SCHEMA, predictions_frame, submission_rows
+from retinaflow.detections import Detections
+from retinaflow.errors import DataError, SettingError
+from retinaflow.files import atomic_file, lock, remove_partial_files
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-MOST_IN_SHARD = 1000
-SHARDS_EACH = 4
-"""At least so many for each process, so that none waits long for the last one."""
+MAX_SHARD_SIZE = 1000
+SHARDS_PER_PROCESS = 4
+"""At least so many, so that no process waits long for the last shard."""
+_NOTES = b"retinaflow"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images ``first`` to ``last`` (not included) of the index, the state of their files (a digest), and the file of
-    their detections."""
+    """Images ``first`` to ``last`` (not included) of the index, a digest of the state of their files, and the path of
+    the file of their detections."""
 
-    number: int
     first: int
     last: int
     files: str
     path: Path
 
-    def notes(self) -> dict[str, Any] | None:
-        """What the file says of itself; None when it is not there, damaged, or of image files that were others."""
-        notes = read_notes(self.path)
-        return notes if notes and all(notes.get(name) == value for name, value in self.identity.items()) else None
+    def __len__(self) -> int:
+        """Images."""
+        return self.last - self.first
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The part of the notes that says which images these are."""
+    def _identity(self) -> dict[str, Any]:
+        """The part of the notes that states which images these are."""
         return {"first": self.first, "last": self.last, "files": self.files}
+
+    def notes(self) -> ShardNotes | None:
+        """None when the file is absent, damaged, or of image files that have changed since."""
+        try:
+            notes: dict[str, Any] = json.loads((pa_parquet.read_schema(self.path).metadata or {})[_NOTES])
+        except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+            return None
+        if any(notes.get(name) != value for name, value in self._identity.items()):
+            return None
+        return ShardNotes(notes["detections"], [BadImage(image_id, reason) for image_id, reason in notes["skipped"]])
+
+    def write(self, detections: Detections, index: AnnotationIndex, skipped: Sequence[BadImage]) -> None:
+        """Write detections on the shard's images, of which ``index`` is, and which of them could not be read."""
+        pairs = [[image.image_id, image.reason] for image in skipped]
+        notes = {**self._identity, "detections": len(detections), "skipped": pairs}
+        schema = SCHEMA.with_metadata({_NOTES: json.dumps(notes).encode()})
+        table = pa.Table.from_pandas(predictions_frame(detections, index), schema=schema, preserve_index=False)
+        with atomic_file(self.path) as partial:
+            # from_pandas adds notes of its own about the frame, which are not for readers of these files.
+            pa_parquet.write_table(table.replace_schema_metadata(schema.metadata), partial)
+
+
+@dataclass(frozen=True)
+class ShardNotes:
+    """What a finished shard holds: the number of detections, and images that could not be read."""
+
+    detections: int
+    skipped: list[BadImage]
 
 
 @dataclass(frozen=True)
@@ -78,22 +109,22 @@ class PredictionFolder:
         nproc: int = 1,
         overwrite: bool = False,
     ) -> Iterator[PredictionFolder]:
-        """Take the folder for this request, begun anew or resumed.
+        """Take the folder for this request, new or resumed.
 
         ``shard_size="auto"`` is what the folder has, else by ``nproc``.
 
-        Raises ValueError for a folder of another request, which differences are listed, unless ``overwrite``, which
-        begins anew whatever is there; and for a folder in which another command is working.
+        Raises SettingError for a folder of another request, listing the differences, unless ``overwrite``, which
+        replaces whatever is there; SettingError for a folder in which another command is working; DataError for a
+        damaged manifest.
         """
-        path.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with _only_command(path):
             known = None if overwrite else _read_manifest(path / MANIFEST)
             if shard_size == "auto":
                 shard_size = known["shard_size"] if known else _fitting_size(len(states), nproc)
             request = json.loads(json.dumps({"format": FORMAT, **request, "shard_size": shard_size}))
             differences = [] if known is None else _differences(known, request)
             if differences:
-                raise ValueError(
+                raise SettingError(
                     f"output={path} holds predictions of another request: {'; '.join(differences)}. Give another "
                     "output=, or overwrite=true to replace them"
                 )
@@ -113,12 +144,36 @@ class PredictionFolder:
             states = self.states[first : first + self.shard_size]
             files = hashlib.sha256(states.tobytes()).hexdigest()
             path = self.path / "shards" / f"{number:05d}.parquet"
-            found.append(Shard(number, first, first + len(states), files, path))
+            found.append(Shard(first, first + len(states), files, path))
         return found
+
+    def write_predictions(self, file_format: Literal["csv", "parquet"]) -> Path:
+        """All rows of the shards, in order, as one file. Returns its path."""
+        path = self.path / f"predictions.{file_format}"
+        with atomic_file(path) as partial:
+            if file_format == "parquet":
+                with pa_parquet.ParquetWriter(partial, SCHEMA) as writer:
+                    for shard in self.shards:
+                        writer.write_table(pa_parquet.read_table(shard.path).replace_schema_metadata(None))
+            else:
+                pd.DataFrame(columns=SCHEMA.names).to_csv(partial, index=False)
+                for shard in self.shards:
+                    frame = pa_parquet.read_table(shard.path).to_pandas()
+                    frame.to_csv(partial, mode="a", header=False, index=False)
+        return path
+
+    def write_submission(self, path: Path, image_ids: NDArray[np.str_], *, without_file: Sequence[str] = ()) -> None:
+        """A Kaggle submission: of the images in ``image_ids [I]``, and of those without a readable file."""
+        with atomic_file(path) as partial:
+            submission_rows(SCHEMA.empty_table(), []).to_csv(partial, index=False)
+            for shard in self.shards:
+                rows = submission_rows(pa_parquet.read_table(shard.path), image_ids[shard.first : shard.last].tolist())
+                rows.to_csv(partial, mode="a", header=False, index=False)
+            submission_rows(SCHEMA.empty_table(), without_file).to_csv(partial, mode="a", header=False, index=False)
 
 
 def _fitting_size(images: int, nproc: int) -> int:
-    return max(min(MOST_IN_SHARD, -(-images // (SHARDS_EACH * nproc))), 1) if nproc > 1 else MOST_IN_SHARD
+    return max(min(MAX_SHARD_SIZE, -(-images // (SHARDS_PER_PROCESS * nproc))), 1) if nproc > 1 else MAX_SHARD_SIZE
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
@@ -128,9 +183,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path}: not a readable manifest ({error}); give overwrite=true to begin anew") from None
+        raise DataError(f"{path}: not a readable manifest ({error}); give overwrite=true to replace it") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a manifest of format {FORMAT}; give another output=")
+        raise DataError(f"{path}: not a manifest of format {FORMAT}; give another output=")
     return manifest
 
 
@@ -151,13 +206,10 @@ def _shown(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
+def _only_command(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(lock(folder / ".lock", wait=False))
         except BlockingIOError:
-            raise ValueError(f"output={folder}: another predict is working in this folder; wait for it") from None
+            raise SettingError(f"output={folder}: another predict is working in this folder; wait for it") from None
         yield

@@ -71,3 +71,10 @@ def detail_tables(
 def iou_column(threshold: float) -> str:
     """``ap_iou_50`` for 0.5, ``ap_iou_62.5`` for 0.625."""
     return f"ap_iou_{100 * threshold:.6g}"
+
+
+def means_by_threshold(per_class: pd.DataFrame, iou_thresholds: Sequence[float]) -> dict[str, float | None]:
+    """``mAP_iou_50``, ... and ``mAP_iou_mean`` of :func:`detail_tables`; None where no class has ground truth."""
+    columns = [*map(iou_column, iou_thresholds), "ap_iou_mean"] if iou_thresholds else []
+    means = {name.replace("ap_", "mAP_", 1): float(per_class[name].mean()) for name in columns}
+    return {name: None if np.isnan(value) else value for name, value in means.items()}

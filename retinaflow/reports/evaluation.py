@@ -1,8 +1,10 @@
-"""Detections -> scores, the table per class, the pictures: the same for every command that evaluates."""
+"""What an evaluation leaves in a run: tables, figures, ``metrics.json``; the same for every command that evaluates."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +15,16 @@ from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.metric.error_analysis import analyse_errors
-from retinaflow.metric.result import EvaluationResult
+from retinaflow.metric.per_class import class_groups
+from retinaflow.metric.result import EvaluationResult, TrainingCounts
 from retinaflow.progress import report
 from retinaflow.reports.class_figures import ap_vs_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
 from retinaflow.runs.run import Run
+from retinaflow.settings.commands import EvaluateConfig
+from retinaflow.statistics.bootstrap import bootstrap_intervals
+from retinaflow.taxonomy import Taxonomy
 
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.3
@@ -77,7 +83,7 @@ def log_analysis(
 
 
 def metrics_document(evaluation: EvaluationResult, index: AnnotationIndex) -> dict[str, object]:
-    """What was measured, on how much, and what was left out of it."""
+    """``metrics.json``: the aggregates, on how many images, and the detections that were left out."""
     scores = evaluation.scores
     return {
         "mAP": scores.mean_ap if np.isfinite(scores.mean_ap) else None,
@@ -90,6 +96,34 @@ def metrics_document(evaluation: EvaluationResult, index: AnnotationIndex) -> di
         "not_a_challenge_score": list(scores.not_a_challenge_score),
         "metrics": evaluation.metrics,
     }
+
+
+def rules_document(evaluation: EvaluationResult, dropped: pd.DataFrame, config: EvaluateConfig) -> dict[str, object]:
+    """What ``evaluate`` adds to :func:`metrics_document`: by which rules it was evaluated, and dropped rows by rule."""
+    reasons = list(evaluation.scores.not_a_challenge_score)
+    if config.exhaustive:
+        reasons.append("exhaustive=true takes classes without a label as verified absent")
+    counts = Counter(zip(dropped["file"], dropped["rule"], strict=True))
+    return {
+        "not_a_challenge_score": reasons,
+        "expanded_predictions": config.expand_predictions,
+        "dropped_rows": [{"file": file, "rule": rule, "rows": rows} for (file, rule), rows in counts.items()],
+    }
+
+
+def with_intervals(
+    evaluation: EvaluationResult, taxonomy: Taxonomy, counts: TrainingCounts, *, resamples: int, seed: int
+) -> tuple[EvaluationResult, dict[str, list[float]]]:
+    """The evaluation with columns ``ap_low`` and ``ap_high``, and [low, high] of the aggregates by name."""
+    groups = class_groups(counts.images_per_class, counts.bin_of_class, class_ids=taxonomy.ids)
+    found = bootstrap_intervals(evaluation.scores.matches, groups=groups, resamples=resamples, seed=seed)
+    table = evaluation.table.assign(
+        ap_low=evaluation.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_low, strict=True))),
+        ap_high=evaluation.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_high, strict=True))),
+    )
+    named = {"mAP": found.mean, **found.groups}
+    bounds = {name: [value.low, value.high] for name, value in named.items() if np.isfinite(value.low)}
+    return replace(evaluation, table=table), bounds
 
 
 def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
@@ -152,8 +186,14 @@ def _clearest(found: Detections) -> Detections:
 
 
 def report_evaluation(evaluation: EvaluationResult) -> None:
-    """The aggregates on one line each, and why they are not a Challenge score if they are not."""
+    """Print the aggregates on one line each, why they are not a Challenge score if they are not, and repeated boxes."""
     for name, value in evaluation.metrics.items():
         report(f"{name:<20} {value:.4f}")
     for reason in evaluation.scores.not_a_challenge_score:
         report(f"not an Open Images Challenge score: {reason}")
+    repeated = evaluation.scores.matches.repeated_ground_truths
+    if repeated:
+        report(
+            f"{repeated:,} ground-truth boxes repeat a box of their class on the same image (a box given under child "
+            "and parent?)"
+        )

@@ -1,7 +1,7 @@
-"""The name of a trained model -> its checkpoint, and the detector made of it.
+"""The name of a trained model -> its checkpoint file and its run: the one place where a name is looked up.
 
 A name is what every command takes as ``from_run``: a run id, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the path
-of a checkpoint file, or None for the last training. Artifacts are copied once per call and last as long as the process.
+of a checkpoint file, or None for the last training. Copies of artifacts last as long as the process.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MODEL_URI = "models:/"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that was found: ``name`` as it was given, ``path`` of its checkpoint file, and ``run_id`` of the training,
-    None where that is not known."""
+    """A model that was found: its ``name`` as it was given, the ``path`` of its checkpoint file, and the ``run_id`` of
+    its training, None where that is not known."""
 
     name: str
     path: Path

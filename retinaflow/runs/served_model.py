@@ -7,8 +7,8 @@ per detection: ``image`` (row of the input), ``x1, y1, x2, y2`` (pixels of that 
 
 What is allowed is set when the model is loaded, never by a request: ``model_config=`` of ``mlflow.pyfunc.load_model``,
 or, for ``mlflow models serve``, the environment variable ``SERVING_MODEL_CONFIG`` with a JSON object.
-:class:`~retinaflow.runs.served_images.Limits` has the limits and their defaults. ``images="paths"`` takes values as paths of
-files on this machine, for batches from Python; MLflow's server refuses to load a model so.
+:class:`~retinaflow.runs.served_images.Limits` has the limits and their defaults. ``images="paths"`` takes
+values as paths of files on this machine, for batches from Python; MLflow's server refuses to load a model so.
 
 Whatever is wrong with a request is an MlflowException that the server answers with 400. Images are decoded and detected
 one at a time over all threads of a process, so its memory does not grow with the number of requests.
@@ -21,20 +21,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
-from retinaflow.data.images import decode_bytes
-from retinaflow.detector.postprocess import detect
-from retinaflow.detector.precision import autocast, fast_precision
-from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.runs.served_images import ImageFile, Limits, image_at, sent_image
-from retinaflow.settings.model_groups import PostprocessSettings
+from retinaflow.inference.detector import Detector
+from retinaflow.runs.served_images import Limits, image_at, sent_image
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label", "class")
 _SERVERS = ("__pyfunc_model_path__", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
@@ -51,7 +45,7 @@ class BadRequest(MlflowException, ValueError):
 class DetectorModel(PythonModel):
     """Loads the checkpoint that was logged with it."""
 
-    checkpoint: Checkpoint
+    detector: Detector
 
     def load_context(self, context: Any) -> None:
         """Called once by MLflow. Raises ValueError for settings that do not hold."""
@@ -60,12 +54,7 @@ class DetectorModel(PythonModel):
         self.takes_paths = _takes_paths(settings.get("images", "base64"))
         if _is_server():
             limit_request_bodies(self.limits.max_request_bytes)
-        self.checkpoint = load_checkpoint(Path(context.artifacts["checkpoint"]))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = self.checkpoint.build(self.device)
-        expand = self.checkpoint.parents == "expand"
-        ancestors = torch.from_numpy(self.checkpoint.taxonomy.is_ancestor).to(self.device)
-        self.ancestors = ancestors if expand else None
+        self.detector = Detector.load(Path(context.artifacts["checkpoint"]))
         self.one_at_a_time = threading.Lock()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -90,29 +79,13 @@ class DetectorModel(PythonModel):
     def _detect(self, value: Any) -> list[tuple[Any, ...]]:
         """Rows without the image's number."""
         file = image_at(value, self.limits) if self.takes_paths else sent_image(value, self.limits)
-        boxes, scores, labels = self._found(file)
-        taxonomy, (height, width) = self.checkpoint.taxonomy, file.size
+        found = self.detector.detect_file(file.data, file.size)
+        taxonomy, (height, width) = self.detector.taxonomy, file.size
+        boxes = found.boxes.astype(float) * [width, height, width, height]
         return [
             (*box, score, taxonomy.ids[label], taxonomy.labels[label])
-            for box, score, label in zip(
-                (boxes.astype(float) * [width, height, width, height]).tolist(), scores, labels, strict=True
-            )
+            for box, score, label in zip(boxes.tolist(), found.score.tolist(), found.class_index.tolist(), strict=True)
         ]
-
-    def _found(self, file: ImageFile) -> tuple[Any, list[float], list[int]]:
-        """Normalised boxes ``[D, 4]``, scores and class indices, by the loader's own way of reducing an image, so that
-        serving gives the numbers of ``predict``."""
-        buckets, settings = self.checkpoint.buckets, self.checkpoint.settings
-        shape = buckets.shapes[int(buckets.assign(np.array([file.size]))[0])]
-        resized = decode_bytes(file.data, file.size, shape, name="image")
-        given = settings.get("precision", "float32")
-        precision = fast_precision(self.device) if given == "auto" else given
-        images = torch.from_numpy(resized).permute(2, 0, 1)[None].to(self.device)
-        with torch.inference_mode(), autocast(self.device, precision):
-            output = self.model(images)
-            config = PostprocessSettings(**{name: settings[name] for name in PostprocessSettings.model_fields})
-            found = detect(output, self.model.anchors(shape), config=config, ancestors=self.ancestors)
-        return found.boxes.cpu().numpy(), found.score.tolist(), found.label.tolist()
 
 
 def _is_server() -> bool:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from retinaflow.detector.device import peak_memory_mib, system_metrics
 from retinaflow.errors import Interrupted
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import ImageProgress
 from retinaflow.runs.run import Run
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
+from retinaflow.training.machine import peak_memory_mib, system_metrics
 
 CURVE_POINTS_EVERY = 10
 """Steps between logged points of the curves: a write to a remote store takes longer than a small step."""

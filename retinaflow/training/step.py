@@ -2,7 +2,7 @@
 
 The losses are divided by the positive anchors of the whole step, over all its batches and ranks. So neither
 accumulation nor the number of ranks changes what is learned; only the statistics of trained batch norms are those of
-one batch (over all ranks). A step whose losses or gradients are not finite is not taken, and leaves the model as it was.
+one batch (over all ranks). A step whose losses or gradients are not finite is not taken and changes nothing.
 
 Gradients are summed after the backward pass, without DistributedDataParallel: the divisor is known only then.
 """
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from retinaflow.data.dataset import Batch
+from retinaflow.detector.device import Precision, autocast
 from retinaflow.detector.loss import LossConfig, Losses, detection_loss
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.precision import Precision, autocast
 from retinaflow.detector.targets import Targets
 from retinaflow.training.distributed import World
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from retinaflow.commands import train
-from retinaflow.commands.evaluate import _Model
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
+from retinaflow.inference.detector import as_trained
+from retinaflow.inference.evaluated_images import images_for_model
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve, with_absolute_paths
 
@@ -26,12 +27,12 @@ def test_settings_of_detections_and_precision_come_from_the_training_unless_give
     trained: train.TrainResult, tmp_path: Path
 ) -> None:
     path = _changed(trained.checkpoint, tmp_path / "best.pt", score_threshold=0.3, nms="soft-nms", max_detections=7)
-    model = _Model.open(resolve(EvaluateConfig, {"from_run": str(path)}))
-    used = model.config
+    checkpoint = load_checkpoint(path)
+    used = as_trained(resolve(EvaluateConfig, {}), checkpoint)
     assert (used.score_threshold, used.nms, used.max_detections, used.precision) == (0.3, "soft-nms", 7, "float32")
     # What was given is kept, even when it is the default.
-    given = {"from_run": str(path), "score_threshold": "0.02", "precision": "auto", "max_detections": "9"}
-    used = _Model.open(resolve(EvaluateConfig, given)).config
+    given = {"score_threshold": "0.02", "precision": "auto", "max_detections": "9"}
+    used = as_trained(resolve(EvaluateConfig, given), checkpoint)
     assert (used.score_threshold, used.nms, used.max_detections, used.precision) == (0.02, "soft-nms", 9, "auto")
 
 
@@ -41,9 +42,10 @@ def test_a_checkpoint_finds_its_data_from_another_folder(
     monkeypatch.chdir(Path(load_checkpoint(trained.checkpoint).settings["data"]).parent)
     settings = with_absolute_paths(resolve(TrainConfig, {"data": "tiny", "image_labels": "none"}))
     assert Path(settings["data"]).is_absolute()
-    path = _changed(trained.checkpoint, tmp_path / "best.pt", data=settings["data"])
+    checkpoint = load_checkpoint(_changed(trained.checkpoint, tmp_path / "best.pt", data=settings["data"]))
     monkeypatch.chdir(tmp_path)
-    assert len(_Model.open(resolve(EvaluateConfig, {"from_run": str(path)})).evaluated) == 6
+    images = images_for_model(resolve(EvaluateConfig, {}), checkpoint.taxonomy, checkpoint.settings)
+    assert len(images.index) == 6
 
 
 def test_paths_become_absolute_and_words_stay_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

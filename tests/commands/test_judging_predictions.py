@@ -120,7 +120,7 @@ def test_a_row_of_an_unknown_class_stops_or_is_dropped_and_listed(
 
 
 REFUSED = {
-    "no annotations": ({"boxes": "none"}, "predictions need annotations to be evaluated by"),
+    "no annotations": ({"boxes": "none"}, "predictions need annotations to be evaluated on"),
     "missing predictions": ({"predictions": "nowhere.csv"}, "nowhere.csv: no such file"),
     "missing boxes": ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     "no listed image": ({"eval_ids": "ids.txt"}, "at least one listed image must be in the split"),

@@ -18,7 +18,7 @@ import pytest
 from retinaflow.commands import predict
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, SettingError
 from retinaflow.inference.image_selection import wanted_images
 from retinaflow.inference.prediction_folder import PredictionFolder
 from retinaflow.metric.evaluation import read_detections
@@ -103,9 +103,9 @@ REFUSED = {
         ValueError,
         "an image id .* must stand for one file, but a is .*a.png and",
     ),
-    "no such folder": ({"images": "nowhere"}, FileNotFoundError, "images=nowhere: no such folder"),
+    "no such folder": ({"images": "nowhere"}, SettingError, "images=nowhere: no such folder"),
     "an empty folder": ({"images": "empty"}, ValueError, "at least one image is needed, but there is none in empty"),
-    "no such list": ({"image_list": "none.txt"}, FileNotFoundError, "image_list=none.txt: no such file"),
+    "no such list": ({"image_list": "none.txt"}, SettingError, "image_list=none.txt: no such file"),
     "a list of other things": (
         {"image_list": "odd.txt"},
         ValueError,
@@ -115,7 +115,7 @@ REFUSED = {
     "an id without a file": (
         {"image_list": "id.txt", "images": "good"},
         FileNotFoundError,
-        "missing is b, for example",
+        "b has none, for example",
     ),
 }
 
@@ -173,9 +173,9 @@ def test_a_file_name_that_is_not_utf_8_is_shown_byte_by_byte(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from retinaflow.cli import main
-from retinaflow.inference import prediction_shards
+from retinaflow.inference import prediction_folder
 
-write, written = prediction_shards.pa_parquet.write_table, []
+write, written = prediction_folder.pa_parquet.write_table, []
 
 def write_or_die(table, path):
     written.append(path)
@@ -184,7 +184,7 @@ def write_or_die(table, path):
         os.kill(os.getpid(), signal.SIGKILL)
     write(table, path)
 
-prediction_shards.pa_parquet.write_table = write_or_die
+prediction_folder.pa_parquet.write_table = write_or_die
 main(["predict", *sys.argv[1:]])
 """
 

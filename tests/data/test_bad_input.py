@@ -136,10 +136,10 @@ REFUSED = {
     ),
     "a class given twice": Refused(add(CLASSES, "/m/0car,Automobile"), "class ids must be unique", None),
     "a box of an image without a file": Refused(
-        add(BOXES, box(ImageID="nowhere")), "12 of 13 images have a file .*; missing is nowhere"
+        add(BOXES, box(ImageID="nowhere")), "12 of 13 images have a file .*; nowhere has none"
     ),
     "a label of an image without a file": Refused(
-        add(LABELS, "nowhere,v,/m/0car,0"), "12 of 13 images have a file .*; missing is nowhere"
+        add(LABELS, "nowhere,v,/m/0car,0"), "12 of 13 images have a file .*; nowhere has none"
     ),
     "an image of zero bytes": Refused(image(b""), r"1 of 12 image files cannot be read; .*train001\.jpg: not an image"),
     "a text with the name of an image": Refused(image(b"<html>404</html>"), r"train001\.jpg: not an image"),

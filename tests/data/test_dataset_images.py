@@ -274,7 +274,9 @@ def test_with_stand_ins_every_batch_keeps_its_size_and_the_next_readable_image_t
 
 def _seeds_of(batch: PlannedBatch, seed: tuple[int, int]) -> list[int]:
     """Of the second image of a batch on."""
-    return [int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0]) for draw in batch.draws[1:]]
+    return [
+        int(np.random.SeedSequence([*seed, int(position)]).generate_state(1)[0]) for position in batch.positions[1:]
+    ]
 
 
 def test_images_that_cannot_be_read_in_a_row_stop_a_training_that_may_skip_one(index: AnnotationIndex) -> None:
@@ -282,7 +284,10 @@ def test_images_that_cannot_be_read_in_a_row_stop_a_training_that_may_skip_one(i
         index.file_of(image).unlink()
     loader = BatchLoader(DetectionDataset(index, stand_ins=3))
     batch = PlannedBatch((64, 64), np.array([2]), np.array([2]))
-    with pytest.raises(ValueError, match=r"an image must be readable among 4 of a batch.*train002\.jpg.*Is the disk"):
+    with pytest.raises(
+        ValueError,
+        match=r"at least one image of a batch must be readable, but none of 4 is.*train002\.jpg.*Check the disk",
+    ):
         list(loader.load([batch], on_bad_image=lambda image: None))
 
 

@@ -309,7 +309,7 @@ def test_a_set_of_other_sizes_replaces_the_old_one_completely(tmp_path: Path) ->
 
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious", encoding="utf-8")
-    with pytest.raises(DataError, match="something other than a demo set"):
+    with pytest.raises(DataError, match="hold a demo set, but holds something else"):
         write_demo(tmp_path, **TINY)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "precious"
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from retinaflow.detector.network import RetinaNet
+from retinaflow.errors import DataError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
 
 
@@ -58,7 +59,7 @@ def test_the_detector_built_from_a_checkpoint_is_the_one_that_was_saved(checkpoi
     save_checkpoint(checkpoint, tmp_path / "a.pt")
     built = load_checkpoint(tmp_path / "a.pt").build(torch.device("cpu"))
     assert not built.training
-    original = on_device(RetinaNet(checkpoint.network, seed=9), torch.device("cpu"))
+    original = on_device(RetinaNet(checkpoint.network, len(checkpoint.taxonomy), seed=9), torch.device("cpu"))
     original.load_state_dict(checkpoint.state)
     images = torch.arange(3 * 32 * 64, dtype=torch.int64).reshape(1, 3, 32, 64).remainder(256).to(torch.uint8)
     with torch.inference_mode():
@@ -89,6 +90,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_rubbish(
 WRITER = """
 import resource, signal, sys, torch
 from pathlib import Path
+from retinaflow.errors import DataError
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 path = Path(sys.argv[1])
 checkpoint = load_checkpoint(path)
@@ -97,7 +99,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     save_checkpoint(checkpoint, path)
-except OSError as error:
+except DataError as error:
     print(error)
 """
 
@@ -169,7 +171,7 @@ def test_a_file_of_another_kind_is_refused(document: Any, tmp_path: Path) -> Non
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.pt: no such checkpoint file"):
+    with pytest.raises(DataError, match=r"none\.pt: no such checkpoint file"):
         load_checkpoint(tmp_path / "none.pt")
 
 

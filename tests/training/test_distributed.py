@@ -13,9 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from retinaflow.data.dataset import DetectionDataset
-from retinaflow.detections import Detections
-from retinaflow.inference.batches import detect, merged
-from retinaflow.settings.model_groups import PostprocessSettings
 from retinaflow.training.distributed import World
 from retinaflow.training.loop import StepResult, Trainer
 from retinaflow.training.synced_norm import SyncedBatchNorm2d, sync_batch_norms
@@ -131,22 +128,3 @@ def test_two_ranks_take_the_steps_of_one(lab: Any) -> None:
             torch.testing.assert_close(
                 others[key], value, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key} {text}"
             )
-
-
-def test_detections_of_parts_of_the_batches_merge_into_those_of_one_rank(lab: Any) -> None:
-    model = lab.trainer(epochs=1).model
-    config = PostprocessSettings(score_threshold=0.0, max_detections=10)
-
-    def found(rank: int, size: int) -> list[Detections]:
-        return list(
-            detect(
-                model, lab.index, lab.buckets, config=config, batch_size=2, device=torch.device("cpu"), rank=rank,
-                world_size=size,
-            )
-        )  # fmt: skip
-
-    whole = merged([found(0, 1)])
-    for size in (2, 3, 20):
-        parts = merged([found(rank, size) for rank in range(size)])
-        for name in ("image_index", "class_index", "score", "boxes"):
-            assert np.array_equal(getattr(parts, name), getattr(whole, name)), (size, name)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retinaflow.detector import precision
-from retinaflow.detector.precision import autocast, fast_precision
+from retinaflow.detector import device
+from retinaflow.detector.device import autocast, fast_precision
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_a_torch_that_cannot_be_asked_goes_by_the_flags_of_the_processor(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: str | None, expected: str
 ) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(device, "CPU_INFO", tmp_path / "cpuinfo")
     if lines is not None:
         (tmp_path / "cpuinfo").write_text(lines)
     assert fast_precision(CPU) == expected

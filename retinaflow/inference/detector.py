@@ -1,0 +1,198 @@
+"""The one way from a trained network to detections: :class:`Detector`.
+
+Training, ``evaluate``, ``predict``, ``visualize``, ``merge``, ``export`` and the served model use it, so that they
+agree on device, precision, loader processes, image shapes, postprocessing and parent classes. Settings that are not
+given are those of the training, which the checkpoint holds::
+
+    detector = Detector.load(Path("best.pt"), DetectorSettings(score_threshold=0.3))
+    detections = detector.detect(index)
+
+Images are never augmented, and each is seen exactly once in the shape of its own aspect bucket. Detections of an image
+do not depend on the other images of its batch or on the batch size, to the rounding of float32; with equal batches on
+one CPU they are equal to the last bit, whichever command makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retinaflow.data.batching import AspectBuckets, PlannedBatch
+from retinaflow.data.dataset import BatchLoader, DetectionDataset
+from retinaflow.data.images import BadImage, decode_bytes
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.detections import Detections
+from retinaflow.detector.device import Precision, autocast, device_of, loader_workers, precision_on
+from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.postprocess import BatchDetections, detect
+from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
+from retinaflow.taxonomy import Taxonomy
+
+Parents = Literal["trained", "expand"]
+Given = TypeVar("Given", bound=PostprocessSettings)
+
+
+def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
+    """Settings of a command with those of detections and precision from the training, where they were not given."""
+    trained = checkpoint.settings
+    names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
+    return config.model_copy(update={name: trained[name] for name in names if name in trained})
+
+
+def by_image(found: Detections) -> Detections:
+    """The rows in the order of their images; the order within an image stays."""
+    return found.take(np.argsort(found.image_index, kind="stable"))
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A network with all that decides its detections. Made by :meth:`load` or :meth:`around`.
+
+    ``ancestors``: ``[K, K]`` bool on the device, row c marks the classes that detections of c are copied to, or None.
+    """
+
+    network: RetinaNet
+    taxonomy: Taxonomy
+    buckets: AspectBuckets
+    postprocess: PostprocessSettings
+    ancestors: Tensor | None
+    device: torch.device
+    precision: Precision
+    batch_size: int
+    workers: int
+
+    @staticmethod
+    def load(
+        checkpoint: Checkpoint | Path,
+        settings: DetectorSettings | None = None,
+        *,
+        parents: Parents = "trained",
+        sizes: NDArray[np.integer] | None = None,
+        device: torch.device | None = None,
+    ) -> Detector:
+        """The detector of a checkpoint, on the first GPU or the CPU unless ``device`` says otherwise.
+
+        ``settings``: as trained where they were not given. ``parents="expand"``: detections are copied to ancestor
+        classes even if the training did not do so. ``sizes [I, 2]``: (height, width) of the images to come, to which
+        as many shapes as in the training are fitted when ``settings.image_size`` is a number.
+
+        Errors as of :func:`retinaflow.inference.checkpoint.load_checkpoint`.
+        """
+        if isinstance(checkpoint, Path):
+            checkpoint = load_checkpoint(checkpoint)
+        network = checkpoint.build(device or device_of())
+        return Detector.around(network, checkpoint, settings, parents=parents, sizes=sizes)
+
+    @staticmethod
+    def around(
+        network: RetinaNet,
+        checkpoint: Checkpoint,
+        settings: DetectorSettings | None = None,
+        *,
+        parents: Parents = "trained",
+        sizes: NDArray[np.integer] | None = None,
+    ) -> Detector:
+        """A network in use, such as one in training, as :meth:`load` makes it of its checkpoint; it stays where it is.
+
+        Arguments as of :meth:`load`.
+        """
+        settings = as_trained(settings or DetectorSettings(), checkpoint)
+        device = next(network.parameters()).device
+        taxonomy = checkpoint.taxonomy
+        is_expanded = "expand" in (parents, checkpoint.parents)
+        return Detector(
+            network=network,
+            taxonomy=taxonomy,
+            buckets=_buckets(checkpoint.buckets, settings.image_size, sizes),
+            postprocess=settings,
+            ancestors=torch.from_numpy(taxonomy.is_ancestor).to(device) if is_expanded else None,
+            device=device,
+            precision=precision_on(device, settings.precision),
+            batch_size=settings.batch_size,
+            workers=loader_workers(settings.workers, device),
+        )
+
+    def detect(
+        self,
+        images: AnnotationIndex,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        after_batch: Callable[[int], None] = lambda images: None,
+        on_bad_image: Callable[[BadImage], None] | None = None,
+    ) -> Detections:
+        """Detections on the images of an index, normalised to each image; images in order, best score first within one.
+
+        ``rank``, ``world_size``: of several processes each takes every ``world_size``-th batch; :func:`by_image` puts
+        the concatenated detections of all into the order of one process. ``after_batch`` is called with the number of
+        images of each batch that is done, for a progress bar or to stop by raising. ``on_bad_image`` is called for
+        images that cannot be read, which get no detections; without it such an image is a DataError. The network is
+        left in the mode it was in.
+        """
+        loader = BatchLoader(DetectionDataset(images), workers=self.workers, pin_memory=self.device.type == "cuda")
+        batches = list(_batches(images, self.buckets, self.batch_size))[rank::world_size]
+        parts = []
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            for batch in loader.load(batches, on_bad_image=on_bad_image):
+                found = self._forward(batch.images)
+                parts.append(_as_columns(found, batch.image_index.numpy()))
+                after_batch(len(batch))
+        finally:
+            self.network.train(was_training)
+        return by_image(Detections.concatenate(parts))
+
+    def detect_file(self, data: NDArray[np.uint8], size: tuple[int, int]) -> Detections:
+        """Detections on one image from the bytes of its file; ``size``: its (height, width).
+
+        The image is decoded and resized as the loader does it. Raises UnreadableImageError, a ValueError.
+        """
+        shape = self.buckets.shapes[int(self.buckets.assign(np.array([size]))[0])]
+        pixels = decode_bytes(data, size, shape, name="image")
+        found = self._forward(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        return _as_columns(found, np.zeros(1, dtype=np.int64))
+
+    def _forward(self, images: Tensor) -> BatchDetections:
+        """``images [B, 3, H, W]`` uint8 RGB -> their detections."""
+        grid = self.network.anchors((images.shape[2], images.shape[3]))
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            output = self.network(images.to(self.device, non_blocking=True))
+            return detect(output, grid, config=self.postprocess, ancestors=self.ancestors)
+
+
+def _buckets(
+    trained: AspectBuckets, image_size: int | Literal["trained"], sizes: NDArray[np.integer] | None
+) -> AspectBuckets:
+    if image_size == "trained":
+        return trained
+    if sizes is None:
+        raise ValueError(f"sizes of the images must be given with image_size={image_size}, but got none")
+    return AspectBuckets.fit(np.asarray(sizes), image_size=image_size, num_buckets=len(trained.shapes))
+
+
+def _batches(index: AnnotationIndex, buckets: AspectBuckets, batch_size: int) -> Iterator[PlannedBatch]:
+    """Unlike those of training, batches are not filled up with images of other buckets, which would change shape."""
+    bucket = buckets.assign(np.asarray(index.sizes))
+    for number, shape in enumerate(buckets.shapes):
+        images = np.flatnonzero(bucket == number)
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            yield PlannedBatch(shape, part, part)
+
+
+def _as_columns(found: BatchDetections, image_index: NDArray[np.integer[Any]]) -> Detections:
+    return Detections(
+        image_index[found.owner.cpu().numpy()].astype(np.int32),
+        found.label.cpu().numpy().astype(np.int32),
+        found.score.cpu().numpy(),
+        found.boxes.cpu().numpy(),
+    )
