@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.comparison.chosen_runs import ChosenRun, called, chosen_run
-from retinaflow.comparison.evaluated_images import evaluated_images_of_all_classes
 from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.images_of_run import images_of_run_with_all_classes
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
@@ -73,7 +73,7 @@ def load_ensemble(names: Sequence[str]) -> Ensemble:
         raise SettingError("runs must name at least one run, but got none")
     _refuse_repeated(runs)
     first = runs[0]
-    whole = evaluated_images_of_all_classes(first.stored)
+    whole = images_of_run_with_all_classes(first.stored)
     classes = [_classes_in(whole, run, first) for run in runs]
     for run, own in zip(runs, classes, strict=True):
         _refuse_other_ground_truth(whole, run, own, first)

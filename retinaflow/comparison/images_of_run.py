@@ -17,7 +17,7 @@ from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
 
-def evaluated_images(stored: StoredMatches) -> AnnotationIndex:
+def images_of_run(stored: StoredMatches) -> AnnotationIndex:
     """The images that a run was evaluated on, read again from the same files.
 
     Raises DataError, or OSError, when they do not exist any more or have changed.
@@ -33,7 +33,7 @@ def evaluated_images(stored: StoredMatches) -> AnnotationIndex:
     return index
 
 
-def evaluated_images_of_all_classes(stored: StoredMatches) -> AnnotationIndex:
+def images_of_run_with_all_classes(stored: StoredMatches) -> AnnotationIndex:
     """The same images with all classes of the class list, whichever of them the run evaluated. Errors likewise.
 
     The caller has to compare the digest of the images and annotations with the stored one.
