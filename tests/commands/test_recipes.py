@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from retinaflow.training.recipe import build_network
 
 from retinaflow.commands import train
-from retinaflow.data.training_data import load_training_data
 from retinaflow.errors import WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.settings.commands import TrainConfig
@@ -21,7 +19,6 @@ from retinaflow.settings.resolve import resolve
 from retinaflow.training.loop import StepResult
 from retinaflow.training.progress import Progress
 from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, resumed_settings
-from retinaflow.training.session import Session
 
 
 def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(workshop: Any) -> None:
@@ -56,24 +53,6 @@ def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
     rows = [json.loads(line) for line in (workshop.folder / "lines/train/metrics.jsonl").read_text().splitlines()]
     names = {name for row in rows for name in row}
     assert {"train/peak_memory_mib", "train/waiting_for_images", "system/cpu_utilization_percentage"} <= names
-
-
-@pytest.mark.parametrize("layers", [0, 2, 5])
-def test_frozen_layers_do_not_learn(workshop: Any, layers: int) -> None:
-    network = build_network(workshop.settings(trainable_layers=layers), 5)
-    from retinaflow.detector.network import RetinaNet
-
-    model = RetinaNet(network)
-    stages = ["conv1", "layer1", "layer2", "layer3", "layer4"]
-    body = dict(model.backbone.body.named_parameters())
-    learning = {name.split(".")[0] for name, value in body.items() if value.requires_grad and not name.startswith("bn")}
-    assert learning == set(stages[5 - layers :] if layers else [])
-
-
-def test_statistics_that_were_never_estimated_cannot_be_frozen(workshop: Any) -> None:
-    config = workshop.settings(batch_norm="frozen")
-    with pytest.raises(ValueError, match="batch_norm=frozen needs weights that bring statistics"):
-        Session.start(config, load_training_data(config), None)
 
 
 def test_a_loader_worker_that_dies_is_named(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
