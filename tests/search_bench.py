@@ -17,10 +17,9 @@ import optuna
 
 from retinaflow.errors import Interrupted
 from retinaflow.interrupts import StopRequest
-from retinaflow.search.objective import trial_run
-from retinaflow.search.opening import Search, attach
 from retinaflow.search.runs import trial_name
-from retinaflow.search.study import METRICS
+from retinaflow.search.study import Search, attach
+from retinaflow.search.trial import METRICS, trial_run
 from retinaflow.search.workers import Trials, work
 from retinaflow.settings.commands import SearchConfig
 

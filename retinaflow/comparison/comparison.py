@@ -26,7 +26,8 @@ from retinaflow.comparison.stored_matches import StoredMatches, TrainingCounts
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Matches
 from retinaflow.metric.per_class import class_groups
-from retinaflow.statistics.bootstrap import Interval, bootstrap_intervals, paired_differences
+from retinaflow.statistics.bootstrap import bootstrap_intervals, paired_differences
+from retinaflow.statistics.intervals import Interval
 from retinaflow.statistics.significance import benjamini_hochberg, p_values, seed_spread, widen
 
 LETTERS = "ABCDEFGH"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retinaflow.data.openimages import predictions_frame
+from retinaflow.data.predictions import predictions_frame
 from retinaflow.detections import Detections
 from retinaflow.ensemble.fusion import fuse
 from retinaflow.ensemble.member_detections import PREDICTIONS

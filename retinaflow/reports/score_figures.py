@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from retinaflow.metric.error_analysis import PRICES, ErrorAnalysis
+from retinaflow.metric.error_analysis import COSTS, ErrorAnalysis
 from retinaflow.metric.matches import Kind, Matches
 from retinaflow.reports.figure_style import (
     OKABE_ITO,
@@ -33,7 +33,7 @@ CURVES = 8
 RAREST = 20
 ROWS = 20
 """Up to so many classes have a row of their own in the picture of errors; more are put together by bin."""
-PRICE_NAMES = {
+COST_NAMES = {
     "localisation": "badly placed",
     "confusion": "wrong class",
     "both": "both of these",
@@ -42,7 +42,7 @@ PRICE_NAMES = {
     "missed": "missed",
     "group_of": "group-of",
 }
-DARKEST_PRICE = 0.5
+DARKEST_COST = 0.5
 """AP from which a cell of the picture of errors is of the darkest colour."""
 
 
@@ -162,23 +162,23 @@ def error_costs(
 ) -> Figure:
     """Left the AP that each kind costs over all classes (0 to 1), right where: by class, or by bin when there are many.
 
-    ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`, of the same scores. Prices do not add up to
+    ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`, of the same scores. Costs do not add up to
     what is missing from 1 (:mod:`~retinaflow.metric.error_analysis`).
     """
     figure, axes = class_figure(title, right=0.44)
     axes.set_position((0.12, 0.21, 0.27, 0.67))
     total = analysis.table.iloc[0]
-    place = np.arange(len(PRICES))
-    prices = total[list(PRICES)].to_numpy(dtype=np.float64)
-    axes.barh(place, np.nan_to_num(prices), height=0.7, color=OKABE_ITO, zorder=2)
-    for row, price in enumerate(prices):
-        axes.text(max(np.nan_to_num(price), 0) + 0.02, row, f"{price:.3f}", va="center", fontsize=8)
-    axes.set_yticks(place, [PRICE_NAMES[name] for name in PRICES], fontsize=8)
-    axes.set(xlim=(0, 1), ylim=(len(PRICES) - 0.5, -0.5), xlabel="AP gained if put right, mean of classes")
+    place = np.arange(len(COSTS))
+    costs = total[list(COSTS)].to_numpy(dtype=np.float64)
+    axes.barh(place, np.nan_to_num(costs), height=0.7, color=OKABE_ITO, zorder=2)
+    for row, cost in enumerate(costs):
+        axes.text(max(np.nan_to_num(cost), 0) + 0.02, row, f"{cost:.3f}", va="center", fontsize=8)
+    axes.set_yticks(place, [COST_NAMES[name] for name in COSTS], fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(len(COSTS) - 0.5, -0.5), xlabel="AP gained if put right, mean of classes")
     axes.grid(visible=False, axis="y")
     axes.set_title(f"all classes: mAP {total['ap']:.3f}", fontsize=9)
     figure.suptitle(title, fontsize=11, y=0.975)
-    _price_map(figure.add_axes((0.60, 0.21, 0.38, 0.67)), *_price_rows(analysis.table, table))
+    _cost_map(figure.add_axes((0.60, 0.21, 0.38, 0.67)), *_cost_rows(analysis.table, table))
     return figure
 
 
@@ -189,12 +189,12 @@ def _rarest_first(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["num_truths", "class_id"], ignore_index=True)
 
 
-def _price_rows(errors: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], NDArray[np.float64], str]:
-    """(names, prices ``[rows, kinds]``, what the rows are): classes rarest first, or the means of bins."""
+def _cost_rows(errors: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], NDArray[np.float64], str]:
+    """(names, costs ``[rows, kinds]``, what the rows are): classes rarest first, or the means of bins."""
     joined = _rarest_first(table)[["class", "class_id", "bin", "train_images"]].merge(
         errors.drop(columns="class").iloc[1:], on="class_id", how="inner"
     )
-    columns = list(PRICES)
+    columns = list(COSTS)
     if len(joined) > ROWS and joined["bin"].notna().any():
         means = joined.groupby(joined["bin"].fillna(0))[columns].mean()
         sizes = joined["bin"].fillna(0).value_counts()
@@ -208,19 +208,19 @@ def _price_rows(errors: pd.DataFrame, table: pd.DataFrame) -> tuple[list[str], N
     return [shortened(name, 22) for name in shown["class"]], shown[columns].to_numpy(dtype=np.float64), what
 
 
-def _price_map(axes: Axes, names: list[str], prices: NDArray[np.float64], what: str) -> None:
-    """Prices as numbers on a colour from white (0) to dark (``DARKEST_PRICE`` and more)."""
+def _cost_map(axes: Axes, names: list[str], costs: NDArray[np.float64], what: str) -> None:
+    """Costs as numbers on a colour from white (0) to dark (``DARKEST_COST`` and more)."""
     axes.set_title(what, fontsize=9)
     if len(names):
-        axes.imshow(prices, aspect="auto", cmap="Oranges", vmin=0, vmax=DARKEST_PRICE)
-    for row, column in np.ndindex(prices.shape):
-        price = prices[row, column]
-        if np.isfinite(price) and abs(price) >= 0.005:
-            color = "white" if price > 0.6 * DARKEST_PRICE else "black"
-            axes.text(column, row, f"{price:.2f}", ha="center", va="center", fontsize=7, color=color)
-    kinds = [PRICE_NAMES[name] for name in PRICES]
-    axes.set_xticks(np.arange(len(PRICES)), kinds, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.imshow(costs, aspect="auto", cmap="Oranges", vmin=0, vmax=DARKEST_COST)
+    for row, column in np.ndindex(costs.shape):
+        cost = costs[row, column]
+        if np.isfinite(cost) and abs(cost) >= 0.005:
+            color = "white" if cost > 0.6 * DARKEST_COST else "black"
+            axes.text(column, row, f"{cost:.2f}", ha="center", va="center", fontsize=7, color=color)
+    kinds = [COST_NAMES[name] for name in COSTS]
+    axes.set_xticks(np.arange(len(COSTS)), kinds, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(np.arange(len(names)), names, fontsize=8)
-    axes.set(xlim=(-0.5, len(PRICES) - 0.5), ylim=(max(len(names), 3) - 0.5, -0.5))
+    axes.set(xlim=(-0.5, len(COSTS) - 0.5), ylim=(max(len(names), 3) - 0.5, -0.5))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

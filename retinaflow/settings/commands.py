@@ -256,6 +256,10 @@ class SplitConfig(FromRunSettings, IntervalSettings, MergeSettings, TrainConfig)
 class MainConfig(TrainConfig):
     """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
 
+    side_by_side: bool = True
+    """Without a GPU, train both at the same time, each on half of the cores; false: one after the other, in half of the
+    memory."""
+
 
 @with_defaults(eval_every=1, texts={"dry_run": "Only print how many images the search will see and how long it takes."})
 class SearchConfig(SearchSettings, TrainConfig):

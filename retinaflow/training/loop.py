@@ -9,12 +9,9 @@ The epoch's images come from ``plans(epoch)``: the loop knows nothing of samplin
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
+from retinaflow.data.batching import AspectBuckets, plan_batches
 from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset
 from retinaflow.data.images import BadImage
 from retinaflow.detector.device import Precision
@@ -33,14 +30,12 @@ from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import SettingError, TrainingError
 from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
+from retinaflow.training.divergence import RecentLosses
 from retinaflow.training.optimizer import make_optimizer
 from retinaflow.training.schedule import learning_rate
-from retinaflow.training.step import NotFiniteError, Stepper
+from retinaflow.training.step import NotFiniteError, Stepper, StepValues
 from retinaflow.training.synced_norm import sync_batch_norms
 from retinaflow.training.weight_average import WeightAverage
-
-RECENT_LOSSES = 50
-"""Steps whose losses are remembered, to see whether the loss had grown when a step fails."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,22 @@ class _Open:
     plan: int = 0
     """Checksum of the epoch's plan, which a resumed training must have too."""
 
+    def check_plan(self, plan: NDArray[np.int64], epoch: int) -> None:
+        """Raise SettingError when the epoch was begun with another plan."""
+        checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
+        if self.batches and self.plan != checksum:
+            raise SettingError(
+                f"epoch {epoch + 1} must be resumed with the plan that it began with, but the settings give another; "
+                "leave out those that change the sampling (epochs changes when balance_start ends)"
+            )
+        self.plan = checksum
+
+    def add(self, done: StepValues, batches: int) -> None:
+        """Count a step."""
+        self.batches += batches
+        self.images += done.images
+        self.sums = self.sums[0] + done.loss_class * done.images, self.sums[1] + done.loss_box * done.images
+
 
 class Trainer:
     """A model with its optimizer and position: what :meth:`fit` advances and a checkpoint stores."""
@@ -113,7 +124,7 @@ class Trainer:
         self.epoch = 0
         self.step = 0
         self._open = _Open()
-        self._losses: deque[float] = deque(maxlen=RECENT_LOSSES)
+        self._losses = RecentLosses()
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
         sync_batch_norms(model, world)
         self._optimizer = make_optimizer(model, settings)
@@ -183,7 +194,8 @@ class Trainer:
         loader = BatchLoader(dataset, workers=self.workers, pin_memory=self.device.type == "cuda")
         bucket_of_image = buckets.assign(np.asarray(dataset.index.sizes))
         while self.epoch < self.settings.epochs:
-            epoch, plan = self.epoch, self._checked(plans(self.epoch))
+            epoch, plan = self.epoch, plans(self.epoch)
+            self._open.check_plan(plan, epoch)
             batches = plan_batches(
                 plan,
                 bucket_of_image,
@@ -193,8 +205,14 @@ class Trainer:
                 world_size=self.world.size,
             )
             self.model.train()
-            loaded = self._loaded(loader, batches, epoch >= rare_augment_from, on_bad_image)
-            yield self._train_epoch(loaded, len(batches), len(plan), dataset, after_step)
+            # From the present position on: no batch depends on those before it.
+            loaded = loader.load(
+                batches[self._open.batches :],
+                seed=(self.settings.seed, epoch),
+                by_class=epoch >= rare_augment_from,
+                on_bad_image=on_bad_image,
+            )
+            yield self._train_epoch(iter(loaded), len(batches), len(plan), dataset, after_step)
             if self.epoch == epoch:
                 self.finish_epoch()
 
@@ -202,28 +220,6 @@ class Trainer:
         """Close the epoch whose result was yielded: a state taken from now on resumes the next one."""
         self.epoch += 1
         self._open = _Open()
-
-    def _checked(self, plan: NDArray[np.int64]) -> NDArray[np.int64]:
-        checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
-        if self._open.batches and self._open.plan != checksum:
-            raise SettingError(
-                f"epoch {self.epoch + 1} must be resumed with the plan that it began with, but the settings give "
-                "another one; leave out those that change the sampling (epochs changes when balance_start ends)"
-            )
-        self._open.plan = checksum
-        return plan
-
-    def _loaded(
-        self,
-        loader: BatchLoader,
-        batches: Sequence[PlannedBatch],
-        by_class: bool,
-        on_bad_image: Callable[[BadImage], None] | None,
-    ) -> Iterator[Batch]:
-        """The epoch's batches from the present position on; no batch depends on those before it."""
-        seed = self.settings.seed, self.epoch
-        left = batches[self._open.batches :]
-        return iter(loader.load(left, seed=seed, by_class=by_class, on_bad_image=on_bad_image))
 
     def _train_epoch(
         self,
@@ -247,15 +243,14 @@ class Trainer:
             try:
                 done = self._stepper.take(part, lr)
             except NotFiniteError as error:
-                raise TrainingError(self._described(error, lr, dataset)) from None
+                ids = ", ".join(str(dataset.index.image_ids[image]) for image in error.images)
+                advice = self._losses.advice(error, self.precision)
+                raise TrainingError(f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}") from None
             if self._average is not None:
                 self._average.update(self.model)
             self.step += 1
-            self._losses.append(done.loss_class + done.loss_box)
-            progress.batches += len(part)
-            progress.images += done.images
-            sums = progress.sums
-            progress.sums = sums[0] + done.loss_class * done.images, sums[1] + done.loss_box * done.images
+            self._losses.add(done.loss_class + done.loss_box)
+            progress.add(done, len(part))
             seen = self.epoch * length + progress.images
             after_step(StepResult(self.step, done.loss_class, done.loss_box, lr, done.gradient_norm, seen))
         seconds = max(time.perf_counter() - start, 1e-9)
@@ -269,21 +264,3 @@ class Trainer:
             images_per_second=(progress.images - before) / seconds,
             waiting=waited / seconds,
         )
-
-    def _described(self, error: NotFiniteError, lr: float, dataset: DetectionDataset) -> str:
-        ids = ", ".join(str(dataset.index.image_ids[image]) for image in error.images)
-        advice = (
-            f"The loss has grown from {statistics.median(self._losses):.3g}: lower lr."
-            if has_grown([*self._losses, error.loss])
-            else "The losses before were ordinary: look at these images and their boxes"
-            + ("." if self.precision == "float32" else ", or try precision=float32.")
-        )
-        return f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}"
-
-
-def has_grown(losses: Sequence[float]) -> bool:
-    """Whether the latest finite losses (up to three, the last is the newest) are more than twice the median of those
-    before them; False with fewer than two before."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    earlier = finite[:-3] or finite[:-1]
-    return len(earlier) >= 2 and max(finite[-3:]) > 2 * statistics.median(earlier)

@@ -115,7 +115,7 @@ REFUSED = {
     "an id without a file": (
         {"image_list": "id.txt", "images": "good"},
         FileNotFoundError,
-        "missing is b, for example",
+        "b has none, for example",
     ),
 }
 

@@ -82,19 +82,19 @@ def _kept(**given: Any) -> Any:
     return _Kept(resolve(TrainConfig, {"data": "photos", "lr": 0.02, **given}).model_dump(mode="json"))
 
 
-def test_resume_alone_goes_on_by_the_checkpoints_settings() -> None:
+def test_resume_alone_takes_the_checkpoints_settings() -> None:
     config = resumed_settings(resolve(TrainConfig, {"resume": "abc"}), _kept(num_bins=3))
     assert (config.data, config.lr, config.num_bins, config.resume) == ("photos", 0.02, 3, "abc")
 
 
-def test_what_steers_the_rest_is_taken_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_steers_the_rest_is_used_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
     config = resumed_settings(resolve(TrainConfig, {"resume": "abc", "lr": "0.01", "workers": "3"}), _kept())
     assert (config.lr, config.workers) == (0.01, 3)
     assert capsys.readouterr().out == "resume: lr=0.01 from here on, instead of 0.02\n"
 
 
 @pytest.mark.parametrize(("name", "value"), [("backbone", "resnet50"), ("batch_size", "2"), ("num_bins", "2")])
-def test_what_the_checkpoint_cannot_be_gone_on_with_by_is_refused(name: str, value: str) -> None:
+def test_what_the_checkpoint_cannot_be_resumed_with_is_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"resume=abc: {name} must be that of the checkpoint, but got {name}={value}"):
         resumed_settings(resolve(TrainConfig, {"resume": "abc", name: value}), _kept())
 

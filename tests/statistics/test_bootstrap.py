@@ -56,7 +56,7 @@ def test_neither_blocks_nor_threads_change_a_number(
 ) -> None:
     whole = bootstrap_intervals(mixed_run(0), resamples=40, seed=3, threads=1)
     monkeypatch.setattr(resampling, "RESAMPLES_AT_ONCE", size)
-    monkeypatch.setattr(resampling, "RIGHT_AT_ONCE", right)
+    monkeypatch.setattr(resampling, "TRUE_POSITIVES_AT_ONCE", right)
     other = bootstrap_intervals(mixed_run(0), resamples=40, seed=3, threads=threads)
     assert other.mean == whole.mean
     np.testing.assert_array_equal(other.ap_low, whole.ap_low)
@@ -224,7 +224,7 @@ def test_a_resample_scores_as_the_metric_on_the_images_it_drew(group_of_weight: 
     for draw in (half_of_images, some_twice):
         times = np.stack([draw(len(matches.image_ids), resample, seed=5) for resample in range(20)])
         plain = average_precision(matches, image_weights=times.astype(np.int64))
-        (fast,) = resampled_ap([matches], resamples=20, seed=5, draw=draw)
+        (fast,) = resampled_ap([matches], resamples=20, seed=5, sample=draw)
         np.testing.assert_allclose(fast, plain, rtol=0, atol=1e-12)
 
 
