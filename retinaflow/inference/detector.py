@@ -34,6 +34,7 @@ from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.postprocess import BatchDetections, detect
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
+from retinaflow.settings.resolve import changed
 from retinaflow.taxonomy import Taxonomy
 
 Parents = Literal["trained", "expand"]
@@ -44,7 +45,7 @@ def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
     """Settings of a command with those of detections and precision from the training, where they were not given."""
     trained = checkpoint.settings
     names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
-    return config.model_copy(update={name: trained[name] for name in names if name in trained})
+    return changed(config, {name: trained[name] for name in names if name in trained})
 
 
 def by_image(found: Detections) -> Detections:
