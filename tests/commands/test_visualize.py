@@ -78,7 +78,7 @@ def test_an_image_that_turns_out_cut_short_stops_or_is_skipped(
     with pytest.raises(ValueError, match=r"0\.png: not a readable image"):
         _draw(tmp_path, **given)
     assert [path.name for path in _draw(tmp_path, **given, on_bad_image="skip")] == ["1.jpg"]
-    assert "1 images could not be read any more and were skipped" in capsys.readouterr().out
+    assert "1 images became unreadable and were skipped" in capsys.readouterr().out
 
 
 def test_an_id_that_is_not_there_is_refused(trained: TrainResult, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_detector_built_from_a_checkpoint_is_the_one_that_was_saved(checkpoi
     save_checkpoint(checkpoint, tmp_path / "a.pt")
     built = load_checkpoint(tmp_path / "a.pt").build(torch.device("cpu"))
     assert not built.training
-    original = on_device(RetinaNet(checkpoint.network, seed=9), torch.device("cpu"))
+    original = on_device(RetinaNet(checkpoint.network, len(checkpoint.taxonomy), seed=9), torch.device("cpu"))
     original.load_state_dict(checkpoint.state)
     images = torch.arange(3 * 32 * 64, dtype=torch.int64).reshape(1, 3, 32, 64).remainder(256).to(torch.uint8)
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_rubbish(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DataError, match="no space"):
         save_checkpoint(replace(checkpoint, epoch=5), path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
