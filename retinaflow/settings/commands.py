@@ -237,7 +237,7 @@ class MergeConfig(OverlapSettings, MergeSettings, RunsSettings, TrackingSettings
 
 @with_defaults(
     texts={
-        "from_run": "Run of one model for all classes to compare with, evaluated on the same images; none: see with_all."
+        "from_run": "Run of one model for all classes to compare with, evaluated on the same images."
     }
 )
 class SplitConfig(FromRunSettings, IntervalSettings, MergeSettings, TrainConfig):

@@ -52,7 +52,7 @@ def resolve(
 
 
 def changed(settings: ConfigType, values: Mapping[str, Any]) -> ConfigType:
-    """A copy with other values, such as those of an earlier training. ``model_fields_set`` stays. Raises SettingError."""
+    """A copy with other values, checked; ``model_fields_set`` stays. Raises SettingError."""
     copy = _checked(type(settings), {**dict(settings), **values})
     return type(settings).model_construct(settings.model_fields_set, **dict(copy))
 
@@ -155,7 +155,7 @@ def _explained(kind: type[Settings], error: ValidationError) -> list[str]:
 
 def _explain(kind: type[Settings], name: str, items: Sequence[Any]) -> str:
     """One message of the form "rule, but got name=value" from pydantic's errors about one setting."""
-    # A setting of several types (a number or "trained") fails once per type; the first says most.
+    # A setting of several types (a number or "trained") fails once per type; the first error is the clearest.
     item = items[0]
     limits = item.get("ctx", {})
     if not name:
