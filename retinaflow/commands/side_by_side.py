@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import TextIO
 
 import torch
@@ -55,7 +56,7 @@ def train_side_by_side(
             for training in working.values():
                 training.process.terminate()
             for training in working.values():
-                training.process.join()
+                training.end()
     return {name: results[name] for name in trainings}
 
 
@@ -63,6 +64,8 @@ def train_side_by_side(
 class _Training:
     process: SpawnProcess
     results: Connection
+    run_id: str | None
+    folder: Path
 
     @staticmethod
     def start(name: str, config: TrainConfig, data: TrainingData, *, parent: Run, threads: int) -> _Training:
@@ -80,21 +83,29 @@ class _Training:
         process.start()
         # The process has the only one now, so that its end is noticed.
         sender.close()
-        return _Training(process, receiver)
+        return _Training(process, receiver, run_id, config.output)
 
     def result(self) -> train.TrainResult:
         """What the training returned; raises what it raised."""
         try:
-            outcome: train.TrainResult | Exception = self.results.recv()
+            outcome: train.TrainResult | Exception | None = self.results.recv()
         except EOFError:
-            self.process.join()
+            outcome = None
+        self.process.join()
+        if outcome is None:
             raise ChildProcessError(
                 f"the {self.process.name} training ended with exit code {self.process.exitcode}, often for want of "
                 "memory; side_by_side=false trains one after the other"
-            ) from None
+            )
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def end(self) -> None:
+        """Wait for the process, and end the run of one that was killed before it could."""
+        self.process.join()
+        if self.run_id is not None and (self.process.exitcode or 0) < 0:
+            tracking.end_run(child_runs.open_run(self.run_id, self.folder), "KILLED")
 
 
 def _train(
