@@ -61,7 +61,7 @@ def main() -> None:
 def _ends(what: str, runs: tuple, groups: dict[str, np.ndarray], resamples: int, seed: int) -> Ends:
     """Method -> both ends for the classes and then the groups."""
     settings = {"groups": groups, "resamples": resamples, "seed": seed, "threads": 1}
-    draws = resampled_ap(runs, resamples=resamples, seed=seed, threads=1, draw=_with_replacement)
+    draws = resampled_ap(runs, resamples=resamples, seed=seed, threads=1, sample=_with_replacement)
     if what == "score":
         ours, drawn = bootstrap_intervals(runs[0], **settings), draws[0]
     else:

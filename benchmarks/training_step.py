@@ -30,9 +30,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from retinaflow.detector.device import Precision, autocast, fast_precision
 from retinaflow.detector.loss import LossConfig, detection_loss
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.device import Precision, autocast, fast_precision
 from retinaflow.detector.targets import Targets
 from retinaflow.detector.winograd.transform import convolution
 from retinaflow.inference.checkpoint import on_device

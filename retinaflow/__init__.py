@@ -23,4 +23,12 @@ The map of the package, in reading order. Imports point one way: a line may impo
 Importing ``retinaflow`` loads nothing else.
 """
 
+import os
+
+# Threads that wait for the last one of an operation spin: by default for milliseconds, on a core that other programs or
+# that last thread itself could use. Read when torch is loaded; inherited by the processes that this one starts.
+# benchmarks/shared_cores.py measures it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
-"""Box arithmetic on numpy arrays: areas, intersections, IoU, IoA and conversions.
+"""Box arithmetic on numpy arrays: areas, IoU, IoA and conversions.
 
 Boxes are ``xyxy`` (x1, y1, x2, y2) everywhere inside retinaflow, continuous (no ``+1``), float64 unless the caller
-passes another float type. Pairwise functions take ``a: [N, 4]`` and ``b: [M, 4]`` and return ``[N, M]``. A box without
-area has IoU and IoA 0 with everything, never NaN. The functions do not care whether coordinates are pixels or
-normalised; the two arguments must agree.
+passes another float type. ``iou`` and ``ioa`` compare all pairs of ``a: [N, 4]`` and ``b: [M, 4]`` and return
+``[N, M]``; the paired functions compare two arrays row by row. A box without area has IoU and IoA 0 with everything,
+never NaN. Coordinates may be pixels or normalised; both arguments must be of the same kind.
 """
 
 from __future__ import annotations
@@ -16,30 +16,39 @@ BoolArray = NDArray[np.bool_]
 
 
 def areas(boxes: FloatArray) -> FloatArray:
-    """Areas ``[N]``; 0 where x2 <= x1 or y2 <= y1."""
-    return np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None)
+    """Areas ``[...]`` of boxes ``[..., 4]``; 0 where x2 <= x1 or y2 <= y1."""
+    return np.clip(boxes[..., 2] - boxes[..., 0], 0, None) * np.clip(boxes[..., 3] - boxes[..., 1], 0, None)
 
 
-def intersections(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Areas of overlap, ``[N, M]``."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides = np.clip(high - low, 0, None)
-    return np.asarray(sides[..., 0] * sides[..., 1])
+def paired_intersections(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Areas of overlap ``[...]`` of each box of ``a [..., 4]`` with the box of ``b`` at the same index."""
+    width = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
+    height = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
+    return np.asarray(np.maximum(width, 0) * np.maximum(height, 0))
 
 
-def iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Intersection over union, ``[N, M]`` in [0, 1]."""
-    overlap = intersections(a, b)
-    union = areas(a)[:, None] + areas(b)[None, :] - overlap
+def paired_iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Intersection over union ``[...]`` in [0, 1] of each box of ``a [..., 4]`` with the box of ``b`` at its index."""
+    overlap = paired_intersections(a, b)
+    union = areas(a) + areas(b) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
-def ioa(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Intersection over the area of ``a``, ``[N, M]`` in [0, 1]: how much of each box of ``a`` lies inside ``b``."""
-    overlap = intersections(a, b)
-    own = np.broadcast_to(areas(a)[:, None], overlap.shape)
+def paired_ioa(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Intersection over the area of ``a``, ``[...]`` in [0, 1]: the fraction of each box of ``a`` inside ``b``."""
+    overlap = paired_intersections(a, b)
+    own = np.broadcast_to(areas(a), overlap.shape)
     return np.divide(overlap, own, out=np.zeros_like(overlap), where=own > 0)
+
+
+def iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Intersection over union of all pairs, ``[N, M]`` in [0, 1]."""
+    return paired_iou(a[:, None], b[None])
+
+
+def ioa(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Intersection over the area of ``a`` of all pairs, ``[N, M]`` in [0, 1]."""
+    return paired_ioa(a[:, None], b[None])
 
 
 def are_valid(boxes: FloatArray) -> BoolArray:

@@ -1,9 +1,9 @@
 """The command line: one subcommand per entry point, one flag per setting.
 
 Flags are spelled like the settings (``--focal_gamma 1.5``, ``--track false``), so ``mlflow run -P`` and the command
-line take the same words. What a user can cause (a bad value, a missing file, a faulty row) ends with a message and
-exit code 2, without a traceback; a stop on request with 130. ``RETINAFLOW_TRACEBACK=1`` shows the traceback all the
-same.
+line take the same words. Errors that a user can cause or meet (:data:`retinaflow.errors.SHOWN`, a full disk) end with a
+message and exit code 2, without a traceback; a stop on request with 130. Anything else is a bug: its traceback is shown
+and the exit code is 1. ``RETINAFLOW_TRACEBACK=1`` shows every traceback.
 """
 
 from __future__ import annotations
@@ -15,21 +15,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from retinaflow.errors import (
-    DataError,
-    Interrupted,
-    SettingError,
-    StoreError,
-    TrainingError,
-    WorkerError,
-    first_line,
-)
+from retinaflow.errors import SHOWN, Interrupted, SettingError, is_refused_write
 from retinaflow.settings.commands import COMMANDS
 from retinaflow.settings.groups import TrackingSettings
+from retinaflow.settings.help import MAIN_SETTINGS, SettingsParser, add_settings
 from retinaflow.settings.resolve import FOLDER_FILE, RENAMED, of_folder, resolve
-
-SHOWN = (SettingError, DataError, StoreError, TrainingError, WorkerError)
-"""Errors whose message is enough for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,19 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
             print(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}", flush=True)
         importlib.import_module(f"retinaflow.commands.{command}").run(config)
-    except (*SHOWN, ValueError, OSError) as error:
-        if os.environ.get("RETINAFLOW_TRACEBACK") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"stopped: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
-    except Exception as error:
-        if os.environ.get("RETINAFLOW_TRACEBACK") == "1" or not _is_of_a_store(error):
+    except (*SHOWN, OSError) as error:
+        is_bug = isinstance(error, OSError) and not is_refused_write(error)
+        if is_bug or os.environ.get("RETINAFLOW_TRACEBACK") == "1":
             raise
-        said = f"{first_line(error)}; is it there, and is there room on its disk?"
-        print(f"error: the store of runs or trials failed: {said}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -68,43 +53,33 @@ def _fetched(address: str) -> Path:
     return fetch_file(address)
 
 
-def _is_of_a_store(error: Exception) -> bool:
-    """Whether MLflow or a database raised it. Their packages are loaded by then, if at all, and are slow to load."""
-    kinds = (("mlflow.exceptions", "MlflowException"), ("sqlalchemy.exc", "SQLAlchemyError"))
-    return any(isinstance(error, getattr(sys.modules[name], kind)) for name, kind in kinds if name in sys.modules)
-
-
 def _refuse_several_processes(command: str) -> None:
     """Any other command than ``train`` would do the same work, and write the same files, once per process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and command != "train":
-        raise ValueError(
-            f"{command} runs in one process, but torchrun started {size} (WORLD_SIZE={size}); only train shares its "
-            f"work among them: start {command} without torchrun"
+        raise SettingError(
+            f"{command} runs in one process, but torchrun started {size} (WORLD_SIZE={size}); only train runs in "
+            f"several: start {command} without torchrun"
         )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; only flags that are given appear in its result."""
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         prog="retinaflow", description="RetinaNet with focal loss on long-tailed detection data.", allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, settings in COMMANDS.items():
-        summary = (settings.__doc__ or "").split(": ", 1)[-1]
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        for setting, field in settings.model_fields.items():
-            if field.exclude:
-                continue
-            command.add_argument(
-                f"--{setting}",
-                metavar="VALUE",
-                default=argparse.SUPPRESS,
-                help=f"{field.description} (default: {settings.default_text(setting)})".replace("%", "%%"),
-            )
-        for old, new in RENAMED.items():
-            if new in settings.model_fields:
-                command.add_argument(f"--{old}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        summary = " ".join((settings.__doc__ or "").split(": ", 1)[-1].replace("`", "").split())
+        summary = summary[:1].upper() + summary[1:]
+        command = commands.add_parser(
+            name,
+            help=summary.partition(". ")[0].rstrip("."),
+            description=summary,
+            usage=f"retinaflow {name} [--SETTING VALUE ...]",
+            allow_abbrev=False,
+        )
+        add_settings(command, settings, MAIN_SETTINGS[name])
     return parser
 
 

@@ -5,13 +5,15 @@ SettingError and DataError are ValueErrors, so that code which calls retinaflow 
 
 from __future__ import annotations
 
+import errno
+
 
 class SettingError(ValueError):
     """A setting, or a combination of settings, that breaks a rule. The message names setting, rule and value."""
 
 
 class DataError(ValueError):
-    """A file that is missing, unreadable, not writable or breaks a rule. The message names file, line, rule and value."""
+    """A file that is missing, cannot be read or written, or breaks a rule. The message names file, line and rule."""
 
 
 class StoreError(RuntimeError):
@@ -28,6 +30,20 @@ class WorkerError(Exception):
 
 class Interrupted(Exception):
     """Work that ended early on request: a signal, or the end of the process that started it. What was saved stays."""
+
+
+SHOWN = (SettingError, DataError, StoreError, TrainingError, WorkerError)
+"""The errors whose message is enough for a user."""
+
+_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_refused_write(error: OSError) -> bool:
+    """Whether the system refused to write: a full disk, a file size limit, a folder that may not be written.
+
+    Any write can meet this, so the error number distinguishes it from a bug.
+    """
+    return error.errno in _REFUSED_WRITES
 
 
 def first_line(error: BaseException) -> str:

@@ -58,9 +58,9 @@ def remove_partial_files(folder: Path) -> None:
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder beside ``path``, renamed to ``path`` when the block ends without an error, and removed otherwise.
 
-    With ``replace`` it takes the place of the folder that is there. Several processes may write the same folder. What
-    killed processes of this machine have left is removed first. Raises OSError when ``path`` holds anything that is not
-    to be replaced.
+    With ``replace`` it replaces the folder that is there. Several processes may write the same folder. The partial
+    folders of killed processes of this machine are removed first. Raises OSError when ``path`` holds anything that is
+    not to be replaced.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _remove_left_folders(parent: Path, prefix: str) -> None:
         if not folder.name.startswith(prefix) or folder in _open_folders:
             continue
         process = folder.name.removeprefix(prefix).partition("-")[0]
-        # The number of a process that has ended may have come round to this one.
+        # This process may have been given the number of one that has ended.
         if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -171,7 +171,7 @@ def growing_waits(
     """Waits in seconds, each twice as long as the one before and at most ``longest``.
 
     They end after ``count`` waits, or ``patience`` seconds after the first one was asked for. With ``spread`` each is
-    drawn from the upper half of its range, so that callers that failed together do not come back together.
+    drawn from the upper half of its range, so that callers that failed together do not retry together.
     """
     started = time.monotonic()
     for number in islice(counted(), count):

@@ -2,7 +2,7 @@
 
 A :class:`Taxonomy` fixes which classes exist and in which order: class ``k`` is row ``k`` of the class-descriptions
 file. Its :class:`Hierarchy` is a directed acyclic graph over class ids (MIDs): a class may have several parents, and
-nodes that are not in the class list still pass ancestry on. ``Subcategory`` links make ancestors; ``Part`` links (a
+nodes that are not in the class list pass ancestry on too. ``Subcategory`` links make ancestors; ``Part`` links (a
 Human arm is part of a Person) only serve the rule of the group ``people-clothing``.
 
 Class groups are resolved in :mod:`retinaflow.data.class_groups`. Cost: the closure is computed once, K <= 600 takes
@@ -45,9 +45,9 @@ class Hierarchy:
 
     @staticmethod
     def from_tree(tree: dict[str, Any]) -> Hierarchy:
-        """The nested JSON of the Open Images hierarchy; its root node takes no part.
+        """The hierarchy in the nested JSON of Open Images, without its root node.
 
-        Raises ValueError when a node has no ``LabelName`` or when the links form a cycle.
+        Raises DataError when a node has no ``LabelName`` or when the links form a cycle.
         """
         if not isinstance(tree, dict):
             raise DataError(f"the hierarchy must be one node, but got a {type(tree).__name__}")
@@ -71,7 +71,7 @@ class Hierarchy:
         return Hierarchy(tuple(links["Subcategory"]), tuple(links["Part"]), tuple(nodes))
 
     def reachable(self, start: str, *, parts: bool = False) -> set[str]:
-        """``start`` and every node below it, by Subcategory links, and by Part links too if asked."""
+        """``start`` and every node below it by Subcategory links, and with ``parts`` by Part links too."""
         children: dict[str, list[str]] = {}
         for parent, child in self.subcategories + (self.parts if parts else ()):
             children.setdefault(parent, []).append(child)
@@ -113,7 +113,8 @@ class Taxonomy:
 
     @cached_property
     def is_ancestor(self) -> NDArray[np.bool_]:
-        """``[K, K]``: entry (c, a) says that a is a strict ancestor of c. Unlisted nodes in between count as links."""
+        """``[K, K]``: entry (c, a) is True if a is a strict ancestor of c. Unlisted nodes in between pass ancestry
+        on."""
         result = np.zeros((len(self), len(self)), dtype=bool)
         for parent, mid in enumerate(self.ids):
             below = self.hierarchy.reachable(mid) - {mid}
@@ -130,7 +131,7 @@ class Taxonomy:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names for people: the display name, with the id where the name is not unique."""
+        """Names for tables and figures: the display name, with the id where the name is not unique."""
         return tuple(
             f"{name} ({mid})" if self.names.count(name) > 1 else name
             for mid, name in zip(self.ids, self.names, strict=True)
@@ -139,7 +140,7 @@ class Taxonomy:
     def find(self, key: str) -> int:
         """Class index of an id or display name (case does not matter for names).
 
-        Raises ValueError for an unknown key (with near names) and for a name that several classes share (with their
+        Raises SettingError for an unknown key (with similar names) and for a name that several classes have (with their
         ids).
         """
         if key in self.index_of:
@@ -153,22 +154,22 @@ class Taxonomy:
         raise SettingError(f"no class has the id or name {key!r}{_near(key, self.names)}")
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Taxonomy:
-        """The taxonomy of some classes, in the given order; the hierarchy is kept whole."""
+        """The taxonomy of some classes, in the given order, with the whole hierarchy."""
         return Taxonomy(
             tuple(self.ids[index] for index in indices), tuple(self.names[index] for index in indices), self.hierarchy
         )
 
-    def stand_ins(self, classes: Sequence[int] | NDArray[np.integer], *, upwards: bool) -> NDArray[np.bool_]:
-        """``[K, G]``: which of the chosen classes speak for class c when only they are kept.
+    def nearest_chosen(self, classes: Sequence[int] | NDArray[np.integer], *, upwards: bool) -> NDArray[np.bool_]:
+        """``[K, G]``: the chosen classes that replace class c when only they are kept.
 
-        A chosen class speaks for itself. For another class they are its nearest chosen ancestors (``upwards``: a box
-        of a Taxi is one of a Car) or descendants (a verified absent Vehicle is an absent Car): those from which the
-        hierarchy leads to all the others.
+        A chosen class replaces itself. Another class is replaced by its nearest chosen ancestors (``upwards``: a box of
+        a Taxi is a box of a Car) or descendants (where Vehicle is verified absent, Car is absent); the hierarchy leads
+        from them to all the others.
         """
         chosen = np.asarray(classes, dtype=np.int64)
         related = self.is_ancestor if upwards else self.is_ancestor.T
         found = related[:, chosen].copy()
-        # A class further off follows from a nearer one that is related to it.
+        # A more distant class follows from a nearer one that is related to it.
         further = related[np.ix_(chosen, chosen)].astype(np.int64)
         found &= (found.astype(np.int64) @ further) == 0
         found[chosen] = np.eye(len(chosen), dtype=bool)
@@ -186,7 +187,7 @@ class Taxonomy:
 
     @staticmethod
     def from_document(document: dict[str, Any]) -> Taxonomy:
-        """The taxonomy that :meth:`to_document` described."""
+        """The taxonomy of a document of :meth:`to_document`."""
         hierarchy = Hierarchy(
             tuple((parent, child) for parent, child in document["subcategories"]),
             tuple((parent, child) for parent, child in document["parts"]),

@@ -1,4 +1,4 @@
-"""What all tests share: a cache folder of their own, and a tiny data set in the published form."""
+"""Fixtures of all tests: a cache folder of their own, a tiny data set in the published form, and shared trainings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _LONG = ("slow", "browser", "postgres")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--precision``: what precision=auto means in the tests, so that they do not depend on the processor."""
+    """``--precision``: the precision that precision=auto takes in the tests, so that they do not depend on the CPU."""
     parser.addoption("--precision", choices=("float32", "bfloat16"), default="float32")
 
 
@@ -144,8 +144,8 @@ def _box_in_column(
     return x1, x2, y1, y2
 
 
-# A real MLflow store and trainings that several tests look at. What is heavy is imported where it is used, so that tests
-# of a single room load no more than they need.
+# A real MLflow store and trainings that several tests use. What is heavy is imported where it is used, so that tests of a
+# single room load no more than they need.
 
 
 @pytest.fixture(scope="session")
@@ -199,11 +199,11 @@ def evaluated(trained: Any, workshop: Any) -> Path:
     from retinaflow.settings.resolve import resolve
 
     def make() -> Path:
-        output = workshop.folder / "judged"
+        output = workshop.folder / "evaluated"
         evaluate.run(resolve(EvaluateConfig, {"from_run": trained.run_id, "output": str(output), "bootstrap": 0}))
         return output
 
-    result: Path = workshop.once("judged", make)
+    result: Path = workshop.once("evaluated", make)
     return result
 
 

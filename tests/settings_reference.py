@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from retinaflow.settings.commands import COMMANDS
+from retinaflow.settings.groups import Settings
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": ("convert", "download", "explore", "binning"),
@@ -29,12 +30,21 @@ def settings_reference() -> str:
     return "\n".join([INTRODUCTION, *(_section(title, names) for title, names in GROUPS.items())])
 
 
+def meaning_of(kind: type[Settings], setting: str) -> str:
+    """The text of a setting, with what auto stands for."""
+    rule = kind.auto_of(setting) if kind.default_text(setting) == "auto" else None
+    text = " ".join((kind.model_fields[setting].description or "").split())
+    return f"{text.rstrip('.')}; auto: {rule.text}." if rule else text
+
+
 def _section(title: str, names: tuple[str, ...]) -> str:
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for command in names:
         for setting, field in COMMANDS[command].model_fields.items():
+            if field.exclude:
+                continue
             kind = ", ".join(dict.fromkeys(_kinds(field.annotation))) + _range(field.metadata)
-            row = (setting, kind, COMMANDS[command].default_text(setting), " ".join((field.description or "").split()))
+            row = (setting, kind, COMMANDS[command].default_text(setting), meaning_of(COMMANDS[command], setting))
             rows.setdefault(row, []).append(command)
     lines = [
         f"## {title}: " + ", ".join(names),

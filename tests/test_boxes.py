@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchvision.ops import box_area, box_iou
 
-from retinaflow.boxes import are_valid, areas, intersections, ioa, iou, normalised_from_pixels, pixels_from_normalised
+from retinaflow.boxes import (
+    are_valid,
+    areas,
+    ioa,
+    iou,
+    normalised_from_pixels,
+    paired_intersections,
+    paired_ioa,
+    paired_iou,
+    pixels_from_normalised,
+)
 
 EMPTY = np.zeros((0, 4))
 UNIT = np.array([[0.0, 0.0, 2.0, 4.0]])
@@ -23,7 +33,7 @@ def random_boxes(count: int, seed: int) -> NDArray[np.float64]:
 
 def test_no_boxes_give_empty_results_of_the_right_shape() -> None:
     assert areas(EMPTY).shape == are_valid(EMPTY).shape == (0,)
-    for pairwise in (intersections, iou, ioa):
+    for pairwise in (iou, ioa):
         assert pairwise(EMPTY, UNIT).shape == (0, 1)
         assert pairwise(UNIT, EMPTY).shape == (1, 0)
 
@@ -32,10 +42,16 @@ def test_two_boxes_by_hand() -> None:
     # a is 2 x 4 = 8, b is 4 x 3 = 12 at (1, 2); they share 1 x 2 = 2.
     b = np.array([[1.0, 2.0, 5.0, 5.0]])
     assert areas(np.concatenate([UNIT, b])).tolist() == [8, 12]
-    assert intersections(UNIT, b).tolist() == [[2]]
+    assert paired_intersections(UNIT, b).tolist() == [2]
     assert iou(UNIT, b).tolist() == [[2 / 18]]
     assert ioa(UNIT, b).tolist() == [[2 / 8]]
     assert ioa(b, UNIT).tolist() == [[2 / 12]]
+
+
+def test_paired_functions_give_the_diagonal_of_all_pairs() -> None:
+    a, b = random_boxes(20, 0), random_boxes(20, 1)
+    assert paired_iou(a, b).tolist() == np.diag(iou(a, b)).tolist()
+    assert paired_ioa(a, b).tolist() == np.diag(ioa(a, b)).tolist()
 
 
 def test_agreement_with_torchvision() -> None:
@@ -49,7 +65,7 @@ def test_agreement_with_torchvision() -> None:
 )
 def test_a_box_without_area_overlaps_nothing_and_makes_no_nan(box: list[float]) -> None:
     flat = np.array([box], dtype=np.float64)
-    for pairwise in (intersections, iou, ioa):
+    for pairwise in (iou, ioa):
         for a, b in ((flat, UNIT), (UNIT, flat), (flat, flat)):
             assert pairwise(a, b).tolist() == [[0]]
     assert areas(flat).tolist() == [0]

@@ -65,6 +65,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.trains
 def test_the_tutorial_leads_to_a_served_model(
     tiny_dataset: TinyDataset, tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""A real MLflow store, the tiny data set, and trainings that several tests look at."""
+"""A real MLflow store, the tiny data set, and trainings that several tests use."""
 
 from __future__ import annotations
 

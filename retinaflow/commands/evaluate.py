@@ -12,8 +12,7 @@ import pandas as pd
 
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.bins import ClassBins
-from retinaflow.data.openimages import predictions_frame
-from retinaflow.data.predictions import read_predictions
+from retinaflow.data.predictions import predictions_frame, read_predictions
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections

@@ -3,17 +3,22 @@ side."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import pandas as pd
+import torch
 
 from retinaflow.commands import train
-from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.metric.per_class import class_groups
 from retinaflow.progress import report
+from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.runs import store, tracking
+from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MainConfig
 from retinaflow.statistics.bootstrap import paired_differences
+from retinaflow.training.side_by_side import train_side_by_side
 
 RESAMPLES = 1000
 
@@ -38,10 +43,7 @@ def run(config: MainConfig) -> None:
         parent.set_tags({"retinaflow.data_digest": data.digest})
         log_bins(parent, data)
         log_exposure(parent, config, data)
-        report("\n1 of 2: uniform sampling")
-        uniform = train.run(baseline, data=data, name="uniform")
-        report(f"\n2 of 2: {config.sampling} sampling")
-        balanced = train.run(config, data=data, name=config.sampling)
+        uniform, balanced = _trained({"uniform": baseline, config.sampling: config}, data, parent)
         table = sampling_comparison(uniform, balanced, data, names=("uniform", config.sampling), seed=config.seed)
         parent.log_csv(table, "comparison.csv")
         parent.log_metrics({f"val/{row.group}": row[3] for row in table.itertuples(index=False)}, step=0)
@@ -50,6 +52,15 @@ def run(config: MainConfig) -> None:
     )
     if config.track:
         report(f'\nTo look at the runs:  mlflow ui --backend-store-uri {store.uri()}   (pick "Training runs")')
+
+
+def _trained(trainings: Mapping[str, MainConfig], data: TrainingData, parent: Run) -> Iterable[train.TrainResult]:
+    config, names = next(iter(trainings.values())), " and ".join(trainings)
+    if config.side_by_side and torch.get_num_threads() > 1 and not torch.cuda.is_available():
+        report(f"\n{names} sampling, side by side")
+        return train_side_by_side(train.run, trainings, data, parent=parent).values()
+    report(f"\n{names} sampling, one after the other")
+    return [train.run(config, data=data, name=name) for name, config in trainings.items()]
 
 
 def sampling_comparison(

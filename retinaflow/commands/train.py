@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from retinaflow.commands.binning import log_bins, log_exposure
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
+from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.reports.evaluation import (
     log_analysis,
     log_figures,
@@ -27,14 +27,14 @@ from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
-from retinaflow.training.launch import is_rank_0, ranks
-from retinaflow.training.resume import Resumed, find_resumed, resumed_settings
-from retinaflow.training.session import Session
+from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
+from retinaflow.training.resume import Resumed, prepare
+from retinaflow.training.session import Session, machine_tags, start_session
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: its run, best checkpoint and how that was evaluated."""
+    """A finished training: its run, its best checkpoint and the evaluation of that."""
 
     run_id: str
     checkpoint: Path
@@ -50,54 +50,36 @@ def run(
 ) -> TrainResult:
     """Train as configured. ``data``: already loaded data of the same settings; ``name`` and ``tags``: of the run.
 
-    Of several processes only the first one returns; the others exit when their part is done.
+    Only rank 0 returns; the other ranks exit when their part is done.
     """
-    # What is trained and from where is the first one's to find out; it may lie on its machine alone.
-    prepared = _prepared(config) if is_rank_0() else None
-    with ranks(prepared[0].nproc if prepared else 1) as world, _speaking(world):
+    # Rank 0 finds the checkpoint to resume from: it may be on its machine alone.
+    prepared = prepare(config) if is_rank_0() else None
+    with ranks(prepared[0].nproc if prepared else 1) as world, printing_on_rank_0(world):
         prepared = world.broadcast(prepared)
         assert prepared is not None
         config, resumed = prepared
         folder_name = name or (resumed.run_id if resumed and not config.track else "train")
         with world.first_on_machine():
             data = data or load_training_data(config)
-        _refuse_different_data(data, world)
         with (
-            StopRequest(watch_parent=tracking.launched_by_mlflow() or not world.is_first) as stop,
+            StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             _run(config, name, folder_name, resumed, world) as run,
         ):
             folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
             if world.is_first:
                 run.set_tags(tags)
                 _log_inputs(run, config, data)
-            session = Session.start(config, data, resumed.checkpoint if resumed else None, world=world)
-            run.set_tags(session.machine_tags())
-            best = session.train(run, folder, stop, best_before=resumed.best if resumed and world.is_first else None)
+            session = start_session(config, data, resumed.checkpoint if resumed else None, world=world)
+            run.set_tags(machine_tags(session.trainer))
+            best = session.train(run, folder, stop, best_before=resumed.best if resumed else None)
             if not world.is_first:
                 sys.exit(0)
-            return _concluded(run, session, best, stop)
+            return _conclude(run, session, best, stop)
 
 
-def _refuse_different_data(data: TrainingData, world: World) -> None:
-    digests = world.all_gather(data.digest)
-    if len(set(digests)) > 1:
-        raise ValueError(f"all processes must read the same data, but their digests are {', '.join(digests)}, by rank")
-
-
-def _prepared(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
-    """The settings to train by, and what to resume from."""
-    resumed = find_resumed(config)
-    return (resumed_settings(config, resumed.checkpoint), resumed) if resumed else (config, None)
-
-
-@contextlib.contextmanager
-def _speaking(world: World) -> Iterator[None]:
-    """The first process alone prints."""
-    with contextlib.ExitStack() as stack:
-        if not world.is_first:
-            nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-        yield
+def _has_parent() -> bool:
+    """Whether another process started this one and waits for it."""
+    return tracking.launched_by_mlflow() or multiprocessing.parent_process() is not None
 
 
 def _run(
@@ -127,13 +109,13 @@ def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
     log_exposure(run, config, data)
 
 
-def _concluded(run: Run, session: Session, best: Path, stop: StopRequest) -> TrainResult:
-    """Evaluate the best checkpoint, log what it is worth, and the model."""
+def _conclude(run: Run, session: Session, best: Path, stop: StopRequest) -> TrainResult:
+    """Evaluate the best checkpoint, and log its results and the model."""
     data, config = session.data, session.config
-    detections, evaluation = session.evaluate_best(best, stop)
-    run.log_metrics(
-        {f"best/{name.removeprefix('val/')}": v for name, v in evaluation.metrics.items()}, step=session.trainer.step
-    )
+    validated = session.evaluate_best(best, stop)
+    detections, evaluation = validated.detections, validated.evaluation
+    best_metrics = {f"best/{name.removeprefix('val/')}": value for name, value in evaluation.metrics.items()}
+    run.log_metrics(best_metrics, step=session.trainer.step)
     log_tables(run, evaluation, metrics_document(evaluation, data.evaluated))
     log_figures(run, evaluation, detections, data.evaluated)
     log_analysis([run], evaluation, detections, data.evaluated)

@@ -1,11 +1,11 @@
-"""Augmentation whose strength follows rarity: images with rare classes are changed more, since they are repeated more.
+"""Augmentation by rarity: images with rare classes are changed more, because they are repeated more often.
 
 The strength s in [0, 1] of an image is base + (rare - base) * rarity, rarity being 1 when the rarest of its classes is
-in the rarest bin and 0 when it is in a bin that balanced sampling does not lift (``ClassBins.rarity``). s scales the
+in the rarest bin and 0 when it is in a bin that is not sampled more often (``ClassBins.rarity``). s scales the
 range of zoom, shift, rotation, brightness, contrast and hue, and the probability of blur, noise and dropout. s = 0
 changes nothing at all; s > 0 flips half of the images left to right.
 
-Boxes are carried along; a box of which less than ``MIN_VISIBLE`` of the area is left in view is dropped with its label.
+Boxes are transformed with the image; a box of which less than ``MIN_VISIBLE`` of the area stays in view is dropped.
 The only file that imports albumentations. Randomness: one seed per call, no global state.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The library asks its server for a newer version on import otherwise; a training run needs no network.
+# Otherwise the library looks for a newer version on its server at import; a training must not need a network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
@@ -28,7 +28,7 @@ import cv2
 from retinaflow.data.bins import ClassBins
 
 MIN_VISIBLE = 0.35
-"""Least share of a box's area that must stay in view for the box to stay."""
+"""Minimum fraction of a box's area that must stay in view for the box to stay."""
 _MEAN_COLOUR = (124, 116, 104)
 _LUMA = np.tile([0.299, 0.587, 0.114], (3, 1))
 """RGB to grey (ITU-R BT.601), as a matrix with three equal rows."""
@@ -52,7 +52,8 @@ class Augmentation:
         return Augmentation(base + (rare - base) * bins.rarity(balance), base, vertical_flip)
 
     def strength(self, labels: NDArray[np.integer], *, by_class: bool = True) -> float:
-        """s of an image with these classes: that of the class furthest from the base; the base without any.
+        """s of an image with these classes: that of the class furthest from the base; the base for an image without
+        boxes.
 
         ``by_class`` False: the base for every image.
         """
@@ -80,13 +81,13 @@ class Augmentation:
         pipeline = _pipeline(round(strength, 2), self.vertical_flip)
         pipeline.set_random_seed(seed)
         result = pipeline(image=image, bboxes=np.clip(boxes, 0, 1), rows=np.arange(len(boxes)))
-        kept = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4)
-        return result["image"], kept, np.asarray(result["rows"], dtype=np.int64)
+        visible = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4)
+        return result["image"], visible, np.asarray(result["rows"], dtype=np.int64)
 
 
 @lru_cache(maxsize=128)
 def _pipeline(s: float, vertical_flip: bool) -> Any:
-    """The transforms at strength s; geometry first, so that colour and noise are drawn on the final pixels."""
+    """The transforms at strength s; geometry first, so that colour and noise apply to the final pixels."""
     steps = [
         A.HorizontalFlip(p=0.5),
         A.VerticalFlip(p=0.5 if vertical_flip else 0.0),
@@ -115,7 +116,7 @@ class _ColourMatrix(A.ImageOnlyTransform):  # type: ignore[misc]
 
     The ranges are those of ``A.ColorJitter``, which takes four passes and a way through HSV: 2.7 ms against 0.3 ms for
     576 x 448 pixels (``benchmarks/loader.py``). Each of ``brightness``, ``contrast``, ``saturation`` is the largest
-    deviation of its factor from 1, ``hue`` the largest turn about the grey axis, as a share of the full circle.
+    deviation of its factor from 1, ``hue`` the largest turn about the grey axis, as a fraction of the full circle.
     """
 
     def __init__(self, *, brightness: float, contrast: float, saturation: float, hue: float, p: float) -> None:
@@ -145,10 +146,10 @@ class _ColourMatrix(A.ImageOnlyTransform):  # type: ignore[misc]
 
 
 class _TiledNoise(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Gaussian noise of a standard deviation drawn from ``std`` (share of the full range), from one repeated tile.
+    """Gaussian noise of a standard deviation drawn from ``std`` (fraction of the full range), from one repeated tile.
 
-    ``A.GaussNoise`` draws every value: 5.6 ms against 0.8 ms for 576 x 448 pixels. The repetition of a tile of
-    ``_TILE`` pixels cannot be seen in noise.
+    ``A.GaussNoise`` samples every value: 5.6 ms against 0.8 ms for 576 x 448 pixels. In noise the repetition of a
+    tile of ``_TILE`` pixels is not visible.
     """
 
     def __init__(self, *, std: tuple[float, float], p: float) -> None:

@@ -3,8 +3,8 @@
 A bucket is a fixed (height, width), multiples of 32, of about ``image_size`` squared pixels; buckets are spaced evenly
 in log(height / width) over the range of the training images. Every image is resized to exactly its bucket's shape, so
 there is no padding and shapes repeat. A batch comes from one bucket; images left over at the end of an epoch are
-batched by similarity of shape. Every image of the plan stands in exactly one batch, and under several ranks every rank
-gets as many batches as any other, none of them empty, their union being the plan.
+batched by similarity of shape. Every image of the plan is in exactly one batch. All ranks get the
+same number of batches, none of them empty, whose union is the plan.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def _shape(log_aspect: float, image_size: int) -> tuple[int, int]:
     def error(shape: tuple[int, int]) -> float:
         height, width = shape
         total = abs(np.log(height * width / image_size**2)) + abs(np.log(height / width) - log_aspect)
-        # Rounded, so that equally good shapes are told apart by their order and a tall bucket mirrors a wide one.
+        # Rounded, so that the order decides between equally good shapes and a tall bucket mirrors a wide one.
         return round(float(total), 9)
 
     return min(options, key=error)
 
 
 class PlannedBatch(NamedTuple):
-    """Images of one batch, all resized to ``shape``; ``draws`` are their positions in the epoch plan."""
+    """Images of one batch, all resized to ``shape``; ``positions`` are their positions in the epoch plan."""
 
     shape: tuple[int, int]
     images: NDArray[np.int64]
-    draws: NDArray[np.int64]
+    positions: NDArray[np.int64]
 
 
 def plan_batches(
@@ -80,23 +80,23 @@ def plan_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[PlannedBatch]:
-    """The batches of one rank, in the order of the plan: a batch stands where its last image was drawn.
+    """The batches of one rank, in the order of the plan: a batch comes at the position of its last image.
 
     ``batch_size`` is per rank. Images left over in the buckets are ordered by shape and cut into batches that take the
-    bucket of their middle image; with ``batch_size`` 1 one of these may hold two. Raises ValueError when a plan has
+    bucket of their middle image; with ``batch_size`` 1 one of these may hold two. Raises SettingError when a plan has
     fewer images than there are ranks.
     """
     if 0 < len(plan) < world_size:
-        raise SettingError(f"an epoch needs an image per process, but got images={len(plan)}, nproc={world_size}")
+        raise SettingError(f"an epoch must have an image per rank, but got images={len(plan)}, nproc={world_size}")
     full = batch_size * world_size
     bucket = bucket_of_image[plan]
     ready: list[tuple[int, int, NDArray[np.int64]]] = []
     left = []
     for number in range(len(buckets.shapes)):
-        draws = np.flatnonzero(bucket == number)
-        whole = len(draws) // full * full
-        ready += [(int(part[-1]), number, part) for part in draws[:whole].reshape(-1, full)]
-        left.append(draws[whole:])
+        positions = np.flatnonzero(bucket == number)
+        whole = len(positions) // full * full
+        ready += [(int(part[-1]), number, part) for part in positions[:whole].reshape(-1, full)]
+        left.append(positions[whole:])
     ready.sort(key=lambda item: item[0])
     rest = np.concatenate(left)
     if 0 < len(rest) < world_size:
@@ -107,4 +107,4 @@ def plan_batches(
     for part in np.array_split(rest, parts) if parts else ():
         ready.append((len(plan), int(bucket[part[len(part) // 2]]), part))
     own = [(number, part[rank::world_size]) for _, number, part in ready]
-    return [PlannedBatch(buckets.shapes[number], plan[draws], draws) for number, draws in own]
+    return [PlannedBatch(buckets.shapes[number], plan[positions], positions) for number, positions in own]

@@ -1,4 +1,4 @@
-"""Frequency bins: classes of similar frequency are treated alike, rarest bin first.
+"""Frequency bins: groups of classes of similar frequency, rarest bin first.
 
 The frequency of a class is the number of training images that hold it. Bins cut the axis of log10(images) by one of
 
@@ -8,8 +8,8 @@ The frequency of a class is the number of training images that hold it. Bins cut
   dynamic programming over the sorted classes, O(K^2 B);
 - explicit edges in images, ``edges[b] <= n < edges[b + 1]``.
 
-A bin that would hold no class is merged into its neighbour, so fewer bins than asked for may result: ``num_bins`` says
-how many. Classes without a training image belong to no bin (-1).
+A bin that would hold no class is merged into its neighbour, so there may be fewer bins than asked for: ``num_bins`` is
+their number. Classes without a training image belong to no bin (-1).
 
 Worked example: images (4, 9, 40, 100, 1000), ``log``, 2 bins: the cut is at 10^((log10 4 + log10 1000) / 2) = 63.2, so
 (4, 9, 40) form bin 1 and (100, 1000) bin 2.
@@ -29,8 +29,8 @@ from retinaflow.settings.groups import BinStrategy
 
 
 class ClassCounts(Protocol):
-    """What bins are made of, of K classes in the training set:
-    :class:`retinaflow.data.image_class_pairs.ImageClassPairs` has it."""
+    """Counts of K classes in the training set, which :class:`~retinaflow.data.image_class_pairs.ImageClassPairs`
+    has."""
 
     @property
     def images_per_class(self) -> NDArray[np.int64]: ...
@@ -54,7 +54,7 @@ class ClassBins:
 
     @property
     def num_bins(self) -> int:
-        """B, the bins that were made."""
+        """B, the number of bins."""
         return len(self.edges) - 1
 
     @property
@@ -67,11 +67,13 @@ class ClassBins:
         return np.array([np.median(self.images_per_class[self.bin_of_class == b]) for b in range(self.num_bins)])
 
     def exposure_target(self, balance: float) -> float:
-        """T, the images per class that rarer bins are lifted to: the ``balance`` quantile, in [0, 1], over classes."""
+        """T, the images per class up to which rarer bins are sampled: the ``balance`` quantile, in [0, 1], over
+        classes."""
         return float(np.quantile(self.images_per_class[self.bin_of_class >= 0], balance))
 
     def rarity(self, balance: float) -> NDArray[np.float64]:
-        """``[K]`` how far a class's bin is below the exposure target: 1 for the rarest bin, 0 from the target on.
+        """``[K]`` how far the bin of a class is below the exposure target: 1 for the rarest bin, 0 at and above the
+        target.
 
         Between them log(T / n_b) / log(T / n_1), with n_b the bin's median images per class and T at most that of the
         most frequent bin; 0 with one bin and for a class without an image.
@@ -103,7 +105,7 @@ class ClassBins:
 
     @staticmethod
     def from_document(document: dict[str, Any]) -> ClassBins:
-        """What :meth:`to_document` described."""
+        """The bins of a document of :meth:`to_document`."""
         classes = document["classes"]
         return ClassBins(
             np.array([row["train_images"] for row in classes], dtype=np.int64),
@@ -120,12 +122,12 @@ def make_bins(
 ) -> ClassBins:
     """Bins of the classes by training images. Explicit ``edges`` (inner cuts, in images) override strategy and number.
 
-    Raises ValueError when no class has an image, num_bins < 1, or edges do not ascend.
+    Raises DataError when no class has an image, and SettingError for num_bins < 1 or edges that do not ascend.
     """
     images = pairs.images_per_class
     counts = np.sort(images[images > 0])
     if len(counts) == 0:
-        raise DataError("bins need at least one class with a training image, but no class has any")
+        raise DataError("at least one class must have a training image, but none has any")
     if num_bins < 1:
         raise SettingError(f"num_bins >= 1 must hold, but got num_bins={num_bins}")
     if list(edges) != sorted(set(edges)):

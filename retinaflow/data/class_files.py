@@ -1,7 +1,7 @@
 """The published class list and hierarchy -> :class:`~retinaflow.taxonomy.Taxonomy`.
 
 The class list is a CSV of id and name (``/m/01g317,Person``), with or without a header line ``LabelName,DisplayName``;
-the hierarchy is the nested JSON of Open Images. A fault is a ValueError that names file, line and rule.
+the hierarchy is the nested JSON of Open Images. Errors are DataErrors that name file, line and rule.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _read_class_list(path: Path) -> list[tuple[str, str]]:
 
 
 def read_hierarchy(path: Path) -> Hierarchy:
-    """The links of the published nested JSON."""
+    """The links in the published nested JSON."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the hierarchy as hierarchy=, or hierarchy=none")
     try:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import SettingError
 from retinaflow.taxonomy import Taxonomy
 
@@ -29,7 +30,7 @@ CLOTHING = "/m/09j2d"
 
 
 class BinOfClass(Protocol):
-    """What ``bin:K`` needs to know: :class:`retinaflow.data.bins.ClassBins` has it."""
+    """The attributes that ``bin:K`` needs, of :class:`retinaflow.data.bins.ClassBins` for example."""
 
     @property
     def bin_of_class(self) -> NDArray[np.int32]: ...
@@ -48,7 +49,7 @@ def select_classes(
 ) -> NDArray[np.int64]:
     """Class indices of a group, ascending. ``bins`` is needed for ``bin:K`` only; ``setting`` is named in errors.
 
-    Raises ValueError when the group names an unknown or ambiguous class, a bin that does not exist, or, unless
+    Raises SettingError when the group names an unknown or ambiguous class, a bin that does not exist, or, unless
     ``may_be_empty``, no class at all.
     """
     chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins, setting))), dtype=np.int64)
@@ -72,12 +73,12 @@ def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None, setting: s
 
 
 def keys_of_file(group: str) -> dict[int, str] | None:
-    """Line number -> id or name, of the lines that are not empty, where a group is the path of a file; else None."""
+    """Line number -> id or name, without empty lines, of a group that is the path of a file; None for another group."""
     group = group.strip()
-    # os.path, as Path.is_file fails on a comma list that is longer than a file name may be.
+    # os.path, because Path.is_file fails on a comma list that is too long for a file name.
     if group in ("all", "people-clothing", "rest") or group.startswith("bin:") or not os.path.isfile(group):  # noqa: PTH113
         return None
-    lines = enumerate(Path(group).read_text(encoding="utf-8-sig").splitlines(), 1)
+    lines = enumerate(read_lines(Path(group)), 1)
     return {number: line.strip() for number, line in lines if line.strip()}
 
 
@@ -90,7 +91,7 @@ def _bin_members(group: str, bins: BinOfClass | None, setting: str) -> list[int]
     number = group.removeprefix("bin:")
     if bins is None or not number.isdigit() or not 1 <= int(number) <= bins.num_bins:
         known = f"1..{bins.num_bins}" if bins is not None else "none here"
-        raise SettingError(f"{setting}={group}: bin:K needs a bin number, 1 = rarest; the bins are {known}")
+        raise SettingError(f"{setting}={group}: bin:K must name a bin, 1 = rarest; the bins are {known}")
     return [int(index) for index in np.flatnonzero(bins.bin_of_class == int(number) - 1)]
 
 
@@ -103,22 +104,22 @@ def _find(key: str, taxonomy: Taxonomy, *, where: str) -> int:
 
 @dataclass(frozen=True)
 class SeenImages:
-    """The images that a sub-model trains on, and how many there are to choose from."""
+    """The images that a sub-model trains on, and how many were available."""
 
     boxed: int
-    """Images with a box of the group: all are seen."""
+    """Images with a box of the group; all are used."""
     verified_absent: int
-    """Images without such a box on which a class of the group is verified absent, seen."""
+    """Images without such a box on which a class of the group is verified absent, as used."""
     verified_absent_in_all: int
-    """... and how many there are."""
+    """... and as available."""
     others: int
-    """Images that say nothing of the group, or only that a class is present somewhere, seen."""
+    """Other images: without a label of the group, or with present labels only, as used."""
     others_in_all: int
-    """... and how many there are."""
+    """... and as available."""
 
     @property
     def background_ratio(self) -> float:
-        """Images seen without a box of the group per image with one; 0 when there is none."""
+        """Used images without a box of the group per image with one; 0 when there is none."""
         return (self.verified_absent + self.others) / self.boxed if self.boxed else 0.0
 
     def __str__(self) -> str:
@@ -134,9 +135,9 @@ def limit_background(
 ) -> tuple[AnnotationIndex, NDArray[np.int64], SeenImages]:
     """The images that a sub-model trains on: all with boxes, and up to ``ratio`` times as many without.
 
-    Images on which a class of the group is verified absent come first: only they teach where the classes are not.
-    Returns the smaller index, its image numbers in ``index``, ascending, and how many of which kind there are. The
-    draw among the others is by ``seed``.
+    Images on which a class of the group is verified absent come first: only they give negatives of these classes.
+    Returns the smaller index, its images as indices in ``index``, ascending, and the counts of each kind. The choice
+    among equals is random by ``seed``.
     """
     boxed = np.diff(index.box_start) > 0
     labelled = np.bincount(index.label_image[~index.verified_present], minlength=len(index)) > 0

@@ -90,7 +90,7 @@ def _file_checksum(file: Path) -> int:
     checksum, size = 0, 0
     with file.open("rb", buffering=0) as stream:
         while count := _fill(stream, buffer):
-            # The last block is filled up with zeros; the size tells them from zeros of the file.
+            # The last block is padded with zeros; the size distinguishes them from zeros of the file.
             whole = -(-count // _SUMMED) * _SUMMED
             buffer[count:whole] = 0
             sums = buffer[:whole].view(np.uint64).reshape(-1, _SUMMED // 8).sum(axis=1)
@@ -100,7 +100,7 @@ def _file_checksum(file: Path) -> int:
 
 
 def _fill(stream: io.RawIOBase, buffer: NDArray[np.uint8]) -> int:
-    """Read until the buffer is full or the file ends: a short read must not move the blocks."""
+    """Read until the buffer is full or the file ends, because a short read would move the block boundaries."""
     view, filled = buffer.data, 0
     while filled < len(buffer) and (count := stream.readinto(view[filled:])):
         filled += count

@@ -1,11 +1,10 @@
-"""Planned batches -> tensors: the Dataset that decodes, resizes and augments, the collate, and the loader.
+"""Planned batches -> tensors: the Dataset that decodes, resizes and augments, the collate function, and the loader.
 
-A dataset item is asked for with everything that decides it (image, shape, seed), so workers hold no state, can live as
-long as the training, and give the same pixels whichever of them does the work. Images stay uint8 until they are on the
-device.
+A request for a dataset item holds everything that it depends on (image, shape, seed). So workers have no state, live as
+long as the training, and any of them gives the same pixels. Images stay uint8 until they are on the device.
 
-An image that cannot be decoded comes back from the worker as a :class:`BadImage`, not as an exception: the loader
-decides what it means, ends its workers at once, and its error names the file and shows no worker's traceback.
+A worker returns an image that cannot be decoded as a :class:`BadImage` and not as an exception: the loader decides
+whether to stop, and its error names the file without the traceback of a worker.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from retinaflow.errors import DataError
 
 @dataclass(frozen=True)
 class Batch:
-    """B images of one shape with what is known about them; boxes in pixels of the resized image, xyxy."""
+    """B images of one shape with their annotations; boxes in pixels of the resized image, xyxy."""
 
     images: Tensor
     """``[B, 3, H, W]`` uint8, RGB, channels-last in memory."""
@@ -48,7 +47,7 @@ class Batch:
     ignore_owner: Tensor
     """``[G]`` int64, ascending."""
     negatives: Tensor
-    """``[B, K]`` bool: classes known on the image, which alone may give negative loss."""
+    """``[B, K]`` bool: classes known on the image; the others give no negative loss."""
     image_index: Tensor
     """``[B]`` int64 image in the index."""
 
@@ -56,23 +55,23 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from pinned memory without waiting."""
+        """The batch on a device; a copy from pinned memory does not block."""
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
     def pin_memory(self) -> Batch:
-        """Called by the loader when it pins memory."""
+        """The batch in pinned memory; the loader calls this."""
         return replace(self, **{name: value.pin_memory() for name, value in vars(self).items()})
 
 
 PREFETCH = 2
-"""Batches that each worker has ready: enough to bridge a slow one, and few in memory."""
-STAND_INS = 8
-"""Images tried in place of an unreadable one while training with on_bad_image=skip."""
+"""Batches that each worker prepares: enough to cover a slow one, and few in memory."""
+MAX_REPLACEMENTS = 8
+"""Images tried in place of an unreadable one in a training with on_bad_image=skip."""
 
 
 class Request(NamedTuple):
-    """One dataset item: which image, at which (height, width), augmented by which seed (None: not at all), rare classes
-    more strongly or all alike."""
+    """One dataset item: the image, its (height, width), the seed of its augmentation (None: none), and whether the
+    strength depends on its classes."""
 
     image: int
     shape: tuple[int, int]
@@ -89,13 +88,13 @@ class Sample(NamedTuple):
     is_group_of: NDArray[np.bool_]
     negatives: NDArray[np.bool_]
     number: int
-    """Of the image, in the index."""
+    """Index of the image."""
     instead_of: tuple[BadImage, ...] = ()
-    """Images that could not be read and whose place this one takes."""
+    """Unreadable images that this one replaces."""
 
 
 class NoSample(NamedTuple):
-    """What a request gives when its image cannot be read and none stands in for it."""
+    """The result of a request whose image cannot be read and has no replacement."""
 
     bad: tuple[BadImage, ...]
 
@@ -104,20 +103,20 @@ class NoSample(NamedTuple):
 class DetectionDataset(Dataset[Sample | NoSample]):
     """Samples of an index by :class:`Request`.
 
-    ``stand_ins``: how many images, next in the index, are tried in place of one that cannot be read; 0: none. Training
-    wants them, so that every process takes the same number of steps; evaluating does not.
+    ``replacements``: number of following images in the index that are tried in place of an unreadable one; 0: none.
+    Training needs them, so that every rank takes the same number of steps; an evaluation does not.
     """
 
     index: AnnotationIndex
     augmentation: Augmentation | None = None
-    stand_ins: int = 0
+    replacements: int = 0
     keep_rate: NDArray[np.float64] | None = None
-    """``[K]`` chance of a box to be learned when its image is drawn, from :func:`keep_rates`; else it is a region to
-    ignore, like a group-of box. None: every box is learned."""
+    """``[K]`` probability, from :func:`keep_rates`, that a box is used when its image is sampled; otherwise it becomes
+    an ignore region, like a group-of box. None: every box is used."""
 
     def __getitem__(self, request: Request) -> Sample | NoSample:
         bad: tuple[BadImage, ...] = ()
-        for step in range(min(self.stand_ins + 1, len(self.index))):
+        for step in range(min(self.replacements + 1, len(self.index))):
             image = (request.image + step) % len(self.index)
             try:
                 return self.sample(request._replace(image=image))._replace(instead_of=bad)
@@ -126,7 +125,7 @@ class DetectionDataset(Dataset[Sample | NoSample]):
         return NoSample(bad)
 
     def sample(self, request: Request) -> Sample:
-        """The sample of exactly this image. Raises UnreadableImageError naming its file."""
+        """The sample of this image. Raises UnreadableImageError, which names its file."""
         index, image = self.index, request.image
         height, width = (int(side) for side in index.sizes[image])
         pixels = decode(index.file_of(image), (height, width), request.shape)
@@ -135,10 +134,10 @@ class DetectionDataset(Dataset[Sample | NoSample]):
         ignored = self._ignored(rows, request.seed)
         if self.augmentation is not None and request.seed is not None:
             labels = np.asarray(index.labels[rows])
-            pixels, boxes, kept = self.augmentation.apply(
+            pixels, boxes, visible = self.augmentation.apply(
                 pixels, boxes, labels=labels, seed=request.seed, by_class=request.by_class
             )
-            rows, ignored = rows[kept], ignored[kept]
+            rows, ignored = rows[visible], ignored[visible]
         return Sample(
             pixels,
             pixels_from_normalised(boxes, request.shape),
@@ -151,15 +150,15 @@ class DetectionDataset(Dataset[Sample | NoSample]):
     def _ignored(self, rows: NDArray[np.int64], seed: int | None) -> NDArray[np.bool_]:
         if self.keep_rate is None or seed is None:
             return np.zeros(len(rows), dtype=bool)
-        # A second number, so that what is ignored and how the image is changed are drawn apart.
+        # The second number makes this independent of the augmentation.
         chance = np.random.default_rng([seed, 1]).random(len(rows))
         return np.asarray(chance >= self.keep_rate[self.index.labels[rows]])
 
 
 def keep_rates(index: AnnotationIndex, *, most: int) -> NDArray[np.float64] | None:
-    """``[K]`` share of each class's boxes that leaves ``most`` of them on average, 1 for classes with fewer.
+    """``[K]`` fraction of the boxes of each class that leaves ``most`` of them on average, 1 for classes with fewer.
 
-    None for ``most=0``: every box is learned.
+    None for ``most=0``: every box is used.
     """
     if most == 0:
         return None
@@ -173,7 +172,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     group_of = [np.flatnonzero(sample.is_group_of) for sample in samples]
     boxes, labels, owner = _gather(samples, ordinary)
     ignore_boxes, ignore_labels, ignore_owner = _gather(samples, group_of)
-    # [B, H, W, 3] seen as [B, 3, H, W]: channels-last, the memory order in which convolutions are fastest.
+    # [B, H, W, 3] viewed as [B, 3, H, W]: channels-last, the memory order with the fastest convolutions.
     images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     negatives = torch.from_numpy(np.stack([sample.negatives for sample in samples]))
     image_index = torch.tensor([sample.number for sample in samples])
@@ -181,9 +180,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
-    boxes = np.concatenate([sample.boxes[kept] for sample, kept in zip(samples, rows, strict=True)])
-    labels = np.concatenate([sample.labels[kept] for sample, kept in zip(samples, rows, strict=True)])
-    owner = np.repeat(np.arange(len(samples)), [len(kept) for kept in rows])
+    boxes = np.concatenate([sample.boxes[own] for sample, own in zip(samples, rows, strict=True)])
+    labels = np.concatenate([sample.labels[own] for sample, own in zip(samples, rows, strict=True)])
+    owner = np.repeat(np.arange(len(samples)), [len(own) for own in rows])
     return (
         torch.from_numpy(boxes.astype(np.float32)),
         torch.from_numpy(labels.astype(np.int64)),
@@ -192,7 +191,7 @@ def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tup
 
 
 def _collate_readable(items: Sequence[Sample | NoSample]) -> tuple[Batch | None, tuple[BadImage, ...]]:
-    """The batch of what could be read (None: nothing could), and what could not."""
+    """The batch of the readable images (None if there are none), and the unreadable ones."""
     samples = [item for item in items if isinstance(item, Sample)]
     bad = tuple(image for item in items for image in (item.instead_of if isinstance(item, Sample) else item.bad))
     return collate(samples) if samples else None, bad
@@ -200,9 +199,9 @@ def _collate_readable(items: Sequence[Sample | NoSample]) -> tuple[Batch | None,
 
 @dataclass
 class _EpochRequests:
-    """A batch sampler whose batches are set anew for each epoch, so that the workers live on.
+    """A batch sampler with new batches for each epoch, so that the workers live from epoch to epoch.
 
-    Requests are made when a batch is due: those of a whole epoch of millions would take long and much memory.
+    Requests are made when a batch is due: those of an epoch of millions of images would need much time and memory.
     """
 
     batches: Sequence[PlannedBatch] = ()
@@ -219,12 +218,12 @@ class _EpochRequests:
 class BatchLoader:
     """Loads planned batches with ``workers`` processes that stay alive from epoch to epoch (0: in this process).
 
-    Each worker keeps ``PREFETCH`` batches ahead. ``pin_memory`` for a GPU: copies to it need not wait.
+    Each worker prepares ``PREFETCH`` batches in advance. ``pin_memory``: for a GPU, so that copies to it do not block.
     """
 
     def __init__(self, dataset: DetectionDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
         self._requests = _EpochRequests()
-        self._stand_ins = dataset.stand_ins
+        self._replacements = dataset.replacements
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=self._requests,
@@ -234,7 +233,7 @@ class BatchLoader:
             prefetch_factor=PREFETCH if workers else None,
             pin_memory=pin_memory,
             worker_init_fn=_one_thread,
-            # Its own generator: the loader draws a number per epoch, by default from the global one.
+            # A generator of its own, because the loader takes a number per epoch from the global one by default.
             generator=torch.Generator(),
         )
 
@@ -249,9 +248,9 @@ class BatchLoader:
         """The tensors of the batches, in order. ``seed`` (seed, epoch) switches augmentation on, ``by_class`` the
         strength by class.
 
-        An image that cannot be read raises ValueError naming its file. With ``on_bad_image`` it is told there instead,
-        and its batch is that much smaller unless the data set has stand-ins; a batch of which nothing is left is left
-        out, or, with stand-ins, raises ValueError: so many unreadable images in a row are no accident.
+        An unreadable image raises DataError, which names its file. With ``on_bad_image`` that function gets it instead,
+        and its batch is smaller, unless the dataset has replacements. A batch without a readable image is left out, or,
+        with replacements, raises DataError: so many unreadable images in a row have a common cause.
         """
         self._requests.batches, self._requests.seed, self._requests.by_class = batches, seed, by_class
         for batch, bad in self._loader:
@@ -261,22 +260,23 @@ class BatchLoader:
                 on_bad_image(image)
             if batch is not None:
                 yield batch
-            elif self._stand_ins:
+            elif self._replacements:
                 raise DataError(
-                    f"an image must be readable among {len(bad):,} of a batch and those that stand in for them, but "
-                    f"none is; the first: {bad[0].reason}. Is the disk still there?"
+                    f"at least one image of a batch must be readable, but none of {len(bad):,} is, replacements "
+                    f"included; the first: {bad[0].reason}. Check the disk."
                 )
 
 
 def _requests(batch: PlannedBatch, seed: Sequence[int] | None, by_class: bool) -> Iterator[Request]:
-    for image, draw in zip(batch.images, batch.draws, strict=True):
-        # The seed goes by the place in the plan, not by worker or rank: a repeated image is changed anew each time.
-        own = None if seed is None else int(np.random.SeedSequence([*seed, int(draw)]).generate_state(1)[0])
+    for image, position in zip(batch.images, batch.positions, strict=True):
+        # The seed depends on the position in the plan, not on worker or rank: a repeated image is augmented
+        # differently.
+        own = None if seed is None else int(np.random.SeedSequence([*seed, int(position)]).generate_state(1)[0])
         yield Request(int(image), batch.shape, own, by_class)
 
 
 def _one_thread(worker: int) -> None:
-    """Workers are the parallelism; threads inside each would only fight over the cores."""
+    """One thread per worker: more would compete with the other workers for the cores."""
     del worker
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

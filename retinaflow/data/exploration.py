@@ -1,7 +1,7 @@
-"""What a set of annotations looks like: the figures behind the report of ``explore``. No image is opened.
+"""Statistics of a set of annotations, for the report of ``explore``. No image is opened.
 
-Counts are of boxes as given, a group-of box as one; ``tree_images`` counts a box for its class's ancestors too, which
-is what bins and sampling see with ``parents=learn``. Cost: a few passes over the columns.
+Boxes are counted as given, a group-of box as one; ``tree_images`` counts a box for the ancestors of its class too, as
+bins and sampling do with ``parents=learn``. Cost: a few passes over the columns.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ FloatArray = NDArray[np.float64]
 def class_table(index: AnnotationIndex, given: ImageClassPairs, bins: ClassBins) -> pd.DataFrame:
     """One row per class, rarest first.
 
-    class, class_id, bin (1 the rarest), images, boxes, tree_images, boxes_per_image, group_of (share of the boxes),
-    median_side (of its boxes: square root of the area, share of the image's), verified_present and verified_absent
-    (images), known (share of all images on which it is verified or boxed; of an exhaustive set all).
+    class, class_id, bin (1 the rarest), images, boxes, tree_images, boxes_per_image, group_of (fraction of the boxes),
+    median_side (of its boxes: square root of the area as a fraction of the image's), verified_present and
+    verified_absent (images), known (fraction of the images on which it is verified or boxed; 1 for an exhaustive set).
     """
     width = index.num_classes
     labels, count = np.asarray(index.labels), given.boxes_per_class
@@ -69,13 +69,13 @@ def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> FloatArray:
 
 
 def box_sides(index: AnnotationIndex) -> FloatArray:
-    """``[N]`` square root of a box's area, as a share of the image's."""
+    """``[N]`` square root of a box's area as a fraction of the image's."""
     extent = np.asarray(index.boxes[:, 2:] - index.boxes[:, :2])
     return np.sqrt(extent[:, 0] * extent[:, 1])
 
 
 def box_aspects(index: AnnotationIndex) -> FloatArray:
-    """``[N]`` height / width of each box in pixels of the stored image; NaN where its size is not known."""
+    """``[N]`` height / width of each box in pixels of the stored image; NaN where its size is unknown."""
     extent = np.asarray(index.boxes[:, 2:] - index.boxes[:, :2])
     sizes = np.asarray(index.sizes, dtype=np.float64)[index.box_image]
     known = sizes[:, 1] > 0
@@ -84,8 +84,8 @@ def box_aspects(index: AnnotationIndex) -> FloatArray:
     return aspect
 
 
-def flag_shares(index: AnnotationIndex) -> dict[str, float]:
-    """Share of the boxes with each published flag, by its name without ``Is``."""
+def flag_fractions(index: AnnotationIndex) -> dict[str, float]:
+    """Fraction of the boxes with each published flag; the key is its name without ``Is``."""
     flags = np.asarray(index.flags)
     return {
         name.removeprefix("Is"): float(np.mean((flags >> bit) & 1)) if len(flags) else 0.0
@@ -95,40 +95,40 @@ def flag_shares(index: AnnotationIndex) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Cooccurrence:
-    """``share [R, C]``: of the images with class ``rows[r]``, the share that holds class ``columns[c]`` too."""
+    """``fraction [R, C]``: of the images with class ``rows[r]``, the fraction that holds class ``columns[c]`` too."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    share: FloatArray
+    fraction: FloatArray
 
 
 def cooccurrence(
     pairs: ImageClassPairs, rows: NDArray[np.integer], columns: NDArray[np.integer] | None = None, *, most: int = 20
 ) -> Cooccurrence:
-    """Which classes share images with the classes ``rows``.
+    """The classes that are on images of the classes ``rows``.
 
-    Without ``columns``: the ``most`` other classes that have the greatest mean share. Classes of ``rows`` without an
+    Without ``columns``: the ``most`` other classes with the greatest mean fraction. Classes of ``rows`` without an
     image are left out. Cost: one pass over the pairs per row.
     """
     rows = np.array([row for row in rows if pairs.images_per_class[row] > 0], dtype=np.int64)
-    share = np.zeros((len(rows), pairs.num_classes))
-    for place, row in enumerate(rows):
+    fraction = np.zeros((len(rows), pairs.num_classes))
+    for number, row in enumerate(rows):
         holds = np.zeros(pairs.num_images, dtype=bool)
         holds[pairs.image[pairs.class_index == row]] = True
         counts = np.bincount(pairs.class_index[holds[pairs.image]], minlength=pairs.num_classes)
-        share[place] = counts / pairs.images_per_class[row]
+        fraction[number] = counts / pairs.images_per_class[row]
     if columns is None:
-        mean = share.mean(axis=0) if len(rows) else np.zeros(pairs.num_classes)
+        mean = fraction.mean(axis=0) if len(rows) else np.zeros(pairs.num_classes)
         mean[rows] = 0
         found = np.argsort(-mean, kind="stable")[:most]
         columns = found[mean[found] > 0]
     chosen = columns.astype(np.int64)
-    return Cooccurrence(rows.astype(np.int64), chosen, share[:, chosen])
+    return Cooccurrence(rows.astype(np.int64), chosen, fraction[:, chosen])
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The aspect buckets of a set and what they do to its images."""
+    """The aspect buckets of a set, and how they change its images."""
 
     buckets: AspectBuckets
     images: NDArray[np.int64]
@@ -147,7 +147,7 @@ def fit_shapes(index: AnnotationIndex, *, image_size: int, num_buckets: int) -> 
     return Shapes(buckets, np.bincount(bucket, minlength=len(shapes)), np.exp(np.abs(change)))
 
 
-def tail_shares(boxes_per_class: NDArray[np.integer]) -> FloatArray:
-    """``[K + 1]`` share of all boxes that the rarest 0, 1, ... K classes hold together."""
+def tail_fractions(boxes_per_class: NDArray[np.integer]) -> FloatArray:
+    """``[K + 1]`` fraction of all boxes that belong to the rarest 0, 1, ... K classes."""
     ordered = np.sort(np.asarray(boxes_per_class, dtype=np.float64))
     return np.concatenate([[0.0], np.cumsum(ordered) / max(ordered.sum(), 1.0)])

@@ -1,8 +1,7 @@
-"""What each sampling strategy shows the detector: draws per class, and the price paid for balance.
+"""The exposure of each class under a sampling strategy: samples per class, and the cost of balance.
 
-Balance is bought with repetition, so a strategy is evaluated by two figures together: ``imbalance`` of draws between
-classes, and the effective sample size that is left. :func:`exposure_table` sets all strategies side by side, class by
-class.
+Balance requires repetition, so a strategy is described by two figures: the ``imbalance`` of samples between classes,
+and the remaining effective sample size. :func:`exposure_table` compares all strategies class by class.
 """
 
 from __future__ import annotations
@@ -29,22 +28,23 @@ from retinaflow.taxonomy import Taxonomy
 
 @dataclass(frozen=True)
 class Exposure:
-    """One strategy's epoch."""
+    """An epoch of one strategy."""
 
     expected_per_class: FloatArray
-    """``[K]`` expected draws of images that hold the class."""
+    """``[K]`` expected samples of images that hold the class."""
     planned_per_class: NDArray[np.int64]
-    """``[K]`` such draws in the plan of epoch 0."""
+    """``[K]`` such samples in the plan of epoch 0."""
     imbalance: float
-    """95th over 5th percentile of expected draws per class, among classes with images."""
+    """95th over 5th percentile of expected samples per class, among classes with images."""
     coverage: float
-    """Share of the images that stand in the plan of epoch 0."""
+    """Fraction of the images that are in the plan of epoch 0."""
     effective_sample_size: float
-    """(sum e)^2 / (I sum e^2): 1 when all images are drawn alike, 1 / I when one image is all there is (Kish 1965)."""
+    """(sum e)^2 / (I sum e^2): 1 when all images are sampled equally, 1 / I when only one image is sampled (Kish
+    1965)."""
 
 
 def measure_exposure(expected: FloatArray, pairs: ImageClassPairs, *, seed: int) -> Exposure:
-    """Exposure of expected draws ``[I]`` and of the plan they make for epoch 0."""
+    """The exposure of expected samples ``[I]`` and of their plan for epoch 0."""
     planned = np.bincount(epoch_plan(expected, seed=seed, epoch=0), minlength=pairs.num_images).astype(np.float64)
     return Exposure(
         pairs.sum_over_images(expected),
@@ -56,21 +56,22 @@ def measure_exposure(expected: FloatArray, pairs: ImageClassPairs, *, seed: int)
 
 
 def imbalance(expected: FloatArray, pairs: ImageClassPairs) -> float:
-    """95th over 5th percentile of expected draws per class, among classes with images; infinite where the 5th is 0."""
+    """95th over 5th percentile of expected samples per class, among classes with images; infinite where the 5th is
+    0."""
     per_class = pairs.sum_over_images(expected)
     low, high = np.percentile(per_class[pairs.images_per_class > 0], [5, 95])
     return float(high / low) if low > 0 else float("inf")
 
 
 def effective_sample_size(expected: FloatArray) -> float:
-    """(sum e)^2 / (I sum e^2) of expected draws ``[I]`` (Kish 1965)."""
+    """(sum e)^2 / (I sum e^2) of expected samples ``[I]`` (Kish 1965)."""
     return float(expected.sum() ** 2 / (len(expected) * np.square(expected).sum()))
 
 
 def compare_strategies(
     pairs: ImageClassPairs, bins: ClassBins, *, length: int, settings: SamplingSettings, seed: int
 ) -> dict[Strategy, Exposure]:
-    """The exposure of all five strategies for one epoch of ``length`` draws."""
+    """The exposure of all five strategies for one epoch of ``length`` samples."""
     result: dict[Strategy, Exposure] = {}
     for strategy in STRATEGIES:
         weights = image_weights(strategy, pairs, bins, settings)
@@ -83,7 +84,8 @@ def exposure_table(
     exposures: Mapping[Strategy, Exposure], pairs: ImageClassPairs, bins: ClassBins, taxonomy: Taxonomy
 ) -> pd.DataFrame:
     """One row per class, rarest first: class, class_id, bin, train_images, train_boxes, then for every strategy the
-    columns ``{strategy}_expected`` and ``{strategy}_planned`` draws per epoch and ``{strategy}_repeats`` per image."""
+    columns ``{strategy}_expected`` and ``{strategy}_planned`` (samples per epoch) and ``{strategy}_repeats`` (samples
+    per image)."""
     images = pairs.images_per_class
     number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
     table = pd.DataFrame(

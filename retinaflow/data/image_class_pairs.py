@@ -1,7 +1,7 @@
-"""Which classes each image holds: what bins count and sampling weighs.
+"""Image-class pairs: which classes each image holds. Bins count them, and sampling weighs them.
 
-A pair (image, class) stands once however many boxes it has. With ``expand`` a box counts for its class's ancestors too,
-which is what a detector trained with ``parents=learn`` sees. Cost: a pass over the N boxes, a sort of the runs of boxes
+A pair (image, class) occurs once, with its number of boxes. With ``expand`` a box counts for the ancestors of its class
+too, as in a training with ``parents=learn``. Cost: a pass over the N boxes, a sort of the runs of boxes
 of one image and class (in the published order not many more than pairs), and with ``expand`` one more of the pairs.
 """
 
@@ -74,7 +74,7 @@ def _merged(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each key once, ascending, and the sum of its counts (None: one for each)."""
     if counts is None:
-        # Boxes of one class mostly stand together, so that there is less to sort.
+        # Boxes of one class are mostly adjacent, so merging them first leaves less to sort.
         first = np.flatnonzero(np.diff(keys, prepend=-1))
         counts = np.diff(first, append=len(keys))
         keys = keys[first]

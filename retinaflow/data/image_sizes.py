@@ -1,9 +1,9 @@
-"""Sizes of image files: read from their headers by threads, kept as they are found, or given as a table.
+"""Sizes of image files: read from their headers by threads and recorded in a journal, or given as a table.
 
-What has been read is appended to a journal as the reading goes on, so a reading that was stopped goes on where it
-was, and one of more images reads only the new ones. A line of the journal is ``name, height, width, bytes, time of
-change in ns, CRC-32 of the line``, tab-separated; it counts only while the file has those bytes and that time, and a
-torn or damaged line counts for nothing. Several processes may append at once.
+Sizes are appended to the journal while headers are read. So a reading that was stopped resumes, and a reading of more
+images opens only the new files. A line of the journal is ``name, height, width, bytes, time of change in ns, CRC-32 of
+the line``, tab-separated. It is valid only while the file has those bytes and that time; a torn or damaged line is
+ignored. Several processes may append at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 THREADS = 16
 _AT_ONCE = 256
-"""Images whose sizes are read by one piece of work, and then kept."""
+"""Images per task of a thread; then their sizes are written to the journal."""
 
 
 class _Known(NamedTuple):
@@ -41,9 +41,9 @@ class SizeTable(NamedTuple):
         found = np.zeros((len(image_ids), 2), dtype=np.int32)
         if len(self.ids):
             order = np.argsort(self.ids)
-            place = np.minimum(np.searchsorted(self.ids, image_ids, sorter=order), len(order) - 1)
-            is_known = self.ids[order[place]] == image_ids
-            found[is_known] = self.sizes[order[place[is_known]]]
+            position = np.minimum(np.searchsorted(self.ids, image_ids, sorter=order), len(order) - 1)
+            is_known = self.ids[order[position]] == image_ids
+            found[is_known] = self.sizes[order[position[is_known]]]
         return found
 
 
@@ -55,9 +55,9 @@ def read_sizes(
     journal: Path | None = None,
     quiet: bool = False,
 ) -> Iterator[tuple[int, int] | str]:
-    """(height, width) of each file under ``root``, in order, or what is wrong with it, as ``read`` says.
+    """(height, width) of each file under ``root``, in order, or the reason of ``read`` why it cannot be used.
 
-    With a ``journal`` sizes are taken from it and added to it; one that cannot be written is done without.
+    With a ``journal`` known sizes are taken from it and new ones added. A journal that cannot be written is ignored.
     """
     known = _read_journal(journal)
     parts = [files[first : first + _AT_ONCE] for first in range(0, len(files), _AT_ONCE)]
@@ -83,7 +83,7 @@ def read_sizes(
 def _size_of(
     root: Path, name: str, known: _Known | None, read: Callable[[Path], tuple[int, int] | str]
 ) -> tuple[tuple[int, int] | str, bytes]:
-    """The size, and the line to add to the journal, empty if there is none to add."""
+    """The size, and the line to add to the journal; empty if there is none."""
     path = root / name
     try:
         status = path.stat()
@@ -99,7 +99,8 @@ def _size_of(
 
 
 def _append(journal: Path | None, lines: bytes) -> Path | None:
-    """Add whole lines; None, so that no more is tried, when that fails (a full disk, a folder closed to us)."""
+    """Add whole lines. Returns None when that fails (a full disk, a read-only folder), so that it is not tried
+    again."""
     if journal is None or not lines:
         return journal
     try:

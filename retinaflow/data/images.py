@@ -1,9 +1,9 @@
-"""Image files of an index: where they are, how large they are, and their pixels.
+"""Image files of an index: their paths, their sizes, and their pixels.
 
-Sizes come from a given table or from the file headers (no pixel is decoded), see :mod:`retinaflow.data.image_sizes`;
-what a table lacks is read from the headers. JPEGs are decoded by libjpeg-turbo with its fast transforms (simplejpeg),
-at reduced size and all else by OpenCV. EXIF rotation is ignored in both, as the published boxes of Open Images refer to
-the stored pixels.
+Sizes come from a given table, and where it lacks an image from the file header, without decoding
+(:mod:`retinaflow.data.image_sizes`). JPEGs are decoded in full size by libjpeg-turbo with its fast transforms
+(simplejpeg); OpenCV decodes JPEGs at reduced size and all other formats. Both ignore the EXIF orientation, because the
+published boxes of Open Images refer to the stored pixels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 _TAIL = 4096
-"""Bytes at the end of a JPEG among which its end marker is looked for first; cameras append thumbnails and padding."""
+"""Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
-"""How OpenCV decodes at 1 / factor of the size."""
+"""(factor, flag of OpenCV that decodes at 1 / factor of the size)."""
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be used, and why."""
+    """An image that cannot be used, and the reason."""
 
     image_id: str
     reason: str
@@ -51,11 +51,11 @@ def attach_files(
     journal: Path | None = None,
     quiet: bool = False,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
-    """The index with the file and size of every image; files are looked up by id in ``folders``, the first hit counts.
+    """The index with the file and size of every image; files are found by id in ``folders``, in their order.
 
-    Sizes in the table ``given`` are believed, and those files not opened; ``journal`` keeps what is read from headers.
-    ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises
-    FileNotFoundError (no file) or ValueError (unreadable), naming how many and the first. So it does when none is left.
+    Files whose size is in the table ``given`` are not opened; ``journal`` records the sizes from headers.
+    ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises DataError with
+    their number and the first one, as both do when no image remains.
     """
     root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
     found = files_by_stem(folders, root)
@@ -67,20 +67,20 @@ def attach_files(
 
 def attach_sizes(
     index: AnnotationIndex,
-    place: str,
+    searched: str,
     *,
     on_bad_image: OnBadImage = "stop",
     given: SizeTable | None = None,
     journal: Path | None = None,
     quiet: bool = False,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
-    """As :func:`attach_files`, for an index that knows its files (empty: none was found in ``place``)."""
+    """As :func:`attach_files`, for an index with the paths of its files; empty: no file was found in ``searched``."""
     files, root = index.files, Path(index.images_folder)
     bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
     if bad and (on_bad_image == "stop" or len(bad) == len(index)):
         raise DataError(
-            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {place}; missing is "
-            f"{bad[0].image_id}, for example. Is images= right? Give on_bad_image=skip to go on without them."
+            f"{len(index) - len(bad):,} of {len(index):,} images have a file under {searched}; "
+            f"{bad[0].image_id} has none, for example. Check images=, or give on_bad_image=skip to leave them out."
         )
     sizes = np.zeros((len(index), 2), dtype=np.int32) if given is None else given.look_up(index.image_ids)
     sizes[files == ""] = 0
@@ -90,20 +90,20 @@ def attach_sizes(
         image, reason = unreadable[0]
         raise DataError(
             f"{len(unreadable):,} of {len(index):,} image files cannot be read; {root / files[image]}: {reason}. "
-            "Replace the file, or give on_bad_image=skip to go on without them."
+            "Replace the file, or give on_bad_image=skip to leave such images out."
         )
     complete = replace(index, sizes=sizes, path=None)
     return (complete.take(np.flatnonzero(sizes[:, 0] > 0)) if bad else complete), bad
 
 
 def files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
-    """Name without suffix -> path under ``root`` of the image files in some folders; the first folder's counts."""
+    """Name without suffix -> path under ``root`` of the image files in some folders; the first folder comes first."""
     found: dict[str, str] = {}
     for folder in folders:
         if not folder.is_dir():
             raise SettingError(f"images={folder}: no such folder")
         prefix = os.path.relpath(folder.resolve(), root)
-        # Sorted, so that the first hit is always the same.
+        # Sorted, so that the first match is always the same.
         for name in sorted(entry.name for entry in os.scandir(folder)):
             stem, dot, suffix = name.rpartition(".")
             if f"{dot}{suffix.lower()}" in SUFFIXES:
@@ -114,7 +114,7 @@ def files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
 def _read_missing_sizes(
     sizes: NDArray[np.int32], files: NDArray[np.str_], root: Path, *, journal: Path | None, quiet: bool
 ) -> list[tuple[int, str]]:
-    """Fill in the sizes that are 0 of the images with a file; those that cannot be read, and why."""
+    """Fill in the sizes that are 0 of images with a file. Returns the images that cannot be read, with the reason."""
     wanted = np.flatnonzero((files != "") & (sizes[:, 0] == 0)).tolist()
     found = read_sizes(root, files[wanted].tolist(), header_size, journal=journal, quiet=quiet)
     unreadable = []
@@ -127,7 +127,8 @@ def _read_missing_sizes(
 
 
 def file_states(index: AnnotationIndex) -> NDArray[np.int64]:
-    """Bytes and time of change in ns ``[I, 2]`` of the image files: a file that was replaced has others. 0: no file."""
+    """Bytes and time of change in ns ``[I, 2]`` of the image files, by which a replaced file is recognised; 0: no
+    file."""
 
     def state(image: int) -> tuple[int, int]:
         try:
@@ -136,19 +137,19 @@ def file_states(index: AnnotationIndex) -> NDArray[np.int64]:
             return 0, 0
         return status.st_size, status.st_mtime_ns
 
-    # By threads: on a network's file system each answer takes its time.
+    # By threads, because each call is slow on a network file system.
     with ThreadPoolExecutor(THREADS) as threads:
         found = list(threads.map(state, range(len(index))))
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def header_size(path: Path) -> tuple[int, int] | str:
-    """(height, width) of the stored pixels from the head of an image file, or what is wrong with it."""
+    """(height, width) of the stored pixels from the header of an image file, or the reason why it cannot be used."""
     try:
         with Image.open(path) as image:
             size = image.height, image.width
             is_jpeg = image.format in ("JPEG", "MPO")
-        # OpenCV fills the missing rows of a cut JPEG with grey and says nothing.
+        # OpenCV fills the missing rows of a cut JPEG with grey, without an error.
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - _TAIL, 0))
             is_cut = is_jpeg and _JPEG_END not in file.read() and _is_cut(np.fromfile(path, dtype=np.uint8))
@@ -158,13 +159,13 @@ def header_size(path: Path) -> tuple[int, int] | str:
 
 
 class UnreadableImageError(DataError):
-    """An image file is missing, damaged, or no image; the message begins with its path."""
+    """An image file that is missing, damaged, or no image; the message begins with its path."""
 
 
 def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArray[np.uint8]:
     """RGB pixels ``[H, W, 3]`` of exactly ``target`` (height, width), from a file of ``size``.
 
-    Raises UnreadableImageError, a ValueError that names the file. Of an animated file the first picture counts.
+    Raises UnreadableImageError, which names the file. Of an animated file the first image is decoded.
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -178,7 +179,7 @@ def decode_bytes(
 ) -> NDArray[np.uint8]:
     """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
     shrink = min(size[0] / target[0], size[1] / target[1])
-    # Of other formats OpenCV decodes all, and then skips pixels.
+    # OpenCV decodes other formats whole before it reduces them.
     reduced = _REDUCED if _is_jpeg(data) else ()
     flag = next((flag for factor, flag in reduced if shrink >= factor), cv2.IMREAD_COLOR)
     pixels = _whole_jpeg(data) if flag == cv2.IMREAD_COLOR else None
@@ -186,8 +187,8 @@ def decode_bytes(
         pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
     if (height, width) != target:
-        # Reduced decoding leaves a factor below 2 of a JPEG, where two taps skip no pixel; averaging costs eight times
-        # as much.
+        # After reduced decoding of a JPEG the factor is below 2, where linear interpolation skips no pixel; averaging
+        # costs eight times as much.
         far = height >= 2 * target[0] or width >= 2 * target[1]
         taps = cv2.INTER_AREA if far else cv2.INTER_LINEAR
         pixels = np.asarray(cv2.resize(pixels, target[::-1], interpolation=taps), dtype=np.uint8)
@@ -195,13 +196,13 @@ def decode_bytes(
 
 
 def _whole_jpeg(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """RGB pixels of a sound, ordinary JPEG in full size, faster than OpenCV decodes it; None for all else."""
+    """RGB pixels of an intact, ordinary JPEG in full size, faster than by OpenCV; None for any other file."""
     if not _is_jpeg(data) or _is_cut(data):
         return None
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
     except ValueError:
-        # CMYK, 12 bits, or a file that libjpeg warns of: OpenCV reads what can be read, or says what is wrong.
+        # CMYK, 12 bits, or a warning of libjpeg: OpenCV decodes the file, or gives the reason why it cannot.
         return None
 
 
@@ -210,18 +211,18 @@ def _is_jpeg(data: NDArray[np.uint8]) -> bool:
 
 
 def _is_cut(data: NDArray[np.uint8]) -> bool:
-    """Whether a JPEG's end marker is missing: neither among its last bytes nor, as phones append whole films, after the
-    start of its pixels (before it, a thumbnail has an end of its own)."""
+    """Whether a JPEG lacks its end marker in its last bytes and, because phones append whole videos, also after the
+    start of its pixels (before that, a thumbnail may have an end marker of its own)."""
     return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[_start_of_scan(data) :].tobytes()
 
 
 def _start_of_scan(data: NDArray[np.uint8]) -> int:
-    """Where the pixels of a JPEG begin: its segments, each of a marker and a length, are passed over."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _SCAN:
-        is_fill = data[place + 1] == 0xFF
-        place += 1 if is_fill else 2 + int(data[place + 2]) * 256 + int(data[place + 3])
-    return place
+    """Offset at which the pixels of a JPEG begin, after its segments of a marker and a length each."""
+    offset = 2
+    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != _SCAN:
+        is_fill = data[offset + 1] == 0xFF
+        offset += 1 if is_fill else 2 + int(data[offset + 2]) * 256 + int(data[offset + 3])
+    return offset
 
 
 def _pixels(path: str, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:

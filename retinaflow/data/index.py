@@ -1,7 +1,7 @@
 """AnnotationIndex: all annotations of a set of images as columns, memory-mapped when opened from disk.
 
 Rows of one image are contiguous: boxes ``box_start[i]:box_start[i + 1]``, image-level labels
-``label_start[i]:label_start[i + 1]``. Boxes and labels stand as published (not expanded along the hierarchy). A saved
+``label_start[i]:label_start[i + 1]``. Boxes and labels are as published (not expanded along the hierarchy). A saved
 index is a folder of columns and a document (the taxonomy and notes), see :mod:`retinaflow.data.column_store`.
 
 Cost: building is a few vectorised passes; opening maps the files and checks them (Open Images whole, 0.9 GB: under
@@ -51,7 +51,7 @@ class AnnotationIndex:
     image_ids: NDArray[np.str_]
     """``[I]`` unique ids, ascending as strings."""
     files: NDArray[np.str_]
-    """``[I]`` path of the image file under the images folder; empty where no file is needed."""
+    """``[I]`` path of the image file under the images folder; empty if there is none."""
     sizes: NDArray[np.int32]
     """``[I, 2]`` (height, width) in pixels; 0 where unknown."""
     box_start: NDArray[np.int64]
@@ -71,14 +71,14 @@ class AnnotationIndex:
     images_folder: str = ""
     """Folder that ``files`` are relative to."""
     all_known: bool = False
-    """True: every class is known on every image, without a label that says so."""
+    """True: every class is known on every image, without a label for it."""
     path: Path | None = field(default=None, compare=False)
     """Folder this index was opened from, or None."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What :meth:`save` was told to keep beside the columns, for an index that was opened."""
+    """The notes that were given to :meth:`save`, for an index that was opened."""
 
     saved_digest: str = field(default="", compare=False)
-    """Digest that was written with the columns, for an index that was opened."""
+    """The digest that was written with the columns, for an index that was opened."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -104,7 +104,7 @@ class AnnotationIndex:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over classes, hierarchy and all annotation columns, not files and sizes: equal means equal data."""
+        """sha256 of classes, hierarchy and annotation columns, without files and sizes: equal means equal data."""
         if self.all_known:
             return hashlib.sha256(f"{self._digest_of_columns} all known".encode()).hexdigest()
         return self._digest_of_columns
@@ -126,7 +126,7 @@ class AnnotationIndex:
         return Path(self.images_folder) / str(self.files[image])
 
     def take(self, images: NDArray[np.integer]) -> AnnotationIndex:
-        """The index of some images, ascending and each once."""
+        """The index of some images, in ascending order, each once."""
         images = np.unique(images)
         box_rows, box_start = rows_of(images, self.box_start)
         label_rows, label_start = rows_of(images, self.label_start)
@@ -149,16 +149,16 @@ class AnnotationIndex:
     def with_classes(self, classes: NDArray[np.integer]) -> AnnotationIndex:
         """The same images with some classes only; class ``classes[k]`` becomes class k.
 
-        What is known of other classes and says something of these is kept: a box or present label of a child goes to
-        its nearest chosen ancestors, an absent label of a parent to its nearest chosen descendants. So the hierarchy
-        expands the result to what it would have made of the chosen classes in the whole index. (A class with two
-        nearest chosen ancestors is entered under both, which gives an ancestor of these two copies.)
+        Annotations of other classes that imply something about these are kept: a box or present label of a child is
+        assigned to its nearest chosen ancestors, an absent label of a parent to its nearest chosen descendants. So the
+        result, expanded along the hierarchy, equals the expanded whole index for the chosen classes. (A class with two
+        nearest chosen ancestors is entered under both, which gives a common ancestor of these two copies.)
         """
-        up = self.taxonomy.stand_ins(classes, upwards=True)
-        down = self.taxonomy.stand_ins(classes, upwards=False)
-        box_rows, labels = _spoken_for(self.labels, up)
-        present_rows, present = _spoken_for(self.verified_class, up)
-        absent_rows, absent = _spoken_for(self.verified_class, down)
+        up = self.taxonomy.nearest_chosen(classes, upwards=True)
+        down = self.taxonomy.nearest_chosen(classes, upwards=False)
+        box_rows, labels = _assigned(self.labels, up)
+        present_rows, present = _assigned(self.verified_class, up)
+        absent_rows, absent = _assigned(self.verified_class, down)
         is_present = self.verified_present[present_rows]
         is_absent = ~self.verified_present[absent_rows]
         rows = np.concatenate([present_rows[is_present], absent_rows[is_absent]])
@@ -180,9 +180,9 @@ class AnnotationIndex:
         )
 
     def verified(self, image: int) -> NDArray[np.bool_]:
-        """``[K]`` classes known on an image: labelled either way or boxed, expanded along the hierarchy.
+        """``[K]`` classes known on an image: labelled present or absent, or boxed, expanded along the hierarchy.
 
-        A present label or a box says so of all ancestors too, an absent label of all descendants (METRIC rule 1).
+        A present label or a box implies all ancestors, an absent label all descendants (METRIC rule 1).
         """
         if self.all_known:
             return np.ones(self.num_classes, dtype=bool)
@@ -199,13 +199,14 @@ class AnnotationIndex:
         return known
 
     def exhaustive(self) -> AnnotationIndex:
-        """The same with ``all_known``: a class without a box on an image is absent there. Costs no memory per image."""
+        """The same with ``all_known``: a class without a box on an image is absent there. It needs no memory per
+        image."""
         return replace(self, all_known=True)
 
     def filled_in(self) -> AnnotationIndex:
-        """The index with every class that is not known on an image entered as verified absent there, as a label.
+        """The index with a verified absent label for every class that is not known on an image.
 
-        For those who read labels alone, as the metric does; there are as many then as images times classes.
+        For code that reads labels only, such as the metric. It has up to images times classes labels.
         """
         given = replace(self, all_known=False)
         known = np.zeros((len(self), self.num_classes), dtype=bool)
@@ -224,7 +225,7 @@ class AnnotationIndex:
         )
 
     def save(self, folder: Path, *, notes: Mapping[str, Any] | None = None) -> None:
-        """Write the index as ``folder``, atomically; an index that stands there already is replaced."""
+        """Write the index as ``folder``, atomically; an index that is there is replaced."""
         document = {
             "images_folder": self.images_folder,
             "taxonomy": self.taxonomy.to_document(),
@@ -236,7 +237,7 @@ class AnnotationIndex:
 
     @staticmethod
     def open(folder: Path, *, verify: bool = True) -> AnnotationIndex:
-        """Map a saved index. Raises ValueError when it is missing, of another format, or damaged."""
+        """Map a saved index. Raises DataError when it is missing, of another format, or damaged."""
         columns, document = open_columns(folder, verify=verify)
         taxonomy = Taxonomy.from_document(document["taxonomy"])
         return AnnotationIndex(
@@ -245,13 +246,14 @@ class AnnotationIndex:
             notes=document["notes"],
             path=folder,
             saved_digest=document["digest"],
-            # An index that an older version saved does not say.
+            # An index of an older version lacks it.
             all_known=document.get("all_known", False),
             **columns,
         )
 
     def mapped(self, folder: Path) -> AnnotationIndex:
-        """The same index saved as ``folder`` and mapped, so that processes share it; itself if it is mapped already."""
+        """The same index saved as ``folder`` and mapped, so that processes share it; the index itself if it is
+        mapped."""
         if self.path is not None:
             return self
         self.save(folder, notes=self.notes)
@@ -264,14 +266,14 @@ class AnnotationIndex:
 
 
 def _open_shared(folder: Path, all_known: bool) -> AnnotationIndex:
-    """In another process, an index that this one has opened and verified."""
+    """Open, in a loader worker, an index that the main process has opened and verified."""
     return replace(AnnotationIndex.open(folder, verify=False), all_known=all_known)
 
 
-def _spoken_for(labels: NDArray[np.int32], stand_ins: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Rows of ``labels [N]`` that some chosen class speaks for, once for each such class, and that class."""
-    counts = stand_ins.sum(axis=1)
-    _, heirs = np.nonzero(stand_ins)
+def _assigned(labels: NDArray[np.int32], nearest: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows of ``labels [N]`` that are assigned to chosen classes, once for each such class, and that class."""
+    counts = nearest.sum(axis=1)
+    _, heirs = np.nonzero(nearest)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
     of_row = counts[labels]
     rows = np.repeat(np.arange(len(labels)), of_row)

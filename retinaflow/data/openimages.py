@@ -1,8 +1,8 @@
-"""The published Open Images files -> AnnotationIndex. The only file that knows their names and columns.
+"""The published Open Images files -> AnnotationIndex. Only this file knows their names and columns.
 
 A data folder looks like the published downloads: ``images/`` (or one folder per split),
 ``{split}-annotations-bbox.csv``, ``{split}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` and
-optionally a hierarchy JSON. The names that the Challenge 2018 and 2019 and Open Images V4 to V7 use are found too.
+optionally a hierarchy JSON. The names in the Challenges 2018 and 2019 and in Open Images V4 to V7 are recognised too.
 Columns are read by header name, so the 13 columns of 2018 and the 7 of 2019 both work; flags that a file lacks are 0.
 """
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
-from retinaflow.data.tables import RowErrors, Source, Table, Words, read_table
-from retinaflow.detections import Detections
+from retinaflow.data.tables import RowErrors, Source, Table, TextColumn, read_table
+from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, SettingError
 from retinaflow.taxonomy import Taxonomy
 
@@ -87,9 +87,9 @@ def find_files(
     hierarchy: Path | None = None,
     use_hierarchy: bool = True,
 ) -> SourceFiles:
-    """The published files of some splits under ``data``; a path that is given stands for the file looked up.
+    """The published files of some splits under ``data``; a given path replaces the file that would be looked up.
 
-    ``image_labels=None`` does without image-level labels. Raises MissingAnnotationsError with the names looked for.
+    ``image_labels=None``: no image-level labels. Raises MissingAnnotationsError with the names looked for.
     """
     if classes is None:
         classes = _first(data, CLASS_FILES, "classes")
@@ -120,10 +120,10 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
 def read_annotations(
     files: SourceFiles, errors: RowErrors, *, allow_repeats: bool = False, progress: Callable[[str], None]
 ) -> AnnotationIndex:
-    """Read and check every row. Faulty rows stop the reading or are dropped, as ``errors`` says.
+    """Read and verify every row. Rows with errors stop the reading or are dropped, by the setting in ``errors``.
 
-    A box given twice is a fault of training data; ``allow_repeats`` keeps both, as the rules of the metric have it.
-    Raises ValueError naming file, line, rule and value. The result knows no image files yet.
+    A repeated box is an error in training data; ``allow_repeats`` keeps both boxes, as the rules of the metric require.
+    Raises DataError with file, line, rule and value. The result has no image files yet.
     """
     taxonomy = read_taxonomy(files.classes, files.hierarchy)
     boxes, labels = files.boxes, files.image_labels
@@ -176,18 +176,20 @@ def _assemble(taxonomy: Taxonomy, box_tables: Sequence[Table], label_tables: Seq
 
 
 def _number_images(tables: Sequence[Table]) -> tuple[NDArray[np.str_], list[NDArray[np.int32]]]:
-    """The ids in all tables, ascending, and for each table the place of each row's image among them."""
-    together = Words.encode(pa.chunked_array([table.words["ImageID"].used() for table in tables], type=pa.string()))
+    """The ids in all tables, ascending, and for each table the index of each row's image among them."""
+    together = TextColumn.encode(
+        pa.chunked_array([table.texts["ImageID"].used() for table in tables], type=pa.string())
+    )
     order = _ascending(together.values)
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     numbers, start = [], 0
-    for words in (table.words["ImageID"] for table in tables):
-        is_used = np.bincount(words.codes, minlength=len(words.values)) > 0
-        of_value = np.zeros(len(words.values), dtype=np.int32)
+    for texts in (table.texts["ImageID"] for table in tables):
+        is_used = np.bincount(texts.codes, minlength=len(texts.values)) > 0
+        of_value = np.zeros(len(texts.values), dtype=np.int32)
         count = int(is_used.sum())
         of_value[is_used] = rank[together.codes[start : start + count]]
-        numbers.append(of_value[words.codes])
+        numbers.append(of_value[texts.codes])
         start += count
     ids = together.values.take(pa.array(order)).to_numpy(zero_copy_only=False)
     return (ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1")), numbers
@@ -201,7 +203,7 @@ def _ascending(values: pa.StringArray) -> NDArray[np.int64]:
 
 
 def _order(image: NDArray[np.int32]) -> NDArray[np.int64] | slice:
-    """Rows by image; all of them as they are when they are sorted already, which copies nothing."""
+    """The order of the rows by image; a slice, which copies nothing, if they are sorted already."""
     is_sorted = bool((image[1:] >= image[:-1]).all())
     return slice(None) if is_sorted else np.argsort(image, kind="stable")
 
@@ -225,14 +227,14 @@ def _read_boxes(source: Source, taxonomy: Taxonomy, errors: RowErrors, *, allow_
 
 
 def _repeats(table: Table) -> NDArray[np.bool_]:
-    """``[R]`` rows with the image, class and corners of an earlier one; the second copy would count as a missed object.
+    """``[R]`` rows with the image, class and corners of an earlier row; the second copy would count as a missed object.
 
-    By a 64-bit hash of the columns first, since equal rows are few: a second for ten million rows.
+    Rows are compared by a 64-bit hash first, since few are equal: one second for ten million rows.
     """
-    columns = [table.words["ImageID"].codes, table.columns["class"], *(table.columns[name] for name in CORNERS)]
+    columns = [table.texts["ImageID"].codes, table.columns["class"], *(table.columns[name] for name in CORNERS)]
     hashed = np.zeros(len(table), dtype=np.uint64)
     for column in columns:
-        # Adding 0 makes 0 of -0, which equals it in other bits.
+        # Adding 0 turns -0 into 0, which is equal but has other bits.
         hashed = (hashed ^ (column + 0.0).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         hashed ^= hashed >> np.uint64(29)
     alike = pd.Series(hashed).duplicated(keep=False).to_numpy()
@@ -248,21 +250,21 @@ def _read_labels(source: Source, taxonomy: Taxonomy, errors: RowErrors) -> Table
 
 
 def with_class(table: Table, taxonomy: Taxonomy, errors: RowErrors) -> Table:
-    """The table with a column ``class``, the index of the class that the row names."""
-    words = table.words["LabelName"]
-    known = np.array([taxonomy.index_of.get(mid, -1) for mid in words.values.to_pylist()], dtype=np.int32)
-    table = table.with_columns({"class": known[words.codes]})
+    """The table with a column ``class``: the index of the class that a row names."""
+    texts = table.texts["LabelName"]
+    known = np.array([taxonomy.index_of.get(mid, -1) for mid in texts.values.to_pylist()], dtype=np.int32)
+    table = table.with_columns({"class": known[texts.codes]})
     return table.require(table.columns["class"] >= 0, "LabelName must be in the class list", ("LabelName",), errors)
 
 
 def _with_plain_ids(table: Table, errors: RowErrors) -> Table:
-    words = table.words["ImageID"]
-    plain = ~pa_compute.match_substring_regex(words.values, _NOT_PLAIN).to_numpy(zero_copy_only=False).astype(bool)
-    return table.require(plain[words.codes], "ImageID must be a plain file name", ("ImageID",), errors)
+    texts = table.texts["ImageID"]
+    plain = ~pa_compute.match_substring_regex(texts.values, _NOT_PLAIN).to_numpy(zero_copy_only=False).astype(bool)
+    return table.require(plain[texts.codes], "ImageID must be a plain file name", ("ImageID",), errors)
 
 
 def is_plain_id(image_id: str) -> bool:
-    """Whether an id can name a file inside a folder and nothing else: ids are never trusted as paths."""
+    """Whether an id can only name a file inside a folder: ids are never trusted as paths."""
     return re.search(_NOT_PLAIN, image_id) is None
 
 
@@ -275,36 +277,22 @@ def read_image_sizes(path: Path, errors: RowErrors) -> tuple[NDArray[np.str_], N
     table = table.require(
         whole, f"sizes must be whole numbers from 1 to {_MOST_PIXELS - 1}", ("Width", "Height"), errors
     )
-    words = table.words["ImageID"]
+    texts = table.texts["ImageID"]
     repeated = np.ones(len(table), dtype=bool)
-    repeated[np.unique(words.codes, return_index=True)[1]] = False
+    repeated[np.unique(texts.codes, return_index=True)[1]] = False
     table = table.require(~repeated, "an image must have one size", ("ImageID",), errors)
     errors.settle()
-    ids = words.values.take(pa.array(table.words["ImageID"].codes)).to_numpy(zero_copy_only=False)
+    ids = texts.values.take(pa.array(table.texts["ImageID"].codes)).to_numpy(zero_copy_only=False)
     sides = np.stack([table.columns["Height"], table.columns["Width"]], axis=1)
     return ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1"), sides.astype(np.int32)
-
-
-def predictions_frame(detections: Detections, index: AnnotationIndex) -> pd.DataFrame:
-    """Detections in the published columns, rows in their order."""
-    ids = np.asarray(index.taxonomy.ids, dtype=object)
-    corners = {name: detections.boxes[:, column] for column, name in enumerate(CORNERS)}
-    return pd.DataFrame(
-        {
-            "ImageID": np.asarray(index.image_ids)[detections.image_index],
-            "LabelName": ids[detections.class_index],
-            "Score": detections.score,
-            **corners,
-        }
-    )
 
 
 def split_image_ids(
     data: Path, splits: Sequence[str], *, boxes: Sequence[Path] = (), image_labels: Sequence[Path] | None = ()
 ) -> NDArray[np.str_]:
-    """The images that the annotation files of some splits name, ascending; none when there is no such file.
+    """The images in the annotation files of some splits, ascending; none if there is no such file.
 
-    As :func:`find_files` a path that is given stands for the files looked up. Only ids are read.
+    As in :func:`find_files` a given path replaces the files that would be looked up. Only ids are read.
     """
 
     def looked_up(names: Sequence[str]) -> list[Path]:
@@ -318,25 +306,25 @@ def split_image_ids(
         for path in (*(boxes or looked_up(BOX_FILES)), *labels)
     ]
     errors.settle()
-    ids = {image_id for table in tables for image_id in table.words["ImageID"].used().to_pylist()}
+    ids = {image_id for table in tables for image_id in table.texts["ImageID"].used().to_pylist()}
     return np.array(sorted(ids), dtype=np.str_)
 
 
-def read_image_ids(path: Path) -> NDArray[np.str_]:
-    """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line."""
+def read_image_ids(path: Path, *, setting: str = "eval_ids") -> NDArray[np.str_]:
+    """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line. Errors name ``setting``."""
     if not path.is_file():
-        raise SettingError(f"eval_ids={path}: no such file")
-    lines = [line.split(",")[0].strip().strip('"') for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        raise SettingError(f"{setting}={path}: no such file")
+    lines = [line.split(",")[0].strip().strip('"') for line in read_lines(path)]
     ids = [line for line in lines if line and line != "ImageID"]
     if not ids:
-        raise SettingError(f"eval_ids={path}: the list must hold at least one image id, but is empty")
+        raise SettingError(f"{setting}={path}: the list must hold at least one image id, but is empty")
     return np.array(sorted(set(ids)), dtype=np.str_)
 
 
 def _refuse_shared_images(tables: Sequence[Table]) -> None:
     for table, earlier in combinations(reversed(tables), 2):
-        own = table.words["ImageID"].used()
-        shared = own.filter(pa_compute.is_in(own, value_set=earlier.words["ImageID"].used()))
+        own = table.texts["ImageID"].used()
+        shared = own.filter(pa_compute.is_in(own, value_set=earlier.texts["ImageID"].used()))
         if len(shared):
             raise DataError(
                 f"{table.path.name}: an image must be in one split, but {shared[0]} is in {earlier.path.name} too"

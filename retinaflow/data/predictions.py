@@ -1,4 +1,4 @@
-"""Predictions in the three forms that people have them in -> :class:`~retinaflow.detections.Detections`.
+"""Predictions in their three usual forms -> :class:`~retinaflow.detections.Detections`.
 
 - the published columns ``ImageID, LabelName, Score, XMin, XMax, YMin, YMax``, found by name, in a CSV or Parquet file;
 - the same in a pandas frame;
@@ -6,8 +6,8 @@
   ``{MID} {score} {XMin} {YMin} {XMax} {YMax}``.
 
 Rows keep their order, by which the metric breaks equal scores. Boxes are kept as given, valid or not, inside the image
-or not (METRIC rules 3 and 9); a score or coordinate that is no finite number, and a class outside the class list, is
-a fault with file and line. An image that the annotations do not have gets index -1.
+or not (METRIC rules 3 and 9); a score or coordinate that is no finite number, and a class outside the class list, is an
+error with file and line. An image that is not in the annotations gets index -1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import CORNERS, with_class
-from retinaflow.data.tables import Frame, RowErrors, Source, Table, Words, header_of, read_table
+from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn, header_of, read_table
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError
 
@@ -39,8 +39,7 @@ SCHEMA = pa.schema(
 def read_predictions(source: Source, index: AnnotationIndex, errors: RowErrors) -> Detections:
     """The detections of a file or frame; ``image_index`` counts the images of ``index``, -1 is none of them.
 
-    Raises FileNotFoundError, and ValueError naming file, line, rule and value; faulty rows are dropped instead when
-    ``errors`` says so.
+    Raises DataError with file, line, rule and value, or drops rows with errors, by the setting in ``errors``.
     """
     header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(source)
     if _STRING in header:
@@ -50,11 +49,11 @@ def read_predictions(source: Source, index: AnnotationIndex, errors: RowErrors) 
         table = read_table(source, text=text, numbers=("Score", *CORNERS), optional={}, errors=errors)
     table = with_class(table, index.taxonomy, errors)
     errors.settle()
-    images = table.words["ImageID"]
+    images = table.texts["ImageID"]
     position = pd.Index(index.image_ids).get_indexer(pd.Index(images.values.to_pylist(), dtype=object))
     boxes = np.empty((len(table), 4))
-    for place, name in enumerate(CORNERS):
-        boxes[:, place] = table.columns.pop(name)
+    for column, name in enumerate(CORNERS):
+        boxes[:, column] = table.columns.pop(name)
     image_index = position.astype(np.int32)[images.codes]
     return Detections(image_index, table.columns["class"], table.columns["Score"], boxes)
 
@@ -63,7 +62,7 @@ def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Ta
     """A Kaggle submission as a table of one row per detection, in the published columns."""
     image_column = "ImageId" if "ImageId" in header else "ImageID"
     rows = read_table(source, text=(image_column, _STRING), numbers=(), optional={}, errors=errors)
-    strings = rows.words[_STRING]
+    strings = rows.texts[_STRING]
     trimmed = pa_compute.ascii_trim_whitespace(strings.values)
     words = pa_compute.ascii_split_whitespace(trimmed)
     # An empty string splits into one empty word.
@@ -73,33 +72,47 @@ def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Ta
     rows.columns["words"] = count
     rows = rows.require(count % len(_WORDS) == 0, rule, ("words",), errors)
     count = rows.columns["words"] // len(_WORDS)
-    filled = rows.words[_STRING].codes[count > 0]
+    filled = rows.texts[_STRING].codes[count > 0]
     flat = words.take(pa.array(filled)).flatten()
     owner = np.repeat(np.arange(len(rows)), count)
-    images = rows.words[image_column]
+    images = rows.texts[image_column]
     table = Table(
-        rows.path, {}, {"ImageID": Words(images.codes[owner], images.values)}, rows.rows[owner], rows.lines_of
+        rows.path, {}, {"ImageID": TextColumn(images.codes[owner], images.values)}, rows.rows[owner], rows.lines_of
     )
-    place = np.arange(len(owner)) * len(_WORDS)
+    first = np.arange(len(owner)) * len(_WORDS)
     for number, name in enumerate(_WORDS):
-        table.words[name] = Words.encode(pa.chunked_array([flat.take(pa.array(place + number))], type=pa.string()))
+        table.texts[name] = TextColumn.encode(pa.chunked_array([flat.take(pa.array(first + number))], type=pa.string()))
     return _with_numbers(table, errors)
 
 
 def _with_numbers(table: Table, errors: RowErrors) -> Table:
-    """The words of Score and the corners as float64; what is no finite number becomes a fault."""
+    """The words of Score and the corners as float64; a word that is no finite number becomes an error."""
     for name in _WORDS[1:]:
-        values = _floats(table.words[name])
+        values = _floats(table.texts[name])
         table = table.require(np.isfinite(values), f"{name} must be a number", [name], errors)
         table.columns[name] = values[np.isfinite(values)]
-        del table.words[name]
+        del table.texts[name]
     return table
+
+
+def predictions_frame(detections: Detections, index: AnnotationIndex) -> pd.DataFrame:
+    """Detections in the published columns, rows in their order."""
+    ids = np.asarray(index.taxonomy.ids, dtype=object)
+    corners = {name: detections.boxes[:, column] for column, name in enumerate(CORNERS)}
+    return pd.DataFrame(
+        {
+            "ImageID": np.asarray(index.image_ids)[detections.image_index],
+            "LabelName": ids[detections.class_index],
+            "Score": detections.score,
+            **corners,
+        }
+    )
 
 
 def submission_rows(table: pa.Table, image_ids: Sequence[str]) -> pd.DataFrame:
     """Detections in the published columns as rows of a Kaggle submission: one per image, in the order of the ids.
 
-    Numbers have the digits that tell float32 values apart. An image without detections has an empty string.
+    Numbers have enough digits to distinguish float32 values. An image without detections has an empty string.
     """
     words = [table["LabelName"], *(pa_compute.cast(table[name], pa.string()) for name in _WORDS[1:])]
     texts = pa_compute.binary_join_element_wise(*words, " ")
@@ -109,19 +122,19 @@ def submission_rows(table: pa.Table, image_ids: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"ImageId": list(of_image), _STRING: [" ".join(found) for found in of_image.values()]})
 
 
-def _floats(words: Words) -> NDArray[np.float64]:
-    """NaN where the text is no number."""
+def _floats(texts: TextColumn) -> NDArray[np.float64]:
+    """The numbers in a text column; NaN where the text is no number."""
     try:
-        values = words.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values = texts.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
-        values = pd.to_numeric(words.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
-    return np.asarray(values[words.codes], dtype=np.float64)
+        values = pd.to_numeric(texts.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+    return np.asarray(values[texts.codes], dtype=np.float64)
 
 
 def source_of(given: object, name: str) -> Source:
-    """A path, a pandas frame or a mapping of columns to arrays, as a source; ``name`` is what errors call it.
+    """A path, a pandas frame or a mapping of columns to arrays, as a source; ``name`` is its name in errors.
 
-    Raises ValueError for anything else and for columns of different length.
+    Raises DataError for anything else and for columns of different length.
     """
     if isinstance(given, str | Path):
         return Path(given)

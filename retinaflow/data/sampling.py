@@ -1,25 +1,25 @@
-"""How often each image is drawn in an epoch: five strategies, one plan, one table to compare them.
+"""How often each image is sampled in an epoch: five strategies and the plan of an epoch.
 
-With n_c images of class c among I images, f_c = n_c / I, and L draws an epoch:
+With n_c images of class c among I images, f_c = n_c / I, and L samples per epoch:
 
-- ``uniform``: every image alike.
+- ``uniform``: every image has the same weight.
 - ``repeat-factor`` (Gupta et al. 2019, LVIS, section 4.2): r_c = max(1, sqrt(t / f_c)); an image weighs the largest r_c
   of its classes; t = 0.001.
-- ``instance-repeat-factor`` (Yaman et al. 2023): f_c is replaced by sqrt(share of images x share of boxes).
-- ``class-aware`` (Shen et al. 2016): each class gets the same number of draws, spread evenly over its images; with a
-  ``class_power`` q of more than 0 draws in proportion to n_c^q (q = 0.5: Mahajan et al. 2018).
-- ``binned``, this project's own: all classes of a frequency bin share the rate r_b = max(1, T / n_b), n_b the median
-  n_c of the bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs the largest rate among its
-  classes. With ``bin_rates="smooth"`` r_b is the rate at n_b, and a class between two medians takes the rate between
-  (linear in log n and log r): the steps within a bin, and at its edges, are gone. Seven bins then balance about as well
-  as a rate for every class.
+- ``instance-repeat-factor`` (Yaman et al. 2023): f_c is replaced by sqrt(fraction of images x fraction of boxes).
+- ``class-aware`` (Shen et al. 2016): each class gets the same number of samples, spread evenly over its images;
+  with a ``class_power`` q above 0 it gets samples in proportion to n_c^q (q = 0.5: Mahajan et al. 2018).
+- ``binned``, introduced by this project: all classes of a frequency bin share the rate r_b = max(1, T / n_b), n_b the
+  median n_c of the bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs the largest rate
+  among its classes. With ``bin_rates="smooth"`` r_b is the rate at n_b, and a class between two medians takes an
+  interpolated rate (linear in log n and log r), so that there are no steps at the edges of bins. Seven bins then
+  balance about as well as a rate for every class.
 
-Weights become expected draws by scaling to L with no image above ``max_repeats`` (water-filling). One bin is exactly
+Weights become expected samples by scaling to L with no image above ``max_repeats`` (water-filling). One bin is exactly
 uniform.
 
 Worked example for ``binned``: bins with medians 10, 100 and 1000 images, T = 1000: rates 100, 10 and 1. An image with a
 class of the first and one of the last bin weighs 100. With weights (100, 10, 1, 1), L = 4, max_repeats = 2: the first
-image is capped at 2, the remaining 2 draws are shared 10 : 1 : 1, giving 1.67, 0.17, 0.17.
+image is capped at 2, and the remaining 2 samples are divided 10 : 1 : 1 into 1.67, 0.17, 0.17.
 """
 
 from __future__ import annotations
@@ -53,19 +53,21 @@ def _uniform(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings
 
 def _repeat_factor(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     del bins
-    share = pairs.images_per_class / max(pairs.num_images, 1)
-    return pairs.max_over_classes(_repeats(share, settings.repeat_threshold), empty=1.0)
+    fraction = pairs.images_per_class / max(pairs.num_images, 1)
+    return pairs.max_over_classes(_repeats(fraction, settings.repeat_threshold), empty=1.0)
 
 
 def _instance_repeat_factor(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings) -> FloatArray:
     del bins
-    image_share = pairs.images_per_class / max(pairs.num_images, 1)
-    box_share = pairs.boxes_per_class / max(int(pairs.boxes_per_class.sum()), 1)
-    return pairs.max_over_classes(_repeats(np.sqrt(image_share * box_share), settings.repeat_threshold), empty=1.0)
+    image_fraction = pairs.images_per_class / max(pairs.num_images, 1)
+    box_fraction = pairs.boxes_per_class / max(int(pairs.boxes_per_class.sum()), 1)
+    return pairs.max_over_classes(
+        _repeats(np.sqrt(image_fraction * box_fraction), settings.repeat_threshold), empty=1.0
+    )
 
 
-def _repeats(share: FloatArray, threshold: float) -> FloatArray:
-    factor = np.sqrt(np.divide(threshold, share, out=np.ones_like(share), where=share > 0))
+def _repeats(fraction: FloatArray, threshold: float) -> FloatArray:
+    factor = np.sqrt(np.divide(threshold, fraction, out=np.ones_like(fraction), where=fraction > 0))
     return np.maximum(1.0, factor)
 
 
@@ -81,8 +83,8 @@ def _binned(pairs: ImageClassPairs, bins: ClassBins, settings: SamplingSettings)
     rates = np.maximum(1.0, target / bins.medians())
     weights = _bin_weights(rates, pairs, bins, settings)
     for _ in range(settings.correction_steps):
-        drawn = pairs.sum_over_images(weights)
-        excess = np.array([np.median(drawn[bins.bin_of_class == b]) for b in range(bins.num_bins)])
+        sampled = pairs.sum_over_images(weights)
+        excess = np.array([np.median(sampled[bins.bin_of_class == b]) for b in range(bins.num_bins)])
         rates = np.maximum(1.0, rates * np.sqrt(np.maximum(target, bins.medians()) / excess))
         weights = _bin_weights(rates, pairs, bins, settings)
     return weights
@@ -108,10 +110,10 @@ _WEIGHTS: dict[Strategy, Callable[[ImageClassPairs, ClassBins, SamplingSettings]
 
 
 def expected_samples(weights: FloatArray, length: int, *, max_repeats: float = 100.0) -> FloatArray:
-    """``[I]`` expected draws of each image: proportional to its weight, at most ``max_repeats``, summing to ``length``.
+    """``[I]`` expected samples of each image: proportional to its weight, at most ``max_repeats``, with sum ``length``.
 
-    Water-filling: what is over the cap is shared among the rest until nothing is over. Raises ValueError when the
-    images with weight cannot hold the length even if all are drawn ``max_repeats`` times.
+    Water-filling: the excess over the cap is divided among the other images until there is none. Raises SettingError
+    when the images with weight are too few for the length even if each is sampled ``max_repeats`` times.
     """
     open_images = weights > 0
     if length > max_repeats * np.count_nonzero(open_images) * (1 + 1e-12):
@@ -120,7 +122,7 @@ def expected_samples(weights: FloatArray, length: int, *, max_repeats: float = 1
             f"max_repeats={max_repeats:g}, images={np.count_nonzero(open_images)}"
         )
     expected = np.zeros(len(weights))
-    # Relative to the largest, so that equal weights give exactly equal draws.
+    # Relative to the largest, so that equal weights give exactly equal samples.
     weights = weights / weights.max() if open_images.any() else weights
     left = float(length)
     while left > 0:
@@ -138,16 +140,16 @@ def expected_samples(weights: FloatArray, length: int, *, max_repeats: float = 1
 
 
 def epoch_plan(expected: FloatArray, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """``[L]`` image indices in drawing order, L = round(sum of expected): a pure function of its arguments.
+    """``[L]`` image indices in the order of training, L = round(sum of expected): a pure function of its arguments.
 
-    Low-variance (systematic) draws: image i stands floor(e_i) or ceil(e_i) times, with mean e_i, and the length is
-    exact (Cochran 1977, chapter 8). The order in which images take their remainders is shuffled, so neighbours are
+    Low-variance (systematic) sampling: image i occurs floor(e_i) or ceil(e_i) times, with mean e_i, and the length is
+    exact (Cochran 1977, chapter 8). The order in which the remainders are accumulated is shuffled, so neighbours are
     independent.
     """
     rng = np.random.default_rng([seed, epoch])
     length = round(float(expected.sum()))
     order = rng.permutation(len(expected))
-    # Between 0 and the length, and the last one pinned: rounding in the sum must not lose or add a draw.
+    # Between 0 and the length, with the last one fixed: rounding in the sum must not lose or add a sample.
     marks = np.minimum(np.floor(np.cumsum(expected[order]) + rng.random()), length)
     marks[-1:] = length
     counts = np.diff(marks, prepend=0.0).astype(np.int64)
@@ -155,9 +157,9 @@ def epoch_plan(expected: FloatArray, *, seed: int, epoch: int) -> NDArray[np.int
 
 
 def first_balanced_epoch(epochs: int, *, balance_start: float) -> int:
-    """The epoch (from 0) in which the strategy, and with it the stronger augmentation of rare classes, takes over.
+    """The first epoch (from 0) with the sampling strategy and the stronger augmentation of rare classes.
 
-    The round(balance_start x epochs) epochs before it draw uniformly: deferred re-balancing (Cao et al. 2019) in the
+    The round(balance_start x epochs) epochs before it sample uniformly: deferred re-balancing (Cao et al. 2019) in the
     hybrid form of Peng et al. 2020.
     """
     return round(balance_start * epochs)

@@ -1,12 +1,11 @@
 """CSV and Parquet files -> numpy columns with line numbers, and the errors of their rows.
 
-The fast way is one threaded pyarrow read. Only when that fails (text in a number column, a row cut short) is the file
-read again as text to find and name the faulty rows. A fault names file, line (of a Parquet file: row), rule and value;
-errors either stop the reading, the first ones listed, or are counted and kept (``on_bad_row=drop``), never passed over
-in silence.
+A file is read by one threaded pyarrow call. Only when that fails (text in a number column, a row cut short) the file is
+read again as text to find the rows with errors. An error names file, line (of a Parquet file: row), rule and value.
+Errors stop the reading with a list of the first ones, or the rows are dropped and listed (``on_bad_row=drop``).
 
-No row becomes a Python object: text columns are codes into their distinct values (:class:`Words`), and lines are
-counted only when a fault asks for them.
+No row becomes a Python object: text columns are codes into their distinct values (:class:`TextColumn`), and lines are
+counted only when an error needs them.
 """
 
 from __future__ import annotations
@@ -25,33 +24,33 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
-from retinaflow.data.csv_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
+from retinaflow.data.text_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
 from retinaflow.errors import DataError
 from retinaflow.settings.groups import OnBadRow
 
 SHOWN = 5
-"""Faults listed in an error message."""
+"""Errors listed in a message."""
 _BLOCK = 1 << 23
 """Bytes of a CSV file that one thread reads at a time."""
 
 
 class RowError(NamedTuple):
-    """One rule broken at one place."""
+    """A row that breaks a rule."""
 
     file: str
     line: int
-    """From 1; 0 where ``file`` names the whole place (``train.json annotation 7``)."""
+    """From 1; 0 where ``file`` names more than a file (``train.json annotation 7``)."""
     rule: str
     value: str
 
     def __str__(self) -> str:
-        place = f"{self.file} line {self.line}" if self.line else self.file
-        return f"{place}: {self.rule}, but got {self.value}"
+        where = f"{self.file} line {self.line}" if self.line else self.file
+        return f"{where}: {self.rule}, but got {self.value}"
 
 
 @dataclass
 class RowErrors:
-    """Collects errors; :meth:`settle` stops with the first of them or lets the reading go on without those rows."""
+    """Collects errors; :meth:`settle` raises the first of them, or lets the reading continue without those rows."""
 
     on_bad_row: OnBadRow = "stop"
     found: list[RowError] = field(default_factory=list)
@@ -60,20 +59,20 @@ class RowErrors:
     """All errors, listed or not."""
 
     def note(self, file: str, rule: str, lines: NDArray[np.int64], value: Callable[[int], str]) -> None:
-        """Rows of a file break a rule; ``value(n)`` tells what the n-th of them holds."""
+        """Add rows of a file that break a rule; ``value(n)`` describes the n-th of them."""
         self.count += len(lines)
         listed = lines if self.on_bad_row == "drop" else lines[:SHOWN]
         self.found += [RowError(file, int(line), rule, value(n)) for n, line in enumerate(listed)]
 
     def settle(self) -> None:
-        """Raise ValueError listing the first errors, unless rows are to be dropped."""
+        """Raise DataError with a list of the first errors, unless rows are to be dropped."""
         if self.found and self.on_bad_row == "stop":
             first = "\n  ".join(map(str, self.found[:SHOWN]))
             more = f"\n  and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
             broken = "1 row breaks" if self.count == 1 else f"{self.count:,} rows break"
             raise DataError(
                 f"{broken} a rule:\n  {first}{more}\n"
-                f"Mend the file, or give on_bad_row=drop to go on without {'it' if self.count == 1 else 'them'}."
+                f"Fix the file, or give on_bad_row=drop to leave {'it' if self.count == 1 else 'them'} out."
             )
 
     def frame(self) -> pd.DataFrame:
@@ -83,7 +82,7 @@ class RowErrors:
 
 @dataclass(frozen=True)
 class Frame:
-    """A table that is in memory already, read and checked like a file; errors name it and count its rows from 1."""
+    """A table in memory that is read and verified like a file; errors give its name and count its rows from 1."""
 
     name: str
     data: pd.DataFrame
@@ -93,40 +92,40 @@ Source = Path | Frame
 
 
 @dataclass(frozen=True)
-class Words:
+class TextColumn:
     """A text column: row r holds ``values[codes[r]]``."""
 
     codes: NDArray[np.int32]
     values: pa.StringArray
-    """The distinct texts; not all need be used."""
+    """The distinct texts; some may be unused."""
 
     def __getitem__(self, row: int) -> str:
         return str(self.values[int(self.codes[row])].as_py())
 
     def used(self) -> pa.StringArray:
-        """The distinct values of the rows that there are."""
+        """The distinct values that occur in the rows."""
         return self.values.filter(pa.array(np.bincount(self.codes, minlength=len(self.values)) > 0))
 
     @staticmethod
-    def encode(column: pa.ChunkedArray) -> Words:
+    def encode(column: pa.ChunkedArray) -> TextColumn:
         """The codes and distinct values of an Arrow text column."""
         encoded = pa_compute.dictionary_encode(column).combine_chunks()
         if isinstance(encoded, pa.ChunkedArray):  # no chunk at all
-            return Words(np.zeros(0, dtype=np.int32), pa.array([], pa.string()))
-        return Words(encoded.indices.to_numpy(), encoded.dictionary)
+            return TextColumn(np.zeros(0, dtype=np.int32), pa.array([], pa.string()))
+        return TextColumn(encoded.indices.to_numpy(), encoded.dictionary)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of one file with R rows: ``columns`` of numbers ``[R]`` and ``words`` of text."""
+    """Columns of one file with R rows: ``columns`` of numbers ``[R]``, and ``texts``."""
 
     path: Path
     columns: dict[str, NDArray[Any]]
-    words: dict[str, Words]
+    texts: dict[str, TextColumn]
     rows: NDArray[np.int64]
-    """``[R]`` place of each row among all rows of the file, from 0."""
+    """``[R]`` position of each row among all rows of the file, from 0."""
     lines_of: Callable[[NDArray[np.int64]], NDArray[np.int64]]
-    """Places of rows -> their lines in the file (the header is line 1)."""
+    """Positions of rows -> their lines in the file (the header is line 1)."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,22 +134,22 @@ class Table:
         """The table with more columns of numbers."""
         return replace(self, columns={**self.columns, **columns})
 
-    def require(self, kept: NDArray[np.bool_], rule: str, values: Sequence[str], errors: RowErrors) -> Table:
-        """The rows where ``kept`` holds; the others become errors that show the named columns."""
-        if kept.all():
+    def require(self, valid: NDArray[np.bool_], rule: str, values: Sequence[str], errors: RowErrors) -> Table:
+        """The rows where ``valid`` holds; the others become errors that show the named columns."""
+        if valid.all():
             return self
-        wrong = np.flatnonzero(~kept)
+        wrong = np.flatnonzero(~valid)
 
         def shown(number: int) -> str:
             row = int(wrong[number])
-            return ", ".join(f"{name}={(self.words.get(name) or self.columns[name])[row]}" for name in values)
+            return ", ".join(f"{name}={(self.texts.get(name) or self.columns[name])[row]}" for name in values)
 
         errors.note(self.path.name, rule, self.lines_of(self.rows[wrong]), shown)
         return Table(
             self.path,
-            {name: column[kept] for name, column in self.columns.items()},
-            {name: Words(words.codes[kept], words.values) for name, words in self.words.items()},
-            self.rows[kept],
+            {name: column[valid] for name, column in self.columns.items()},
+            {name: TextColumn(texts.codes[valid], texts.values) for name, texts in self.texts.items()},
+            self.rows[valid],
             self.lines_of,
         )
 
@@ -158,10 +157,10 @@ class Table:
 def read_table(
     source: Source, *, text: Sequence[str], numbers: Sequence[str], optional: Mapping[str, float], errors: RowErrors
 ) -> Table:
-    """The named columns of a CSV or Parquet file, found by header name: ``text`` as words, the rest float64.
+    """The named columns of a CSV or Parquet file, found by header name: ``text`` as texts, the others as float64.
 
-    ``optional`` columns that the file lacks are filled with their value. Raises FileNotFoundError, and ValueError for
-    an empty file, a missing column or a column given twice.
+    ``optional`` columns that the file lacks are filled with their value. Raises DataError for a file that is missing or
+    empty, and for a column that is missing or repeated.
     """
     path = Path(source.name) if isinstance(source, Frame) else source
     header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(path)
@@ -174,7 +173,7 @@ def read_table(
     present = wanted + [name for name in optional if name in header]
     twice = sorted({name for name in present if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path} line 1: a column must be named once, but {', '.join(twice)} stands twice")
+        raise DataError(f"{path} line 1: a column must be named once, but {', '.join(twice)} is named twice")
     types = {name: pa.string() if name in text else pa.float64() for name in present}
     if isinstance(source, Frame):
         table = _table(path, _read_frame(source, types), None, lambda rows: rows + 1)
@@ -210,14 +209,14 @@ def _read(path: Path, header: list[str], types: dict[str, pa.DataType], errors: 
         return _table(path, _read_parquet(path, types), None, lambda rows: rows + 1)
     if not has_rows(path):
         return _table(path, pa.schema(types).empty_table(), None, lambda rows: rows + 2)
-    # The names come from our own reading of the header, which forgives spaces around them.
+    # Our own reading of the header removes spaces around the names.
     options = pa_csv.ReadOptions(column_names=header, skip_rows=1, block_size=_BLOCK)
     convert = pa_csv.ConvertOptions(column_types=types, include_columns=list(types))
     try:
         arrow = pa_csv.read_csv(path, read_options=options, convert_options=convert)
     except pa.ArrowInvalid:
         return _read_carefully(path, header, types, errors)
-    # An open quote swallows the lines up to the next one, and is no error to the reader.
+    # The reader takes all lines after an open quote as one field, without an error.
     if count_lines(path) != arrow.num_rows + 1 and len(filled_lines(path)) != arrow.num_rows:
         return _read_carefully(path, header, types, errors)
     return _table(path, arrow, None, lines_of_csv(path, arrow.num_rows))
@@ -230,7 +229,7 @@ def _table(
     return Table(
         path,
         {name: arrow[name].to_numpy() for name, text in is_text.items() if not text},
-        {name: Words.encode(arrow[name]) for name, text in is_text.items() if text},
+        {name: TextColumn.encode(arrow[name]) for name, text in is_text.items() if text},
         np.arange(arrow.num_rows, dtype=np.int64) if rows is None else rows,
         lines_of,
     )
@@ -256,15 +255,15 @@ def _cast(name: str, table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table
     try:
         table = table.select(list(types)).cast(pa.schema(types))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{name}: a column does not hold what its name says: {error}") from None
-    for place, (name, kind) in enumerate(types.items()):
+        raise DataError(f"{name}: a column must hold the type that its name requires: {error}") from None
+    for position, (name, kind) in enumerate(types.items()):
         if kind == pa.string():
-            table = table.set_column(place, name, table[name].fill_null(""))
+            table = table.set_column(position, name, table[name].fill_null(""))
     return table
 
 
 def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType], errors: RowErrors) -> Table:
-    """Everything as text, one thread, line by line as far as quotes go, so that each bad row can be named."""
+    """Read all columns as text, in one thread and line by line, so that each row with an error can be named."""
     lines = filled_lines(path)
     flaws = [flaw_of(line) for _, line in lines]
     for rule in sorted({flaw for flaw in flaws if flaw}):
@@ -294,25 +293,25 @@ def _read_carefully(path: Path, header: list[str], types: dict[str, pa.DataType]
         )
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a readable CSV file: {error}") from None
-    places = np.array([row for row, _ in cut], dtype=np.int64)
+    cut_rows = np.array([row for row, _ in cut], dtype=np.int64)
 
     def lines_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return numbers_of[rows]
 
     if cut:
         rule = f"a row must have {len(header)} fields"
-        errors.note(path.name, rule, lines_of(places), lambda n: f"fields={cut[n][1]}")
-    table = _table(path, arrow, np.delete(np.arange(arrow.num_rows + len(cut)), places), lines_of)
-    numbers = {name: _numbers(table.words[name]) for name, kind in types.items() if kind != pa.string()}
+        errors.note(path.name, rule, lines_of(cut_rows), lambda n: f"fields={cut[n][1]}")
+    table = _table(path, arrow, np.delete(np.arange(arrow.num_rows + len(cut)), cut_rows), lines_of)
+    numbers = {name: _numbers(table.texts[name]) for name, kind in types.items() if kind != pa.string()}
     for name in numbers:
         unread = np.isnan(numbers[name])
         table = table.require(~unread, f"{name} must be a number", [name], errors)
         numbers = {other: column[~unread] for other, column in numbers.items()}
-    words = {name: column for name, column in table.words.items() if name not in numbers}
-    return Table(path, numbers, words, table.rows, lines_of)
+    texts = {name: column for name, column in table.texts.items() if name not in numbers}
+    return Table(path, numbers, texts, table.rows, lines_of)
 
 
-def _numbers(words: Words) -> NDArray[np.float64]:
-    """NaN where the text is no number."""
-    values = pd.to_numeric(words.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
-    return np.asarray(values[words.codes], dtype=np.float64)
+def _numbers(texts: TextColumn) -> NDArray[np.float64]:
+    """The numbers in a text column; NaN where the text is no number."""
+    values = pd.to_numeric(texts.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+    return np.asarray(values[texts.codes], dtype=np.float64)

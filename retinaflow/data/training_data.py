@@ -27,7 +27,7 @@ from retinaflow.settings.groups import DataSettings, SampledDataSettings, Sampli
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training needs from disk; ``train`` and ``evaluated`` have the same classes."""
+    """The data of a training; ``train`` and ``evaluated`` have the same classes."""
 
     train: AnnotationIndex
     evaluated: AnnotationIndex
@@ -35,9 +35,9 @@ class TrainingData:
     bins: ClassBins
     dropped: pd.DataFrame
     seen: SeenImages | None = None
-    """Which images a class group is trained on; None for all classes."""
+    """The images that a class group is trained on; None for all classes."""
     scored_bins: ClassBins | None = None
-    """Bins that AP is averaged over, when they are not those that images are drawn by."""
+    """Bins over which AP is averaged, if they differ from the bins of sampling."""
 
     @property
     def digest(self) -> str:
@@ -55,7 +55,7 @@ def demo_folder(seed: int = 0) -> Path:
 
 
 def data_folder(settings: DataSettings) -> Path:
-    """The folder that file names are looked up in."""
+    """The folder in which file names are looked up."""
     return demo_folder() if settings.data == "demo" else Path(settings.data)
 
 
@@ -71,8 +71,9 @@ def read_split(
 ) -> LoadedIndex:
     """The index of some splits with all classes of the class list.
 
-    ``allow_repeats``: boxes given twice are kept. ``fill_in``: the absences of an exhaustive set are entered as labels,
-    one for every class on every image, for evaluating; else the index says that all is known.
+    ``allow_repeats``: repeated boxes are kept. ``fill_in``: the absent classes of an exhaustive set are entered as
+    labels for an evaluation, one for every class on every image; otherwise the index only notes that all classes are
+    known.
     """
     folder = data_folder(settings)
     hierarchy = settings.hierarchy
@@ -96,19 +97,20 @@ def read_split(
         report=report,
     )
     if len(loaded.index) == 0 and with_images:
-        raise DataError(f"{', '.join(map(str, files.boxes))}: at least one row is needed, but there is none")
+        raise DataError(f"{', '.join(map(str, files.boxes))}: the files must have at least one row, but have none")
     if settings.exhaustive:
         index = loaded.index.filled_in() if fill_in else loaded.index.exhaustive()
         return replace(loaded, index=index)
     if not files.image_labels:
         report(
-            "no image-level labels: on each image only boxed classes count as known (exhaustive=true if all is boxed)"
+            "no image-level labels: on each image only boxed classes count as known (give exhaustive=true if every "
+            "object has a box)"
         )
     return loaded
 
 
 def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -> list[Path]:
-    """The folders that images of some splits are looked up in. Raises FileNotFoundError when there is none."""
+    """The folders with the images of some splits. Raises DataError when there is none."""
     if settings.images:
         return list(settings.images)
     candidates = _image_candidates(folder, splits)
@@ -130,12 +132,12 @@ def has_images(settings: DataSettings, splits: Sequence[str]) -> bool:
 def load_training_data(settings: SampledDataSettings, *, need_images: bool = True) -> TrainingData:
     """Read, split and select: everything between the published files and the sampler.
 
-    With ``need_images=False`` annotations alone will do where no folder of images is found.
+    With ``need_images=False`` annotations are enough where no folder of images is found.
     """
     labels = None if settings.image_labels == "none" else settings.image_labels
     with_images = need_images or has_images(settings, [*settings.train_splits, settings.eval_split])
     if not with_images:
-        report("no folder of images: counted is what the annotations say")
+        report("no folder of images: the counts are those of the annotations")
     loaded = read_split(
         settings,
         settings.train_splits,
@@ -171,8 +173,8 @@ def _split(
         chosen = np.isin(whole.image_ids, read_image_ids(settings.eval_ids))
         if not chosen.any() or chosen.all():
             raise SettingError(
-                f"eval_ids={settings.eval_ids}: some but not all training images must be listed, but {chosen.sum():,} "
-                f"of {len(whole):,} are"
+                f"eval_ids={settings.eval_ids}: the list must name some but not all training images, but names "
+                f"{chosen.sum():,} of {len(whole):,}"
             )
         held_out = whole.take(np.flatnonzero(chosen))
         if held_out.all_known:
@@ -189,7 +191,7 @@ def _split(
     shared = np.intersect1d(whole.image_ids, evaluated.index.image_ids)
     if len(shared):
         raise DataError(
-            f"images must not be trained on and evaluated on, but {len(shared):,} are in both "
+            f"an image must not be in the training and in the evaluation, but {len(shared):,} are in both "
             f"{','.join(settings.train_splits)} and {settings.eval_split}, {shared[0]} for example"
         )
     return whole, evaluated.index, pd.concat([loaded.dropped, evaluated.dropped], ignore_index=True)
@@ -200,7 +202,7 @@ def _bins(settings: SampledDataSettings, pairs: ImageClassPairs) -> ClassBins:
 
 
 def epoch_length(settings: SamplingSettings, data: TrainingData) -> int:
-    """Images per epoch; 0 in the settings means as many as there are."""
+    """Images per epoch; 0 in the settings means all training images once."""
     return settings.epoch_length or len(data.train)
 
 

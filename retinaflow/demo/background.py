@@ -29,18 +29,19 @@ GROUNDS: tuple[Color, ...] = (
 
 
 def backdrop(rng: np.random.Generator, *, height: int, width: int, horizon: float) -> NDArray[np.uint8]:
-    """``[height, width, 3]`` uint8 RGB: a gradient above ``horizon`` (share of the height), textured ground below."""
+    """``[height, width, 3]`` uint8 RGB: a gradient above ``horizon`` (fraction of the height), textured ground
+    below."""
     scenes = WALLS if rng.random() < 0.18 else SKIES
     top, bottom = (np.asarray(color, dtype=np.float32) for color in scenes[int(rng.integers(len(scenes)))])
     ground = np.asarray(pick(rng, GROUNDS, spread=12), dtype=np.float32)
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     above = top + (bottom - top) * np.minimum(rows / horizon, 1)
     below = ground * (0.86 + 0.24 * np.clip((rows - horizon) / (1 - horizon), 0, 1))
-    picture: Floats = np.repeat(np.where(rows < horizon, above, below)[:, None, :], width, axis=1)
+    image: Floats = np.repeat(np.where(rows < horizon, above, below)[:, None, :], width, axis=1)
     coarse, fine = (clouded(rng, height=height, width=width, cells=cells) for cells in (5, 40))
     grain = 7 * coarse + 6 * fine
-    picture += grain[..., None] * np.where(rows < horizon, 0.5, 1.0)[:, :, None].astype(np.float32)
-    result: NDArray[np.uint8] = np.clip(picture, 0, 255).astype(np.uint8)
+    image += grain[..., None] * np.where(rows < horizon, 0.5, 1.0)[:, :, None].astype(np.float32)
+    result: NDArray[np.uint8] = np.clip(image, 0, 255).astype(np.uint8)
     return result
 
 
@@ -53,7 +54,7 @@ def clouded(rng: np.random.Generator, *, height: int, width: int, cells: int) ->
 
 
 def clutter(pen: Pen, rng: np.random.Generator, *, width: float, height: float, horizon: float) -> None:
-    """Draw two to six unlabelled things; sizes in plane pixels, ``horizon`` a share of the height."""
+    """Draw two to six unlabelled things; sizes in plane pixels, ``horizon`` a fraction of the height."""
     ground, unit = horizon * height, float(np.sqrt(width * height))
     pen = replace(pen, part=0, reach={})
     for _ in range(int(rng.integers(0, 3))):

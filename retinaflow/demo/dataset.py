@@ -1,18 +1,18 @@
-"""The demo set: what a new user trains on in the first minutes, drawn by the computer, in Open Images format.
+"""The demo set: generated images in the layout of Open Images, for a first training.
 
-Pictures of people and what they wear, vehicles, flowers and trees, about 256 pixels on their longer side. Twenty
+Images of people and what they wear, vehicles, flowers and trees, about 256 pixels on their longer side. Twenty
 classes (14 with boxes of their own, the others parents) in a hierarchy of three levels, named as in Open Images.
 Training is long-tailed, from 642 boxes down to 6; validation is deliberately much flatter, with at least 30 boxes of
 every drawn class, so that rare classes can be measured; :mod:`retinaflow.demo.plan` has the numbers. Rare classes
 differ from a frequent one by shape or pattern (taxi and car, ambulance and bus, fedora and sun hat, rose and sunflower,
-palm tree and tree), so they must be told apart, not only found. Boxes are given for the most specific class only.
+palm tree and tree), so a detector must distinguish them. Boxes are given for the most specific class only.
 
 Layout under the folder: ``images/{ImageID}.jpg``, ``{train,validation}-annotations-bbox.csv``,
 ``{train,validation}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` (no header),
 ``bbox_labels_hierarchy.json``, and ``demo.json``, the stamp of version, seed and sizes.
 
 Guarantees: the same arguments write the same bytes (on one version of NumPy and OpenCV), no global random state is read
-or changed, and the folder appears complete or not at all. Cost: about 20 s on one core and 17 MB at the default sizes.
+or changed, and the folder is written atomically. Cost: about 20 s on one core and 17 MB at the default sizes.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def write_demo(
 ) -> None:
     """Write the demo set to ``folder``; an older demo set there is replaced.
 
-    ``crowd``: share of the pictures that show people who stand close instead (``benchmarks/overlapping_boxes.py``);
-    the demo set itself has none, its people's boxes overlap little. ``progress`` keeps one line on stderr up to date.
-    Raises ValueError for sizes below 1, a negative seed or a share outside [0, 1], and FileExistsError when ``folder``
-    holds something that is no demo set.
+    ``crowd``: fraction of the images that show people who stand close instead (``benchmarks/overlapping_boxes.py``);
+    the demo set itself has none, and its boxes of people overlap little. ``progress``: a line on stderr is kept
+    current. Raises ValueError for sizes below 1, a negative seed or a fraction outside [0, 1], and DataError when
+    ``folder`` holds something other than a demo set.
     """
     stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images, crowd=crowd)
     folder = Path(folder)
     if folder.exists() and not (folder / "demo.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} holds something other than a demo set; give an empty or a new folder")
+        raise DataError(f"{folder}: the folder must be new, empty or hold a demo set, but holds something else")
     with atomic_folder(folder, replace=True) as fresh:
         (fresh / "images").mkdir()
         _write_classes(fresh)
@@ -118,7 +118,7 @@ def _stamp(*, seed: int, train_images: int, validation_images: int, crowd: float
         "seed": seed,
         "train_images": train_images,
         "validation_images": validation_images,
-        # Left out without a crowd: the set and its stamp stay what they are.
+        # Left out without a crowd, so that the stamp of the demo set does not change.
         **({"crowd": crowd} if crowd else {}),
     }
 
@@ -129,7 +129,7 @@ def _write_classes(folder: Path) -> None:
 
 
 def _write_split(folder: Path, split: str, *, plans: Iterable[ScenePlan], key: Sequence[int]) -> None:
-    """Draw the pictures of a split and write its two tables. Every picture has a generator of its own."""
+    """Draw the images of a split and write its two tables. Every image has a generator of its own."""
     boxes: list[tuple[object, ...]] = [BOX_COLUMNS]
     labels: list[tuple[object, ...]] = [LABEL_COLUMNS]
     for number, plan in enumerate(plans):

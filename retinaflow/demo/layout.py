@@ -1,7 +1,7 @@
-"""Where the things of a demo picture stand, and how each kind is drawn there.
+"""Positions of the things on a demo image, and how each kind is drawn.
 
-Places are random, with little overlap, except that crowds of people may stand closer; an eighth of the things is cut by
-the left or right edge. Group-of clusters are two rows of small members that touch.
+Positions are random, with little overlap, except that crowds of people may stand closer; an eighth of the things is cut
+by the left or right edge. Group-of clusters are two rows of small members that touch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rect = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Form:
-    """How a kind is drawn: width in heights, usual height as a share of sqrt(area), and drawing function."""
+    """How a kind is drawn: width in heights, usual height as a fraction of sqrt(area), and drawing function."""
 
     width: float
     heights: tuple[float, float]
@@ -44,8 +44,8 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a thing stands (its foot, plane pixels), its height, stretch (negative: mirrored) and tilt in degrees."""
+class Pose:
+    """Position of a thing (its foot, plane pixels), its height, stretch (negative: mirrored) and tilt in degrees."""
 
     x: float
     y: float
@@ -64,35 +64,35 @@ def lay_out(
     horizon: float,
     shrink: float,
     close: bool = False,
-) -> list[Place]:
-    """A place per thing, chosen among a few draws for little overlap with those placed before.
+) -> list[Pose]:
+    """A pose per thing, chosen among a few random ones for little overlap with those before.
 
     ``close``: two of three stand right beside the one before, half behind or half in front of them.
     """
-    places: list[Place] = []
+    poses: list[Pose] = []
     crowding = shrink * float(np.interp(len(things), [1, 2, 3, 5, 8], [1.05, 0.92, 0.82, 0.7, 0.58]))
     allowed = 0.4 if sum(thing.kind in PEOPLE for thing in things) >= 5 else 0.2
     for thing in things:
-        if close and places and rng.random() < 2 / 3:
-            places.append(beside(places[-1], rng, width=width, height=height))
+        if close and poses and rng.random() < 2 / 3:
+            poses.append(beside(poses[-1], rng, width=width, height=height))
             continue
         # Decided once, not in every try: the edges are emptiest, so the least overlap would favour cut things.
         cut = not thing.group and rng.random() < 0.12
-        tries: list[tuple[float, Place]] = []
+        tries: list[tuple[float, Pose]] = []
         for _ in range(24):
-            place = draw_place(thing, rng, width=width, height=height, horizon=horizon, crowding=crowding, cut=cut)
-            worst = max((overlap(place.rect, other.rect) for other in places), default=0.0)
-            tries.append((worst, place))
+            pose = random_pose(thing, rng, width=width, height=height, horizon=horizon, crowding=crowding, cut=cut)
+            worst = max((overlap(pose.rect, other.rect) for other in poses), default=0.0)
+            tries.append((worst, pose))
             if worst <= allowed:
                 break
-        places.append(min(tries, key=lambda pair: pair[0])[1])
-    return places
+        poses.append(min(tries, key=lambda pair: pair[0])[1])
+    return poses
 
 
-def draw_place(
+def random_pose(
     thing: Thing, rng: np.random.Generator, *, width: int, height: int, horizon: float, crowding: float, cut: bool
-) -> Place:
-    """A random place inside the picture, or ``cut`` by its left or right edge; feet below the horizon if that fits."""
+) -> Pose:
+    """A random pose inside the image, or ``cut`` by its left or right edge; feet below the horizon if that fits."""
     form, unit = FORMS[thing.kind], float(np.sqrt(width * height))
     # Those with hats are taller, or their hats would be too small to see at 160 pixels.
     tall = unit * crowding * rng.uniform(*form.heights) * (1.15 if thing.hat else 1.0)
@@ -112,18 +112,18 @@ def draw_place(
         x = inside - wide / 2 if rng.random() < 0.5 else width - inside + wide / 2
     mirrored = 1.0 if rng.random() < 0.5 else -1.0
     rect = (x - wide / 2, y - tall, x + wide / 2, y)
-    return Place(x, y, tall, stretch * mirrored, float(rng.uniform(-form.tilt, form.tilt)), rect)
+    return Pose(x, y, tall, stretch * mirrored, float(rng.uniform(-form.tilt, form.tilt)), rect)
 
 
-def beside(other: Place, rng: np.random.Generator, *, width: int, height: int) -> Place:
-    """A place a fifth to half of a width beside another one, a little nearer or farther, of about its size."""
+def beside(other: Pose, rng: np.random.Generator, *, width: int, height: int) -> Pose:
+    """A pose a fifth to half of a width beside another one, a little nearer or farther, of about its size."""
     tall = min(other.height * rng.uniform(0.86, 1.16), 0.9 * height)
     wide = (other.rect[2] - other.rect[0]) * tall / other.height
     side = 1.0 if rng.random() < 0.5 else -1.0
     x = float(np.clip(other.x + side * rng.uniform(0.18, 0.5) * wide, wide / 2, width - wide / 2))
     y = float(np.clip(other.y + rng.uniform(-0.1, 0.1) * tall, 1.1 * tall, 0.985 * height))
     rect = (x - wide / 2, y - tall, x + wide / 2, y)
-    return Place(x, y, tall, abs(other.stretch) * (1.0 if rng.random() < 0.5 else -1.0), other.tilt, rect)
+    return Pose(x, y, tall, abs(other.stretch) * (1.0 if rng.random() < 0.5 else -1.0), other.tilt, rect)
 
 
 def overlap(a: Rect, b: Rect) -> float:
@@ -133,13 +133,13 @@ def overlap(a: Rect, b: Rect) -> float:
     return max(0.0, wide) * max(0.0, tall) / smaller
 
 
-def draw_thing(pen: Pen, rng: np.random.Generator, *, thing: Thing, place: Place, parts: tuple[int, int, int]) -> None:
+def draw_thing(pen: Pen, rng: np.random.Generator, *, thing: Thing, pose: Pose, parts: tuple[int, int, int]) -> None:
     """Draw a thing, or all members of a cluster, under the ids of its parts."""
     if not thing.group:
-        at = pen.placed(place.x, place.y, height=place.height, stretch=place.stretch, angle=place.tilt)
+        at = pen.placed(pose.x, pose.y, height=pose.height, stretch=pose.stretch, angle=pose.tilt)
         draw_one(at, rng, thing=thing, parts=parts)
         return
-    x1, _, x2, _ = place.rect
+    x1, _, x2, _ = pose.rect
     front = (thing.group + 1) // 2
     half = (x2 - x1) / (1 + 0.7 * (front - 1)) / 2
     size = half * 2 / FORMS[thing.kind].width
@@ -148,7 +148,7 @@ def draw_thing(pen: Pen, rng: np.random.Generator, *, thing: Thing, place: Place
         offset = 0.7 * half if row == 0 and count < front else 0.35 * half if row == 0 else 0.0
         for number in range(count):
             x = x1 + half + offset + 1.4 * half * number
-            foot, stretch = place.y - (1 - row) * 0.3 * size, rng.uniform(0.92, 1.08)
+            foot, stretch = pose.y - (1 - row) * 0.3 * size, rng.uniform(0.92, 1.08)
             draw_one(
                 pen.placed(x, foot, height=size * rng.uniform(0.9, 1.02), stretch=stretch),
                 rng,
@@ -158,7 +158,7 @@ def draw_thing(pen: Pen, rng: np.random.Generator, *, thing: Thing, place: Place
 
 
 def draw_one(pen: Pen, rng: np.random.Generator, *, thing: Thing, parts: tuple[int, int, int]) -> None:
-    """Draw one object with a pen that stands at its place."""
+    """Draw one object with a pen that is set to its pose."""
     draw = FORMS[thing.kind].draw
     if draw is None:
         person(pen, rng, kind=thing.kind, torso=thing.torso, hat=thing.hat, parts=parts)

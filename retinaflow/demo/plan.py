@@ -1,11 +1,11 @@
-"""What stands on every picture of the demo set, decided before anything is drawn.
+"""The plan of every image of the demo set, decided before anything is drawn.
 
 The plan is a pure function of (split, number of images, seed) and costs milliseconds, so the long tail can be read and
 tested without drawing. Training counts fall from several hundred objects to six. Validation is much flatter, at least
 30 objects of every drawn class, because an average precision over five ground-truth boxes measures nothing; the
-published validation sets are annotated more densely than training too. Objects are drawn alike in both.
+published validation sets are annotated more densely than training too. Objects look alike in both.
 
-Not everything drawn is annotated: on ``HIDDEN_SHARE`` of the training pictures that show one of the ``hideable``
+Not everything drawn is annotated: on ``HIDDEN_SHARE`` of the training images that show one of the ``hideable``
 classes, that class gets neither boxes nor an image-level label, as happens in Open Images. In validation all that is
 seen is verified, and more classes are verified absent.
 """
@@ -22,7 +22,7 @@ import numpy as np
 class DemoClass:
     """A class of the demo set.
 
-    ``train`` and ``validation`` are the objects drawn at ``TRAIN_IMAGES`` and ``VALIDATION_IMAGES`` pictures, group-of
+    ``train`` and ``validation`` are the objects drawn at ``TRAIN_IMAGES`` and ``VALIDATION_IMAGES`` images, group-of
     clusters not counted; 0 for a parent without boxes of its own. Everyone without a coat wears a shirt.
     """
 
@@ -81,7 +81,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """One picture: its id, what stands on it, the classes left unannotated, and those verified absent."""
+    """One image: its id, what stands on it, the classes left unannotated, and those verified absent."""
 
     image_id: str
     things: tuple[Thing, ...]
@@ -97,23 +97,23 @@ class ScenePlan:
 
 
 def plan_split(split: str, *, images: int, seed: int, crowd: float = 0.0) -> tuple[ScenePlan, ...]:
-    """The pictures of ``split`` ("train" or "validation"), in the order of their ids.
+    """The images of ``split`` ("train" or "validation"), in the order of their ids.
 
-    ``crowd``: share of the pictures that are replaced by people who stand close, for studies of overlapping boxes.
+    ``crowd``: fraction of the images that are replaced by people who stand close, for studies of overlapping boxes.
     """
     training = split == "train"
     if images < 1:
         raise ValueError(f"a demo split needs at least one image, but got {images} for {split}")
     rng = np.random.default_rng([seed, 1 if training else 2])
-    share = images / (TRAIN_IMAGES if training else VALIDATION_IMAGES)
+    fraction = images / (TRAIN_IMAGES if training else VALIDATION_IMAGES)
     wanted = {
-        spec.name: max(1, round(share * (spec.train if training else spec.validation)))
+        spec.name: max(1, round(fraction * (spec.train if training else spec.validation)))
         for spec in CLASSES
         if spec.train
     }
     scenes = deal(rng, people(rng, wanted), rest(rng, wanted), images=images)
     # Drawn by a generator of its own: without a crowd the set is what it is to the byte.
-    close = gather(np.random.default_rng([seed, 1 if training else 2, 4]), scenes, wanted, share=crowd)
+    close = gather(np.random.default_rng([seed, 1 if training else 2, 4]), scenes, wanted, fraction=crowd)
     add_groups(rng, scenes)
     hidden = hide(rng, scenes) if training else [set() for _ in scenes]
     ids = sorted({f"{'0' if training else '1'}{rng.bytes(8).hex()[1:]}" for _ in range(images)})
@@ -142,7 +142,7 @@ def rest(rng: np.random.Generator, wanted: dict[str, int]) -> list[Thing]:
 
 
 def deal(rng: np.random.Generator, persons: list[Thing], others: list[Thing], *, images: int) -> list[list[Thing]]:
-    """Spread all things over the pictures: 6% crowds of people, 3% empty, the others one to about five by chance."""
+    """Spread all things over the images: 6% crowds of people, 3% empty, the others one to about five by chance."""
     scenes: list[list[Thing]] = []
     left = list(persons)
     for _ in range(round(0.06 * images)):
@@ -152,7 +152,7 @@ def deal(rng: np.random.Generator, persons: list[Thing], others: list[Thing], *,
     open_scenes = images - len(scenes) - empty
     pool = left + others
     pool = [pool[i] for i in rng.permutation(len(pool))]
-    # Every open picture gets one thing first, the surplus goes where chance puts it, with a preference for few.
+    # Every open image gets one thing first, the surplus goes where chance puts it, with a preference for few.
     slots: list[list[Thing]] = [[pool.pop()] for _ in range(min(open_scenes, len(pool)))]
     while pool:
         pair = rng.integers(len(slots), size=2)
@@ -163,13 +163,13 @@ def deal(rng: np.random.Generator, persons: list[Thing], others: list[Thing], *,
 
 
 def gather(
-    rng: np.random.Generator, scenes: list[list[Thing]], wanted: dict[str, int], *, share: float
+    rng: np.random.Generator, scenes: list[list[Thing]], wanted: dict[str, int], *, fraction: float
 ) -> frozenset[int]:
-    """Put two to six people in the place of what is on a share of the pictures, and say on which: they stand close.
+    """Replace the things on a fraction of the images by two to six people who stand close. Returns these images.
 
     Men, women, coats and hats are as frequent among them as in the rest of the set.
     """
-    chosen = rng.permutation(len(scenes))[: round(share * len(scenes))]
+    chosen = rng.permutation(len(scenes))[: round(fraction * len(scenes))]
     crowd = sum(wanted[kind] for kind in PEOPLE)
     hats = ("Sun hat", "Fedora", "")
     chances = [wanted[hat] / crowd for hat in hats[:2]]
@@ -186,19 +186,19 @@ def gather(
 
 
 def add_groups(rng: np.random.Generator, scenes: list[list[Thing]]) -> None:
-    """Put a group-of cluster on some pictures that hold at most two things and none of its own kind."""
-    for kind, share in GROUPS.items():
+    """Put a group-of cluster on some images that hold at most two things and none of its own kind."""
+    for kind, fraction in GROUPS.items():
         free = [
             i
             for i, things in enumerate(scenes)
             if len(things) <= 2 and all(t.kind != kind and not t.group for t in things)
         ]
-        for i in rng.permutation(free)[: max(1, round(share * len(scenes)))]:
+        for i in rng.permutation(free)[: max(1, round(fraction * len(scenes)))]:
             scenes[int(i)].append(Thing(kind, "Shirt" if kind in PEOPLE else "", group=int(rng.integers(6, 10))))
 
 
 def hide(rng: np.random.Generator, scenes: Sequence[Sequence[Thing]]) -> list[set[str]]:
-    """Per picture, the classes that are shown but left without boxes and labels."""
+    """Per image, the classes that are shown but left without boxes and labels."""
     hidden: list[set[str]] = [set() for _ in scenes]
     for spec in CLASSES:
         if spec.hideable:
@@ -225,9 +225,9 @@ def absent_classes(rng: np.random.Generator, things: Sequence[Thing], *, dense: 
     families = shown | {parent for name in shown if (parent := PARENT[name])}
     lookalike, other = (0.85, 0.3) if dense else (0.5, 0.12)
     chances = [lookalike if spec.parent in families else other for spec in CLASSES]
-    draws = rng.random(len(CLASSES))
+    numbers = rng.random(len(CLASSES))
     return tuple(
         spec.name
-        for spec, draw, chance in zip(CLASSES, draws, chances, strict=True)
-        if spec.name not in taken and draw < chance
+        for spec, number, chance in zip(CLASSES, numbers, chances, strict=True)
+        if spec.name not in taken and number < chance
     )

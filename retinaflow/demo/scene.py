@@ -1,8 +1,8 @@
-"""From the plan of a picture to its pixels and boxes.
+"""From the plan of an image to its pixels and boxes.
 
 Things are placed, drawn from back to front on a plane three times too large, and the boxes are read from what is still
 seen of every part, so occlusion and truncation are true of the pixels. Pure: the same plan and generator state give the
-same picture. Cost: about 14 ms a picture.
+same image. Cost: about 14 ms an image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CUT = 2 * SUPERSAMPLING  # plane pixels beyond the edge from which on an object 
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box of one class, sides as shares of the picture: 0 <= x1 < x2 <= 1, the same for y."""
+    """A box of one class, sides as fractions of the image: 0 <= x1 < x2 <= 1, the same for y."""
 
     name: str
     x1: float
@@ -42,9 +42,9 @@ class DrawnBox:
 
 
 def draw_scene(plan: ScenePlan, rng: np.random.Generator) -> tuple[NDArray[np.uint8], tuple[DrawnBox, ...]]:
-    """The picture (uint8 RGB, longest side ``LONGEST_SIDE``) and a box per part of every thing, hidden ones included.
+    """The image (uint8 RGB, longest side ``LONGEST_SIDE``) and a box per part of every thing, hidden ones included.
 
-    A picture on which something is mostly covered is drawn again, a little smaller each time; the best attempt counts.
+    An image on which something is mostly covered is drawn again, a little smaller each time; the best attempt counts.
     """
     aspect = ASPECTS[int(rng.choice(len(ASPECTS), p=ASPECT_SHARES))]
     width, height = (round(LONGEST_SIDE * side / max(aspect)) for side in aspect)
@@ -63,7 +63,7 @@ def draw_scene(plan: ScenePlan, rng: np.random.Generator) -> tuple[NDArray[np.ui
 def draw_once(
     plan: ScenePlan, rng: np.random.Generator, *, size: tuple[int, int], shrink: float
 ) -> tuple[float, NDArray[np.uint8], tuple[DrawnBox, ...]]:
-    """One attempt: the smallest share of any part that is seen, the large plane, and the boxes."""
+    """One attempt: the smallest fraction of any part that is seen, the large plane, and the boxes."""
     height, width = (side * SUPERSAMPLING for side in size)
     horizon = float(rng.uniform(0.35, 0.62))
     small = backdrop(rng, height=size[0], width=size[1], horizon=horizon)
@@ -71,11 +71,11 @@ def draw_once(
     ids = np.zeros((height, width), dtype=np.uint8)
     pen = Pen(pixels, ids, np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), {})
     clutter(pen, rng, width=width, height=height, horizon=horizon)
-    places = lay_out(plan.things, rng, width=width, height=height, horizon=horizon, shrink=shrink, close=plan.close)
+    poses = lay_out(plan.things, rng, width=width, height=height, horizon=horizon, shrink=shrink, close=plan.close)
     full: dict[int, int] = {}  # by the first id of a part: person and body share one, which is the person's
-    for index in sorted(range(len(places)), key=lambda i: places[i].y):
+    for index in sorted(range(len(poses)), key=lambda i: poses[i].y):
         first = 1 + PARTS * index
-        draw_thing(pen, rng, thing=plan.things[index], place=places[index], parts=(first, first + 1, first + 2))
+        draw_thing(pen, rng, thing=plan.things[index], pose=poses[index], parts=(first, first + 1, first + 2))
         full |= {parts[0]: count_pixels(pen, parts) for _, parts in shown_parts(plan.things[index], first)}
     return read_boxes(plan.things, pen, full=full)
 
@@ -128,14 +128,14 @@ def read_boxes(
 
 
 def develop(pixels: NDArray[np.uint8], rng: np.random.Generator, *, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Down to the picture's size, then light: brightness, contrast, colour cast, uneven light, blur and grain."""
+    """Down to the image's size, then light: brightness, contrast, colour cast, uneven light, blur and grain."""
     height, width = size
-    picture = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    image = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     gain = rng.uniform(0.78, 1.14) * (1 + rng.uniform(-0.07, 0.07, size=3))
-    picture = (picture - 128) * rng.uniform(0.82, 1.1) + 128
+    image = (image - 128) * rng.uniform(0.82, 1.1) + 128
     light = 1 + 0.07 * clouded(rng, height=height, width=width, cells=2)
-    picture *= (light[..., None] * gain).astype(np.float32)
+    image *= (light[..., None] * gain).astype(np.float32)
     if rng.random() < 0.3:
-        picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.5, 0.9))).astype(np.float32)
-    picture += rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(1, 7))
-    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.5, 0.9))).astype(np.float32)
+    image += rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(rng.uniform(1, 7))
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.images import BadImage
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import predictions_frame
-from retinaflow.data.predictions import SCHEMA, submission_rows
+from retinaflow.data.predictions import SCHEMA, predictions_frame, submission_rows
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import atomic_file, lock, remove_partial_files

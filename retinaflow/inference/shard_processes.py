@@ -120,7 +120,7 @@ def _by_processes(
             # Processes in the middle of a shard would finish it first.
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise WorkerError(
                     f"one of {nproc} processes died, often because the memory ran out; the same command resumes. Give a "

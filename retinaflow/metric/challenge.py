@@ -1,9 +1,10 @@
 """The metric of the Open Images Challenge 2018 and 2019: average precision per class, and its mean.
 
-The rules, in their order: 1 expand the ground truth, 2 verified classes (:mod:`~retinaflow.metric.ground_truth`), 3 detections kept
-(:mod:`~retinaflow.metric.candidate_matches`), 4 matching, 8 the order of equal scores (:mod:`~retinaflow.metric.matching`),
-5 ground truth counts (:mod:`~retinaflow.metric.evaluator`), 6 average precision, 7 mean (here). A score is a pure function of
-its inputs. Cost: ``benchmarks/challenge_metric.py``.
+The rules, in their order, and where they are: 1 expansion of the ground truth and 2 verified classes
+(:mod:`~retinaflow.metric.ground_truth`), 3 accepted detections (:mod:`~retinaflow.metric.candidate_matches`), 4
+matching and 8 the order of equal scores (:mod:`~retinaflow.metric.matching`), 5 counts of ground truth
+(:mod:`~retinaflow.metric.evaluator`), 6 average precision and 7 its mean (here). A score is a pure function of its
+inputs. Cost: ``benchmarks/challenge_metric.py``.
 
 Source: ``oid_challenge_evaluation`` of the TensorFlow Object Detection API.
 """
@@ -41,7 +42,7 @@ COCO_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 
 @dataclass(frozen=True)
 class Scores:
-    """``ap [K]`` in [0, 1], NaN for a class without ground truth or not evaluated; ``num_truths [K]``; their matches."""
+    """``ap [K]`` in [0, 1], NaN for a class without ground truth or not evaluated; ``num_truths [K]``; the matches."""
 
     ap: NDArray[np.float64]
     num_truths: NDArray[np.float64]
@@ -62,7 +63,7 @@ class Scores:
 
     @property
     def not_a_challenge_score(self) -> tuple[str, ...]:
-        """Why these numbers must not be called a Challenge score; empty when they may."""
+        """Reasons why these numbers are no Challenge score; empty when they are one."""
         matches = self.matches
         reasons = (
             (matches.verified_labels == 0, "no image-level labels were used (this shifts AP by several points)"),
@@ -86,7 +87,8 @@ def challenge_scores(
 ) -> Scores:
     """Average precision of every class; arguments and errors as in :func:`match`.
 
-    Example: one ground truth, a wrong detection of score 0.9, a right one of 0.8: precision 1/2 at recall 1, AP 0.5.
+    Example: one ground-truth box, a false positive of score 0.9, a true positive of 0.8: precision 1/2 at recall 1,
+    so AP is 0.5.
     """
     return score(
         match(detections, ground_truth, iou_threshold=iou_threshold, group_of_weight=group_of_weight, classes=classes)
@@ -101,7 +103,7 @@ def match(
     group_of_weight: float = 1.0,
     classes: NDArray[np.bool_] | None = None,
 ) -> Matches:
-    """Rules 1 to 5 for detections that are all here; :class:`Evaluator` takes them batch by batch.
+    """Rules 1 to 5 and 8 for all detections at once; :class:`Evaluator` takes them batch by batch.
 
     Arguments and errors as in :class:`Evaluator`, :meth:`Evaluator.add` and :meth:`Evaluator.matches`.
     """
@@ -118,11 +120,11 @@ def score(matches: Matches) -> Scores:
 def ap_by_threshold(
     evaluator: Evaluator, iou_thresholds: Sequence[float], *, group_of_weight: float = 1.0
 ) -> NDArray[np.float64]:
-    """``[T, K]`` AP of every class at each IoU threshold, by the Challenge's rules; overlaps are not computed again.
+    """``[T, K]`` AP of every class at each IoU threshold, by the Challenge's rules; overlaps are computed once.
 
-    The threshold is that of the IoU with ordinary ground-truth boxes and of the intersection over detection area with group-of
-    ground-truth boxes alike, as in the organisers' code. With :data:`COCO_THRESHOLDS`, the mean over the rows is the COCO-style
-    AP per class.
+    The threshold holds for the IoU with ordinary boxes and for the intersection over detection area with group-of
+    boxes alike, as in the organisers' code. With :data:`COCO_THRESHOLDS`, the mean over the rows is the COCO-style AP
+    per class.
     """
     rows = [
         average_precision(evaluator.matches(iou_threshold=threshold, group_of_weight=group_of_weight))
@@ -134,7 +136,7 @@ def ap_by_threshold(
 def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
     """Rule 6: ``[K]`` area under the precision-recall curve of each class, NaN for a class without ground truth.
 
-    ``image_weights [I]`` says how many times each image counts (default once); with ``[R, I]``, R weightings at once,
+    ``image_weights [I]``: how many times each image counts (default once); with ``[R, I]``, R weightings at once,
     the result is ``[R, K]``. An image that counts n times has each of its entries n times in a row.
     Raises ValueError when the weights do not fit the images.
     """
@@ -143,8 +145,8 @@ def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | 
     if weights is not None and (weights.shape[-1:] != (num_images,) or weights.ndim > 2):
         raise ValueError(f"image_weights must be [{num_images}] or [R, {num_images}], but got {list(weights.shape)}")
     rows = np.ones((1, 1), dtype=np.int64) if weights is None else np.atleast_2d(weights)
-    right = np.where(matches.kind == Kind.FALSE_POSITIVE, 0.0, matches.weight)
-    wrong = np.where(matches.kind == Kind.FALSE_POSITIVE, 1.0, 0.0)
+    true_positives = np.where(matches.kind == Kind.FALSE_POSITIVE, 0.0, matches.weight)
+    false_positives = np.where(matches.kind == Kind.FALSE_POSITIVE, 1.0, 0.0)
     entry_start = np.searchsorted(matches.class_index, np.arange(num_classes + 1))
     gt_start = np.searchsorted(matches.gt_class, np.arange(num_classes + 1))
     result = np.full((len(rows), num_classes), np.nan)
@@ -153,23 +155,26 @@ def average_precision(matches: Matches, *, image_weights: NDArray[np.integer] | 
         ground_truths = slice(gt_start[c], gt_start[c + 1])
         if weights is None:
             num_truths = matches.gt_count[ground_truths].sum(keepdims=True)
-            result[:, c] = _area(right[None, entries], wrong[None, entries], num_truths)
+            result[:, c] = _area(true_positives[None, entries], false_positives[None, entries], num_truths)
         else:
             times = rows[:, matches.image_index[entries]].astype(np.float64)
             num_truths = rows[:, matches.gt_image[ground_truths]] @ matches.gt_count[ground_truths]
-            result[:, c] = _area(times * right[entries], times * wrong[entries], num_truths)
+            result[:, c] = _area(times * true_positives[entries], times * false_positives[entries], num_truths)
     return result[0] if weights is None or weights.ndim == 1 else result
 
 
 def _area(
-    right: NDArray[np.float64], wrong: NDArray[np.float64], num_truths: NDArray[np.float64]
+    true_positives: NDArray[np.float64], false_positives: NDArray[np.float64], num_truths: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Exact area under the curve with precision made non-increasing: ``[R, n], [R, n], [R] -> [R]``; NaN: no ground truth."""
-    found = np.cumsum(right, axis=1)
-    evaluated = found + np.cumsum(wrong, axis=1)
-    precision = np.divide(found, evaluated, out=np.zeros_like(found), where=evaluated > 0)
+    """Exact area under the curve with precision made non-increasing: ``[R, n], [R, n], [R] -> [R]``.
+
+    NaN where there is no ground truth.
+    """
+    found = np.cumsum(true_positives, axis=1)
+    counted = found + np.cumsum(false_positives, axis=1)
+    precision = np.divide(found, counted, out=np.zeros_like(found), where=counted > 0)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    area = (right * envelope).sum(axis=1)
+    area = (true_positives * envelope).sum(axis=1)
     result = np.full(len(area), np.nan)
     np.divide(area, num_truths, out=result, where=num_truths > 0)
     return result

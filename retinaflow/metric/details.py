@@ -1,4 +1,4 @@
-"""More than one number per class, as two tables: ``per_class_details.csv`` and ``slices.csv``."""
+"""Precision, recall, AP by IoU threshold and by slice: the tables ``per_class_details.csv`` and ``slices.csv``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from retinaflow.metric.slices import slice_scores
 from retinaflow.taxonomy import Taxonomy
 
 SCORE_THRESHOLD = 0.5
-"""Score at which precision and recall are told."""
+"""Score threshold of the reported precision and recall."""
 
 
 def detail_tables(

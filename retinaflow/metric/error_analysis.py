@@ -1,33 +1,33 @@
-"""What costs a detector its AP: every error gets a kind, and each kind its price, the AP gained if it were put right.
+"""How much AP each kind of error costs a detector: every error gets a kind, and each kind the AP gained by fixing it.
 
-The idea of TIDE, under the rules of the Open Images Challenge metric. The kinds of a wrong detection, the first that
+The idea of TIDE, under the rules of the Open Images Challenge metric. The kinds of a false positive, the first that
 fits (its *own* boxes are those of its class or of a class below it in the hierarchy; IoU with the best box of each):
 
-- duplicate: own IoU >= t, but something of a higher score found the box. Put right by removing it.
-- localisation: ``NEAR`` <= own IoU < t. Put right by moving it onto the box.
-- confusion: IoU >= t with a box of another class. Put right by giving it that class.
-- group-of: ``NEAR`` <= share inside an own group-of box < t. Put right by removing it.
-- both (confusion and localisation): ``NEAR`` <= IoU < t with a box of another class. Put right by removing it.
-- background: none of these. Put right by removing it.
+- duplicate: own IoU >= t, but a detection of a higher score found the box. Fixed by removing it.
+- localisation: ``NEAR`` <= own IoU < t. Fixed by moving it onto the box.
+- confusion: IoU >= t with a box of another class. Fixed by giving it that class.
+- group-of: ``NEAR`` <= fraction inside an own group-of box < t. Fixed by removing it.
+- both (confusion and localisation): ``NEAR`` <= IoU < t with a box of another class. Fixed by removing it.
+- background: none of these. Fixed by removing it.
 
-(t is the IoU threshold of the matches.) A detection that is put right counts as found only if nothing of a higher score
-finds the same box; it takes the place of what finds it with a lower score. Of ground-truth boxes:
+(t is the IoU threshold of the matches.) A fixed detection counts as a true positive only if no detection of a higher
+score finds the same box; it replaces the true positive of a lower score. The kinds of a ground-truth box:
 
-- missed: an ordinary box that nothing found and no localisation or confusion error points to; put right by not asking
-  for it. A class of which everything was missed then has nothing to find, and AP 1.
-- group-of: a group-of box that absorbed nothing (it counts as a miss when ``group_of_weight`` > 0), likewise.
+- missed: an ordinary box that nothing found and no localisation or confusion error points to. Fixed by removing the
+  box. A class of which every box was missed then has nothing to find, and AP 1.
+- group-of: a group-of box that absorbed nothing (a miss when ``group_of_weight`` > 0). Fixed likewise.
 
-Prices do not add up to 1 - AP: each is the gain of putting one kind right and leaving all others, and precision ties
-them together. ``false_positives`` and ``false_negatives`` are the gains of having none at all.
+Costs do not add up to 1 - AP: each is the gain of fixing one kind and leaving all others, and precision couples them.
+``false_positives`` and ``false_negatives`` are the gains of having none at all.
 
-``unverified`` is of another sort: what AP *would lose* if detections of classes that nobody verified on their image,
-which the metric does not evaluate, all counted as wrong. A high value says that AP rests on which labels were verified.
+``unverified`` is of another sort: what AP *would lose* if detections of classes that are unverified on their image,
+which the metric leaves out, were all false positives. A high value means that AP depends on which labels were verified.
 
-Cost: about 4 s and 150 MB for a million detections.
+Time: about 4 s for a million detections, and 150 MB.
 
 Source: Bolya, Foley, Hays and Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors (ECCV 2020).
 What differs: duplicates come first (in a hierarchy one object has boxes of several classes, and a second detection of
-a found one is no confusion), group-of and unverified labels are new, and each class has a price of its own.
+a found one is no confusion), group-of and unverified labels are new, and each class has a cost of its own.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from retinaflow.metric.matches import Kind, Matches
 from retinaflow.metric.nearest_ground_truth import Nearest, nearest_ground_truths
 
 NEAR = 0.1
-"""Overlap from which a wrong detection has to do with a box; below it is background (TIDE's value)."""
+"""Smallest overlap at which a false positive is related to a box; below it is background (TIDE's value)."""
 
 ALL_CLASSES = "all classes"
 CONFUSED_WITH = 3
-"""So many classes that a class is taken for are listed."""
+"""Number of confused classes that are listed for each class."""
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
-class Error(IntEnum):
-    """What is wrong with a detection; ``NONE`` for true positives and group-of entries."""
+class ErrorKind(IntEnum):
+    """The kind of a false positive; ``NONE`` for true positives and group-of entries."""
 
     NONE = 0
     DUPLICATE = 1
@@ -71,73 +71,73 @@ class Error(IntEnum):
     BACKGROUND = 6
 
 
-PRICES = ("localisation", "confusion", "both", "duplicate", "background", "missed", "group_of")
+COSTS = ("localisation", "confusion", "both", "duplicate", "background", "missed", "group_of")
 """Columns with the AP that each kind of error costs; they exclude each other."""
 
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """Kinds and prices of the errors, from :func:`analyse_errors`."""
+    """Kinds and costs of the errors, from :func:`analyse_errors`."""
 
     error: NDArray[np.int8]
-    """``[E]`` an :class:`Error` for each entry of the matches."""
+    """``[E]`` an :class:`ErrorKind` for each entry of the matches."""
     table: pd.DataFrame
-    """First the row ``all classes`` (means of prices, sums of counts), then one row per class with ground truth.
+    """First the row ``all classes`` (means of costs, sums of counts), then one row per class with ground truth.
 
-    In class order: ``class, ap``, the :data:`PRICES`, ``false_positives, false_negatives, unverified`` (all in AP),
+    In class order: ``class, ap``, the :data:`COSTS`, ``false_positives, false_negatives, unverified`` (all in AP),
     ``confused_with`` (the class whose boxes cost it most), ``num_truths``, a count ``num_*`` of each, ``class_id``.
     """
     confusions: pd.DataFrame
-    """The ``CONFUSED_WITH`` classes on whose boxes each class is found most often, dearest first.
+    """The ``CONFUSED_WITH`` classes with whose boxes each class is confused most often, costliest first.
 
-    ``class, confused_with, detections, ap, class_id, confused_with_id``; ``ap`` is gained by the class if those
-    detections were gone.
+    ``class, confused_with, detections, ap, class_id, confused_with_id``; ``ap`` is gained by the class without those
+    detections.
     """
 
 
 def analyse_errors(matches: Matches, detections: Detections, ground_truth: Annotations) -> ErrorAnalysis:
-    """Kinds and prices of the errors of ``matches``, which were made of ``detections`` and ``ground_truth``.
+    """Kinds and costs of the errors of ``matches``, which were made of ``detections`` and ``ground_truth``.
 
     Raises ValueError when they were not made of each other.
     """
     _check(matches, detections, ground_truth)
     near = nearest_ground_truths(matches, detections, ground_truth)
     error = _errors(matches, near)
-    prices, counts = _prices(matches, near, error, ground_truth)
+    costs, counts = _costs(matches, near, error, ground_truth)
     lost, unverified = _unverified(matches, detections, ground_truth)
-    prices |= {"unverified": lost}
+    costs |= {"unverified": lost}
     counts |= {"unverified": unverified}
     confusions = _confusions(matches, near, error, ground_truth)
-    return ErrorAnalysis(error, _table(matches, prices, counts, confusions, ground_truth), confusions)
+    return ErrorAnalysis(error, _table(matches, costs, counts, confusions, ground_truth), confusions)
 
 
 def _errors(matches: Matches, near: Nearest) -> NDArray[np.int8]:
     """The kind of each entry, the first that fits."""
     t = matches.iou_threshold
     kinds = (
-        (near.own >= t, Error.DUPLICATE),
-        (near.own >= NEAR, Error.LOCALISATION),
-        (near.other >= t, Error.CONFUSION),
-        (near.own_group_of >= NEAR, Error.GROUP_OF),
-        (near.other >= NEAR, Error.BOTH),
+        (near.own >= t, ErrorKind.DUPLICATE),
+        (near.own >= NEAR, ErrorKind.LOCALISATION),
+        (near.other >= t, ErrorKind.CONFUSION),
+        (near.own_group_of >= NEAR, ErrorKind.GROUP_OF),
+        (near.other >= NEAR, ErrorKind.BOTH),
     )
-    error = np.select([fits for fits, _ in kinds], [int(kind) for _, kind in kinds], int(Error.BACKGROUND))
-    return np.where(matches.kind == Kind.FALSE_POSITIVE, error, int(Error.NONE)).astype(np.int8)
+    error = np.select([fits for fits, _ in kinds], [int(kind) for _, kind in kinds], int(ErrorKind.BACKGROUND))
+    return np.where(matches.kind == Kind.FALSE_POSITIVE, error, int(ErrorKind.NONE)).astype(np.int8)
 
 
-def _prices(
+def _costs(
     matches: Matches, near: Nearest, error: NDArray[np.int8], ground_truth: Annotations
 ) -> tuple[dict[str, FloatArray], dict[str, IntArray]]:
-    """The AP ``[K]`` that each kind costs each class, and how often it happened."""
+    """The AP ``[K]`` that each kind costs each class, and the number of errors."""
     num_classes = len(matches.evaluated)
     here = average_precision(matches)
-    is_wrong = matches.kind == Kind.FALSE_POSITIVE
-    moved = error == Error.LOCALISATION
-    renamed = error == Error.CONFUSION
+    is_false = matches.kind == Kind.FALSE_POSITIVE
+    moved = error == ErrorKind.LOCALISATION
+    renamed = error == ErrorKind.CONFUSION
     found = matches.kind == Kind.TRUE_POSITIVE
     # Row -1 is no box, also where there are no boxes at all.
     class_of_other = np.append(np.asarray(ground_truth.labels, dtype=np.int64), -1)[near.other_row]
-    # A box and a class it is wanted under, as one number: the same box is a ground truth of all its ancestors too.
+    # A box and one of its classes, as one number: the same box is ground truth of all ancestors of its class too.
     own_copy = near.own_row * num_classes + matches.class_index
     other_copy = near.other_row * num_classes + class_of_other
     pointed_at = np.unique(np.concatenate([own_copy[found | moved], other_copy[renamed]]))
@@ -150,28 +150,35 @@ def _prices(
     missed = np.where(matches.evaluated, ordinary - np.bincount(pointed_at % num_classes, minlength=num_classes), 0)
     unhit = np.where(matches.evaluated & (matches.group_of_weight > 0), group_of - hit, 0)
 
-    def without(kind: Error) -> Matches:
+    def without(kind: ErrorKind) -> Matches:
         return _entries(matches, error != kind)
 
-    fixed = {
-        "localisation": average_precision(_put_right(matches, moved, own_copy, matches.class_index, own_copy)),
-        "confusion": average_precision(_put_right(matches, renamed, other_copy, class_of_other, own_copy)),
-        "both": average_precision(without(Error.BOTH)),
-        "duplicate": average_precision(without(Error.DUPLICATE)),
-        "background": average_precision(without(Error.BACKGROUND)),
-        "missed": _asking_less(matches, missed),
-        "group_of": _asking_less(without(Error.GROUP_OF), unhit * matches.group_of_weight),
-        "false_positives": average_precision(_entries(matches, ~is_wrong)),
-        "false_negatives": _asking_less(matches, matches.num_truths - _hits(matches)),
+    without_errors = {
+        "localisation": average_precision(_fixed(matches, moved, own_copy, matches.class_index, own_copy)),
+        "confusion": average_precision(_fixed(matches, renamed, other_copy, class_of_other, own_copy)),
+        "both": average_precision(without(ErrorKind.BOTH)),
+        "duplicate": average_precision(without(ErrorKind.DUPLICATE)),
+        "background": average_precision(without(ErrorKind.BACKGROUND)),
+        "missed": _with_fewer_boxes(matches, missed),
+        "group_of": _with_fewer_boxes(without(ErrorKind.GROUP_OF), unhit * matches.group_of_weight),
+        "false_positives": average_precision(_entries(matches, ~is_false)),
+        "false_negatives": _with_fewer_boxes(matches, matches.num_truths - _hits(matches)),
     }
     counts = _counts(matches, error)
     counts |= {"missed": missed, "group_of": unhit + counts["group_of"]}
-    return {name: ap - here for name, ap in fixed.items()}, counts
+    return {name: ap - here for name, ap in without_errors.items()}, counts
 
 
 def _counts(matches: Matches, error: NDArray[np.int8]) -> dict[str, IntArray]:
-    """``[K]`` wrong detections of each kind."""
-    kinds = (Error.LOCALISATION, Error.CONFUSION, Error.BOTH, Error.DUPLICATE, Error.BACKGROUND, Error.GROUP_OF)
+    """``[K]`` false positives of each kind."""
+    kinds = (
+        ErrorKind.LOCALISATION,
+        ErrorKind.CONFUSION,
+        ErrorKind.BOTH,
+        ErrorKind.DUPLICATE,
+        ErrorKind.BACKGROUND,
+        ErrorKind.GROUP_OF,
+    )
     found = {kind: matches.class_index[error == kind] for kind in kinds}
     return {
         kind.name.lower(): np.bincount(rows, minlength=len(matches.evaluated)).astype(np.int64)
@@ -180,9 +187,9 @@ def _counts(matches: Matches, error: NDArray[np.int8]) -> dict[str, IntArray]:
 
 
 def _hits(matches: Matches) -> FloatArray:
-    """``[K]`` weight of the right entries of each class."""
-    right = matches.kind != Kind.FALSE_POSITIVE
-    hits = np.bincount(matches.class_index[right], matches.weight[right], minlength=len(matches.evaluated))
+    """``[K]`` weight of the true positives and found group-of boxes of each class."""
+    is_hit = matches.kind != Kind.FALSE_POSITIVE
+    hits = np.bincount(matches.class_index[is_hit], matches.weight[is_hit], minlength=len(matches.evaluated))
     return hits.astype(np.float64)
 
 
@@ -192,15 +199,15 @@ def _entries(matches: Matches, keep: BoolArray) -> Matches:
     return replace(matches, **{name: getattr(matches, name)[keep] for name in columns})
 
 
-def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: IntArray, own_copy: IntArray) -> Matches:
-    """The matches in which each ``chosen`` wrong entry finds the ground truth ``copy`` of the class ``new_class``.
+def _fixed(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: IntArray, own_copy: IntArray) -> Matches:
+    """The matches in which each ``chosen`` false positive finds the box ``copy`` of the class ``new_class``.
 
-    ``own_copy``: the ground truth that each true positive found. Of several that find one ground truth the highest score stays.
+    ``own_copy``: the box that each true positive found. Of several that find one box the highest score remains.
     """
     finds = chosen | (matches.kind == Kind.TRUE_POSITIVE)
     target = np.where(chosen, copy, own_copy)
     class_index = np.where(chosen, new_class, matches.class_index)
-    # Entries run from high to low score inside a class only, and a renamed one comes from another class.
+    # Entries are sorted by score inside a class only, and a renamed one comes from another class.
     order = np.lexsort((np.arange(len(finds)), -matches.score, class_index))
     candidates = order[finds[order]]
     _, first = np.unique(target[candidates], return_index=True)
@@ -214,8 +221,11 @@ def _put_right(matches: Matches, chosen: BoolArray, copy: IntArray, new_class: I
     return replace(changed, **{name: getattr(changed, name)[order] for name in columns})
 
 
-def _asking_less(matches: Matches, fewer: FloatArray | IntArray) -> FloatArray:
-    """AP ``[K]`` when each class has ``fewer [K]`` ground-truth boxes to find; 1 where none are left (NaN where none were)."""
+def _with_fewer_boxes(matches: Matches, fewer: FloatArray | IntArray) -> FloatArray:
+    """AP ``[K]`` when each class has ``fewer [K]`` ground-truth boxes to find.
+
+    1 where none are left, NaN where there were none.
+    """
     before = matches.num_truths
     ap = average_precision(matches)
     left = before - fewer
@@ -226,7 +236,7 @@ def _asking_less(matches: Matches, fewer: FloatArray | IntArray) -> FloatArray:
 
 
 def _unverified(matches: Matches, detections: Detections, ground_truth: Annotations) -> tuple[FloatArray, IntArray]:
-    """What AP ``[K]`` would lose if the detections of classes nobody verified were wrong, and how many they are."""
+    """AP ``[K]`` lost if detections of unverified classes were false positives, and the number of these detections."""
     num_classes = len(matches.evaluated)
     image, class_index = detections.image_index.astype(np.int64), detections.class_index.astype(np.int64)
     verified = verified_pairs(ground_truth, expand_boxes(ground_truth))
@@ -251,25 +261,25 @@ def _unverified(matches: Matches, detections: Detections, ground_truth: Annotati
 
 
 def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], ground_truth: Annotations) -> pd.DataFrame:
-    """The classes that each class is taken for, those that cost it most."""
+    """The classes that each class is confused with, those that cost it most."""
     num_classes = len(matches.evaluated)
-    renamed = np.flatnonzero(error == Error.CONFUSION)
+    renamed = np.flatnonzero(error == ErrorKind.CONFUSION)
     other = np.asarray(ground_truth.labels, dtype=np.int64)[near.other_row[renamed]]
     pair, pair_of, count = np.unique(
         matches.class_index[renamed] * num_classes + other, return_inverse=True, return_counts=True
     )
     here = average_precision(matches)
     class_index, other_class = np.divmod(pair, num_classes)
-    place = pd.DataFrame({"class_index": class_index, "other": other_class, "detections": count})
-    place["place"] = place.groupby("class_index")["detections"].rank(method="first", ascending=False)
-    place["ap"] = np.nan
+    pairs = pd.DataFrame({"class_index": class_index, "other": other_class, "detections": count})
+    pairs["rank"] = pairs.groupby("class_index")["detections"].rank(method="first", ascending=False)
+    pairs["ap"] = np.nan
     for rank in range(1, CONFUSED_WITH + 1):
-        chosen = (place["place"] == rank).to_numpy()
+        chosen = (pairs["rank"] == rank).to_numpy()
         keep = np.ones(len(error), dtype=bool)
         keep[renamed[chosen[pair_of]]] = False
         gained = average_precision(_entries(matches, keep)) - here
-        place.loc[chosen, "ap"] = gained[class_index[chosen]]
-    listed = place[place["ap"].notna()].sort_values(
+        pairs.loc[chosen, "ap"] = gained[class_index[chosen]]
+    listed = pairs[pairs["ap"].notna()].sort_values(
         ["class_index", "ap", "detections", "other"], ascending=[True, False, False, True]
     )
     names, ids = np.array(ground_truth.taxonomy.labels, dtype=object), np.array(ground_truth.taxonomy.ids, dtype=object)
@@ -287,7 +297,7 @@ def _confusions(matches: Matches, near: Nearest, error: NDArray[np.int8], ground
 
 def _table(
     matches: Matches,
-    prices: dict[str, FloatArray],
+    costs: dict[str, FloatArray],
     counts: dict[str, IntArray],
     confusions: pd.DataFrame,
     ground_truth: Annotations,
@@ -295,17 +305,17 @@ def _table(
     """The row of all classes, then the classes with ground truth."""
     ap, num_truths = average_precision(matches), matches.num_truths
     ids = np.array(ground_truth.taxonomy.ids, dtype=object)
-    dearest = confusions.drop_duplicates("class_id").set_index("class_id")["confused_with"]
+    costliest = confusions.drop_duplicates("class_id").set_index("class_id")["confused_with"]
     columns: dict[str, object] = {"class": list(ground_truth.taxonomy.labels), "ap": ap}
-    columns |= {name: prices[name] for name in (*PRICES, "false_positives", "false_negatives", "unverified")}
-    columns |= {"confused_with": pd.Series(ids).map(dearest), "num_truths": num_truths}
+    columns |= {name: costs[name] for name in (*COSTS, "false_positives", "false_negatives", "unverified")}
+    columns |= {"confused_with": pd.Series(ids).map(costliest), "num_truths": num_truths}
     columns |= {f"num_{name}": np.asarray(count).astype(np.int64) for name, count in counts.items()}
     table = pd.DataFrame({**columns, "class_id": ids})[~np.isnan(ap)]
     total: dict[str, object] = {"class": ALL_CLASSES, "confused_with": None, "class_id": None}
     for name in table.columns.difference(list(total), sort=False):
         values = table[name].to_numpy(dtype=np.float64)
         total[name] = values.sum() if name.startswith("num_") else mean_of_classes(values)
-    # Built by hand, so that columns keep their types where there is no class with ground truth.
+    # Column by column, so that types stay as they are where no class has ground truth.
     first = pd.DataFrame({name: pd.Series([total[name]]).astype(table[name].dtype) for name in table.columns})
     return pd.concat([first, table], ignore_index=True) if len(table) else first
 
@@ -313,10 +323,10 @@ def _table(
 def _check(matches: Matches, detections: Detections, ground_truth: Annotations) -> None:
     if not np.array_equal(matches.image_ids, np.asarray(ground_truth.image_ids)):
         raise ValueError(
-            f"the matches must be of the images of the ground truth, but they are of {len(matches.image_ids)} images and the "
-            f"ground truth of {len(ground_truth.image_ids)} that are not the same"
+            "the matches must be of the images of the ground truth, but they are of "
+            f"{len(matches.image_ids)} images and the ground truth is of {len(ground_truth.image_ids)} others"
         )
     rows = matches.detection_row
     fits = len(rows) == 0 or int(rows.max()) < len(detections)
     if not (fits and np.array_equal(detections.image_index[rows], matches.image_index)):
-        raise ValueError("the matches must be made of the detections, but their rows are of other images")
+        raise ValueError("the matches must be made of the detections, but their rows belong to other images")

@@ -7,7 +7,7 @@
     )
     found.mean_ap                  # mean average precision of the Open Images Challenge
     found.per_class                # pandas: class, ap, num_truths, class_id
-    found.not_a_challenge_score    # why it must not be called that; empty when it may
+    found.not_a_challenge_score    # reasons why it is none; empty for a Challenge score
 
 Every table may be a path (CSV or Parquet), a pandas frame or a dict of arrays, in the published columns, boxes
 normalised to [0, 1]; predictions may be a Kaggle submission too. An :class:`~retinaflow.data.index.AnnotationIndex` and
@@ -42,7 +42,7 @@ Table = str | Path | pd.DataFrame | Mapping[str, ArrayLike]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, and what further questions are answered from; :attr:`scores` has the matches."""
+    """Scores, and the evaluator for further measures; :attr:`scores` has the matches."""
 
     scores: Scores
     evaluator: Evaluator
@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def not_a_challenge_score(self) -> tuple[str, ...]:
-        """Why the mean must not be called a Challenge score; empty when it may."""
+        """Reasons why the mean is no Challenge score; empty when it is one."""
         return self.scores.not_a_challenge_score
 
     @property
@@ -108,12 +108,13 @@ def evaluate_detections(
 ) -> Evaluation:
     """Evaluate predictions by the rules of the Open Images Challenge.
 
-    ``ground_truth``: boxes (then with ``image_labels``, ``classes`` and ``hierarchy``, see :func:`read_ground_truth`) or an index.
+    ``ground_truth``: boxes (with ``image_labels``, ``classes`` and ``hierarchy``, see :func:`read_ground_truth`) or an
+    index.
     ``predictions``: columns ``ImageID, LabelName, Score, XMin, XMax, YMin, YMax``, a Kaggle submission, or
     ``Detections`` whose images are those of the index. ``group_of_weight`` in [0, 1]: 1 is the Challenge.
     ``iou_thresholds``: further thresholds to give AP at (:data:`~retinaflow.metric.challenge.COCO_THRESHOLDS`).
     ``expand_predictions`` copies each detection to its class's ancestors first. Raises FileNotFoundError, and
-    ValueError naming file, line, rule and value; with ``on_bad_row="drop"`` faulty rows are left out.
+    ValueError naming file, line, rule and value; with ``on_bad_row="drop"`` invalid rows are left out.
     """
     if isinstance(ground_truth, AnnotationIndex):
         if image_labels is not None or classes is not None or hierarchy is not None:
@@ -148,7 +149,8 @@ def read_ground_truth(
 
     ``boxes``: ``ImageID, LabelName, XMin, XMax, YMin, YMax`` and, where there are any, ``IsGroupOf`` and the other
     flags. ``image_labels``: ``ImageID, LabelName, Confidence``. ``classes``: the class list, or a mapping id -> name in
-    class order; needed. ``hierarchy``: the published JSON, as file or parsed. Errors as in :func:`evaluate_detections`.
+    class order; required. ``hierarchy``: the published JSON, as file or parsed. Errors as in
+    :func:`evaluate_detections`.
     """
     taxonomy = _taxonomy(classes, hierarchy)
     errors = RowErrors(on_bad_row)
@@ -157,7 +159,10 @@ def read_ground_truth(
 
 
 def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad_row: OnBadRow = "stop") -> Detections:
-    """Predictions as columns that count images and classes of ``ground_truth``; errors as in :func:`evaluate_detections`."""
+    """Predictions as columns that count images and classes of ``ground_truth``.
+
+    Errors as in :func:`evaluate_detections`.
+    """
     return read_predictions(source_of(predictions, "predictions"), ground_truth, RowErrors(on_bad_row))
 
 

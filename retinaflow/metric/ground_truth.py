@@ -1,4 +1,4 @@
-"""The ground truth as the Open Images Challenge sees it: rules 1 and 2 of the metric.
+"""The ground truth that the Challenge metric evaluates with: rules 1 and 2.
 
 In: raw annotations, as published. Out: boxes copied to every ancestor class (:func:`expand_boxes`) and the set of
 verified classes of every image (:func:`verified_pairs`). An (image, class) pair is one int64, ``image * K + class``,
@@ -20,7 +20,7 @@ from retinaflow.taxonomy import Taxonomy
 
 
 class Annotations(Protocol):
-    """What scoring reads of an annotation index: I images, N boxes, M image-level labels, raw (not expanded).
+    """What the metric reads of an annotation index: I images, N boxes, M image-level labels, raw (not expanded).
 
     ``boxes`` and ``labels`` (class indices) of image i are the rows ``box_start[i]:box_start[i + 1]`` in published
     order; its image-level labels are the rows ``label_start[i]:label_start[i + 1]``. Boxes are normalised xyxy.
@@ -66,11 +66,12 @@ class GroundTruths:
 
 
 def expand_boxes(ground_truth: Annotations) -> GroundTruths:
-    """Rule 1 for boxes: each row is kept and copied to every ancestor class, flags included.
+    """Rule 1 for boxes: each row stays and is copied to every ancestor class, flags included.
 
-    Nothing is made unique: a box given under child and parent gives the parent two ground-truth boxes (:func:`count_repeated`).
+    Nothing is made unique: a box given under child and parent gives the parent two ground-truth boxes
+    (:func:`count_repeated`).
 
-    Example: with Vehicle > Car, one Car box becomes a Car ground truth and a Vehicle ground truth.
+    Example: with Vehicle > Car, one Car box becomes a Car box and a Vehicle box.
     Raises ValueError for a class outside the taxonomy and for coordinates that are not finite.
     """
     num_classes = len(ground_truth.taxonomy)
@@ -111,7 +112,7 @@ def verified_pairs(ground_truth: Annotations, expanded: GroundTruths) -> NDArray
 
 
 def count_repeated(ground_truths: GroundTruths) -> int:
-    """How many ground-truth boxes repeat the class and box of another one on the same image: a fault of the data.
+    """How many ground-truth boxes repeat the class and box of another one on the same image: an error in the data.
 
     The usual cause is one box published under a class and under its parent; the parent then counts it twice.
     """

@@ -1,12 +1,12 @@
-"""What matching detections with ground truth yields, as columns: the entries of the precision-recall curves, and ground truth counts.
+"""The result of matching detections with ground truth, as columns: entries of precision-recall curves, and counts.
 
-Made by :class:`retinaflow.metric.evaluator.Evaluator`; small enough to keep (about 50 bytes per detection), and all
-that average precision, bootstrap and error pictures need.
+Made by :class:`retinaflow.metric.evaluator.Evaluator`. About 50 bytes per detection, and all that average precision,
+the bootstrap and the error analysis need.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
@@ -23,30 +23,33 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Dropped:
-    """Detections that are neither right nor wrong, each counted once, for the first reason that applies."""
+    """Detections that are neither true nor false positives, each counted once, for the first reason that applies."""
 
-    unknown_image: int
+    unknown_image: int = 0
     """The image has no annotation at all (image index -1)."""
-    class_not_evaluated: int
-    """The class is outside the ``classes`` asked for."""
-    not_verified: int
+    class_not_evaluated: int = 0
+    """The class is not among the evaluated ``classes``."""
+    not_verified: int = 0
     """The class is neither verified present nor absent on the image."""
-    invalid_box: int
+    invalid_box: int = 0
     """x1 < x2 and y1 < y2 does not hold."""
-    over_limit: int
+    over_limit: int = 0
     """Beyond the first 10,000 of an image and class."""
 
     @property
     def total(self) -> int:
-        return self.unknown_image + self.class_not_evaluated + self.not_verified + self.invalid_box + self.over_limit
+        return sum(vars(self).values())
+
+    def __add__(self, other: Dropped) -> Dropped:
+        return Dropped(**{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)})
 
 
 @dataclass(frozen=True)
 class Matches:
     """Entries of the precision-recall curves and ground truth counts, as columns.
 
-    The E entries are ordered by class, then as rule 8 asks: descending score, ImageID as a string, row of the
-    detection, group-of entries after the detections of their image. The P ground truth counts are ordered by class, image.
+    The E entries are ordered by class, then by rule 8: descending score, ImageID as a string, row of the detection,
+    group-of entries after the detections of their image. The P ground truth counts are ordered by class, then image.
     """
 
     image_index: NDArray[np.int64]
@@ -54,7 +57,7 @@ class Matches:
     class_index: NDArray[np.int64]
     """``[E]`` class of the entry, ascending."""
     score: NDArray[np.float64]
-    """``[E]`` score; for a group-of entry the highest score the group-of box absorbed."""
+    """``[E]`` score; of a group-of entry the highest score that the group-of box absorbed."""
     kind: NDArray[np.int8]
     """``[E]`` a :class:`Kind`."""
     weight: NDArray[np.float64]
@@ -70,14 +73,14 @@ class Matches:
     image_ids: NDArray[np.str_]
     """``[I]`` the evaluated images."""
     evaluated: NDArray[np.bool_]
-    """``[K]`` classes that are evaluated."""
+    """``[K]`` the evaluated classes."""
     dropped: Dropped
     absorbed: int
-    """Detections absorbed by group-of boxes, not counted as wrong."""
+    """Detections absorbed by group-of boxes: no false positives."""
     verified_labels: int
     """Image-level labels used, as published (before expansion)."""
     repeated_ground_truths: int
-    """Ground-truth boxes that repeat a box of the same class and image; more than 0 is a fault of the data."""
+    """Ground-truth boxes that repeat a box of the same class and image; more than 0 is an error in the data."""
     iou_threshold: float
     group_of_weight: float
 

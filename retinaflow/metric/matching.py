@@ -1,10 +1,9 @@
-"""Which detections are right, wrong or absorbed: rules 4 and 5 of the Open Images Challenge metric, in the order of
-rule 8.
+"""Which detections are true positives, false positives or absorbed: rules 4 and 8 of the Challenge metric.
 
-In: claims (:mod:`retinaflow.metric.candidate_matches`), in any order. A ground truth goes to the first detection that claims it by
-score, so what is needed is one fixed order of all detections; their sort by class, score, image and row is that of the
-precision-recall curves too, and is the only one. Out: the entries that average precision needs, so that it
-can be asked again with other image weights (bootstrap) without matching twice.
+In: candidate matches (:mod:`retinaflow.metric.candidate_matches`), in any order. A ground-truth box goes to its
+candidate of the highest score, so one fixed order of all detections is needed (rule 8). That sort by class, score,
+image and row is also the order of the precision-recall curves, and is the only sort. Out: the entries of those curves;
+average precision can be computed from them with other image weights (bootstrap) without matching again.
 
 Cost: O(D log D); about 100 bytes per detection while it runs.
 
@@ -19,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.metric.candidate_matches import Claims, GroundTruthByPair
+from retinaflow.metric.candidate_matches import CandidateMatches, GroundTruthByPair
 from retinaflow.metric.matches import Kind
 
 MAX_DETECTIONS = 10_000
@@ -27,66 +26,70 @@ MAX_DETECTIONS = 10_000
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Entries of the precision-recall curves, ordered by class, then as rule 8 asks.
+class Matching:
+    """Entries of the precision-recall curves, ordered by class, then by rule 8.
 
-    ``claim [E]`` place of the detection among the claims, ``kind [E]`` a :class:`Kind`.
+    ``candidate [E]``: index of the detection among the candidates; ``kind [E]``: a :class:`Kind`.
     """
 
-    claim: NDArray[np.int64]
+    candidate: NDArray[np.int64]
     kind: NDArray[np.int8]
     absorbed: int
     """Detections absorbed by group-of boxes."""
 
 
-def ranked(claims: Claims, ground_truth: GroundTruthByPair, image_rank: NDArray[np.int64]) -> tuple[Claims, int]:
-    """The claims by class, then as rule 8 asks: descending score, ImageID as a string, row; and how many were cut off.
+def ranked(
+    candidates: CandidateMatches, ground_truth: GroundTruthByPair, image_rank: NDArray[np.int64]
+) -> tuple[CandidateMatches, int]:
+    """The candidates by class, then by rule 8: descending score, ImageID as a string, row; and how many are left out.
 
-    ``image_rank [I]`` is the place of each image among the sorted ImageIDs. At most ``MAX_DETECTIONS`` of an image and
-    class are kept, those of highest score.
+    ``image_rank [I]``: the index of each image among the sorted ImageIDs. Of an image and class at most
+    ``MAX_DETECTIONS`` remain, those of highest score.
     """
     image, class_index = np.divmod(ground_truth.pairs, max(len(ground_truth.evaluated), 1))
-    rank = image_rank[image][claims.slot]
-    if not _ascends(rank, claims.row):
-        claims = claims.take(np.lexsort((claims.row, rank)))
-    # Both sorts keep the order of equals, so image and row decide among equal scores. Classes fit 16 bits, which numpy
-    # sorts by counting; the slice of a class fits the cache.
-    column = class_index.astype(np.min_scalar_type(len(ground_truth.evaluated)))[claims.slot]
+    rank = image_rank[image][candidates.pair_index]
+    if not _ascends(rank, candidates.row):
+        candidates = candidates.take(np.lexsort((candidates.row, rank)))
+    # Both sorts are stable, so image and row decide among equal scores. Class indices fit 16 bits, which numpy sorts by
+    # counting; the slice of one class fits the cache.
+    column = class_index.astype(np.min_scalar_type(len(ground_truth.evaluated)))[candidates.pair_index]
     order = np.argsort(column, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=len(ground_truth.evaluated)))])
-    falling = -claims.score[order]
+    negative_score = -candidates.score[order]
     for begin, end in pairwise(start):
-        order[begin:end] = order[begin:end][np.argsort(falling[begin:end], kind="stable")]
-    claims = claims.take(order)
-    if np.bincount(claims.slot, minlength=1).max() <= MAX_DETECTIONS:
-        return claims, 0
-    inside = _place_in_group(claims.slot) < MAX_DETECTIONS
-    return claims.take(inside), int(np.count_nonzero(~inside))
+        order[begin:end] = order[begin:end][np.argsort(negative_score[begin:end], kind="stable")]
+    candidates = candidates.take(order)
+    if np.bincount(candidates.pair_index, minlength=1).max() <= MAX_DETECTIONS:
+        return candidates, 0
+    inside = _position_in_group(candidates.pair_index) < MAX_DETECTIONS
+    return candidates.take(inside), int(np.count_nonzero(~inside))
 
 
-def settle(claims: Claims, ground_truth: GroundTruthByPair, *, iou_threshold: float, with_group_of: bool) -> Outcome:
-    """Rule 4 for ranked claims: to whom each ground truth goes, what group-of boxes absorb, and what is left as wrong.
+def match_ranked(
+    candidates: CandidateMatches, ground_truth: GroundTruthByPair, *, iou_threshold: float, with_group_of: bool
+) -> Matching:
+    """Rule 4 for ranked candidates: true positives, detections absorbed by group-of boxes, and false positives.
 
-    ``with_group_of``: a group-of box that absorbed something makes an entry at the highest score it absorbed, if that
-    is above 0.
+    ``with_group_of``: a group-of box that absorbed a detection makes an entry at the highest score that it absorbed,
+    if that is above 0.
     """
-    # Stage 1: the first to claim a ground truth is right; later ones get no second choice.
-    claimants = np.flatnonzero(claims.iou >= iou_threshold)
-    right = np.zeros(len(claims), dtype=bool)
-    right[claimants[_first_of_each(claims.nearest[claimants], len(ground_truth.ordinary))]] = True
-    # Stage 2: what is not right may be absorbed.
-    absorbed = np.flatnonzero((claims.ioa >= iou_threshold) & ~right)
-    stays = np.ones(len(claims), dtype=bool)
-    stays[absorbed] = False
-    entry = np.flatnonzero(stays)
-    kind = np.where(right[entry], Kind.TRUE_POSITIVE, Kind.FALSE_POSITIVE).astype(np.int8)
+    # Stage 1: the first candidate of a ground-truth box is its true positive; later ones get no second choice.
+    over_threshold = np.flatnonzero(candidates.iou >= iou_threshold)
+    is_true = np.zeros(len(candidates), dtype=bool)
+    is_true[over_threshold[_first_of_each(candidates.ordinary[over_threshold], len(ground_truth.ordinary))]] = True
+    # Stage 2: a detection that is no true positive may be absorbed.
+    absorbed = np.flatnonzero((candidates.ioa >= iou_threshold) & ~is_true)
+    remains = np.ones(len(candidates), dtype=bool)
+    remains[absorbed] = False
+    entry = np.flatnonzero(remains)
+    kind = np.where(is_true[entry], Kind.TRUE_POSITIVE, Kind.FALSE_POSITIVE).astype(np.int8)
     if with_group_of and len(absorbed):
-        highest = absorbed[_first_of_each(claims.group[absorbed], len(ground_truth.group_of))]
-        highest = highest[claims.score[highest] > 0]
+        highest = absorbed[_first_of_each(candidates.group_of[absorbed], len(ground_truth.group_of))]
+        highest = highest[candidates.score[highest] > 0]
         # After all detections of its image that have the same score.
-        place = np.searchsorted(entry, _end_of_equals(claims, highest), side="right")
-        entry, kind = np.insert(entry, place, highest), np.insert(kind, place, np.int8(Kind.GROUP_OF))
-    return Outcome(entry, kind, len(absorbed))
+        at = np.searchsorted(entry, _end_of_equals(candidates, highest), side="right")
+        entry, kind = np.insert(entry, at, highest), np.insert(kind, at, np.int8(Kind.GROUP_OF))
+    return Matching(entry, kind, len(absorbed))
 
 
 def _ascends(rank: NDArray[np.int64], row: NDArray[np.int64]) -> bool:
@@ -96,23 +99,23 @@ def _ascends(rank: NDArray[np.int64], row: NDArray[np.int64]) -> bool:
 
 
 def _first_of_each(group: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """Places, ascending, at which each number of ``group`` (below ``count``) stands for the first time."""
+    """Indices, ascending, of the first occurrence of each number of ``group`` (all below ``count``)."""
     first = np.full(count, len(group), dtype=np.int64)
     np.minimum.at(first, group, np.arange(len(group)))
     return np.sort(first[first < len(group)])
 
 
-def _end_of_equals(claims: Claims, place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Last place of the run of equal image, class and score around each place."""
-    same = (claims.slot[1:] == claims.slot[:-1]) & (claims.score[1:] == claims.score[:-1])
-    ends = np.append(np.flatnonzero(~same), len(claims) - 1)
-    return ends[np.searchsorted(ends, place)]
+def _end_of_equals(candidates: CandidateMatches, at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Last index of the run of equal image, class and score around each index ``at``."""
+    same = (candidates.pair_index[1:] == candidates.pair_index[:-1]) & (candidates.score[1:] == candidates.score[:-1])
+    ends = np.append(np.flatnonzero(~same), len(candidates) - 1)
+    return ends[np.searchsorted(ends, at)]
 
 
-def _place_in_group(group: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How many equal values stand before each value."""
+def _position_in_group(group: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How many equal values come before each value."""
     order = np.argsort(group, kind="stable")
     ordered = group[order]
-    place = np.empty(len(group), dtype=np.int64)
-    place[order] = np.arange(len(group)) - np.searchsorted(ordered, ordered)
-    return place
+    position = np.empty(len(group), dtype=np.int64)
+    position[order] = np.arange(len(group)) - np.searchsorted(ordered, ordered)
+    return position

@@ -1,6 +1,6 @@
-"""The box that each detection comes nearest to: of its own class, of a group of it, and of any other class.
+"""For each detection the ground-truth box that it overlaps most: of its own class, a group-of box, of another class.
 
-Looks at all pairs of a detection and a box of its image, ``PAIRS_AT_ONCE`` at a time.
+All pairs of a detection and a box of its image are compared, ``PAIRS_AT_ONCE`` at a time.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.boxes import areas
+from retinaflow.boxes import paired_ioa, paired_iou
 from retinaflow.detections import Detections
 from retinaflow.metric.ground_truth import Annotations
 from retinaflow.metric.matches import Kind, Matches
 
 PAIRS_AT_ONCE = 1_000_000
-"""Pairs of detection and box that are looked at in one piece (about 200 bytes each)."""
+"""Pairs of a detection and a box that are compared at once (about 200 bytes each)."""
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -25,18 +25,18 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of each entry ``[E]``: overlap with the best box of each sort and its row in the ground truth (-1: none)."""
+    """For each entry ``[E]``: the largest overlap with a box of each sort and the row of that box (-1: none)."""
 
     own: FloatArray
     own_row: IntArray
     own_group_of: FloatArray
-    """Share of the detection inside the group-of box."""
+    """Fraction of the detection inside the group-of box."""
     other: FloatArray
     other_row: IntArray
 
 
 def nearest_ground_truths(matches: Matches, detections: Detections, ground_truth: Annotations) -> Nearest:
-    """One pass over all pairs of an entry and a box of its image."""
+    """The largest overlaps of all entries; group-of entries have none."""
     num_entries = len(matches.score)
     found = {name: np.full(num_entries, -1.0) for name in ("own", "own_group_of", "other")}
     rows = {name: np.full(num_entries, -1, dtype=np.int64) for name in found}
@@ -46,16 +46,13 @@ def nearest_ground_truths(matches: Matches, detections: Detections, ground_truth
     is_own = ground_truth.taxonomy.is_ancestor | np.eye(len(ground_truth.taxonomy), dtype=bool)
     asked = np.flatnonzero(matches.kind != Kind.GROUP_OF)
     for entry, row in _pairs(asked, matches.image_index, np.asarray(ground_truth.box_start)):
-        ours, theirs = boxes[matches.detection_row[entry]], gt_boxes[row]
-        sides = np.minimum(ours[:, 2:], theirs[:, 2:]) - np.maximum(ours[:, :2], theirs[:, :2])
-        np.clip(sides, 0, None, out=sides)
-        shared = sides[:, 0] * sides[:, 1]
         own = is_own[labels[row], matches.class_index[entry]]
         sorts = {"own": own & ~group_of[row], "own_group_of": own & group_of[row], "other": ~own & ~group_of[row]}
         for name, chosen in sorts.items():
-            whole = areas(ours) if name == "own_group_of" else areas(ours) + areas(theirs) - shared
-            overlap = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
-            best_entry, best_row, best = _best(entry[chosen], row[chosen], overlap[chosen])
+            some_entries, some_rows = entry[chosen], row[chosen]
+            overlap_of = paired_ioa if name == "own_group_of" else paired_iou
+            overlap = overlap_of(boxes[matches.detection_row[some_entries]], gt_boxes[some_rows])
+            best_entry, best_row, best = _largest(some_entries, some_rows, overlap)
             found[name][best_entry], rows[name][best_entry] = best, best_row
     return Nearest(found["own"], rows["own"], found["own_group_of"], found["other"], rows["other"])
 
@@ -71,8 +68,10 @@ def _pairs(entries: IntArray, image_of: IntArray, box_start: IntArray) -> Iterat
         yield entry, box_start[image_of[entry]] + within
 
 
-def _best(entry: IntArray, row: IntArray, overlap: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
-    """For each entry (they come in runs) its largest overlap and the first row that has it."""
+def _largest(
+    entry: IntArray, row: IntArray, overlap: NDArray[np.floating]
+) -> tuple[IntArray, IntArray, NDArray[np.floating]]:
+    """For each entry (equal entries are adjacent) its largest overlap and the first row that has it."""
     if len(entry) == 0:
         return entry, row, overlap
     start = np.flatnonzero(np.r_[True, entry[1:] != entry[:-1]])

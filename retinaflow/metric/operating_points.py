@@ -1,8 +1,8 @@
-"""Precision and recall of each class where a detector is used: at a score threshold, and at that of its best F1.
+"""Precision and recall of each class at one score threshold: a given one, or that of the largest F1.
 
-AP rates the whole curve; whoever uses a detector picks one point of it. Precision = TP / (TP + FP), recall = TP /
-ground-truth boxes, F1 = 2 TP / (TP + FP + ground-truth boxes), all by the entries of the metric: a found group-of box counts with its
-weight, absorbed detections count neither way. Detections of equal score pass a threshold together.
+AP summarises the whole curve; a detector in use works at one point of it. Precision = TP / (TP + FP), recall = TP /
+ground-truth boxes, F1 = 2 TP / (TP + FP + ground-truth boxes), all by the entries of the metric: a found group-of box
+counts with its weight, absorbed detections do not count. Detections of equal score pass a threshold together.
 """
 
 from __future__ import annotations
@@ -32,36 +32,37 @@ class OperatingPoints:
 def at_threshold(matches: Matches, threshold: float) -> OperatingPoints:
     """The points of all classes at one score threshold.
 
-    Example: scores 0.9 right, 0.8 wrong, 0.4 right, two ground-truth boxes: at 0.5 precision 1/2, recall 1/2, F1 1/2.
+    Example: scores 0.9 (true positive), 0.8 (false positive), 0.4 (true positive), two ground-truth boxes: at 0.5
+    precision, recall and F1 are 1/2.
     """
     passing = matches.score >= threshold
     num_classes = len(matches.evaluated)
-    right = np.bincount(matches.class_index[passing], _right(matches)[passing], minlength=num_classes)
-    wrong = np.bincount(matches.class_index[passing], _wrong(matches)[passing], minlength=num_classes)
-    return _points(np.full(num_classes, threshold), right, wrong, matches.num_truths)
+    tp = np.bincount(matches.class_index[passing], _true_positives(matches)[passing], minlength=num_classes)
+    fp = np.bincount(matches.class_index[passing], _false_positives(matches)[passing], minlength=num_classes)
+    return _points(np.full(num_classes, threshold), tp, fp, matches.num_truths)
 
 
 def best_f1(matches: Matches) -> OperatingPoints:
     """The point of each class with the largest F1; the highest threshold among equals, NaN where F1 is never above 0.
 
-    The score that the point was found at is the threshold. Chosen on the same images that it is measured on, it is
-    optimistic: choose on one set, report on another.
+    The threshold is the lowest score that passes. F1 on the images that the threshold was chosen on is optimistic:
+    choose it on one set, report on another.
     """
     num_classes, num_truths = len(matches.evaluated), matches.num_truths
-    right, wrong = _right(matches), _wrong(matches)
-    best_right, best_wrong = np.zeros(num_classes), np.zeros(num_classes)
+    tp, fp = _true_positives(matches), _false_positives(matches)
+    best_tp, best_fp = np.zeros(num_classes), np.zeros(num_classes)
     threshold = np.full(num_classes, np.nan)
     start = np.searchsorted(matches.class_index, np.arange(num_classes + 1))
     for c in np.flatnonzero((np.diff(start) > 0) & (num_truths > 0)):
         entries = slice(start[c], start[c + 1])
-        found, missed_by = np.cumsum(right[entries]), np.cumsum(wrong[entries])
+        tp_above, fp_above = np.cumsum(tp[entries]), np.cumsum(fp[entries])
         scores = matches.score[entries]
         last = np.append(scores[1:] != scores[:-1], True)
-        f1 = np.where(last, 2 * found / (found + missed_by + num_truths[c]), -1.0)
-        place = int(np.argmax(f1))
-        if f1[place] > 0:
-            best_right[c], best_wrong[c], threshold[c] = found[place], missed_by[place], scores[place]
-    points = _points(threshold, best_right, best_wrong, num_truths)
+        f1 = np.where(last, 2 * tp_above / (tp_above + fp_above + num_truths[c]), -1.0)
+        at = int(np.argmax(f1))
+        if f1[at] > 0:
+            best_tp[c], best_fp[c], threshold[c] = tp_above[at], fp_above[at], scores[at]
+    points = _points(threshold, best_tp, best_fp, num_truths)
     unfound = np.isnan(threshold)
     return OperatingPoints(
         threshold, points.precision, np.where(unfound, np.nan, points.recall), np.where(unfound, np.nan, points.f1)
@@ -70,8 +71,8 @@ def best_f1(matches: Matches) -> OperatingPoints:
 
 def _points(
     threshold: NDArray[np.float64],
-    right: NDArray[np.number],
-    wrong: NDArray[np.number],
+    tp: NDArray[np.number],
+    fp: NDArray[np.number],
     num_truths: NDArray[np.float64],
 ) -> OperatingPoints:
     def ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:
@@ -79,13 +80,13 @@ def _points(
         np.divide(part, whole, out=result, where=whole > 0)
         return result
 
-    f1 = np.where(num_truths > 0, ratio(2 * right, right + wrong + num_truths), np.nan)
-    return OperatingPoints(threshold, ratio(right, right + wrong), ratio(right, num_truths), f1)
+    f1 = np.where(num_truths > 0, ratio(2 * tp, tp + fp + num_truths), np.nan)
+    return OperatingPoints(threshold, ratio(tp, tp + fp), ratio(tp, num_truths), f1)
 
 
-def _right(matches: Matches) -> NDArray[np.float64]:
+def _true_positives(matches: Matches) -> NDArray[np.float64]:
     return np.where(matches.kind == Kind.FALSE_POSITIVE, 0.0, matches.weight)
 
 
-def _wrong(matches: Matches) -> NDArray[np.float64]:
+def _false_positives(matches: Matches) -> NDArray[np.float64]:
     return np.where(matches.kind == Kind.FALSE_POSITIVE, 1.0, 0.0)

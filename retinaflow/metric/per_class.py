@@ -1,7 +1,7 @@
 """Scores as a table per class, and the few aggregate numbers that are tracked over time.
 
-The table is what runs are compared by, so its form is fixed: columns :data:`COLUMNS`, rows rarest class first. The
-aggregates are few by design: hundreds of per-class metrics would drown a tracking page, the table holds them instead.
+Runs are compared by this table, so its form is fixed: columns :data:`COLUMNS`, rows rarest class first. The aggregates
+are few on purpose: hundreds of per-class metrics would fill a tracking page, so they are in the table instead.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def per_class_table(
     """One row per class with the columns :data:`COLUMNS`, by training images ascending, then class id.
 
     ``bin_of_class [K]``: 0 is the rarest bin, -1 no bin; the column ``bin`` counts from 1 and is missing for no bin.
-    ``images_per_class``, ``boxes_per_class`` ``[K]`` are counts in the training set. ``ap`` is NaN without ground truth,
-    ``num_truths`` float because group-of boxes count with their weight.
-    Raises ValueError when an array does not have one value per class.
+    ``images_per_class``, ``boxes_per_class`` ``[K]`` are counts in the training set. ``ap`` is NaN without ground
+    truth, ``num_truths`` is float because group-of boxes count with their weight. Raises ValueError when an array does
+    not have one value per class.
     """
     arrays = {"bin_of_class": bin_of_class, "images_per_class": images_per_class, "boxes_per_class": boxes_per_class}
     for name, array in {**arrays, "scores.ap": scores.ap}.items():
@@ -59,7 +59,7 @@ def per_class_table(
 def class_groups(
     images_per_class: NDArray[np.integer], bin_of_class: NDArray[np.integer], *, class_ids: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """The groups of classes that get a mean of their own: name -> bool ``[K]``, rarest first.
+    """The groups of classes for which a mean is reported: name -> bool ``[K]``, rarest first.
 
     ``mAP_rare``, ``mAP_common``, ``mAP_frequent``: thirds of the classes with training images, by training images
     ascending and then class id. When their number is not divisible by three, the rarer thirds get one class more
@@ -79,9 +79,9 @@ def class_groups(
 def summary(table: pd.DataFrame, *, prefix: str = "val/") -> dict[str, float]:
     """The tracked aggregates of a :func:`per_class_table`, e.g. ``val/mAP``, ``val/mAP_rare``, ``val/mAP_bin_1``.
 
-    Each is the mean AP over the classes of its group that have ground truth; the groups (:func:`class_groups`) are made from
-    the training counts alone, so they do not shift with the evaluated split. A group without ground truth is left out of
-    the dict. ``val/mAP`` is over all classes of the table, those without training images included.
+    Each is the mean AP over the classes of its group that have ground truth. The groups (:func:`class_groups`) depend
+    on the training counts alone, so they are the same for every evaluated split. A group without ground truth is left
+    out. ``val/mAP`` is over all classes of the table, those without training images included.
     """
     ap = table["ap"].to_numpy(dtype=np.float64)
     groups = class_groups(

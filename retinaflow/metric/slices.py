@@ -1,17 +1,18 @@
 """AP on a part of the ground truth: crowded objects, and small, medium and large ones.
 
-A slice is a set of ordinary ground-truth boxes (group-of boxes play no role). A detection that claims a ground truth (IoU at least the
-threshold with its nearest one) is about that ground truth and counts where the ground truth does: right when it is the first, else
-wrong. A detection that claims none is wrong
+A slice is a set of ordinary ground-truth boxes (group-of boxes play no role). A detection with a candidate match (IoU
+at least the threshold with the ground-truth box that it overlaps most) counts in the slice of that box: as a true
+positive when it is the first there, else as a false positive. A detection without one is a false positive
 
-- in the size slice of its own area, as COCO has it;
-- in the crowded slice when its image has a crowded ground truth of its class; elsewhere there is no crowd to get wrong.
+- in the size slice of its own area, as in COCO's evaluation;
+- in the crowded slice, when its image has a crowded ground-truth box of its class.
 
-Sizes are shares of the image's area, since ground truth knows no pixels: small is below 1/300, large from 3/100, which are
-COCO's 32 x 32 and 96 x 96 pixels on an image of 640 x 480. Crowded is a ground truth that overlaps another ordinary ground truth of
-its class by IoU > 0.3. All of this is after expansion: two men in a crowd are crowded persons too.
+Sizes are fractions of the image's area, since the annotations hold no pixels: small is below 1/300, large from 3/100,
+which are COCO's 32 x 32 and 96 x 96 pixels on an image of 640 x 480. A ground-truth box is crowded when its IoU with
+another ordinary one of its class is above 0.3. All of this is after expansion: two men in a crowd are crowded persons
+too.
 
-Cost: one pass over pairs of ground-truth boxes in one image and class, and per slice one over the claims.
+Cost: one pass over pairs of ground-truth boxes in one image and class, and per slice one over the candidate matches.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.boxes import areas
-from retinaflow.metric.candidate_matches import GroundTruthByPair, overlaps
+from retinaflow.boxes import areas, paired_iou
+from retinaflow.metric.candidate_matches import GroundTruthByPair
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.evaluator import Evaluator, Subset
 from retinaflow.metric.matches import Kind
@@ -40,7 +41,7 @@ class SliceScores:
     name: str
     ap: NDArray[np.float64]
     recall: NDArray[np.float64]
-    """Share of the slice's ground-truth boxes that were found at any score."""
+    """Fraction of the slice's ground-truth boxes that were found at any score."""
     num_truths: NDArray[np.float64]
 
 
@@ -52,29 +53,28 @@ def slice_scores(evaluator: Evaluator, *, iou_threshold: float = 0.5) -> list[Sl
 
 
 def subsets(evaluator: Evaluator) -> dict[str, Subset]:
-    """The slices by name, as sets of ordinary ground-truth boxes and of claims."""
-    ground_truth, claims = evaluator.ground_truth, evaluator.ranked_candidates()
-    gt_size, claim_size = _size(areas(ground_truth.ordinary.boxes)), _size(claims.area)
-    found = {name: Subset(gt_size == number, claim_size == number) for number, name in enumerate(SLICES[:3])}
+    """The slices by name, as sets of ordinary ground-truth boxes and of candidate matches."""
+    ground_truth, candidates = evaluator.ground_truth, evaluator.ranked_candidates()
+    gt_size, own_size = _size(areas(ground_truth.ordinary.boxes)), _size(candidates.area)
+    found = {name: Subset(gt_size == number, own_size == number) for number, name in enumerate(SLICES[:3])}
     crowded = are_crowded(ground_truth)
-    slots_with = np.zeros(len(ground_truth.pairs), dtype=bool)
-    slots_with[np.searchsorted(ground_truth.pairs, ground_truth.ordinary.pair[crowded])] = True
-    return {**found, SLICES[3]: Subset(crowded, slots_with[claims.slot])}
+    has_crowd = np.zeros(len(ground_truth.pairs), dtype=bool)
+    has_crowd[np.searchsorted(ground_truth.pairs, ground_truth.ordinary.pair[crowded])] = True
+    return {**found, SLICES[3]: Subset(crowded, has_crowd[candidates.pair_index])}
 
 
 def are_crowded(ground_truth: GroundTruthByPair) -> NDArray[np.bool_]:
-    """``[T]`` ordinary ground-truth boxes that overlap another one of their image and class by IoU > 0.3."""
+    """``[T]`` ordinary ground-truth boxes whose IoU with another one of their image and class is above 0.3."""
     boxes = ground_truth.ordinary.boxes
-    area = areas(boxes).astype(np.float64, copy=False)
-    slot = np.searchsorted(ground_truth.pairs, ground_truth.ordinary.pair)
-    begin = ground_truth.ordinary_start[slot]
-    counts = ground_truth.ordinary_start[slot + 1] - begin
+    pair_index = np.searchsorted(ground_truth.pairs, ground_truth.ordinary.pair)
+    begin = ground_truth.ordinary_start[pair_index]
+    counts = ground_truth.ordinary_start[pair_index + 1] - begin
     crowded = np.zeros(len(boxes), dtype=bool)
-    # The k-th turn compares every ground truth with the k-th of its image and class.
+    # The k-th turn compares every ground-truth box with the k-th of its image and class.
     active, turn = np.flatnonzero(counts > 1), 0
     while len(active):
         other = begin[active] + turn
-        near = overlaps(boxes[active], area[active], boxes[other], union=True) > CROWDED_ABOVE
+        near = paired_iou(boxes[active], boxes[other]) > CROWDED_ABOVE
         crowded[active[near & (other != active)]] = True
         turn += 1
         active = active[counts[active] > turn]

@@ -1,4 +1,4 @@
-"""The reliability diagram: of the detections with a score near s, what share is right?"""
+"""The reliability diagram: the precision of the detections with a score near s."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from retinaflow.reports.figure_style import OKABE_ITO, class_figure, legend
 STEPS = 10
 
 
-def reliability(before: NDArray[np.floating], after: NDArray[np.floating], right: NDArray[np.bool_]) -> Figure:
-    """Share of right detections in tenths of the score, before and after calibration; on the diagonal is calibrated.
+def reliability(before: NDArray[np.floating], after: NDArray[np.floating], is_true: NDArray[np.bool_]) -> Figure:
+    """Precision in tenths of the score, before and after calibration; calibrated scores lie on the diagonal.
 
-    ``before [N]``, ``after [N]`` in [0, 1], ``right [N]``. The area of a dot follows the number of its detections.
+    ``before [N]``, ``after [N]`` in [0, 1], ``is_true [N]``: whether a true positive. The area of a dot follows the
+    number of its detections.
     """
-    figure, axes = class_figure("Share of right detections by score, all models and classes", right=0.78)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of right detections")
+    figure, axes = class_figure("Precision by score, all models and classes", right=0.78)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="precision")
     axes.plot([0, 1], [0, 1], color="#7F7F7F", linewidth=1, linestyle="--")
     handles = [
-        _curve(axes, score, right, color, label)
+        _curve(axes, score, is_true, color, label)
         for score, color, label in ((before, OKABE_ITO[1], "as detected"), (after, OKABE_ITO[0], "calibrated"))
     ]
-    legend(axes, handles, f"{len(right):,} evaluated detections")
+    legend(axes, handles, f"{len(is_true):,} evaluated detections")
     return figure
 
 
-def _curve(axes: Axes, score: NDArray[np.floating], right: NDArray[np.bool_], color: str, label: str) -> object:
+def _curve(axes: Axes, score: NDArray[np.floating], is_true: NDArray[np.bool_], color: str, label: str) -> object:
     step = np.clip((np.asarray(score) * STEPS).astype(np.int64), 0, STEPS - 1)
     count = np.bincount(step, minlength=STEPS)
     filled = count > 0
     mean = np.bincount(step, score, STEPS)[filled] / count[filled]
-    share = np.bincount(step, right, STEPS)[filled] / count[filled]
-    axes.scatter(mean, share, s=20 + 280 * count[filled] / max(count.max(), 1), color=color, alpha=0.45, linewidth=0)
-    (line,) = axes.plot(mean, share, color=color, marker="o", markersize=4, label=label)
+    precision = np.bincount(step, is_true, STEPS)[filled] / count[filled]
+    axes.scatter(
+        mean, precision, s=20 + 280 * count[filled] / max(count.max(), 1), color=color, alpha=0.45, linewidth=0
+    )
+    (line,) = axes.plot(mean, precision, color=color, marker="o", markersize=4, label=label)
     return line

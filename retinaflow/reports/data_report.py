@@ -18,7 +18,7 @@ from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.suspicious import suspicions, suspicious_table
+from retinaflow.data.suspicious_annotations import suspicions, suspicious_table
 from retinaflow.progress import report
 from retinaflow.reports import data_figures
 from retinaflow.reports.class_figures import class_frequency
@@ -124,7 +124,7 @@ def _classes(page: Report, data: ExploredData) -> None:
         )
     )
     page.section("The tail", "Boxes as given, without those that the hierarchy implies.")
-    page.figure(data_figures.tail(exploration.tail_shares(data.given.boxes_per_class)), "tail.png")
+    page.figure(data_figures.tail(exploration.tail_fractions(data.given.boxes_per_class)), "tail.png")
     page.section("Every class", "Rarest first; a click on a heading sorts. class_statistics.csv is the same table.")
     page.table(data.table.round(4), tall=len(data.table) > 25)
     page.csv(data.table, "class_statistics.csv")
@@ -160,8 +160,8 @@ def _anchors(page: Report, data: ExploredData, settings: TrainingSettings, bucke
     scale = settings.anchor_scale
     page.section(
         "Anchors",
-        "A box is learned from the anchors with which it has an IoU of 0.5 or more; without such an anchor it is hardly "
-        f"learned. Measured on at most 1,000 boxes of each class, image_size={settings.image_size} and "
+        "A box is learned from the anchors with which it has an IoU of 0.5 or more; without such an anchor it is "
+        f"hardly learned. Measured on at most 1,000 boxes of each class, image_size={settings.image_size} and "
         f"anchor_scale={scale:g}; the class with the fewest reached boxes comes first. anchors.csv is the same table.",
     )
     sample = BoxSample.draw(data.index)
@@ -203,7 +203,7 @@ def _together(page: Report, data: ExploredData) -> None:
 
 
 def _heat_map(data: ExploredData, found: exploration.Cooccurrence, title: str) -> Figure:
-    return data_figures.cooccurrence(found.share, data.names(found.rows), data.names(found.columns), title=title)
+    return data_figures.cooccurrence(found.fraction, data.names(found.rows), data.names(found.columns), title=title)
 
 
 def _labels(page: Report, data: ExploredData) -> None:
@@ -223,7 +223,7 @@ def _labels(page: Report, data: ExploredData) -> None:
     elif not data.index.all_known:
         page.text("There are no image-level labels: on each image only boxed classes are known.")
     page.section("Group-of and other flags")
-    fractions = exploration.flag_shares(index)
+    fractions = exploration.flag_fractions(index)
     page.table(pd.DataFrame({"flag": fractions.keys(), "fraction of the boxes": fractions.values()}))
     if index.is_group_of.any():
         fraction, boxes = table["group_of"].to_numpy(dtype=np.float64), table["boxes"].to_numpy()

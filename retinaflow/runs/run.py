@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retinaflow.errors import SettingError
 from retinaflow.settings.fields import as_text
 
 FIGURE_DPI = 110
@@ -110,6 +111,8 @@ class FolderRun(FileRun):
     """The same files in a folder, and the metrics in ``metrics.jsonl``, which ``resumed`` continues."""
 
     def __init__(self, folder: Path, *, resumed: bool = False) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise SettingError(f"output={folder}: must be a folder, but it is a file")
         folder.mkdir(parents=True, exist_ok=True)
         self.run_id = folder.name
         self.folder = folder

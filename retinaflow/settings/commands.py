@@ -15,20 +15,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from retinaflow.errors import SettingError
-from retinaflow.settings.data_commands import ConvertConfig, DownloadConfig, DryRunSettings
+from retinaflow.settings.data_commands import ConvertConfig, DownloadConfig
 from retinaflow.settings.fields import (
     AtLeastOne,
     Count,
     Fraction,
     Names,
-    Numbers,
     OnResume,
     OptionalPath,
     OptionalText,
     Searched,
     as_text,
-    auto,
-    none_of,
     split_list,
 )
 from retinaflow.settings.groups import (
@@ -54,6 +51,7 @@ from retinaflow.settings.model_groups import (
     PredictionFileSettings,
     RunsSettings,
 )
+from retinaflow.settings.search_settings import SearchSettings
 from retinaflow.settings.training_groups import (
     AnchorSettings,
     AugmentSettings,
@@ -258,45 +256,18 @@ class SplitConfig(FromRunSettings, IntervalSettings, MergeSettings, TrainConfig)
 class MainConfig(TrainConfig):
     """``main``: bin, train with uniform and with ``sampling``, compare AP per bin."""
 
+    side_by_side: bool = True
+    """Without a GPU, train both at the same time, each on half of the cores; false: one after the other, in half of the
+    memory."""
+
 
 @with_defaults(eval_every=1, texts={"dry_run": "Only print how many images the search will see and how long it takes."})
-class SearchConfig(DryRunSettings, TrainConfig):
+class SearchConfig(SearchSettings, TrainConfig):
     """``search``: find settings that are better for rare classes than the defaults, with Optuna. Searchable settings
     take a range low..high (low..high:log), choices a,b,c, or one value, which fixes them."""
 
-    title = "Search"
-
     space: Annotated[Mapping[str, str], Field(exclude=True)] = {}
     """Searched settings and their range or choices, from what is given for them; no setting itself."""
-    study: str = "search"
-    """Name of the study; the same command with the same name resumes it."""
-    trials: AtLeastOne = 40
-    """Trials of the study in all, including those of earlier commands and other machines."""
-    seeds: AtLeastOne = 1
-    """Trainings of a trial (seed, seed + 1, ...), whose mean counts; pruning looks at the first."""
-    confirm_seeds: Count = 5
-    """New seeds for comparing the best trial with the defaults; 0: not compared."""
-    objective: Annotated[Names, Field(min_length=1, max_length=2)] = ("val/mAP_rare",)
-    """What is maximised: a val/ metric, or bins (see bin_weights); two names give a Pareto front."""
-    bin_weights: Numbers = ()
-    """objective=bins: weights of the mean over bins, rarest first; bins without a weight count 0."""
-    floor: Annotated[Fraction | None, BeforeValidator(none_of)] = None
-    """Minimum of floor_metric that a trial must reach to be chosen; none: no floor."""
-    floor_metric: str = "val/mAP_frequent"
-    """Metric that floor applies to."""
-    sampler: Literal["tpe", "random", "gp", "cmaes", "nsgaii"] = "tpe"
-    """Optuna's sampler."""
-    pruner: Literal["median", "hyperband", "none"] = auto(
-        "median; none with two objectives", lambda values: "median" if len(values["objective"]) == 1 else "none"
-    )
-    """Which trials are ended early."""
-    storage: str = "auto"
-    """Database of the study: a file or sqlite:/// for one machine, postgresql:// for many (passwords in PGPASSFILE or
-    PGPASSWORD); auto: optuna.db beside the MLflow store."""
-    search_workers: AtLeastOne = 1
-    """Processes that run trials on this machine, the cores divided among them."""
-    heartbeat: AtLeastOne = 15
-    """Seconds between signs of life of a trial; after four times that in silence the trial is run again."""
 
     @model_validator(mode="before")
     @classmethod

@@ -98,5 +98,5 @@ class DownloadConfig(TrackingSettings, DryRunSettings):
     images_url: str = "https://s3.amazonaws.com/open-images-dataset"
     """Base address of the image copies."""
     on_bad_image: OnBadImage = "stop"
-    """An image that cannot be read whole stops the command after the others, or is skipped and listed in missing.csv;
-    with skip, also when the server has none of the first 20."""
+    """An unreadable image stops the command after the others, or is skipped; one that the server lacks is listed in
+    missing.csv, but stop ends the command when it lacks all of the first 20."""

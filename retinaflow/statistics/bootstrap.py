@@ -1,22 +1,24 @@
-"""How sure a score is: bootstrap over images, and paired differences of two runs on the same images.
+"""Confidence intervals of a score: bootstrap over images, and paired differences of two runs on the same images.
 
 Matching is done once. Each resample is a random half of the images, and its scores come from the matches as they are.
-What varies is the choice of the validation images; the detector is taken as given, so intervals say nothing about
-training with another seed. A class without ground truth in a resample is left out of its mean.
+The intervals cover the choice of the validation images; the detector is fixed, so they do not cover a training with
+another seed. A class without ground truth in a resample is left out of its mean.
 
-The resamples give standard errors, the excess of AP on few images, and the share above 0. The ends of an interval are
-not their percentiles, which miss the true AP far too often where classes have few ground-truth boxes; :mod:`~.intervals` says what
-is done instead. Where the true AP is known by simulation, 95% intervals of scores and of paired differences cover it in
-90% to 99% of the samples, for the mean, for bins by frequency, and on average over classes with 10 ground-truth boxes and more
-(tests/statistics/test_interval_coverage.py; docs/decisions.md has the table, and what classes of 3 to 9 ground-truth boxes get).
-An interval always holds its estimate, but need not be centred on it: AP of few images is too high.
+The resamples give standard errors, the excess of AP on few images, and the fraction above 0. The ends of an interval
+are not their percentiles, which miss the true AP far too often where classes have few ground-truth boxes;
+:mod:`~.intervals` explains what is used instead. Where the true AP is known by simulation, 95% intervals of scores and
+of paired differences cover it in 90% to 99% of the samples, for the mean, for bins by frequency, and on average over
+classes with 10 ground-truth boxes and more (tests/statistics/test_interval_coverage.py; docs/decisions.md has the
+table, also for classes of 3 to 9 ground-truth boxes). An interval always holds its estimate, but its centre may differ:
+AP of few images is too high.
 
-Same seed, same numbers, whatever the number of threads and the size of the blocks; no global state. Cost: for 40,000
-images, 500 classes, 2,000,000 entries and 1,000 resamples 14 s of CPU, shared by the threads, and 100 MB
+The same seed gives the same numbers, whatever the number of threads and the size of the blocks; no global state. Cost:
+for 40,000 images, 500 classes, 2,000,000 entries and 1,000 resamples 14 s of CPU, divided among the threads, and 100 MB
 (``benchmarks/bootstrap.py``).
 
 Source: Saigo, Shao and Sitter, A repeated half-sample bootstrap (Survey Methodology 2001): half of the images, each
-twice, varies as much as as many images drawn with replacement, and has no chance repeats, which distort AP.
+twice, varies as much as as many images sampled with replacement, and repeats no image by chance, which would distort
+AP.
 """
 
 from __future__ import annotations
@@ -30,22 +32,12 @@ from numpy.typing import NDArray
 
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Matches
-from retinaflow.statistics.intervals import EXCESS, difference_interval, disagreement_variance, score_interval
+from retinaflow.statistics.intervals import EXCESS, Interval, difference_interval, disagreement_variance, score_interval
 from retinaflow.statistics.resampling import resampled_ap
 
 FloatArray = NDArray[np.float64]
 Groups = Mapping[str, NDArray[np.bool_]]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A score and its interval; NaN where there is no ground truth."""
-
-    estimate: float
-    """On the images as they are."""
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Difference(Interval):
     """Second run minus first run."""
 
     fraction_above_zero: float
-    """Share of the resamples (those where the difference is defined) in which the second run is better."""
+    """Fraction of the resamples (those where the difference is defined) in which the second run is better."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +91,9 @@ def bootstrap_intervals(
     groups = _checked(groups, len(matches.evaluated), resamples=resamples, confidence=confidence)
     here = average_precision(matches)
     num_truths = matches.num_truths
-    (drawn,) = resampled_ap([matches], resamples=resamples, seed=seed, threads=threads)
-    error = _deviations(drawn)
-    excess = EXCESS * np.nan_to_num(_column_means(drawn) - here)
+    (resampled,) = resampled_ap([matches], resamples=resamples, seed=seed, threads=threads)
+    error = _deviations(resampled)
+    excess = EXCESS * np.nan_to_num(_column_means(resampled) - here)
 
     def interval(members: NDArray[np.bool_]) -> Interval:
         members = members & ~np.isnan(here)
@@ -109,7 +101,7 @@ def bootstrap_intervals(
         estimate = _row_means(here[None, members])
         low, high = score_interval(
             estimate,
-            error=_deviations(_row_means(drawn[:, members])[:, None]),
+            error=_deviations(_row_means(resampled[:, members])[:, None]),
             excess=np.array([excess[members].sum() / count]),
             num_truths=np.array([num_truths[members].sum()]),
             confidence=confidence,
@@ -138,37 +130,37 @@ def paired_differences(
     seed: int = 0,
     threads: int = 0,
 ) -> Differences:
-    """Second run minus first run; both get the same images in every resample, so what they share cancels out.
+    """Second run minus first run; both get the same images in every resample, so what both have in common cancels out.
 
-    Classes that only one run evaluated are left out; a class of which both found the same differs by exactly 0. Raises
-    ValueError when the two were not matched with the same images and ground truth, for settings out of range, and for groups
-    that do not fit the classes.
+    Classes that only one run evaluated are left out; a class with the same entries in both differs by exactly 0.
+    Raises ValueError when the two were not matched with the same images and ground truth, for settings out of range,
+    and for groups that do not fit the classes.
     """
     groups = _checked(groups, len(first.evaluated), resamples=resamples, confidence=confidence)
     _check_same_ground_truth(first, second)
     before, after = resampled_ap([first, second], resamples=resamples, seed=seed, threads=threads)
     here = average_precision(second) - average_precision(first)
-    drawn = after - before
+    resampled = after - before
     num_images = np.bincount(first.gt_class, minlength=len(here))
-    hidden = np.where(_same_entries(first, second), 0.0, disagreement_variance(num_images))
+    unseen = np.where(_same_entries(first, second), 0.0, disagreement_variance(num_images))
 
     def difference(members: NDArray[np.bool_]) -> Difference:
-        # The classes of one resample have ground truth for both runs or for neither, so the difference of the means over
-        # the shared classes is the mean of the differences.
+        # In a resample a class has ground truth for both runs or for neither, so the difference of the means over the
+        # shared classes is the mean of the differences.
         members = members & ~np.isnan(here)
-        means = _row_means(drawn[:, members])[:, None]
+        means = _row_means(resampled[:, members])[:, None]
         estimate = _row_means(here[None, members])
-        variance = _deviations(means) ** 2 + hidden[members].sum() / max(1, int(members.sum())) ** 2
+        variance = _deviations(means) ** 2 + unseen[members].sum() / max(1, int(members.sum())) ** 2
         low, high = difference_interval(estimate, error=np.sqrt(variance), confidence=confidence)
         return Difference(float(estimate[0]), float(low[0]), float(high[0]), float(_fraction_above_zero(means)[0]))
 
-    low, high = difference_interval(here, error=np.sqrt(_deviations(drawn) ** 2 + hidden), confidence=confidence)
+    low, high = difference_interval(here, error=np.sqrt(_deviations(resampled) ** 2 + unseen), confidence=confidence)
     return Differences(
         mean=difference(np.ones(len(here), dtype=bool)),
         ap=here,
         ap_low=low,
         ap_high=high,
-        ap_fraction_above_zero=_fraction_above_zero(drawn),
+        ap_fraction_above_zero=_fraction_above_zero(resampled),
         groups=_of_each(groups, difference),
         resamples=resamples,
         confidence=confidence,
@@ -211,7 +203,7 @@ def _deviations(values: FloatArray) -> FloatArray:
 
 
 def _fraction_above_zero(values: FloatArray) -> FloatArray:
-    """Share of each column, among what is not NaN, that is above 0."""
+    """Fraction of each column, among what is not NaN, that is above 0."""
     known = (~np.isnan(values)).sum(axis=0)
     result = np.full(values.shape[1], np.nan)
     np.divide((values > 0).sum(axis=0), known, out=result, where=known > 0)

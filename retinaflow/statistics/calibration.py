@@ -1,17 +1,18 @@
-"""Scores that mean the same in every class: from "0.7" to the share of such detections that are right.
+"""Scores with the same meaning in every class: from "0.7" to the fraction of such detections that are true positives.
 
-A detector's scores are not probabilities, and those of two detectors are on two scales. A :class:`Calibrator` maps the
-scores of one class of one detector by a rising function, fitted to detections that the Challenge's matching has evaluated:
+The scores of a detector are not probabilities, and the scales of two detectors differ. A :class:`Calibrator` maps the
+scores of one class of one detector by a rising function, fitted to detections that the Challenge's matching has
+evaluated:
 
 - ``platt``: sigmoid(a * logit(score) + b), a > 0, by maximum likelihood with Platt's targets (N+ + 1) / (N+ + 2) for
-  right and 1 / (N- + 2) for wrong detections (Platt 1999, section 2.2);
+  true positives and 1 / (N- + 2) for false positives (Platt 1999, section 2.2);
 - ``isotonic``: the rising step function of least squares (pool adjacent violators; Zadrozny and Elkan 2002), linear
-  between the centres of its steps, held within 1 / (N + 2) of 0 and 1;
+  between the centres of its steps, limited to 1 / (N + 2) from 0 and 1;
 - ``none``: the score itself.
 
-Which of them is told by the likelihood of detections on images that had no part in the fit (:func:`choose_method`). A
-millionth of the score itself is mixed in, so that every calibrator rises strictly: the order of one class's detections
-from one model, and with it the class's AP, stays as it was.
+:func:`choose_method` chooses by the likelihood of detections on images that were not in the fit. A millionth of the
+score itself is added, so that every calibrator rises strictly: the order of one class's detections from one model, and
+with it the AP of the class, does not change.
 
 Cost of a fit: linear in the evaluated detections (isotonic: after a sort).
 """
@@ -27,11 +28,13 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit, logit
 
+from retinaflow.errors import DataError
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Method = Literal["none", "platt", "isotonic"]
 METHODS: tuple[Method, ...] = ("none", "platt", "isotonic")
-"""In the order in which a draw is settled: the simplest wins."""
+"""Of equal methods the first is chosen: the simplest."""
 
 TIE_BREAK = 1e-6
 SMALLEST_SLOPE = 0.01
@@ -56,11 +59,11 @@ class Calibrator:
             return raw
         if self.method == "platt":
             slope, intercept = self.points
-            share = expit(slope * _logit(raw) + intercept)
+            probability = expit(slope * _logit(raw) + intercept)
         else:
             half = len(self.points) // 2
-            share = np.interp(raw, self.points[:half], self.points[half:])
-        return np.asarray((1 - TIE_BREAK) * share + TIE_BREAK * raw, dtype=np.float64)
+            probability = np.interp(raw, self.points[:half], self.points[half:])
+        return np.asarray((1 - TIE_BREAK) * probability + TIE_BREAK * raw, dtype=np.float64)
 
     def to_document(self) -> dict[str, Any]:
         """JSON values that :meth:`from_document` reads."""
@@ -68,22 +71,23 @@ class Calibrator:
 
     @staticmethod
     def from_document(document: dict[str, Any]) -> Calibrator:
-        """What :meth:`to_document` described. Raises ValueError for anything else."""
+        """The calibrator of :meth:`to_document`. Raises DataError for any other document."""
         method, points = document.get("method"), document.get("points")
         if method not in METHODS or not isinstance(points, list):
-            raise ValueError(f"a calibrator must have a method of {', '.join(METHODS)} and points, but got {document}")
+            raise DataError(f"a calibrator must have a method of {', '.join(METHODS)} and points, but got {document}")
         return Calibrator(method, tuple(float(point) for point in points))
 
 
 @dataclass(frozen=True)
 class ScoredDetections:
-    """The evaluated detections of one class of one model: ``score [N]``, ``right [N]``, ``fold [N]`` of their image.
+    """The evaluated detections of one class of one model: ``score [N]``, ``is_true [N]``, ``fold [N]``.
 
-    Detections of unverified classes and those that group-of boxes absorb are neither right nor wrong, and not here.
+    ``is_true``: whether it is a true positive; ``fold``: that of its image. Detections of unverified classes and those
+    that group-of boxes absorb are neither true nor false positives, and are left out.
     """
 
     score: FloatArray
-    right: BoolArray
+    is_true: BoolArray
     fold: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -91,7 +95,7 @@ class ScoredDetections:
 
     def take(self, rows: BoolArray) -> ScoredDetections:
         """The rows where ``rows [N]`` is True."""
-        return ScoredDetections(self.score[rows], self.right[rows], self.fold[rows])
+        return ScoredDetections(self.score[rows], self.is_true[rows], self.fold[rows])
 
 
 def fit(evaluated: ScoredDetections, method: Method) -> Calibrator:
@@ -113,19 +117,19 @@ def held_out_loss(evaluated: ScoredDetections, method: Method) -> float:
     for fold in np.unique(evaluated.fold):
         inside = evaluated.fold == fold
         calibrated = fit(evaluated.take(~inside), method)(evaluated.score[inside])
-        total += float(log_loss(calibrated, evaluated.right[inside]).sum())
+        total += float(log_loss(calibrated, evaluated.is_true[inside]).sum())
     return total
 
 
-def log_loss(share: NDArray[np.floating], right: BoolArray) -> FloatArray:
-    """Minus the log of what was said of the outcome, for each detection."""
-    said = np.where(right, share, 1 - share)
-    return np.asarray(-np.log(np.clip(said, _NEAR_ZERO, 1)), dtype=np.float64)
+def log_loss(probability: NDArray[np.floating], is_true: BoolArray) -> FloatArray:
+    """Minus the log of the probability of the outcome, for each detection."""
+    likelihood = np.where(is_true, probability, 1 - probability)
+    return np.asarray(-np.log(np.clip(likelihood, _NEAR_ZERO, 1)), dtype=np.float64)
 
 
 def _fit_platt(evaluated: ScoredDetections) -> Calibrator:
-    right = int(evaluated.right.sum())
-    target = np.where(evaluated.right, (right + 1) / (right + 2), 1 / (len(evaluated) - right + 2))
+    num_true = int(evaluated.is_true.sum())
+    target = np.where(evaluated.is_true, (num_true + 1) / (num_true + 2), 1 / (len(evaluated) - num_true + 2))
     x = _logit(evaluated.score)
 
     def loss(weights: FloatArray) -> tuple[float, FloatArray]:
@@ -139,13 +143,13 @@ def _fit_platt(evaluated: ScoredDetections) -> Calibrator:
 
 
 def _fit_isotonic(evaluated: ScoredDetections) -> Calibrator:
-    scores, place = np.unique(evaluated.score, return_inverse=True)
-    count = np.bincount(place).astype(np.float64)
-    share = np.bincount(place, evaluated.right) / count
-    blocks = isotonic_regression(share, weights=count).blocks
+    scores, step = np.unique(evaluated.score, return_inverse=True)
+    count = np.bincount(step).astype(np.float64)
+    precision = np.bincount(step, evaluated.is_true) / count
+    blocks = isotonic_regression(precision, weights=count).blocks
     weight = np.add.reduceat(count, blocks[:-1])
     centre = np.add.reduceat(count * scores, blocks[:-1]) / weight
-    value = np.add.reduceat(count * share, blocks[:-1]) / weight
+    value = np.add.reduceat(count * precision, blocks[:-1]) / weight
     margin = 1 / (len(evaluated) + 2)
     return Calibrator("isotonic", (*centre.tolist(), *np.clip(value, margin, 1 - margin).tolist()))
 

@@ -1,12 +1,12 @@
-"""Calibrated scores of a whole model, honestly: no image is evaluated by a calibrator that it had a part in.
+"""Cross-fitted calibration of a whole model: no detection is calibrated by a calibrator that was fitted on its image.
 
-The images are drawn into folds. Detections on the images of a fold get calibrators that were fitted on the images of
-the other folds; the calibrators that are kept are fitted on all images. The method, one of three, is chosen once for a
-class, by the likelihood of held-out folds: two methods in one class would not be one scale. A class of too few ground-truth boxes
+The images are divided into folds. Detections on the images of a fold get calibrators that were fitted on the images of
+the other folds; the calibrators that are stored are fitted on all images. One method of three is chosen for a class, by
+the likelihood of held-out folds: two methods in one class would be two scales. A class with too few ground-truth boxes
 keeps its scores.
 
-Cross-fitted scores understate AP, as leaving out does with any ranking: an image of many right detections takes these
-out of its own calibrator, which is lower for it. A kept calibrator leaves the AP of a class as it was.
+Cross-fitted scores understate AP, as leaving out does for any ranking: an image with many true positives is missing
+from the fit of its own calibrator, which is lower for it. A stored calibrator does not change the AP of a class.
 
 Cost: 16 to 21 fits per class with five folds.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
+from retinaflow.errors import DataError
 from retinaflow.metric.matches import Kind, Matches
 from retinaflow.statistics.calibration import (
     Calibrator,
@@ -34,7 +35,7 @@ from retinaflow.statistics.calibration import (
 
 
 def sample_folds(num_images: int, folds: int, *, seed: int) -> NDArray[np.int64]:
-    """``[I]`` fold of each image, of nearly equal size, drawn by ``seed``."""
+    """``[I]`` fold of each image; random folds of nearly equal size."""
     order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0xCA1,))).permutation(num_images)
     result = np.empty(num_images, dtype=np.int64)
     result[order] = np.arange(num_images) % folds
@@ -43,7 +44,7 @@ def sample_folds(num_images: int, folds: int, *, seed: int) -> NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CalibratedClass:
-    """What became of one class: the kept calibrator, and mean log loss of its evaluated detections, cross-fitted."""
+    """The stored calibrator of a class, and the mean log loss of its evaluated detections, cross-fitted."""
 
     class_index: int
     calibrator: Calibrator
@@ -61,14 +62,14 @@ def cross_fitted(
     method: Literal["auto", "none", "platt", "isotonic"] = "auto",
     min_ground_truth: int = 20,
 ) -> tuple[Detections, list[CalibratedClass]]:
-    """One model's detections with cross-fitted scores, and the kept calibrator of each class.
+    """One model's detections with cross-fitted scores, and the calibrator of each class to store.
 
     ``matches``: of these detections (``detection_row`` counts their rows). ``fold_of_image [I]``: the images of a fold
-    are evaluated by calibrators of the others. A class of fewer ground-truth boxes than ``min_ground_truth`` keeps its scores. Raises
-    ValueError for scores outside [0, 1], which only ``none`` takes.
+    get calibrators of the other folds. A class of fewer ground-truth boxes than ``min_ground_truth`` keeps its scores.
+    Raises ValueError for scores outside [0, 1], which only ``none`` takes.
     """
     if method != "none":
-        refuse_other_scores(detections)
+        check_scores(detections)
     score = np.asarray(detections.score, dtype=np.float64).copy()
     fold_of_row = fold_of_image[detections.image_index]
     choose: Callable[[ScoredDetections], Method] = choose_method if method == "auto" else lambda evaluated: method
@@ -78,22 +79,22 @@ def cross_fitted(
     for k in range(len(matches.evaluated)):
         evaluated = scored_of_class(matches, k, fold_of_image)
         ground_truths, raw = float(matches.num_truths[k]), evaluated.score
-        kept, after = Calibrator(), raw
+        stored, after = Calibrator(), raw
         if ground_truths >= min_ground_truth and len(evaluated):
             rows = rows_of_class[start[k] : start[k + 1]]
             chosen = choose(evaluated)
-            kept, after = fit(evaluated, chosen), raw.copy()
+            stored, after = fit(evaluated, chosen), raw.copy()
             for fold in np.unique(fold_of_row[rows]):
                 calibrator = fit(evaluated.take(evaluated.fold != fold), chosen)
                 score[rows[fold_of_row[rows] == fold]] = calibrator(score[rows[fold_of_row[rows] == fold]])
                 after[evaluated.fold == fold] = calibrator(raw[evaluated.fold == fold])
-        found.append(CalibratedClass(k, kept, ground_truths, len(evaluated), *_mean_losses(evaluated, after)))
+        found.append(CalibratedClass(k, stored, ground_truths, len(evaluated), *_mean_losses(evaluated, after)))
     return replace(detections, score=score), found
 
 
 def apply_calibrators(detections: Detections, calibrators: Sequence[Calibrator]) -> Detections:
-    """Detections with the scores that their classes' calibrators give. Raises ValueError for scores outside [0, 1]."""
-    refuse_other_scores(detections)
+    """Detections with the scores that their classes' calibrators give. Raises DataError for scores outside [0, 1]."""
+    check_scores(detections)
     score = np.asarray(detections.score, dtype=np.float64).copy()
     for k, calibrator in enumerate(calibrators):
         rows = detections.class_index == k
@@ -102,7 +103,7 @@ def apply_calibrators(detections: Detections, calibrators: Sequence[Calibrator])
 
 
 def calibrated_by(calibrators: Sequence[Calibrator], matches: Matches) -> list[CalibratedClass]:
-    """What calibrators of elsewhere, one for each class, do to the log loss of evaluated detections."""
+    """Given calibrators, one for each class, with the log loss of evaluated detections before and after them."""
     found = []
     for k, calibrator in enumerate(calibrators):
         evaluated = scored_of_class(matches, k, np.zeros(len(matches.image_ids), dtype=np.int64))
@@ -112,7 +113,7 @@ def calibrated_by(calibrators: Sequence[Calibrator], matches: Matches) -> list[C
 
 
 def scored_of_class(matches: Matches, class_index: int, fold_of_image: NDArray[np.int64]) -> ScoredDetections:
-    """The detections of a class that were found right or wrong."""
+    """The true and false positives of a class."""
     start, end = np.searchsorted(matches.class_index, [class_index, class_index + 1])
     entries = np.arange(start, end)[matches.kind[start:end] != Kind.GROUP_OF]
     return ScoredDetections(
@@ -122,12 +123,12 @@ def scored_of_class(matches: Matches, class_index: int, fold_of_image: NDArray[n
     )
 
 
-def refuse_other_scores(detections: Detections) -> None:
-    """Raises ValueError unless all scores are in [0, 1]."""
-    wrong = np.flatnonzero(~((detections.score >= 0) & (detections.score <= 1)))
-    if len(wrong):
-        raise ValueError(
-            f"scores must be in [0, 1] to be calibrated, but row {wrong[0]} has {detections.score[wrong[0]]:g}; "
+def check_scores(detections: Detections) -> None:
+    """Raises DataError unless all scores are in [0, 1]."""
+    outside = np.flatnonzero(~((detections.score >= 0) & (detections.score <= 1)))
+    if len(outside):
+        raise DataError(
+            f"scores must be in [0, 1] to be calibrated, but row {outside[0]} has {detections.score[outside[0]]:g}; "
             "scale them, or merge with calibration=none"
         )
 
@@ -136,4 +137,4 @@ def _mean_losses(evaluated: ScoredDetections, after: FloatArray) -> tuple[float,
     if len(evaluated) == 0:
         return float("nan"), float("nan")
     before = np.asarray(evaluated.score)
-    return float(log_loss(before, evaluated.right).mean()), float(log_loss(after, evaluated.right).mean())
+    return float(log_loss(before, evaluated.is_true).mean()), float(log_loss(after, evaluated.is_true).mean())

@@ -1,14 +1,14 @@
 """Average precision of many resamples of the images at once, from matches that were made once.
 
-A resample says how many times each image counts, so AP of a resample is AP with each entry repeated as often as its
-image. The curve can only rise at a right entry, hence its non-increasing hull has its corners there, and the wrong
-entries between two right ones matter by their sum alone. That sum is a sparse matrix (right entries x images) times the
-weights, which costs one addition per wrong entry and resample; everything else is done at the right entries only.
+A resample is how many times each image counts, so AP of a resample is AP with each entry repeated as often as its
+image. The curve can rise only at a true positive, hence its non-increasing hull has its corners there, and of the false
+positives between two true positives only the sum matters. That sum is a sparse matrix (true positives x images) times
+the weights, which costs one addition per false positive and resample; all else is computed at the true positives only.
+(Found group-of boxes are true positives here, with their weight.)
 
 The value is that of :func:`retinaflow.metric.challenge.average_precision` (to rounding), for an eighth of the CPU
-time. Resamples are worked on in blocks by threads. Each resample has a random generator of its own, so neither the
-number of threads nor the size of the blocks changes a number. Memory: about ``BYTES_AT_ONCE`` per thread, besides the
-result.
+time. Threads compute blocks of resamples. Each resample has a random generator of its own, so neither the number of
+threads nor the size of the blocks changes a number. Memory: about ``BYTES_AT_ONCE`` per thread, besides the result.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 RESAMPLES_AT_ONCE = 32
-RIGHT_AT_ONCE = 10_000
-"""Right entries that are worked on together (a class is never split), so that temporary arrays stay in the cache."""
+TRUE_POSITIVES_AT_ONCE = 10_000
+"""True positives of one piece (a class is never split), so that temporary arrays stay in the cache."""
 BYTES_AT_ONCE = 128 * 2**20
 """About the size of the temporary arrays of one thread."""
 ARRAYS_AT_ONCE = 5
@@ -52,12 +52,12 @@ def resampled_ap(
     resamples: int,
     seed: int,
     threads: int = 0,
-    draw: Callable[..., FloatArray] = half_of_images,
+    sample: Callable[..., FloatArray] = half_of_images,
 ) -> list[FloatArray]:
-    """AP ``[R, K]`` of every run, all runs under the same draws of images; NaN where a class has no ground truth.
+    """AP ``[R, K]`` of every run, the same resamples of images for all runs; NaN where a class has no ground truth.
 
-    The runs share their images. ``threads`` 0: one per processor that this process may use. ``draw(I, r, seed=seed)``
-    gives ``[I]``, how many times each image is in resample r.
+    The runs share their images. ``threads`` 0: one per processor that this process may use. ``sample(I, r, seed=seed)``
+    returns ``[I]``, how many times each image is in resample r.
     """
     num_images = len(runs[0].image_ids)
     curves = [Curves.of(run) for run in runs]
@@ -67,67 +67,67 @@ def resampled_ap(
     widest = max([num_images, *(curve.longest for curve in curves)])
     size = max(1, min(RESAMPLES_AT_ONCE, BYTES_AT_ONCE // (ARRAYS_AT_ONCE * 8 * widest)))
 
-    def work(start: int) -> None:
+    def compute(start: int) -> None:
         block = range(start, min(start + size, resamples))
-        weights = np.stack([draw(num_images, resample, seed=seed) for resample in block], axis=1)
+        weights = np.stack([sample(num_images, resample, seed=seed) for resample in block], axis=1)
         for curve, result in zip(curves, results, strict=True):
             result[block.start : block.stop] = curve.average_precision(weights)
 
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-        # Asking for the results raises what went wrong in a thread.
-        list(pool.map(work, range(0, resamples, size)))
+        # Reading the results raises the errors of the threads.
+        list(pool.map(compute, range(0, resamples, size)))
     return results
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """The right entries ``[T]`` of some classes in a row, their classes' bounds, and the wrong entries before each."""
+    """The true positives ``[T]`` of adjacent classes, and the false positives before each of them."""
 
     classes: IntArray
     bounds: IntArray
     """``[C + 1]`` rows of each class among those of the piece."""
     image: IntArray
     weight: FloatArray
-    wrong: csr_array
-    """``[T, I]`` wrong entries of each image since the right entry before, or the start of the class."""
+    false_positives: csr_array
+    """``[T, I]`` false positives of each image since the true positive before, or the start of the class."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The precision-recall curves of all classes, with what each image adds to them."""
+    """The precision-recall curves of all classes, with the contribution of each image."""
 
     pieces: tuple[_Piece, ...]
     ground_truths: csr_array
     """``[K, I]`` ground truth count."""
     longest: int
-    """Right entries in the largest piece."""
+    """True positives in the largest piece."""
 
     @staticmethod
     def of(matches: Matches) -> Curves:
-        """The entries of ``matches``, sorted into right ones and sums of wrong ones."""
+        """The curves of ``matches``: true positives, and sums of the false positives between them."""
         num_images, num_classes = len(matches.image_ids), len(matches.evaluated)
         ground_truths = csr_array(
             (matches.gt_count, (matches.gt_class, matches.gt_image)), shape=(num_classes, num_images)
         )
-        is_right = matches.kind != Kind.FALSE_POSITIVE
-        right = np.flatnonzero(is_right)
-        right_class = matches.class_index[right]
-        wrong = np.flatnonzero(~is_right)
-        row = np.cumsum(is_right)[wrong]
-        # Wrong entries after the last right one of their class change nothing.
-        matter = row < len(right)
-        matter[matter] = right_class[row[matter]] == matches.class_index[wrong[matter]]
-        wrong, row = wrong[matter], row[matter]
-        between = csr_array((np.ones(len(wrong)), (row, matches.image_index[wrong])), shape=(len(right), num_images))
+        is_true = matches.kind != Kind.FALSE_POSITIVE
+        tp = np.flatnonzero(is_true)
+        class_of_true = matches.class_index[tp]
+        fp = np.flatnonzero(~is_true)
+        row = np.cumsum(is_true)[fp]
+        # False positives after the last true positive of their class change nothing.
+        matter = row < len(tp)
+        matter[matter] = class_of_true[row[matter]] == matches.class_index[fp[matter]]
+        fp, row = fp[matter], row[matter]
+        between = csr_array((np.ones(len(fp)), (row, matches.image_index[fp])), shape=(len(tp), num_images))
         pieces = []
-        for classes, bounds in _pieces(right_class):
+        for classes, bounds in _pieces(class_of_true):
             rows = slice(bounds[0], bounds[-1])
             pieces.append(
                 _Piece(
                     classes,
                     bounds - bounds[0],
-                    matches.image_index[right[rows]],
-                    matches.weight[right[rows]],
+                    matches.image_index[tp[rows]],
+                    matches.weight[tp[rows]],
                     between[rows],
                 )
             )
@@ -149,11 +149,11 @@ def _areas(piece: _Piece, weights: FloatArray) -> FloatArray:
     """``[C, R]`` area under each curve of a piece, times the number of ground-truth boxes."""
     gained = weights[piece.image]
     gained *= piece.weight[:, None]
-    evaluated = piece.wrong @ weights
-    evaluated += gained
+    counted = piece.false_positives @ weights
+    counted += gained
     result = np.empty((len(piece.classes), weights.shape[1]))
     for number, (start, stop) in enumerate(zip(piece.bounds[:-1], piece.bounds[1:], strict=True)):
-        own, seen = gained[start:stop], evaluated[start:stop]
+        own, seen = gained[start:stop], counted[start:stop]
         precision = np.cumsum(own, axis=0)
         np.cumsum(seen, axis=0, out=seen)
         np.divide(precision, seen, out=precision, where=seen > 0)
@@ -162,12 +162,12 @@ def _areas(piece: _Piece, weights: FloatArray) -> FloatArray:
     return result
 
 
-def _pieces(right_class: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
-    """(classes, bounds of their rows) of runs of whole classes with about ``RIGHT_AT_ONCE`` right entries."""
-    classes, start = np.unique(right_class, return_index=True)
-    bounds = np.append(start, len(right_class))
+def _pieces(class_of_true: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """(classes, bounds of their rows) of pieces of whole classes, about ``TRUE_POSITIVES_AT_ONCE`` rows each."""
+    classes, start = np.unique(class_of_true, return_index=True)
+    bounds = np.append(start, len(class_of_true))
     first = 0
     while first < len(classes):
-        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + RIGHT_AT_ONCE, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + TRUE_POSITIVES_AT_ONCE, side="right")) - 1)
         yield classes[first:last], bounds[first : last + 1]
         first = last

@@ -1,26 +1,26 @@
-"""When is a difference between two settings more than chance? Images, seeds, and many classes at once.
+"""Whether a difference between two settings is more than chance: over images, over seeds, and for many classes at once.
 
 Three steps, each from a published method:
 
-1. **Images.** The percentile interval of the paired bootstrap (:mod:`~retinaflow.statistics.bootstrap`) says how much the
-   difference moves with the choice of the validation images.
-2. **Seeds.** With several trainings per setting, the difference of the means moves with the seeds too: its standard
+1. **Images.** The interval of the paired bootstrap (:mod:`~retinaflow.statistics.bootstrap`) covers the choice of the
+   validation images.
+2. **Seeds.** With several trainings per setting, the difference of the means varies with the seeds too: its standard
    error is s sqrt(1 / n1 + 1 / n2), s the standard deviation over seeds pooled from both settings, with Student's
    n1 + n2 - 2 degrees of freedom. (Welch's form, a spread for each setting, has hardly more than one degree of freedom
    with two or three seeds, and intervals several times as wide.) Both parts are independent, so the distances of the
    interval's ends from the estimate are added in quadrature (the method of variance estimates recovery, Zou and Donner
-   2008). With one run per setting nothing is added: the interval then holds for these trained weights, not for the
-   settings trained anew.
+   2008). With one run per setting nothing is added: the interval then holds for these trained weights, not for another
+   training with the same settings.
 3. **Many classes.** Of 500 classes 25 would fall outside their 95% intervals by chance alone. Each class gets a
-   two-sided p-value, and the rule of Benjamini and Hochberg (1995) marks classes so that of those marked no more than
-   1 - confidence are expected to be there by chance.
+   two-sided p-value, and the rule of Benjamini and Hochberg (1995) marks classes so that the expected fraction of false
+   marks among the marked classes is at most 1 - confidence.
 
-The p-value is the tail of Student's t beyond |difference| / standard error. The standard error of the images is the
+The p-value is the tail of Student's t beyond |difference| / standard error. The standard error over images is the
 larger of half the interval and its part on the side of 0, over the normal quantile; degrees of freedom: images with
-ground truth - 1, combined with those of the seeds (Satterthwaite 1946). A tail is taken instead of counting resamples because
-1,000 resamples cannot show the p-values below 0.0001 that 500 classes ask for. A class on n images can never get below
-2^(1-n), the smallest p-value of an exact test that swaps the two settings image by image: with five images or fewer
-nothing is ever certain at 95%, however large the difference.
+ground truth - 1, combined with those of the seeds (Satterthwaite 1946). The tail is used instead of a count of
+resamples because 1,000 resamples cannot give the p-values below 0.0001 that 500 classes need. A class on n images never
+gets a p-value below 2^(1-n), the smallest of an exact test that swaps the two settings image by image: with five images
+or fewer no difference is significant at 95%, however large.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """Standard error ``[N]`` that seeds give a value, and its degrees of freedom ``[N]``; 0 and inf without seeds."""
+    """Standard error ``[N]`` over seeds, and its degrees of freedom ``[N]``; 0 and inf with one seed."""
 
     error: FloatArray
     freedom: FloatArray
@@ -89,17 +89,14 @@ def p_values(
 
 
 def benjamini_hochberg(p: FloatArray) -> FloatArray:
-    """Adjusted p-values: marking those up to q keeps the expected share of false marks at q or below. NaN is left out.
+    """Adjusted p-values: marking those up to q keeps the expected fraction of false marks at q or below.
 
-    Example: p = 0.01, 0.02, 0.9 of three classes give 0.03, 0.03, 0.9 (p times 3 / rank, made non-decreasing).
+    NaN stays NaN and is not counted. Example: p = 0.01, 0.02, 0.9 of three classes give 0.03, 0.03, 0.9 (p times
+    3 / rank, made non-decreasing).
     """
     result = np.full(len(p), np.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
-    falling = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    # p x n / n may come out a rounding error below p.
-    result[order] = np.maximum(falling, p[order])
+    known = ~np.isnan(p)
+    result[known] = stats.false_discovery_control(p[known], method="bh")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Whether the anchors of a training meet the boxes of its classes, and which ``anchor_scale`` would meet more."""
+"""Which boxes match an anchor, by class, and which ``anchor_scale`` would match more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retinaflow.detector.targets import FOREGROUND
 SCALES = (1.5, 2.0, 3.0, 4.0)
 """Scales that are tried; below 1.5 the rounding of anchors to pixels opens gaps between them."""
 FEW = 0.5
-"""A class of which a smaller share of the boxes meets an anchor is named."""
+"""A class is named when a smaller fraction of its boxes matches an anchor."""
 _NAMED = 5
 _SAMPLE = 1000
 
@@ -51,7 +51,7 @@ class BoxSample:
         )
 
     def reached(self, buckets: AspectBuckets, anchor_scale: float) -> NDArray[np.bool_]:
-        """``[N]`` whether a box meets an anchor with the IoU from which on it is learned from it."""
+        """``[N]`` bool: whether a box has an anchor whose IoU with it makes that anchor a positive."""
         found = np.zeros(len(self.boxes), dtype=bool)
         bucket = buckets.assign(self.sizes)
         for number, (height, width) in enumerate(buckets.shapes):
@@ -67,8 +67,8 @@ class BoxSample:
 
 
 def class_reach(sample: BoxSample, buckets: AspectBuckets, anchor_scale: float) -> pd.DataFrame:
-    """One row per class with boxes, the worst first: label, median_side (pixels after resizing), reached (share of its
-    boxes that meet an anchor)."""
+    """One row per class with boxes, the worst first: label, median_side (pixels after resizing), reached (fraction
+    of its boxes that match an anchor)."""
     extent = sample.boxes[:, 2:] - sample.boxes[:, :2]
     area = np.prod(np.array(buckets.shapes, dtype=np.float64), axis=1)[buckets.assign(sample.sizes)]
     sides = pd.Series(np.sqrt(extent[:, 0] * extent[:, 1] * area)).groupby(sample.labels).median()
@@ -85,8 +85,8 @@ def class_reach(sample: BoxSample, buckets: AspectBuckets, anchor_scale: float) 
 def reach_of_settings(
     sample: BoxSample, sizes: NDArray[np.integer], *, image_size: int, num_buckets: int
 ) -> pd.DataFrame:
-    """Mean over classes of the share of boxes that meet an anchor: a row for ``image_size``, 1.5 times and twice it, a
-    column for each of ``SCALES``. ``sizes``: ``[I, 2]`` of all images."""
+    """Mean over classes of the fraction of boxes that match an anchor: a row for ``image_size``, 1.5 times and twice
+    it, a column for each of ``SCALES``. ``sizes``: ``[I, 2]`` of all images."""
     rows = {}
     for factor in (1, 1.5, 2):
         side = round(image_size * factor)
@@ -103,22 +103,25 @@ def advice(
     *,
     scales: Sequence[float] = SCALES,
 ) -> str | None:
-    """A line for the user when anchors miss most boxes of a class, else None.
+    """A line for the user when most boxes of a class match no anchor, else None.
 
     ``table``: :func:`class_reach` of the others. ``scales``: what may be recommended; none for a published detector,
-    which brings its own.
+    which has its own.
     """
     missed = table[table["reached"] < FEW]
     if missed.empty:
         return None
-    shown = [f"{row.label} {row.reached:.0%} of {row.median_side:.0f} pixels" for row in missed[:_NAMED].itertuples()]
+    shown = [
+        f"{row.label} ({row.reached:.0%}, median side {row.median_side:.0f} pixels)"
+        for row in missed[:_NAMED].itertuples()
+    ]
     more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
     means = {scale: _mean_reach(sample, buckets, scale) for scale in scales}
     means[anchor_scale] = float(table["reached"].mean())
     best = max(means, key=lambda scale: (means[scale], scale))
     other = f" or anchor_scale={best:g} (a mean over classes of {means[best]:.0%} instead of {means[anchor_scale]:.0%})"
     return (
-        f"anchors, the smallest of {anchor_scale * LEVEL_STRIDES[0]:g} pixels, meet few boxes of {len(missed)} of "
+        f"anchors, the smallest of {anchor_scale * LEVEL_STRIDES[0]:g} pixels, match few boxes of {len(missed)} of "
         f"{len(table)} classes, which will hardly be learned: {', '.join(shown)}{more}; use a larger image_size"
         f"{other if best != anchor_scale else ''}"
     )

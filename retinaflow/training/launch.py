@@ -69,6 +69,16 @@ def ranks(nproc: int) -> Iterator[World]:
                     other.end()
 
 
+@contextlib.contextmanager
+def printing_on_rank_0(world: World) -> Iterator[None]:
+    """Inside the block what other ranks print is dropped."""
+    with contextlib.ExitStack() as stack:
+        if not world.is_first:
+            dropped = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(dropped))
+        yield
+
+
 @dataclass(frozen=True)
 class _Rank:
     rank: int

@@ -9,11 +9,8 @@ The epoch's images come from ``plans(epoch)``: the loop knows nothing of samplin
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
+from retinaflow.data.batching import AspectBuckets, plan_batches
 from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset
 from retinaflow.data.images import BadImage
 from retinaflow.detector.device import Precision
@@ -33,14 +30,12 @@ from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import SettingError, TrainingError
 from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
+from retinaflow.training.divergence import RecentLosses
 from retinaflow.training.optimizer import make_optimizer
 from retinaflow.training.schedule import learning_rate
-from retinaflow.training.step import NotFiniteError, Stepper
+from retinaflow.training.step import NotFiniteError, Stepper, StepValues
 from retinaflow.training.synced_norm import sync_batch_norms
 from retinaflow.training.weight_average import WeightAverage
-
-RECENT_LOSSES = 50
-"""Steps whose losses are remembered, to see whether the loss had grown when a step fails."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class EpochResult:
 
 
 @dataclass
-class _Open:
+class OpenEpoch:
     """The epoch in progress. ``batches``: done by each rank. ``sums``: of class and box loss times images."""
 
     batches: int = 0
@@ -82,6 +77,22 @@ class _Open:
     sums: tuple[float, float] = (0.0, 0.0)
     plan: int = 0
     """Checksum of the epoch's plan, which a resumed training must have too."""
+
+    def check_plan(self, plan: NDArray[np.int64], epoch: int) -> None:
+        """Raise SettingError when the epoch was begun with another plan."""
+        checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
+        if self.batches and self.plan != checksum:
+            raise SettingError(
+                f"epoch {epoch + 1} must be resumed with the plan that it began with, but the settings give another; "
+                "leave out those that change the sampling (epochs changes when balance_start ends)"
+            )
+        self.plan = checksum
+
+    def add(self, done: StepValues, batches: int) -> None:
+        """Count a step."""
+        self.batches += batches
+        self.images += done.images
+        self.sums = self.sums[0] + done.loss_class * done.images, self.sums[1] + done.loss_box * done.images
 
 
 class Trainer:
@@ -112,8 +123,8 @@ class Trainer:
         self.world = world
         self.epoch = 0
         self.step = 0
-        self._open = _Open()
-        self._losses: deque[float] = deque(maxlen=RECENT_LOSSES)
+        self.open = OpenEpoch()
+        self._losses = RecentLosses()
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
         sync_batch_norms(model, world)
         self._optimizer = make_optimizer(model, settings)
@@ -135,7 +146,7 @@ class Trainer:
 
     def images_seen(self, epoch_length: int) -> int:
         """Images since the training began, in epochs of ``epoch_length`` images."""
-        return self.epoch * epoch_length + self._open.images
+        return self.epoch * epoch_length + self.open.images
 
     def state(self) -> dict[str, Any]:
         """What resuming needs besides the weights of ``evaluated_model``; tensors and plain values only.
@@ -147,7 +158,7 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "open": vars(self._open) | {"sums": list(self._open.sums)},
+            "open": vars(self.open) | {"sums": list(self.open.sums)},
             "average_updates": None if average is None else average.updates,
             "last_weights": None if average is None else self.model.state_dict(),
         }
@@ -160,7 +171,7 @@ class Trainer:
             self._average.updates = state["average_updates"]
         self._optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
-        self._open = _Open(**{**state["open"], "sums": tuple(state["open"]["sums"])})
+        self.open = OpenEpoch(**{**state["open"], "sums": tuple(state["open"]["sums"])})
 
     def fit(
         self,
@@ -183,7 +194,8 @@ class Trainer:
         loader = BatchLoader(dataset, workers=self.workers, pin_memory=self.device.type == "cuda")
         bucket_of_image = buckets.assign(np.asarray(dataset.index.sizes))
         while self.epoch < self.settings.epochs:
-            epoch, plan = self.epoch, self._checked(plans(self.epoch))
+            epoch, plan = self.epoch, plans(self.epoch)
+            self.open.check_plan(plan, epoch)
             batches = plan_batches(
                 plan,
                 bucket_of_image,
@@ -193,97 +205,68 @@ class Trainer:
                 world_size=self.world.size,
             )
             self.model.train()
-            loaded = self._loaded(loader, batches, epoch >= rare_augment_from, on_bad_image)
-            yield self._train_epoch(loaded, len(batches), len(plan), dataset, after_step)
+            # From the present position on: no batch depends on those before it.
+            loaded = loader.load(
+                batches[self.open.batches :],
+                seed=(self.settings.seed, epoch),
+                by_class=epoch >= rare_augment_from,
+                on_bad_image=on_bad_image,
+            )
+            yield _train_epoch(self, iter(loaded), len(batches), len(plan), dataset.index.image_ids, after_step)
             if self.epoch == epoch:
                 self.finish_epoch()
 
     def finish_epoch(self) -> None:
         """Close the epoch whose result was yielded: a state taken from now on resumes the next one."""
         self.epoch += 1
-        self._open = _Open()
+        self.open = OpenEpoch()
 
-    def _checked(self, plan: NDArray[np.int64]) -> NDArray[np.int64]:
-        checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
-        if self._open.batches and self._open.plan != checksum:
-            raise SettingError(
-                f"epoch {self.epoch + 1} must be resumed with the plan that it began with, but the settings give "
-                "another one; leave out those that change the sampling (epochs changes when balance_start ends)"
-            )
-        self._open.plan = checksum
-        return plan
-
-    def _loaded(
-        self,
-        loader: BatchLoader,
-        batches: Sequence[PlannedBatch],
-        by_class: bool,
-        on_bad_image: Callable[[BadImage], None] | None,
-    ) -> Iterator[Batch]:
-        """The epoch's batches from the present position on; no batch depends on those before it."""
-        seed = self.settings.seed, self.epoch
-        left = batches[self._open.batches :]
-        return iter(loader.load(left, seed=seed, by_class=by_class, on_bad_image=on_bad_image))
-
-    def _train_epoch(
-        self,
-        loaded: Iterator[Batch],
-        batches: int,
-        length: int,
-        dataset: DetectionDataset,
-        after_step: Callable[[StepResult], None],
-    ) -> EpochResult:
-        settings, progress = self.settings, self._open
-        steps = -(-batches // settings.accumulate) * settings.epochs
-        start, before, waited = time.perf_counter(), progress.images, 0.0
-        lr = learning_rate(max(self.step - 1, 0), steps, settings)
-        while True:
-            asked = time.perf_counter()
-            part = list(islice(loaded, settings.accumulate))
-            waited += time.perf_counter() - asked
-            if not part:
-                break
-            lr = learning_rate(self.step, steps, settings)
-            try:
-                done = self._stepper.take(part, lr)
-            except NotFiniteError as error:
-                raise TrainingError(self._described(error, lr, dataset)) from None
-            if self._average is not None:
-                self._average.update(self.model)
-            self.step += 1
-            self._losses.append(done.loss_class + done.loss_box)
-            progress.batches += len(part)
-            progress.images += done.images
-            sums = progress.sums
-            progress.sums = sums[0] + done.loss_class * done.images, sums[1] + done.loss_box * done.images
-            seen = self.epoch * length + progress.images
-            after_step(StepResult(self.step, done.loss_class, done.loss_box, lr, done.gradient_norm, seen))
-        seconds = max(time.perf_counter() - start, 1e-9)
-        return EpochResult(
-            epoch=self.epoch + 1,
-            step=self.step,
-            loss_class=progress.sums[0] / max(progress.images, 1),
-            loss_box=progress.sums[1] / max(progress.images, 1),
-            lr=lr,
-            images=(self.epoch + 1) * length,
-            images_per_second=(progress.images - before) / seconds,
-            waiting=waited / seconds,
-        )
-
-    def _described(self, error: NotFiniteError, lr: float, dataset: DetectionDataset) -> str:
-        ids = ", ".join(str(dataset.index.image_ids[image]) for image in error.images)
-        advice = (
-            f"The loss has grown from {statistics.median(self._losses):.3g}: lower lr."
-            if has_grown([*self._losses, error.loss])
-            else "The losses before were ordinary: look at these images and their boxes"
-            + ("." if self.precision == "float32" else ", or try precision=float32.")
-        )
-        return f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}"
+    def take_step(self, batches: Sequence[Batch], lr: float, image_ids: NDArray[np.str_]) -> StepValues:
+        """Take one step and count it. Raises TrainingError, and leaves the state, when it is not finite."""
+        try:
+            done = self._stepper.take(batches, lr)
+        except NotFiniteError as error:
+            ids = ", ".join(str(image_ids[image]) for image in error.images)
+            advice = self._losses.advice(error, self.precision)
+            raise TrainingError(f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}") from None
+        if self._average is not None:
+            self._average.update(self.model)
+        self.step += 1
+        self._losses.add(done.loss_class + done.loss_box)
+        self.open.add(done, len(batches))
+        return done
 
 
-def has_grown(losses: Sequence[float]) -> bool:
-    """Whether the latest finite losses (up to three, the last is the newest) are more than twice the median of those
-    before them; False with fewer than two before."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    earlier = finite[:-3] or finite[:-1]
-    return len(earlier) >= 2 and max(finite[-3:]) > 2 * statistics.median(earlier)
+def _train_epoch(
+    trainer: Trainer,
+    loaded: Iterator[Batch],
+    batches: int,
+    length: int,
+    image_ids: NDArray[np.str_],
+    after_step: Callable[[StepResult], None],
+) -> EpochResult:
+    settings, epoch = trainer.settings, trainer.open
+    steps = -(-batches // settings.accumulate) * settings.epochs
+    start, before, waited = time.perf_counter(), epoch.images, 0.0
+    lr = learning_rate(max(trainer.step - 1, 0), steps, settings)
+    while True:
+        asked = time.perf_counter()
+        part = list(islice(loaded, settings.accumulate))
+        waited += time.perf_counter() - asked
+        if not part:
+            break
+        lr = learning_rate(trainer.step, steps, settings)
+        done = trainer.take_step(part, lr, image_ids)
+        seen = trainer.images_seen(length)
+        after_step(StepResult(trainer.step, done.loss_class, done.loss_box, lr, done.gradient_norm, seen))
+    seconds = max(time.perf_counter() - start, 1e-9)
+    return EpochResult(
+        epoch=trainer.epoch + 1,
+        step=trainer.step,
+        loss_class=epoch.sums[0] / max(epoch.images, 1),
+        loss_box=epoch.sums[1] / max(epoch.images, 1),
+        lr=lr,
+        images=(trainer.epoch + 1) * length,
+        images_per_second=(epoch.images - before) / seconds,
+        waiting=waited / seconds,
+    )

@@ -33,6 +33,12 @@ class Resumed:
     run_id: str
 
 
+def prepare(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
+    """The settings to train with, and what to resume from."""
+    resumed = find_resumed(config)
+    return (config, None) if resumed is None else (resumed_settings(config, resumed.checkpoint), resumed)
+
+
 def find_resumed(config: TrainConfig) -> Resumed | None:
     """The checkpoint that ``resume`` names: a file, a folder that holds one, or a run's ``last.pt``, here or among its
     artifacts.

@@ -2,7 +2,7 @@
 
 The losses are divided by the positive anchors of the whole step, over all its batches and ranks. So neither
 accumulation nor the number of ranks changes what is learned; only the statistics of trained batch norms are those of
-one batch (over all ranks). A step whose losses or gradients are not finite is not taken, and leaves the model as it was.
+one batch (over all ranks). A step whose losses or gradients are not finite is not taken and changes nothing.
 
 Gradients are summed after the backward pass, without DistributedDataParallel: the divisor is known only then.
 """

@@ -123,7 +123,7 @@ BAD_FILES: dict[str, tuple[dict[str, str], str]] = {
     "missing column of labels": ({"labels": _missing("labels", "Confidence")}, "but lacks Confidence"),
     "duplicate header": (
         {"predictions": GOOD["predictions.csv"].replace("YMax", "XMin", 1).replace("YMin", "YMin,YMax", 1)},
-        "predictions.csv line 1: a column must be named once, but XMin stands twice",
+        "predictions.csv line 1: a column must be named once, but XMin is named twice",
     ),
     "empty predictions": ({"predictions": ""}, "predictions.csv: the file must begin with a header line, but is empty"),
     "empty boxes": ({"boxes": ""}, "boxes.csv: the file must begin with a header line, but is empty"),

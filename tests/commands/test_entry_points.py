@@ -241,6 +241,7 @@ def test_other_data_is_refused_on_resume(trained: TrainResult, workshop: Any) ->
         train.run(workshop.settings(resume=str(last), eval_ids="some.txt", track="false"))
 
 
+@pytest.mark.trains
 def test_a_training_that_fails_ends_as_failed_with_its_reason(
     workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +295,7 @@ def test_main_refuses_what_it_cannot_compare(
 
 
 @pytest.mark.slow
+@pytest.mark.trains
 def test_mlflow_run_makes_one_run_of_the_train_entry_point(workshop: Any) -> None:
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

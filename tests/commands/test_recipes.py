@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from retinaflow.training.recipe import build_network
 
 from retinaflow.commands import train
-from retinaflow.data.training_data import load_training_data
-from retinaflow.errors import WorkerError
+from retinaflow.detector.network import RetinaNet
+from retinaflow.errors import SettingError, WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
+from retinaflow.settings.training_groups import NetworkSettings
 from retinaflow.training.loop import StepResult
 from retinaflow.training.progress import Progress
 from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, resumed_settings
-from retinaflow.training.session import Session
 
 
 def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(workshop: Any) -> None:
@@ -60,10 +59,7 @@ def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
 
 @pytest.mark.parametrize("layers", [0, 2, 5])
 def test_frozen_layers_do_not_learn(workshop: Any, layers: int) -> None:
-    network = build_network(workshop.settings(trainable_layers=layers), 5)
-    from retinaflow.detector.network import RetinaNet
-
-    model = RetinaNet(network)
+    model = RetinaNet(workshop.settings(trainable_layers=layers).part(NetworkSettings), 5)
     stages = ["conv1", "layer1", "layer2", "layer3", "layer4"]
     body = dict(model.backbone.body.named_parameters())
     learning = {name.split(".")[0] for name, value in body.items() if value.requires_grad and not name.startswith("bn")}
@@ -71,9 +67,8 @@ def test_frozen_layers_do_not_learn(workshop: Any, layers: int) -> None:
 
 
 def test_statistics_that_were_never_estimated_cannot_be_frozen(workshop: Any) -> None:
-    config = workshop.settings(batch_norm="frozen")
-    with pytest.raises(ValueError, match="batch_norm=frozen needs weights that bring statistics"):
-        Session.start(config, load_training_data(config), None)
+    with pytest.raises(SettingError, match="batch_norm=frozen needs weights that bring statistics"):
+        workshop.settings(batch_norm="frozen")
 
 
 def test_a_loader_worker_that_dies_is_named(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,19 +98,19 @@ def _kept(**given: Any) -> Any:
     return _Kept(resolve(TrainConfig, {"data": "photos", "lr": 0.02, **given}).model_dump(mode="json"))
 
 
-def test_resume_alone_goes_on_by_the_checkpoints_settings() -> None:
+def test_resume_alone_takes_the_checkpoints_settings() -> None:
     config = resumed_settings(resolve(TrainConfig, {"resume": "abc"}), _kept(num_bins=3))
     assert (config.data, config.lr, config.num_bins, config.resume) == ("photos", 0.02, 3, "abc")
 
 
-def test_what_steers_the_rest_is_taken_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_steers_the_rest_is_used_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
     config = resumed_settings(resolve(TrainConfig, {"resume": "abc", "lr": "0.01", "workers": "3"}), _kept())
     assert (config.lr, config.workers) == (0.01, 3)
     assert capsys.readouterr().out == "resume: lr=0.01 from here on, instead of 0.02\n"
 
 
 @pytest.mark.parametrize(("name", "value"), [("backbone", "resnet50"), ("batch_size", "2"), ("num_bins", "2")])
-def test_what_the_checkpoint_cannot_be_gone_on_with_by_is_refused(name: str, value: str) -> None:
+def test_what_the_checkpoint_cannot_be_resumed_with_is_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"resume=abc: {name} must be that of the checkpoint, but got {name}={value}"):
         resumed_settings(resolve(TrainConfig, {"resume": "abc", name: value}), _kept())
 

@@ -247,4 +247,4 @@ def test_an_image_that_becomes_unreadable_in_mid_epoch_stops_the_training_or_is_
     train.run(config, data=data)
     dropped = pd.read_csv(next(output.rglob("dropped.csv")))
     assert sorted(dropped["file"]) == ["train003", "validation001"]
-    assert "2 images could not be read any more and were skipped" in capsys.readouterr().out
+    assert "2 images became unreadable and were skipped" in capsys.readouterr().out

@@ -63,9 +63,9 @@ def image(content: bytes, name: str = "train001.jpg") -> Change:
     return apply
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -136,10 +136,10 @@ REFUSED = {
     ),
     "a class given twice": Refused(add(CLASSES, "/m/0car,Automobile"), "class ids must be unique", None),
     "a box of an image without a file": Refused(
-        add(BOXES, box(ImageID="nowhere")), "12 of 13 images have a file .*; missing is nowhere"
+        add(BOXES, box(ImageID="nowhere")), "12 of 13 images have a file .*; nowhere has none"
     ),
     "a label of an image without a file": Refused(
-        add(LABELS, "nowhere,v,/m/0car,0"), "12 of 13 images have a file .*; missing is nowhere"
+        add(LABELS, "nowhere,v,/m/0car,0"), "12 of 13 images have a file .*; nowhere has none"
     ),
     "an image of zero bytes": Refused(image(b""), r"1 of 12 image files cannot be read; .*train001\.jpg: not an image"),
     "a text with the name of an image": Refused(image(b"<html>404</html>"), r"train001\.jpg: not an image"),
@@ -222,7 +222,7 @@ def test_unusual_input_that_is_right_changes_nothing(name: str, tiny_dataset: Ti
     assert decode(loaded.index.file_of(place), (height, width), (32, 64)).shape == (32, 64, 3)
 
 
-def test_an_animated_image_shows_its_first_picture(tmp_path: Path) -> None:
+def test_an_animated_image_shows_its_first_image(tmp_path: Path) -> None:
     flat = [Image.new("RGB", (64, 64), colour) for colour in ((200, 10, 10), (10, 10, 200))]
     for kind in ("WEBP", "PNG"):
         path = tmp_path / f"moving.{kind.lower()}"

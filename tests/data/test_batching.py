@@ -85,7 +85,7 @@ def test_batches_by_hand_stand_where_their_last_image_was_drawn_and_leftovers_co
     # of shape; the bucket of the middle one (of two: the second) is 2.
     plan = np.array([5, 1, 0, 4, 3, 2])
     batches = plan_batches(plan, np.array([0, 1, 0, 1, 2, 0]), BUCKETS, batch_size=2)
-    assert [(batch.shape, batch.images.tolist(), batch.draws.tolist()) for batch in batches] == [
+    assert [(batch.shape, batch.images.tolist(), batch.positions.tolist()) for batch in batches] == [
         ((32, 96), [5, 0], [0, 2]),
         ((64, 64), [1, 3], [1, 4]),
         ((96, 32), [2, 4], [5, 3]),
@@ -117,8 +117,8 @@ def test_the_union_of_all_ranks_is_the_plan_and_all_have_equally_many_batches(
     bucket_of_image = np.array(buckets)
     ranks = batches_of_all_ranks(plan, bucket_of_image, batch_size, world_size)
     every = [batch for own in ranks for batch in own]
-    assert sorted(draw for batch in every for draw in batch.draws.tolist()) == list(range(len(plan)))
-    assert all(batch.images.tolist() == plan[batch.draws].tolist() for batch in every)
+    assert sorted(position for batch in every for position in batch.positions.tolist()) == list(range(len(plan)))
+    assert all(batch.images.tolist() == plan[batch.positions].tolist() for batch in every)
     assert len({len(own) for own in ranks}) == 1
     assert all(0 < len(batch.images) <= max(batch_size, 2) for batch in every)
     for together in zip(*ranks, strict=True):
@@ -136,14 +136,14 @@ def test_the_union_of_all_ranks_is_the_plan_and_all_have_equally_many_batches(
 
 
 def test_an_epoch_of_fewer_images_than_ranks_is_refused() -> None:
-    with pytest.raises(ValueError, match="an epoch needs an image per process, but got images=2, nproc=3"):
+    with pytest.raises(ValueError, match="an epoch must have an image per rank, but got images=2, nproc=3"):
         plan_batches(np.array([0, 1]), np.zeros(2, np.int64), BUCKETS, batch_size=4, rank=0, world_size=3)
 
 
 def test_a_repeated_image_stands_once_for_every_draw() -> None:
     plan = np.array([7, 7, 7, 7, 7])
     batches = plan_batches(plan, np.zeros(8, np.int64), BUCKETS, batch_size=2)
-    assert sorted(draw for batch in batches for draw in batch.draws.tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(position for batch in batches for position in batch.positions.tolist()) == [0, 1, 2, 3, 4]
     assert all((batch.images == 7).all() for batch in batches)
 
 
@@ -154,4 +154,4 @@ def test_the_same_plan_makes_the_same_batches() -> None:
     assert len(first) == 63, "500 = 62 x 8 + 4"
     for a, b in zip(first, second, strict=True):
         assert a.shape == b.shape
-        np.testing.assert_array_equal(a.draws, b.draws)
+        np.testing.assert_array_equal(a.positions, b.positions)

@@ -162,8 +162,8 @@ def test_images_and_boxes_per_class_are_kept() -> None:
 @pytest.mark.parametrize(
     ("counts", "num_bins", "edges", "message"),
     [
-        ([0, 0], 7, [], "bins need at least one class with a training image, but no class has any"),
-        ([], 7, [], "bins need at least one class with a training image"),
+        ([0, 0], 7, [], "at least one class must have a training image, but none has any"),
+        ([], 7, [], "at least one class must have a training image"),
         ([3, 4], 0, [], "num_bins >= 1 must hold, but got num_bins=0"),
         ([3, 4], 7, [10.0, 5.0], "bin edges must ascend, but got 10.0, 5.0"),
         ([3, 4], 7, [5.0, 5.0], "bin edges must ascend, but got 5.0, 5.0"),

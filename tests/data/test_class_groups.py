@@ -70,7 +70,7 @@ def test_a_bin_is_a_group_counted_from_1_for_the_rarest() -> None:
     assert select_classes("bin:1", taxonomy, bins).tolist() == [0, 2]
     assert select_classes("bin:2", taxonomy, bins).tolist() == [3]
     for group in ("bin:0", "bin:3", "bin:x", "bin:", "bin:-1"):
-        with pytest.raises(ValueError, match=f"class_group={group}: bin:K needs a bin number.*the bins are 1..2"):
+        with pytest.raises(ValueError, match=f"class_group={group}: bin:K must name a bin.*the bins are 1..2"):
             select_classes(group, taxonomy, bins)
     with pytest.raises(ValueError, match="the bins are none here"):
         select_classes("bin:1", taxonomy)

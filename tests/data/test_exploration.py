@@ -43,7 +43,7 @@ def test_shares_of_images_that_classes_have_in_common() -> None:
     pairs = image_class_pairs(make_index([[0, 1], [0], [0, 1, 2], [3]], classes=5))
     found = exploration.cooccurrence(pairs, np.arange(5), np.arange(4))
     assert found.rows.tolist() == [0, 1, 2, 3], "class 4 has no image"
-    np.testing.assert_allclose(found.share, [[1, 2 / 3, 1 / 3, 0], [1, 1, 0.5, 0], [1, 1, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(found.fraction, [[1, 2 / 3, 1 / 3, 0], [1, 1, 0.5, 0], [1, 1, 1, 0], [0, 0, 0, 1]])
     # The others that are most often on the images of 2 and 3: 0 and 1, each on all images of 2 and none of 3.
     others = exploration.cooccurrence(pairs, np.array([2, 3]), most=2)
     assert others.columns.tolist() == [0, 1]
@@ -60,12 +60,12 @@ def test_sides_and_aspects_of_boxes_on_a_wide_image() -> None:
 
 
 def test_the_tail_is_the_share_of_boxes_from_the_rarest_class_on() -> None:
-    np.testing.assert_allclose(exploration.tail_shares(np.array([6, 1, 3])), [0, 0.1, 0.4, 1])
-    assert exploration.tail_shares(np.zeros(2, dtype=np.int64)).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(exploration.tail_fractions(np.array([6, 1, 3])), [0, 0.1, 0.4, 1])
+    assert exploration.tail_fractions(np.zeros(2, dtype=np.int64)).tolist() == [0, 0, 0]
 
 
 def test_flags_are_shares_of_the_boxes() -> None:
-    shares = exploration.flag_shares(make_index([[0, 0], [0, 0]], classes=1, group_of=[3]))
+    shares = exploration.flag_fractions(make_index([[0, 0], [0, 0]], classes=1, group_of=[3]))
     assert shares == {"Occluded": 0, "Truncated": 0, "GroupOf": 0.25, "Depiction": 0, "Inside": 0}
 
 

@@ -21,7 +21,7 @@ RGB = (200, 90, 30)
 
 
 def encoded(kind: str) -> bytes:
-    """A picture of HEIGHT x WIDTH in one colour, grey where the kind knows no colour."""
+    """An image of HEIGHT x WIDTH in one colour, grey where the kind knows no colour."""
     mode = {"grey": "L", "cmyk": "CMYK", "alpha": "RGBA"}.get(kind, "RGB")
     if kind == "16 bit":
         image = Image.fromarray(np.full((HEIGHT, WIDTH), 100 * 257, dtype=np.uint16))
@@ -122,7 +122,7 @@ def test_an_unreadable_file_stops_with_its_path_and_reason_or_is_skipped_and_lis
 def test_a_missing_file_stops_with_the_count_or_is_skipped_and_listed(tmp_path: Path) -> None:
     index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"), jpg_1=encoded("jpeg"))
     (folder / "i0000.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 2 images have a file under .*images; missing is i0000"):
+    with pytest.raises(DataError, match=r"1 of 2 images have a file under .*images; i0000 has none"):
         attach_files(index, [folder], quiet=True)
     complete, bad = attach_files(index, [folder], on_bad_image="skip", quiet=True)
     assert complete.image_ids.tolist() == ["i0001"]
@@ -132,7 +132,7 @@ def test_a_missing_file_stops_with_the_count_or_is_skipped_and_listed(tmp_path: 
 def test_a_wrong_folder_is_refused_even_when_images_may_be_skipped(tmp_path: Path) -> None:
     index, folder = folder_of(tmp_path, jpg_0=b"", jpg_1=b"")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"0 of 2 images have a file under .*empty.*Is images= right\?"):
+    with pytest.raises(DataError, match=r"0 of 2 images have a file under .*empty.*Check images="):
         attach_files(index, [tmp_path / "empty"], on_bad_image="skip", quiet=True)
     with pytest.raises(ValueError, match="2 of 2 image files cannot be read"):
         attach_files(index, [folder], on_bad_image="skip", quiet=True)
@@ -150,7 +150,7 @@ def test_a_decoding_error_names_the_file(name: str, tmp_path: Path) -> None:
 
 
 def pattern() -> NDArray[np.uint8]:
-    """A smooth picture of 256 x 512 whose red grows to the right and whose green grows downwards."""
+    """A smooth image of 256 x 512 whose red grows to the right and whose green grows downwards."""
     y, x = np.mgrid[0:256, 0:512]
     return np.stack([x / 2, y / 1.0, np.full_like(x, 60)], axis=2).astype(np.uint8)
 

@@ -16,11 +16,10 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import (
     find_files,
     is_plain_id,
-    predictions_frame,
     read_annotations,
     read_image_ids,
 )
-from retinaflow.data.predictions import read_predictions
+from retinaflow.data.predictions import predictions_frame, read_predictions
 from retinaflow.data.tables import SHOWN, RowErrors
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
@@ -195,7 +194,7 @@ def test_a_bad_row_stops_the_reading_with_file_line_rule_and_value(name: str, tm
         read(tmp_path)
     assert str(caught.value) == (
         f"1 row breaks a rule:\n  train-annotations-bbox.csv line 4: {rule}\n"
-        "Mend the file, or give on_bad_row=drop to go on without it."
+        "Fix the file, or give on_bad_row=drop to leave it out."
     )
 
 
@@ -256,7 +255,7 @@ def test_a_bad_image_level_label_is_named_too(label: str, rule: str, tmp_path: P
         ),
         pytest.param(GOOD.encode(), "line 1: the header must name", id="no header"),
         pytest.param(
-            (HEADER_2018 + ",XMin").encode(), "line 1: a column must be named once, but XMin stands twice", id="twice"
+            (HEADER_2018 + ",XMin").encode(), "line 1: a column must be named once, but XMin is named twice", id="twice"
         ),
     ],
 )
@@ -280,7 +279,7 @@ def test_a_parquet_file_that_is_none_or_of_other_types_is_refused_with_its_path(
     frame = pd.read_csv(tmp_path / "train-annotations-bbox.csv")
     frame["XMin"] = "left"
     frame.to_parquet(path)
-    with pytest.raises(ValueError, match=r"boxes\.parquet: a column does not hold what its name says.*left"):
+    with pytest.raises(ValueError, match=r"boxes\.parquet: a column must hold the type that its name requires.*left"):
         read_annotations(files, RowErrors(), progress=lambda text: None)
 
 

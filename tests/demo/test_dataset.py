@@ -138,7 +138,7 @@ def test_every_box_is_valid_and_has_the_published_columns(small: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Car", "Tree", "Woman"])
-def test_a_box_is_where_the_picture_differs_from_the_same_picture_without_the_object(kind: str) -> None:
+def test_a_box_is_where_the_image_differs_from_the_same_image_without_the_object(kind: str) -> None:
     """Height 100, width 200: the same generator draws the same background, so the difference is the object alone."""
     thing = Thing(kind, "Coat" if kind == "Woman" else "")
     with_it, without_it = (
@@ -309,7 +309,7 @@ def test_a_set_of_other_sizes_replaces_the_old_one_completely(tmp_path: Path) ->
 
 def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious", encoding="utf-8")
-    with pytest.raises(DataError, match="something other than a demo set"):
+    with pytest.raises(DataError, match="hold a demo set, but holds something else"):
         write_demo(tmp_path, **TINY)
     assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "precious"
 

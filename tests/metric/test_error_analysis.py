@@ -10,7 +10,7 @@ from scoring_scenes import Box, Found, Label, Scene, Truth
 from retinaflow.boxes import iou
 from retinaflow.metric import nearest_ground_truth
 from retinaflow.metric.challenge import challenge_scores, match
-from retinaflow.metric.error_analysis import ALL_CLASSES, PRICES, Error, ErrorAnalysis, analyse_errors
+from retinaflow.metric.error_analysis import ALL_CLASSES, COSTS, ErrorAnalysis, ErrorKind, analyse_errors
 from retinaflow.metric.matches import Kind
 
 HERE, FAR = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
@@ -32,20 +32,21 @@ def analysed(
 def prices(analysis: ErrorAnalysis, class_name: str = "Class 0") -> dict[str, float]:
     """What is not 0 of the prices of a class."""
     row = analysis.table.set_index("class").loc[class_name]
-    return {name: float(row[name]) for name in PRICES if row[name] != 0}
+    return {name: float(row[name]) for name in COSTS if row[name] != 0}
 
 
 def test_a_run_without_errors_pays_nothing() -> None:
     analysis = analysed(Truth("a", 0, HERE), Found("a", 0, 0.9, HERE))
     assert prices(analysis) == {}
-    assert analysis.error.tolist() == [Error.NONE]
+    assert analysis.error.tolist() == [ErrorKind.NONE]
     assert analysis.table["ap"].tolist() == [1.0, 1.0]
 
 
 def test_a_badly_placed_box_costs_what_moving_it_gains() -> None:
-    # One ground truth, one detection at IoU 1/3: AP 0; moved onto the ground truth AP 1. What is pointed at is not missed.
+    # One ground truth, one detection at IoU 1/3: AP 0; moved onto the ground truth AP 1. What is pointed at is not
+    # missed.
     analysis = analysed(Truth("a", 0, HERE), Found("a", 0, 0.9, NEARBY))
-    assert analysis.error.tolist() == [Error.LOCALISATION]
+    assert analysis.error.tolist() == [ErrorKind.LOCALISATION]
     assert prices(analysis) == {"localisation": 1.0}
 
 
@@ -57,9 +58,10 @@ def test_a_moved_box_takes_the_place_of_a_find_with_a_lower_score() -> None:
 
 
 def test_a_box_of_the_wrong_class_costs_both_classes() -> None:
-    # Class 1's ground truth is called 0 with score 0.9; class 0's own is found with 0.5: AP 1/2 and 0. Renamed: 1 and 1.
+    # Class 1's ground truth is called 0 with score 0.9; class 0's own is found with 0.5: AP 1/2 and 0. Renamed: 1 and
+    # 1.
     analysis = analysed(Truth("a", 0, FAR), Truth("a", 1, HERE), Found("a", 0, 0.9, HERE), Found("a", 0, 0.5, FAR))
-    assert analysis.error.tolist() == [Error.CONFUSION, Error.NONE]
+    assert analysis.error.tolist() == [ErrorKind.CONFUSION, ErrorKind.NONE]
     assert prices(analysis, "Class 0") == {"confusion": 0.5}
     assert prices(analysis, "Class 1") == {"confusion": 1.0}
     assert prices(analysis, ALL_CLASSES) == {"confusion": 0.75}
@@ -94,13 +96,13 @@ def test_a_second_detection_of_a_found_box_is_a_duplicate_even_on_a_box_of_anoth
         *(Truth("a", 0, HERE), Truth("a", 1, HERE), Truth("a", 0, FAR)),
         *(Found("a", 0, 0.9, HERE), Found("a", 0, 0.8, HERE), Found("a", 0, 0.7, FAR), Found("a", 1, 0.5, HERE)),
     )
-    assert analysis.error.tolist() == [Error.NONE, Error.DUPLICATE, Error.NONE, Error.NONE]
+    assert analysis.error.tolist() == [ErrorKind.NONE, ErrorKind.DUPLICATE, ErrorKind.NONE, ErrorKind.NONE]
     assert prices(analysis) == {"duplicate": pytest.approx(1 / 6)}
 
 
 def test_a_detection_of_nothing_is_background_and_its_price_falls_on_what_comes_after() -> None:
     analysis = analysed(Truth("a", 0, HERE), Found("a", 0, 0.9, FAR), Found("a", 0, 0.5, HERE))
-    assert analysis.error.tolist() == [Error.BACKGROUND, Error.NONE]
+    assert analysis.error.tolist() == [ErrorKind.BACKGROUND, ErrorKind.NONE]
     assert prices(analysis) == {"background": 0.5}
 
 
@@ -109,7 +111,7 @@ def test_a_badly_placed_box_of_the_wrong_class_is_removed_not_put_right() -> Non
         *(Truth("a", 0, FAR), Truth("a", 1, HERE)),
         *(Found("a", 0, 0.9, NEARBY), Found("a", 0, 0.5, FAR), Found("a", 1, 0.5, HERE)),
     )
-    assert analysis.error.tolist() == [Error.BOTH, Error.NONE, Error.NONE]
+    assert analysis.error.tolist() == [ErrorKind.BOTH, ErrorKind.NONE, ErrorKind.NONE]
     assert prices(analysis) == {"both": 0.5}
 
 
@@ -126,12 +128,12 @@ def test_a_class_of_which_everything_is_missed_loses_all_its_ap_to_misses() -> N
 
 
 def test_group_of_boxes_cost_when_nothing_finds_them_and_by_boxes_that_stick_out() -> None:
-    # Group-of box and one ordinary box. The detection of score 0.9 lies to a third inside the group-of box
-    # (0.1 <= 1/3 < 0.5): wrong, and the group-of box is not hit. AP: right at rank 2, one of two ground-truth boxes: 1/4.
-    # Put right: not wrong, and not asked for: 1.
+    # Group-of box and one ordinary box. The detection of score 0.9 lies to a third inside the group-of box (0.1 <= 1/3
+    # < 0.5): wrong, and the group-of box is not hit. AP: right at rank 2, one of two ground-truth boxes: 1/4. Put
+    # right: not wrong, and not asked for: 1.
     group = Truth("a", 0, (0.0, 0.0, 0.1, 0.5), group_of=True)
     analysis = analysed(group, Truth("a", 0, FAR), Found("a", 0, 0.9, (0.0, 0.0, 0.3, 0.5)), Found("a", 0, 0.5, FAR))
-    assert analysis.error.tolist() == [Error.GROUP_OF, Error.NONE]
+    assert analysis.error.tolist() == [ErrorKind.GROUP_OF, ErrorKind.NONE]
     assert prices(analysis) == {"group_of": 0.75}
     assert analysis.table["num_group_of"].tolist() == [2, 2]
 
@@ -166,7 +168,7 @@ def test_a_box_of_a_child_is_an_own_box_of_its_parent_and_a_box_of_the_parent_is
         *(Found("a", 0, 0.9, HERE), Found("b", 1, 0.9, HERE)),
         links=((0, 1),),
     )
-    assert analysis.error.tolist() == [Error.NONE, Error.CONFUSION]
+    assert analysis.error.tolist() == [ErrorKind.NONE, ErrorKind.CONFUSION]
     assert analysis.confusions["confused_with"].tolist() == ["Class 0"]
     # Parent: found 1 of 2 (AP 1/2); the renamed detection finds the other.
     assert prices(analysis, "Class 0") == {"confusion": 0.5}
@@ -176,7 +178,7 @@ def test_a_box_of_a_child_is_an_own_box_of_its_parent_and_a_box_of_the_parent_is
 
 def test_detections_where_no_image_has_a_box_are_background() -> None:
     analysis = analysed(Label("a", 0, False), Found("a", 0, 0.9, HERE))
-    assert analysis.error.tolist() == [Error.BACKGROUND]
+    assert analysis.error.tolist() == [ErrorKind.BACKGROUND]
     assert len(analysis.table) == 1
 
 
@@ -221,7 +223,7 @@ def test_kinds_agree_with_a_loop_over_all_boxes_whatever_the_size_of_the_pieces(
     image_of_box = np.repeat(np.arange(len(ground_truth.image_ids)), np.diff(ground_truth.box_start))
     for entry, row in enumerate(matches.detection_row):
         if matches.kind[entry] != Kind.FALSE_POSITIVE:
-            assert analysis.error[entry] == Error.NONE
+            assert analysis.error[entry] == ErrorKind.NONE
             continue
         label = int(matches.class_index[entry])
         own, other, group = [0.0], [0.0], [0.0]
@@ -238,15 +240,15 @@ def test_kinds_agree_with_a_loop_over_all_boxes_whatever_the_size_of_the_pieces(
                 size = detections.boxes[row, 2:] - detections.boxes[row, :2]
                 group.append(float(np.clip(high - low, 0, None).prod() / size.prod()))
         if max(own) >= 0.5:
-            expected = Error.DUPLICATE
+            expected = ErrorKind.DUPLICATE
         elif max(own) >= 0.1:
-            expected = Error.LOCALISATION
+            expected = ErrorKind.LOCALISATION
         elif max(other) >= 0.5:
-            expected = Error.CONFUSION
+            expected = ErrorKind.CONFUSION
         elif max(group) >= 0.1:
-            expected = Error.GROUP_OF
+            expected = ErrorKind.GROUP_OF
         else:
-            expected = Error.BOTH if max(other) >= 0.1 else Error.BACKGROUND
+            expected = ErrorKind.BOTH if max(other) >= 0.1 else ErrorKind.BACKGROUND
         assert analysis.error[entry] == expected
 
 
@@ -255,7 +257,7 @@ def test_putting_errors_right_never_lowers_ap_and_never_lifts_it_above_one(seed:
     scene = random_scene(seed)
     ground_truth, detections = scene.annotations(), scene.detections()
     table = analyse_errors(match(detections, ground_truth), detections, ground_truth).table
-    for name in (*PRICES, "false_positives", "false_negatives"):
+    for name in (*COSTS, "false_positives", "false_negatives"):
         assert (table[name] > -1e-12).all(), name
         assert (table["ap"] + table[name] < 1 + 1e-12).all(), name
     assert (table["unverified"] > -1e-12).all()
@@ -273,7 +275,7 @@ def test_without_any_wrong_detection_and_any_miss_ap_is_one() -> None:
     np.testing.assert_allclose(table["ap"] + table["false_positives"], recall)
 
 
-def test_the_row_of_all_classes_holds_means_of_prices_and_sums_of_counts() -> None:
+def test_the_row_of_all_classes_holds_means_of_costs_and_sums_of_counts() -> None:
     scene = random_scene(1)
     ground_truth, detections = scene.annotations(), scene.detections()
     scores = challenge_scores(detections, ground_truth)
@@ -290,5 +292,5 @@ def test_matches_of_other_detections_or_images_are_refused() -> None:
     matches = match(detections, ground_truth)
     with pytest.raises(ValueError, match="must be made of the detections"):
         analyse_errors(matches, detections.take(np.arange(len(detections))[::-1]), ground_truth)
-    with pytest.raises(ValueError, match="8 images and the ground truth of 1"):
+    with pytest.raises(ValueError, match="8 images and the ground truth is of 1"):
         analyse_errors(matches, detections, Scene(5, (Truth("z", 0, HERE),)).annotations())

@@ -25,12 +25,12 @@ from retinaflow.statistics.cross_fitting import apply_calibrators, cross_fitted,
 FOLDS = 4
 
 
-def _evaluated(score: list[float], right: list[int]) -> ScoredDetections:
-    return ScoredDetections(np.array(score), np.array(right, dtype=bool), np.arange(len(score)) % FOLDS)
+def _evaluated(score: list[float], is_true: list[int]) -> ScoredDetections:
+    return ScoredDetections(np.array(score), np.array(is_true, dtype=bool), np.arange(len(score)) % FOLDS)
 
 
 def _drawn(share_of: str, count: int) -> ScoredDetections:
-    """Scores spread evenly, right with a chance that depends on the score."""
+    """Scores spread evenly, true positives with a probability that depends on the score."""
     rng = np.random.default_rng(3)
     score = np.sort(rng.uniform(0.02, 0.98, count))
     logit = np.log(score / (1 - score))
@@ -46,8 +46,9 @@ def _drawn(share_of: str, count: int) -> ScoredDetections:
 
 
 def test_platt_by_hand() -> None:
-    """Ten detections of score 0.2, one right, and ten of 0.8, nine right. Targets: right (10 + 1) / (10 + 2) = 11/12,
-    wrong 1/12. Two parameters fit two scores exactly, each gets its mean target: (9 * 11 + 1) / 120 = 5/6 and 1/6."""
+    """Ten detections of score 0.2, one true positive, and ten of 0.8, nine true. Targets: true (10 + 1) / (10 + 2) =
+    11/12, wrong 1/12. Two parameters fit two scores exactly, each gets its mean target: (9 * 11 + 1) / 120 = 5/6 and
+    1/6."""
     found = fit(_evaluated([0.2] * 10 + [0.8] * 10, [1] + [0] * 9 + [0] + [1] * 9), "platt")
     np.testing.assert_allclose(found(np.array([0.2, 0.8])), [1 / 6, 5 / 6], atol=2e-6)
     # sigmoid(a * logit(0.8)) = 5/6: a * log(4) = log(5), and b = 0.
@@ -78,12 +79,12 @@ def test_the_method_of_least_held_out_loss_is_chosen(share_of: str, method: str)
 
 
 def test_a_method_that_only_fits_what_it_saw_is_not_chosen() -> None:
-    """Scores that say nothing, a third of them right: isotonic fits them best, and foretells worse than Platt."""
+    """Uninformative scores, a third of them true: isotonic fits them best, and predicts worse than Platt."""
     rng = np.random.default_rng(4)
     evaluated = ScoredDetections(
         np.sort(rng.uniform(0.02, 0.98, 60)), rng.random(60) < 0.3, rng.integers(FOLDS, size=60)
     )
-    in_sample = {name: log_loss(fit(evaluated, name)(evaluated.score), evaluated.right).sum() for name in METHODS}
+    in_sample = {name: log_loss(fit(evaluated, name)(evaluated.score), evaluated.is_true).sum() for name in METHODS}
     assert min(in_sample, key=lambda name: in_sample[name]) == "isotonic"
     assert choose_method(evaluated) == "platt"
 
@@ -100,7 +101,7 @@ def test_a_calibrator_rises_strictly_and_stays_a_share(share_of: str, method: st
 
 def test_scores_that_rank_the_wrong_way_keep_their_order() -> None:
     upside_down = _drawn("as said", 300)
-    found = fit(replace(upside_down, right=~upside_down.right), "platt")
+    found = fit(replace(upside_down, is_true=~upside_down.is_true), "platt")
     assert (np.diff(found(upside_down.score)) > 0).all()
 
 
@@ -130,7 +131,7 @@ def model() -> tuple[Detections, Matches]:
 
 
 def test_no_image_has_a_part_in_its_own_calibrators(model: tuple[Detections, Matches]) -> None:
-    """Turning right and wrong around on the images of a fold moves the scores of all folds but that one."""
+    """Exchanging true and false positives on the images of a fold moves the scores of all folds but that one."""
     found, matches = model
     folds = sample_folds(120, FOLDS, seed=0)
     before = cross_fitted(found, matches, folds, method="platt", min_ground_truth=1)[0].score

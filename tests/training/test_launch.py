@@ -56,11 +56,13 @@ def test_every_planned_image_is_on_one_rank_and_the_batches_are_those_of_one_ran
     alone = plan_batches(plan, bucket_of_image, buckets, batch_size=4)
     parts = [plan_batches(plan, bucket_of_image, buckets, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
     assert len(parts[0]) == len(parts[1])
-    assert sorted(draw for part in parts for batch in part for draw in batch.draws) == list(range(length))
-    together = [np.sort(np.concatenate([first.draws, second.draws])) for first, second in zip(*parts, strict=True)]
+    assert sorted(position for part in parts for batch in part for position in batch.positions) == list(range(length))
+    together = [
+        np.sort(np.concatenate([first.positions, second.positions])) for first, second in zip(*parts, strict=True)
+    ]
     # A left-over of one image cannot be shared out: then the last two batches are cut anew.
-    if len(alone[-1].draws) >= 2:
-        assert all(np.array_equal(both, np.sort(batch.draws)) for both, batch in zip(together, alone, strict=True))
+    if len(alone[-1].positions) >= 2:
+        assert all(np.array_equal(both, np.sort(batch.positions)) for both, batch in zip(together, alone, strict=True))
 
 
 def test_a_rank_that_dies_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from retinaflow.errors import TrainingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinaflow.settings.training_groups import OptimizationSettings
 from retinaflow.training.distributed import World
-from retinaflow.training.loop import StepResult, Trainer, has_grown
+from retinaflow.training.divergence import has_grown
+from retinaflow.training.loop import StepResult, Trainer
 from retinaflow.training.schedule import learning_rate
 
 HAND_WORKED = [

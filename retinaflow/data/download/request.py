@@ -52,9 +52,7 @@ def read_ids(path: Path | None) -> frozenset[str] | None:
     """The image ids of a file, without a split before them. None without a file."""
     if path is None:
         return None
-    if not path.is_file():
-        raise SettingError(f"image_ids={path}: no such file")
-    ids = {str(text).rpartition("/")[2] for text in read_image_ids(path)}
+    ids = {str(text).rpartition("/")[2] for text in read_image_ids(path, setting="image_ids")}
     wrong = sorted(image_id for image_id in ids if not is_plain_id(image_id))
     if wrong:
         raise DataError(f"image_ids={path}: an id must be a plain file name, but got {wrong[0]!r:.80}")

@@ -57,7 +57,11 @@ def fetch_originals(request: Request, split: str, images: Iterable[str]) -> dict
     path = _fetch(request, urls.ORIGINALS[split], f"{split}-originals.csv", (), frozenset(images))
     with path.open(encoding="utf-8", newline="") as file:
         return {
-            row[IMAGE]: (row["OriginalURL"], int(row["OriginalSize"] or 0), row.get("OriginalMD5") or "")
+            row[IMAGE]: (
+                row["OriginalURL"],
+                int(row["OriginalSize"]) if row["OriginalSize"].isdecimal() else 0,
+                row.get("OriginalMD5") or "",
+            )
             for row in csv.DictReader(file)
         }
 

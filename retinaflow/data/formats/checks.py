@@ -191,13 +191,13 @@ def _boxes(
     frame = pd.DataFrame({"image": image, "class": np.array([box[1] for box in rows], dtype=np.int64)})
     frame[list(CORNERS)] = clipped
     first = ~frame.duplicated().to_numpy() | ~(finite & has_area & inside)
-    for kept, rule in (
+    for valid, rule in (
         (finite, "a coordinate must be a finite number"),
         (~finite | has_area, "a box must have a width and a height above 0"),
         (~finite | ~has_area | inside, "a box must lie in its image"),
         (first, "a box must be given once"),
     ):
-        for row in np.flatnonzero(~kept):
+        for row in np.flatnonzero(~valid):
             note(errors, rows[row][4], rule, _shown(rows[row][2], source.unit), line=rows[row][5])
     good = finite & has_area & inside & first
     over = good & (reach > _ROUNDING).any(axis=1)

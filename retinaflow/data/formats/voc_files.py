@@ -11,7 +11,7 @@ from retinaflow.data.formats.folders import SPLIT_NAMES, files_under, hidden, sa
 from retinaflow.data.formats.source import note
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
-from retinaflow.errors import DataError
+from retinaflow.data.text_lines import read_lines
 
 _PAIRS = re.compile(r"\s+(-1|0|1)$")
 """At the end of a line in the list of one class: whether the image shows the class."""
@@ -49,11 +49,7 @@ def _lists(root: Path) -> list[Path]:
 
 
 def _rows(path: Path, annotations: Path) -> Iterator[tuple[str, Path]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: a list of images must be UTF-8 text: {error}") from None
-    for line in map(str.strip, lines):
+    for line in map(str.strip, read_lines(path)):
         if line:
             whole = annotations / f"{safe_name(line, path.name)}.xml"
             short = annotations / f"{safe_name(_PAIRS.sub('', line), path.name)}.xml"

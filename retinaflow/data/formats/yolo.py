@@ -31,6 +31,7 @@ from retinaflow.data.formats.yolo_files import (
     report_left_out,
 )
 from retinaflow.data.tables import RowErrors
+from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError
 
 SHORT = {"validation": "val"}
@@ -142,7 +143,9 @@ def _names_in_text(root: Path) -> list[str]:
     """Class names of a folder without data.yaml, one per line."""
     for name in NAME_FILES:
         if (root / name).is_file():
-            lines = (root / name).read_text(encoding="utf-8-sig").rstrip().splitlines()
+            lines = read_lines(root / name)
+            while lines and not lines[-1].strip():
+                del lines[-1]
             if blank := [number for number, line in enumerate(lines, 1) if not line.strip()]:
                 # Skipping the line would shift the names of all classes after it.
                 raise DataError(f"{root / name}: line {blank[0]}: a line must name a class, but is empty; delete it")

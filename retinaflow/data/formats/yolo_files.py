@@ -14,6 +14,7 @@ from typing import Any
 
 from retinaflow.data.formats.folders import SPLIT_NAMES, files_under, split_of
 from retinaflow.data.images import SUFFIXES
+from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, SettingError
 
 NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
@@ -39,7 +40,7 @@ class SplitFiles:
 
     def add_list(self, split: str, path: Path, base: Path) -> None:
         """Add the images that a text file names."""
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_lines(path) if line.strip()]
         found = [_listed_file(line, path.parent, base) for line in lines]
         self.images.setdefault(split, []).extend(found)
         self.folders += dict.fromkeys(file.parent for file in found if file.parent.is_dir())

@@ -1,7 +1,7 @@
-"""Rows of an index that keep every rule and still look wrong: found without opening an image, listed for a person.
+"""Annotations that break no rule and still look like errors, for a person to review. No image is opened.
 
-Nothing is changed or left out: some of them are right (a picture may be filled by one object). Every rule is a few
-vectorised passes over the columns, the dearest two sorts of N keys.
+Nothing is changed or left out: some of these annotations are correct (one object may fill its image). Each criterion
+takes a few vectorised passes over the columns, the most expensive one two sorts of N keys.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from retinaflow.data.index import FLAGS, AnnotationIndex
 TINY_PIXELS = 4
 """A box with a side shorter than this, in pixels of the stored image, is tiny."""
 TINY_SHARE = 0.004
-"""The same as a share of the image's side, where image sizes are not known."""
+"""The same as a fraction of the side of the image, where image sizes are unknown."""
 WHOLE = 0.98
-"""Share of the image's area from which on a box covers the whole image."""
+"""Fraction of the image's area from which a box counts as covering the whole image."""
 SAME = 1000
-"""Boxes are the same when all corners agree after rounding to this part of the image's side."""
+"""Boxes are equal if all corners agree after rounding to one part in this many of the image's side."""
 
 Rows = NDArray[np.int64]
 
 
 class Suspicion(NamedTuple):
-    """Rows that one rule finds: ``rows`` of boxes, or of image-level labels when ``of_labels``."""
+    """The rows of one criterion: ``rows`` of boxes, or of image-level labels with ``of_labels``."""
 
     rule: str
     meaning: str
@@ -38,11 +38,11 @@ class Suspicion(NamedTuple):
 
 
 def suspicions(index: AnnotationIndex) -> Iterator[Suspicion]:
-    """Every rule with what it finds, also when that is nothing."""
+    """Every criterion with its rows, also if there are none."""
     yield Suspicion("tiny box", _tiny_rule(index), _tiny(index))
     repeated, nested = _repeated(index)
-    yield Suspicion("repeated box", "the same class at the same place (to a thousandth) once more", repeated)
-    yield Suspicion("child and parent", "the same place boxed as a class and as one of its ancestors", nested)
+    yield Suspicion("repeated box", "another box of the same class has the same corners (to a thousandth)", repeated)
+    yield Suspicion("child and parent", "a box of an ancestor of its class has the same corners", nested)
     yield Suspicion(
         "whole image", f"covers {WHOLE:.0%} of the image or more, but is neither group-of nor inside", _whole(index)
     )
@@ -67,7 +67,7 @@ def suspicious_table(index: AnnotationIndex, found: Suspicion, *, most: int) -> 
     names, ids = np.asarray(index.taxonomy.labels, dtype=object), np.asarray(index.taxonomy.ids, dtype=object)
     table = pd.DataFrame({"rule": found.rule, "image": np.asarray(index.image_ids)[images], "class": names[classes]})
     table["class_id"] = ids[classes]
-    return table.assign(**{name: corners[:, place] for place, name in enumerate(("x1", "y1", "x2", "y2"))})
+    return table.assign(**{name: corners[:, column] for column, name in enumerate(("x1", "y1", "x2", "y2"))})
 
 
 def _tiny_rule(index: AnnotationIndex) -> str:
@@ -84,8 +84,8 @@ def _tiny(index: AnnotationIndex) -> Rows:
     return np.flatnonzero(sides.min(axis=1, initial=np.inf) < TINY_SHARE)
 
 
-def _places(index: AnnotationIndex) -> NDArray[np.int64]:
-    """``[N]`` equal for boxes at the same place of the same image."""
+def _same_corners(index: AnnotationIndex) -> NDArray[np.int64]:
+    """``[N]`` keys, equal for boxes with the same corners on the same image."""
     width = SAME + 1
     corners = np.clip(np.rint(np.asarray(index.boxes) * SAME), 0, SAME).astype(np.int64)
     key = corners[:, 0]
@@ -96,10 +96,11 @@ def _places(index: AnnotationIndex) -> NDArray[np.int64]:
 
 
 def _repeated(index: AnnotationIndex) -> tuple[Rows, Rows]:
-    """Rows that repeat an earlier one of their class, and rows with an ancestor of their class at the same place."""
-    place = _places(index)
-    order = np.argsort(place, kind="stable")
-    starts = np.flatnonzero(np.diff(place[order], prepend=-1) != 0)
+    """Rows that repeat an earlier one of their class, and rows with a box of an ancestor of their class at the same
+    corners."""
+    keys = _same_corners(index)
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1) != 0)
     ends = np.append(starts[1:], len(order))
     shared = np.flatnonzero(ends - starts > 1)
     closure, labels = index.taxonomy.is_ancestor, np.asarray(index.labels)
@@ -127,13 +128,15 @@ def _absent(index: AnnotationIndex) -> Rows:
     implied = image_class_pairs(index, expand=True)
     wrong = np.isin(_pairs(index, implied.image, implied.class_index), keys)
     images = np.unique(implied.image[wrong])
-    # Few images remain, and only for them every class is looked at.
+    # Few images remain; all classes are compared only on them.
     rows = np.flatnonzero(np.isin(index.box_image, images))
     is_absent = np.zeros((len(images), index.num_classes), dtype=bool)
     is_absent.reshape(-1)[_positions(keys, images, index.num_classes)] = True
     above = index.taxonomy.is_ancestor | np.eye(index.num_classes, dtype=bool)
-    place = np.searchsorted(images, index.box_image[rows])
-    hit = [bool((is_absent[at] & above[label]).any()) for at, label in zip(place, index.labels[rows], strict=True)]
+    row_of_image = np.searchsorted(images, index.box_image[rows])
+    hit = [
+        bool((is_absent[at] & above[label]).any()) for at, label in zip(row_of_image, index.labels[rows], strict=True)
+    ]
     return np.asarray(rows[np.array(hit, dtype=bool)])
 
 
@@ -143,7 +146,7 @@ def _pairs(index: AnnotationIndex, images: NDArray[np.integer], classes: NDArray
 
 
 def _positions(keys: NDArray[np.int64], images: NDArray[np.integer], width: int) -> NDArray[np.int64]:
-    """Where the pairs of ``images`` stand in a table of these images."""
+    """Positions of the pairs of ``images`` in a flat table of these images and all classes."""
     own = keys[np.isin(keys // width, images)]
     return np.asarray(np.searchsorted(images, own // width) * width + own % width)
 

@@ -1,4 +1,4 @@
-"""Lines of a CSV file: how many, which hold anything, and which break a rule before their fields are looked at."""
+"""Lines of text files: lists of names, and CSV files whose lines are counted and verified before they are parsed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retinaflow.errors import DataError
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without their ends. Raises DataError for a file that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the file must be text in UTF-8, but is not: {error}") from None
+
 
 def has_rows(path: Path) -> bool:
-    """Whether anything stands below the header."""
+    """Whether there is anything below the header."""
     with path.open("rb") as file:
         file.readline()
         return bool(file.read(1))
 
 
 def lines_of_csv(path: Path, count: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
-    """The line of each row below the header, where the reader has passed over blank lines."""
+    """Row -> line, for rows below the header of which the reader has skipped blank lines."""
 
     @lru_cache(maxsize=1)
     def of_all() -> NDArray[np.int64] | None:
@@ -38,12 +48,12 @@ def lines_of_csv(path: Path, count: int) -> Callable[[NDArray[np.int64]], NDArra
 
 
 def filled_lines(path: Path) -> list[tuple[int, bytes]]:
-    """Number and content of the lines below the header that hold anything."""
+    """Number and content of the lines below the header that are not blank."""
     return [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line and number > 1]
 
 
 def flaw_of(line: bytes) -> str | None:
-    """The rule that a line breaks before its fields are looked at."""
+    """The rule that a line breaks before it is parsed, or None."""
     try:
         text = line.decode()
         if '"' in text:
@@ -56,7 +66,7 @@ def flaw_of(line: bytes) -> str | None:
 
 
 def count_lines(path: Path) -> int:
-    """Lines of a file, the header and blank ones included; the last one needs no end."""
+    """Number of lines of a file with the header and blank lines; the last line may lack its line break."""
     count, last = 0, b"\n"
     with path.open("rb") as file:
         while block := file.read(1 << 22):

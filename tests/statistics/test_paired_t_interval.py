@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from retinaflow.statistics.seeds import paired_t_interval
+from retinaflow.statistics.intervals import paired_t_interval
 
 
 def test_the_worked_case_of_the_docstring() -> None:

@@ -10,7 +10,7 @@ from made_index import SHARED, make_index, parents_of, random_index
 
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files, read_annotations
-from retinaflow.data.suspicious import WHOLE, suspicions, suspicious_table
+from retinaflow.data.suspicious_annotations import WHOLE, suspicions, suspicious_table
 from retinaflow.data.tables import RowErrors
 
 

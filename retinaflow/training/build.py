@@ -1,0 +1,77 @@
+"""What is trained, built from the settings: the trainer with its detector, and the augmented training images."""
+
+from __future__ import annotations
+
+import torch
+
+from retinaflow.data.augmentation import Augmentation
+from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.dataset import MAX_REPLACEMENTS, DetectionDataset, keep_rates
+from retinaflow.data.training_data import TrainingData
+from retinaflow.detector.device import device_of, loader_workers, precision_on
+from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.weights import load_weights
+from retinaflow.inference.checkpoint import on_device
+from retinaflow.progress import report
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.training.anchor_fit import SCALES, BoxSample, advice, class_reach
+from retinaflow.training.class_loss import loss_config
+from retinaflow.training.compilation import compile_network
+from retinaflow.training.distributed import World
+from retinaflow.training.loop import Trainer
+
+
+def build_trainer(config: TrainConfig, data: TrainingData, world: World, *, load: bool) -> Trainer:
+    """The network on its device with its optimizer. ``load``: with the weights of the settings.
+
+    Raises SettingError for settings that do not fit the data or the machine.
+    """
+    device = device_of(world.local_rank)
+    precision = precision_on(device, config.precision)
+    model = RetinaNet(config.part(NetworkSettings), data.train.num_classes, seed=config.seed)
+    if load:
+        with world.first_on_machine():
+            report(str(load_weights(model, config.weights)))
+    model = on_device(model, device)
+    if config.compile:
+        compile_network(model, device)
+    ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
+    return Trainer(
+        model,
+        config,
+        loss=loss_config(config, data.bins, learn_ancestors=config.parents == "learn"),
+        precision=precision,
+        device=device,
+        workers=loader_workers(config.workers, device),
+        ancestors=None if config.parents == "ignore" else ancestors,
+        world=world,
+    )
+
+
+def build_dataset(config: TrainConfig, data: TrainingData) -> DetectionDataset:
+    """The training images, augmented by the rarity of their classes."""
+    augmentation = Augmentation.by_rarity(
+        data.bins,
+        base=config.augment,
+        rare=config.rare_augment,
+        balance=config.balance,
+        vertical_flip=config.vertical_flip,
+    )
+    return DetectionDataset(
+        data.train,
+        augmentation,
+        replacements=MAX_REPLACEMENTS if config.on_bad_image == "skip" else 0,
+        keep_rate=keep_rates(data.train, most=config.max_boxes_per_class),
+    )
+
+
+def report_missed_boxes(config: TrainConfig, data: TrainingData, buckets: AspectBuckets) -> None:
+    """Print a line when most boxes of a class match no anchor."""
+    # The heads of a published detector were trained with its anchors.
+    scales = SCALES if config.weights in ("none", "imagenet") else ()
+    sample = BoxSample.draw(data.train)
+    reach = class_reach(sample, buckets, config.anchor_scale)
+    line = advice(reach, sample, buckets, config.anchor_scale, scales=scales)
+    if line:
+        report(line)

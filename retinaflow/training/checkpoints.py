@@ -1,0 +1,92 @@
+"""The checkpoints of a training: ``last.pt`` to resume from, and ``best.pt`` with the weights alone."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.training_data import TrainingData
+from retinaflow.errors import DataError
+from retinaflow.inference.checkpoint import Checkpoint, save_checkpoint
+from retinaflow.progress import report
+from retinaflow.runs.run import Run
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.resolve import with_absolute_paths
+from retinaflow.training.loop import Trainer
+
+
+class Checkpoints:
+    """Writes both files of a folder on rank 0; on other ranks every method does nothing."""
+
+    def __init__(
+        self, folder: Path, trainer: Trainer, data: TrainingData, config: TrainConfig, buckets: AspectBuckets
+    ) -> None:
+        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self._trainer, self._data, self._config, self._buckets = trainer, data, config, buckets
+        self._last_saved = float("-inf")
+
+    @property
+    def is_due(self) -> bool:
+        """Whether ``save_minutes`` have passed since ``last.pt`` was written, as they have at the first step."""
+        seconds = self._config.save_minutes * 60
+        return seconds > 0 and time.monotonic() - self._last_saved >= seconds
+
+    def take_over(self, best: Path) -> None:
+        """Begin with the best checkpoint of the training that is resumed."""
+        if self._trainer.world.is_first and best.resolve() != self.best.resolve():
+            self.best.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, self.best)
+
+    def save_best(self) -> None:
+        """Write ``best.pt`` from the present weights."""
+        if self._trainer.world.is_first:
+            _write(self.current(), self.best)
+
+    def save_last(self, progress: Mapping[str, Any], *, must: bool = False) -> None:
+        """Write ``last.pt``. ``progress``: what resuming needs besides the state of the trainer.
+
+        When it cannot be written the training continues, unless it ends with this checkpoint (``must``): the one before
+        is whole, and there may be room for the next.
+        """
+        if not self._trainer.world.is_first:
+            return
+        self._last_saved = time.monotonic()
+        try:
+            _write(self.current(progress), self.last)
+        except DataError as error:
+            if must:
+                raise
+            report(f"no checkpoint at step {self._trainer.step}, the training continues: {error}")
+
+    def log(self, run: Run) -> None:
+        """Log the files that are there."""
+        for path in (self.last, self.best):
+            if self._trainer.world.is_first and path.is_file():
+                run.log_file(path, "checkpoints")
+
+    def current(self, progress: Mapping[str, Any] | None = None) -> Checkpoint:
+        """The present weights as a checkpoint; with ``progress`` one to resume from."""
+        trainer, data = self._trainer, self._data
+        return Checkpoint(
+            network=trainer.model.config,
+            state={name: value.cpu() for name, value in trainer.evaluated_model.state_dict().items()},
+            taxonomy=data.train.taxonomy,
+            bins=data.bins,
+            buckets=self._buckets,
+            parents=self._config.parents,
+            settings=with_absolute_paths(self._config),
+            data_digest=data.digest,
+            epoch=trainer.epoch,
+            progress=None if progress is None else {**trainer.state(), **progress},
+        )
+
+
+def _write(checkpoint: Checkpoint, path: Path) -> None:
+    try:
+        save_checkpoint(checkpoint, path)
+    except OSError as error:
+        raise DataError(f"{path}: the checkpoint cannot be written ({error}); is the disk full?") from error
