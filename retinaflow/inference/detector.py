@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets, PlannedBatch
@@ -33,6 +34,7 @@ from retinaflow.detections import Detections
 from retinaflow.detector.device import Precision, autocast, device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.postprocess import detect
+from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
 from retinaflow.taxonomy import Taxonomy
@@ -42,10 +44,18 @@ Given = TypeVar("Given", bound=PostprocessSettings)
 
 
 def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
-    """Settings of a command with those of detections and precision from the training, where they were not given."""
-    trained = checkpoint.settings
+    """Settings of a command with those of detections and precision from the training, where they were not given.
+
+    Raises SettingError for a checkpoint of an earlier version whose training had settings that are not available now.
+    """
     names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
-    return config.model_copy(update={name: trained[name] for name in names if name in trained})
+    trained = {name: checkpoint.settings[name] for name in names if name in checkpoint.settings}
+    try:
+        type(config).model_validate(trained)
+    except ValidationError as error:
+        name, message = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+        raise SettingError(f"{name} of the training cannot be used ({message}); give {name}= another value") from None
+    return config.model_copy(update=trained)
 
 
 def by_image(found: Detections) -> Detections:

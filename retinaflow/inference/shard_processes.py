@@ -123,8 +123,8 @@ def _by_processes(
             pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise WorkerError(
-                    f"one of {nproc} processes died, often because the memory ran out; the same command resumes. Give a "
-                    "smaller nproc= or batch_size= if it happens again"
+                    f"one of {nproc} processes died, often because the memory ran out; the same command resumes. Give "
+                    "a smaller nproc= or batch_size= if it happens again"
                 ) from None
             raise
 
