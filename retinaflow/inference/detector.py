@@ -23,7 +23,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets, PlannedBatch
@@ -34,7 +33,6 @@ from retinaflow.detections import Detections
 from retinaflow.detector.device import Precision, autocast, device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.postprocess import detect
-from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
 from retinaflow.settings.resolve import changed
