@@ -1,4 +1,4 @@
-"""Searches whose trials only wait: the study, the storage, the claims and the processes are real, the training is not.
+"""Searches whose trials only wait: the study, the storage, the locks and the processes are real, the training is not.
 
 What is tested with these is who runs which trial, and that takes no detector.
 """
@@ -17,10 +17,9 @@ import optuna
 
 from retinaflow.errors import Interrupted
 from retinaflow.interrupts import StopRequest
-from retinaflow.search.objective import trial_run
-from retinaflow.search.opening import Search, attach
 from retinaflow.search.runs import trial_name
-from retinaflow.search.study import METRICS
+from retinaflow.search.study import Search, attach
+from retinaflow.search.trial import METRICS, trial_run
 from retinaflow.search.workers import Trials, work
 from retinaflow.settings.commands import SearchConfig
 

@@ -1,4 +1,4 @@
-"""Settings -> the runs to compare, with their matches, gathered into sides: runs that differ in their seed only."""
+"""Settings -> the runs to compare, with their matches, grouped into sides: runs of a side differ in their seed only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from retinaflow.settings.model_groups import ComparisonSettings
 NOT_A_SETTING = frozenset(
     ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")
 )
-"""What may differ between runs of one setting: where things go, and the seed."""
+"""Settings that may differ between runs of one side: paths, tracking, and the seed."""
 NAME_SETTINGS = 3
 
 
@@ -40,12 +40,12 @@ class ChosenRun:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What decides its score, as written on the command line."""
+        """The settings that affect its score, as written on the command line."""
         return {name: _text(value) for name, value in self.stored.settings.items() if name not in NOT_A_SETTING}
 
     @property
     def about(self) -> str:
-        """When it was made, from which code."""
+        """When it was started, and the commit."""
         tags = self.record.tags
         commit = tags.get("retinaflow.commit", "")[:7]
         changed = " with changes" if tags.get("retinaflow.dirty") == "true" else ""
@@ -56,8 +56,8 @@ class ChosenRun:
 def chosen_runs(config: ComparisonSettings) -> list[list[ChosenRun]]:
     """The runs of each setting, in the order given or, when found by a filter, oldest first.
 
-    Raises SettingError for runs that do not exist, have no matches, are named twice, or are joined but differ in more
-    than their seed.
+    Raises SettingError for runs that do not exist, are named twice, or are joined but differ in more than their seed;
+    DataError for runs without matches.
     """
     if config.runs:
         sides = _named(config)
@@ -68,7 +68,7 @@ def chosen_runs(config: ComparisonSettings) -> list[list[ChosenRun]]:
 
 
 def candidates(config: ComparisonSettings) -> list[ChosenRun]:
-    """The runs one by one, of whatever settings. Raises SettingError as :func:`chosen_runs`; a single one will do."""
+    """The runs one by one, of whatever settings. Errors as in :func:`chosen_runs`; one run is enough."""
     return [run for side in _named(config) for run in side] if config.runs else _found(config, fewest=1)
 
 
@@ -81,7 +81,7 @@ def _named(config: ComparisonSettings) -> list[list[ChosenRun]]:
     if twice:
         raise SettingError(f"each run can be given once, but got twice: {', '.join(twice)}")
     if not all(sides):
-        raise SettingError("runs must name at least one run between commas, but got an empty place")
+        raise SettingError("runs must name at least one run between commas, but got an empty name")
     return sides
 
 
@@ -111,7 +111,7 @@ def differing_settings(chosen: Sequence[Sequence[ChosenRun]]) -> pd.DataFrame:
 
 
 def _circumstances(runs: Sequence[ChosenRun]) -> dict[str, str]:
-    """What is not set but can decide the score; the training's digest is the first half of the tag."""
+    """What is no setting but can affect the score. The digest of the training data is the first half of its tag."""
     tags = runs[0].record.tags
     digest = tags.get("retinaflow.data_digest", "")
     found = {"(device)": tags.get("retinaflow.device"), "(arithmetic)": tags.get("retinaflow.precision")}
@@ -121,7 +121,7 @@ def _circumstances(runs: Sequence[ChosenRun]) -> dict[str, str]:
 
 
 def chosen_run(name: str) -> ChosenRun:
-    """A run by id or name, or a folder written with track=false. Raises SettingError when there is none with matches."""
+    """A run by id or name, or a folder written with track=false. Errors as in :func:`chosen_runs`."""
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
         return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_matches(name))

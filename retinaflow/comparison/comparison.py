@@ -1,12 +1,12 @@
-"""Settings compared with the first of them, over all classes, groups of classes and class by class.
+"""Settings compared with the first of them: over all classes, over groups of classes, and class by class.
 
-A :class:`Side` is one setting: a run, or several that differ in their seed and are averaged. :func:`compare_runs` puts all
-sides on the classes that they share, with the same images in every resample of the bootstrap, and yields two tables.
-Columns carry the letter of their side: A is the first side, the one that the others are compared with.
+A :class:`Side` is one setting: a run, or several that differ in their seed and are averaged. :func:`compare_runs`
+evaluates all sides on the classes that they share, with the same images in every resample of the bootstrap, and returns
+two tables. Columns carry the letter of their side: A is the first side, the others are compared with it.
 
-Several seeds are averaged class by class: the runs of a side are laid side by side as if each class existed once per
-run, so that the bootstrap of :mod:`~retinaflow.statistics.bootstrap` draws the same images for all of them. What the
-spread over seeds adds, and when a class counts as changed, says :mod:`~retinaflow.statistics.significance`.
+Several seeds are averaged class by class: the runs of a side are put side by side as if each class existed once per
+run, so that :mod:`~retinaflow.statistics.bootstrap` takes the same images for all of them. The spread over seeds, and
+the rule for a significant difference, are in :mod:`~retinaflow.statistics.significance`.
 
 Cost: that of the bootstrap, resamples x entries of all runs, twice (intervals and differences).
 """
@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.comparison.stored_matches import StoredMatches, TrainingCounts
+from retinaflow.errors import SettingError
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Matches
 from retinaflow.metric.per_class import class_groups
@@ -36,7 +37,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Side:
-    """One setting: its letter, what it is called, and its runs."""
+    """One setting: its letter, its name, and its runs."""
 
     letter: str
     name: str
@@ -45,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How the bootstrap is done: number of resamples, confidence of the intervals, seed of the draws."""
+    """The bootstrap: number of resamples, confidence of the intervals, random seed."""
 
     resamples: int = 1000
     confidence: float = 0.95
@@ -54,7 +55,7 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tables; ``left_out``: classes (names) that not all sides have; and how it was computed."""
+    """The tables, and how they were computed. ``left_out``: names of the classes that not all sides have."""
 
     sides: tuple[Side, ...]
     groups: pd.DataFrame
@@ -69,7 +70,7 @@ class Comparison:
     resampling: Resampling
 
     def group(self, name: str) -> dict[str, float]:
-        """The figures of a group of classes, by column; empty when none of its classes has ground truth."""
+        """The numbers of a group of classes, by column; empty when none of its classes has ground truth."""
         rows = self.groups[self.groups["group"] == name].drop(columns="group").to_dict("records")
         return {str(column): float(value) for column, value in rows[0].items()} if rows else {}
 
@@ -77,14 +78,14 @@ class Comparison:
 def compare_runs(sides: Sequence[Side], resampling: Resampling | None = None) -> Comparison:
     """Compare every side with the first.
 
-    Raises ValueError for fewer than two sides, sides without a shared class, and runs evaluated on different data.
+    Raises SettingError for fewer than two sides, sides without a shared class, and runs evaluated on different data.
     """
     if not 2 <= len(sides) <= len(LETTERS):
-        raise ValueError(f"2 to {len(LETTERS)} settings can be compared, but got {len(sides)}")
+        raise SettingError(f"2 to {len(LETTERS)} settings can be compared, but got {len(sides)}")
     resampling = resampling or Resampling()
     runs = [run for side in sides for run in side.runs]
     ids = shared_classes(runs)
-    digest = refuse_other_data(sides, ids)
+    digest = shared_digest(sides, ids)
     matches = {side.letter: [_only(run, ids) for run in side.runs] for side in sides}
     counts = training_counts(runs, ids)
     groups = class_groups(counts.images, counts.bin_of_class, class_ids=ids)
@@ -104,7 +105,7 @@ def compare_runs(sides: Sequence[Side], resampling: Resampling | None = None) ->
     return Comparison(
         tuple(sides),
         _group_table(table, groups, sides, first[0]),
-        _marked(
+        _with_marks(
             _class_table(table, ids, everything, counts, first[0], images_with_ground_truth[len(groups) :]),
             [side.letter for side in sides[1:]],
             confidence=resampling.confidence,
@@ -117,27 +118,27 @@ def compare_runs(sides: Sequence[Side], resampling: Resampling | None = None) ->
 
 
 def shared_classes(runs: Sequence[StoredMatches]) -> list[str]:
-    """Ids of the classes that every run evaluated, in the order of the first run. Raises ValueError for none."""
+    """Ids of the classes that every run evaluated, in the order of the first run. Raises SettingError for none."""
     evaluated = [{mid for mid, yes in zip(run.class_ids, run.matches.evaluated, strict=True) if yes} for run in runs]
     shared = [mid for mid in runs[0].class_ids if all(mid in ids for ids in evaluated)]
     if not shared:
-        raise ValueError("the runs must share at least one class, but their class lists have none in common")
+        raise SettingError("the runs must share at least one class, but their class lists have none in common")
     return shared
 
 
-def refuse_other_data(sides: Sequence[Side], ids: Sequence[str]) -> str:
+def shared_digest(sides: Sequence[Side], ids: Sequence[str]) -> str:
     """The digest of what all runs were evaluated on, over the classes ``ids``.
 
-    Raises ValueError, with the digests, unless the images, the ground truth and the rules are the same for all.
+    Raises SettingError, with the digests, unless the images, the ground truth and the rules are the same for all.
     """
     found: dict[str, str] = {}
     rules: dict[str, str] = {}
     for side in sides:
         for number, run in enumerate(side.runs, start=1):
             name = side.letter if len(side.runs) == 1 else f"{side.letter}{number}"
-            place = {mid: k for k, mid in enumerate(run.class_ids)}
+            row_of = {mid: k for k, mid in enumerate(run.class_ids)}
             digest = replace(
-                run.ground_truth, classes=tuple(run.ground_truth.classes[place[mid]] for mid in ids)
+                run.ground_truth, classes=tuple(run.ground_truth.classes[row_of[mid]] for mid in ids)
             ).of_all
             found[name] = f"{len(run.matches.image_ids):,} images {run.ground_truth.images}, ground truth {digest}"
             rules[name] = f"group_of_weight={run.matches.group_of_weight:g}, IoU {run.matches.iou_threshold:g}"
@@ -147,19 +148,19 @@ def refuse_other_data(sides: Sequence[Side], ids: Sequence[str]) -> str:
     ):
         if len(set(values.values())) > 1:
             shown = "; ".join(f"{name}: {value}" for name, value in values.items())
-            raise ValueError(f"only runs evaluated {what} can be compared, but got {shown}; {next_step}")
+            raise SettingError(f"only runs evaluated {what} can be compared, but got {shown}; {next_step}")
     return digest
 
 
 def training_counts(runs: Sequence[StoredMatches], ids: Sequence[str]) -> TrainingCounts:
     """Counts and bins of some classes in the first run that has any (an evaluated file of predictions has none)."""
     run = next((run for run in runs if run.training.images.any()), runs[0])
-    place = {mid: k for k, mid in enumerate(run.class_ids)}
-    rows = np.array([place[mid] for mid in ids], dtype=np.int64)
+    row_of = {mid: k for k, mid in enumerate(run.class_ids)}
+    rows = np.array([row_of[mid] for mid in ids], dtype=np.int64)
     return TrainingCounts(*(column[rows] for column in vars(run.training).values()))
 
 
-def stacked(runs: Sequence[Matches]) -> Matches:
+def with_runs_as_classes(runs: Sequence[Matches]) -> Matches:
     """Matches in which class k of run i is class i * K + k; all runs have the same images."""
     offsets = np.arange(len(runs)) * len(runs[0].evaluated)
     names = ("image_index", "score", "kind", "weight", "detection_row", "gt_image", "gt_count", "evaluated")
@@ -171,14 +172,14 @@ def stacked(runs: Sequence[Matches]) -> Matches:
 
 def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
     """Some classes only; class ``classes[k]`` becomes class k."""
-    place = np.full(len(matches.evaluated), -1, dtype=np.int64)
-    place[classes] = np.arange(len(classes))
+    new_index = np.full(len(matches.evaluated), -1, dtype=np.int64)
+    new_index[classes] = np.arange(len(classes))
     columns: dict[str, Any] = {"evaluated": matches.evaluated[classes]}
     for owner, names in (
         ("class_index", ("image_index", "class_index", "score", "kind", "weight", "detection_row")),
         ("gt_class", ("gt_image", "gt_class", "gt_count")),
     ):
-        new = place[getattr(matches, owner)]
+        new = new_index[getattr(matches, owner)]
         rows = np.flatnonzero(new >= 0)
         rows = rows[np.argsort(new[rows], kind="stable")]
         columns |= {name: getattr(matches, name)[rows] for name in names} | {owner: new[rows]}
@@ -186,8 +187,8 @@ def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
 
 
 def _only(run: StoredMatches, ids: Sequence[str]) -> Matches:
-    place = {mid: k for k, mid in enumerate(run.class_ids)}
-    return with_classes(run.matches, np.array([place[mid] for mid in ids], dtype=np.int64))
+    row_of = {mid: k for k, mid in enumerate(run.class_ids)}
+    return with_classes(run.matches, np.array([row_of[mid] for mid in ids], dtype=np.int64))
 
 
 Rows = Mapping[str, NDArray[np.bool_]]
@@ -216,7 +217,7 @@ def _ends(found: Mapping[str, Interval], rows: Rows) -> tuple[FloatArray, FloatA
 def _score_columns(
     letter: str, runs: Sequence[Matches], rows: Rows, resampling: Resampling
 ) -> dict[str, NDArray[np.generic]]:
-    found = bootstrap_intervals(stacked(runs), groups=_tiled(rows, len(runs)), **vars(resampling)).groups
+    found = bootstrap_intervals(with_runs_as_classes(runs), groups=_tiled(rows, len(runs)), **vars(resampling)).groups
     estimate, low, high = _ends(found, rows)
     low, high = widen(estimate, low, high, seed_spread(_means(runs, rows)), confidence=resampling.confidence)
     return {letter: estimate, f"{letter}_low": np.maximum(low, 0), f"{letter}_high": np.minimum(high, 1)}
@@ -233,8 +234,8 @@ def _difference_columns(
     """Second minus first. Sides with different numbers of seeds are repeated to their least common multiple."""
     times = lcm(len(first), len(second))
     found = paired_differences(
-        stacked([*first] * (times // len(first))),
-        stacked([*second] * (times // len(second))),
+        with_runs_as_classes([*first] * (times // len(first))),
+        with_runs_as_classes([*second] * (times // len(second))),
         groups=_tiled(rows, times),
         **vars(resampling),
     ).groups
@@ -298,12 +299,12 @@ def _class_table(
     return result.sort_values(["train_images", "class_id"], kind="stable", ignore_index=True)
 
 
-def _marked(table: pd.DataFrame, letters: Sequence[str], *, confidence: float) -> pd.DataFrame:
+def _with_marks(table: pd.DataFrame, letters: Sequence[str], *, confidence: float) -> pd.DataFrame:
     """The table with adjusted p-values and the mark ``X_sure``; the classes of all comparisons are one family."""
     p = np.concatenate([table[f"{letter}_p"].to_numpy(dtype=np.float64) for letter in letters])
     for letter, adjusted in zip(letters, np.split(benjamini_hochberg(p), len(letters)), strict=True):
         low, high = table[f"{letter}_difference_low"], table[f"{letter}_difference_high"]
-        # An interval that holds 0 and a mark beside it would contradict each other.
+        # A marked class whose interval holds 0 would be a contradiction.
         sure = (adjusted <= 1 - confidence) & ((low > 0) | (high < 0))
         table = table.assign(**{f"{letter}_p_adjusted": adjusted, f"{letter}_sure": sure})
     return table

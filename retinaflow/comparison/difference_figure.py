@@ -1,7 +1,7 @@
-"""Difference in AP against training frequency: one dot per class, so that one sees which part of the tail gains.
+"""Difference in AP against training frequency, one dot per class: which part of the tail gains.
 
-Drawn for a wide page and for a phone (``narrow=True``: fewer inches, the same size of type). Colours of the bins as in
-:mod:`~retinaflow.reports.class_figures`; filled dots are the classes for which chance is ruled out.
+Drawn for a wide page and for a phone (``narrow=True``: fewer inches, the same font size). Colours of the bins as in
+:mod:`~retinaflow.reports.class_figures`; filled dots are the classes with a significant difference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from retinaflow.reports.figure_style import NO_BIN, shortened
 
 NAMED = 12
-"""Up to so many classes are named: the sure ones first, then those that differ most."""
+"""Largest number of classes with a name: the significant ones first, then those that differ most."""
 
 
 def difference_vs_frequency(table: pd.DataFrame, letter: str, *, narrow: bool = False) -> Figure:
@@ -67,20 +67,20 @@ def _bin_means(axes: Axes, images: np.ndarray, difference: np.ndarray, bins: np.
         axes.plot(span, [mean, mean], color=_color(number, bins.max()), linewidth=3, path_effects=outline, zorder=0.9)
 
 
-def _legend(figure: Figure, any_sure: bool) -> None:
+def _legend(figure: Figure, any_significant: bool) -> None:
     dot = {"marker": "o", "linestyle": "none", "markersize": 6, "markeredgecolor": "black"}
     handles = [
         Line2D([], [], **dot, markerfacecolor="none", label="a class"),  # type: ignore[arg-type]
         Line2D([], [], color="#31688E", linewidth=3, label="mean of a bin"),
     ]
-    if any_sure:
-        label = "chance ruled out"
+    if any_significant:
+        label = "significant"
         handles.insert(1, Line2D([], [], **dot, markerfacecolor="#31688E", label=label))  # type: ignore[arg-type]
     figure.legend(handles=handles, loc="upper center", ncols=3, frameon=False, fontsize=8.5, handletextpad=0.4)
 
 
 def _names(axes: Axes, names: list[str], x: np.ndarray, y: np.ndarray, sure: np.ndarray, *, limit: int) -> None:
-    """Names beside the dots that matter most, left out where there is no room."""
+    """Names beside the dots that matter most, left out where there is no space."""
     dots = axes.transData.transform(np.column_stack([x, y])) if len(x) else np.zeros((0, 2))
     taken = [Bbox.from_bounds(px - 4, py - 4, 8, 8) for px, py in dots]
     frame = axes.get_window_extent()

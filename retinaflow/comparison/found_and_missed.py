@@ -1,8 +1,8 @@
-"""Objects that one run finds and the other misses, and small pictures of them.
+"""Objects that one run finds and the other misses, and small images of them.
 
-Found means: a true positive with a score at or above the run's working point for that class, the score at which F1 =
-2 TP / (detections + ground-truth boxes) is largest. Each run gets its own working point, since scores of two trainings are not on
-one scale. Group-of boxes and classes that only the hierarchy implies are left out.
+Found: a true positive with a score at or above the run's threshold for that class, the score at which F1 = 2 TP /
+(detections + ground-truth boxes) is largest. Each run gets its own thresholds, since the scores of two trainings are on
+different scales. Group-of boxes and classes that only the hierarchy implies are left out.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.metric.ground_truth import Annotations
 from retinaflow.metric.matches import Kind
 
-PICTURE_PIXELS = 300
+IMAGE_PIXELS = 300
 JPEG_QUALITY = 78
-SAME_PLACE = 0.5
-"""IoU from which a detection counts as lying at the object's place."""
+SAME_OBJECT = 0.5
+"""Smallest IoU at which a detection is of the same object."""
 _GROUND_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)
 
 
@@ -35,23 +35,23 @@ class FoundObject:
     gt_box: NDArray[np.float64]
     found_box: NDArray[np.float64]
     score: float
-    """Of the run that finds it."""
+    """Score of the run that finds it."""
     instead: str = ""
-    """What the other run has at that place: class and score, or empty."""
+    """Class and score of the detection that the other run has instead, or empty."""
 
 
-def working_points(run: StoredMatches) -> NDArray[np.float64]:
-    """``[K]`` the score of the largest F1 of each class; inf for a class in which nothing is right."""
+def best_thresholds(run: StoredMatches) -> NDArray[np.float64]:
+    """``[K]`` the score of the largest F1 of each class; inf for a class without a true positive."""
     matches = run.matches
     result = np.full(len(matches.evaluated), np.inf)
     start = np.searchsorted(matches.class_index, np.arange(len(result) + 1))
     ground_truths = matches.num_truths
     for k in np.flatnonzero(np.diff(start)):
         rows = slice(start[k], start[k + 1])
-        right = np.cumsum(np.where(matches.kind[rows] == Kind.FALSE_POSITIVE, 0.0, matches.weight[rows]))
-        quality = 2 * right / (np.arange(1, len(right) + 1) + max(ground_truths[k], 1e-9))
-        if right[-1] > 0:
-            result[k] = matches.score[rows][np.argmax(quality)]
+        true_positives = np.cumsum(np.where(matches.kind[rows] == Kind.FALSE_POSITIVE, 0.0, matches.weight[rows]))
+        f1 = 2 * true_positives / (np.arange(1, len(true_positives) + 1) + max(ground_truths[k], 1e-9))
+        if true_positives[-1] > 0:
+            result[k] = matches.score[rows][np.argmax(f1)]
     return result
 
 
@@ -60,14 +60,14 @@ def found_and_missed(
 ) -> list[FoundObject]:
     """Up to ``limit`` objects that ``finder`` finds and ``other`` misses, one per class and round.
 
-    ``class_ids``: the classes to look at, most interesting first. The surest find of a class comes first; no image is
+    ``class_ids``: the classes to search, most interesting first. The highest score of a class comes first; no image is
     shown twice. ``ground_truth`` holds the images that both runs were evaluated on.
     """
-    points = working_points(finder), working_points(other)
+    thresholds = best_thresholds(finder), best_thresholds(other)
     candidates = [
         found
         for mid in class_ids
-        if mid in ground_truth.taxonomy.index_of and (found := _of_class(mid, finder, other, ground_truth, points))
+        if mid in ground_truth.taxonomy.index_of and (found := _of_class(mid, finder, other, ground_truth, thresholds))
     ]
     chosen: list[FoundObject] = []
     while len(chosen) < limit and any(candidates):
@@ -81,12 +81,12 @@ def found_and_missed(
 
 
 def sample_image(pixels: NDArray[np.uint8], sample: FoundObject) -> bytes:
-    """JPEG of the object and its surroundings: ground truth in blue, the detection in orange. ``pixels [H, W, 3]`` RGB."""
+    """JPEG of the object and its surroundings: ground truth blue, detection orange. ``pixels [H, W, 3]`` RGB."""
     height, width = pixels.shape[:2]
     scale = np.array([width, height, width, height])
     ground_truth, found = sample.gt_box * scale, sample.found_box * scale
     x1, y1, x2, y2 = _window(ground_truth, width, height)
-    zoom = PICTURE_PIXELS / max(x2 - x1, y2 - y1)
+    zoom = IMAGE_PIXELS / max(x2 - x1, y2 - y1)
     size = max(round((x2 - x1) * zoom), 1), max(round((y2 - y1) * zoom), 1)
     method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
     shown = cv2.resize(np.ascontiguousarray(pixels[y1:y2, x1:x2]), size, interpolation=method)
@@ -99,32 +99,32 @@ def sample_image(pixels: NDArray[np.uint8], sample: FoundObject) -> bytes:
     return bytes(data)
 
 
-Points = tuple[NDArray[np.float64], NDArray[np.float64]]
+Thresholds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _of_class(
-    mid: str, finder: StoredMatches, other: StoredMatches, ground_truth: Annotations, points: Points
+    mid: str, finder: StoredMatches, other: StoredMatches, ground_truth: Annotations, thresholds: Thresholds
 ) -> list[FoundObject]:
-    """Of one class, the surest first."""
-    by_finder, by_other = (_found(run, mid, at) for run, at in zip((finder, other), points, strict=True))
+    """The objects of one class, highest score first."""
+    by_finder, by_other = (_found(run, mid, at) for run, at in zip((finder, other), thresholds, strict=True))
     samples = []
     for image, rows in by_finder.items():
         boxes = _gt_boxes(ground_truth, image, mid)
         if len(boxes) == 0:
             continue
-        claimed = set(_nearest(other.boxes[by_other.get(image, [])], boxes))
-        for row, place in zip(rows, _nearest(finder.boxes[rows], boxes), strict=True):
-            if place not in claimed:
+        found_by_other = set(_nearest(other.boxes[by_other.get(image, [])], boxes))
+        for row, gt_row in zip(rows, _nearest(finder.boxes[rows], boxes), strict=True):
+            if gt_row not in found_by_other:
                 found = finder.boxes[row].astype(np.float64)
-                samples.append(FoundObject(mid, image, boxes[place], found, float(finder.matches.score[row])))
+                samples.append(FoundObject(mid, image, boxes[gt_row], found, float(finder.matches.score[row])))
     return sorted(samples, key=lambda sample: -sample.score)
 
 
-def _found(run: StoredMatches, mid: str, points: NDArray[np.float64]) -> dict[int, list[int]]:
-    """Image -> rows of true positives of the class at or above its working point."""
+def _found(run: StoredMatches, mid: str, threshold: NDArray[np.float64]) -> dict[int, list[int]]:
+    """Image -> rows of true positives of the class at or above its threshold."""
     k, matches = run.class_ids.index(mid), run.matches
     rows = np.arange(*np.searchsorted(matches.class_index, [k, k + 1]))
-    rows = rows[(matches.kind[rows] == Kind.TRUE_POSITIVE) & (matches.score[rows] >= points[k])]
+    rows = rows[(matches.kind[rows] == Kind.TRUE_POSITIVE) & (matches.score[rows] >= threshold[k])]
     result: dict[int, list[int]] = {}
     for row in rows:
         result.setdefault(int(matches.image_index[row]), []).append(int(row))
@@ -148,13 +148,13 @@ def _nearest(boxes: NDArray[np.floating], ground_truths: NDArray[np.float64]) ->
 
 
 def _instead(run: StoredMatches, sample: FoundObject, ground_truth: Annotations) -> str:
-    """The surest detection at the object's place, of a class that has boxes of its own and is no parent of it."""
+    """The detection of the highest score on the object, of a class that has boxes of its own and is no ancestor."""
     rows = np.flatnonzero(run.matches.image_index == sample.image)
-    rows = rows[iou(run.boxes[rows].astype(np.float64), sample.gt_box[None])[:, 0] >= SAME_PLACE]
+    rows = rows[iou(run.boxes[rows].astype(np.float64), sample.gt_box[None])[:, 0] >= SAME_OBJECT]
     taxonomy = ground_truth.taxonomy
     parents = taxonomy.ancestors(taxonomy.index_of[sample.class_id])
-    plain = set(np.setdiff1d(ground_truth.labels, parents).tolist())
-    classes = [taxonomy.index_of.get(run.class_ids[k], -1) in plain for k in run.matches.class_index[rows]]
+    own_boxes = set(np.setdiff1d(ground_truth.labels, parents).tolist())
+    classes = [taxonomy.index_of.get(run.class_ids[k], -1) in own_boxes for k in run.matches.class_index[rows]]
     rows = rows[np.array(classes, dtype=bool)]
     if len(rows) == 0:
         return ""
@@ -163,7 +163,7 @@ def _instead(run: StoredMatches, sample: FoundObject, ground_truth: Annotations)
 
 
 def _window(box: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int]:
-    """A square around the box, large enough to see where it is, moved and cut to lie in the image."""
+    """A square around the box, large enough to show its surroundings, moved and cut to lie in the image."""
     side = min(max(2.2 * max(box[2] - box[0], box[3] - box[1]), 0.45 * max(width, height)), max(width, height))
     ends = []
     for low, high, length in ((box[0], box[2], width), (box[1], box[3], height)):

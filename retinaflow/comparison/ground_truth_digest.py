@@ -30,7 +30,7 @@ class GroundTruthDigest:
 
 
 def ground_truth_digest(ground_truth: Annotations) -> GroundTruthDigest:
-    """Digests of the images and of each class's expanded ground truth; the order of an image's boxes plays no role."""
+    """Digests of the images and of each class's expanded ground truth, whatever the order of the boxes of an image."""
     num_classes = len(ground_truth.taxonomy)
     expanded = expand_boxes(ground_truth)
     image, class_index = np.divmod(expanded.pair, num_classes)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from retinaflow.comparison.chosen_runs import ChosenRun, differing_settings
 from retinaflow.comparison.comparison import LETTERS, Comparison, Side
 from retinaflow.comparison.conclusion import extremes
-from retinaflow.comparison.evaluated_images import evaluated_images
 from retinaflow.comparison.found_and_missed import FoundObject, found_and_missed, sample_image
+from retinaflow.comparison.images_of_run import images_of_run
 from retinaflow.comparison.page import PageNotes, RunNote, SampleImage
 from retinaflow.data.images import decode
 from retinaflow.data.index import AnnotationIndex
@@ -34,7 +34,7 @@ def page_notes(chosen: Sequence[Sequence[ChosenRun]], comparison: Comparison, *,
     images: dict[tuple[str, str], list[SampleImage]] = {}
     if samples:
         try:
-            index = evaluated_images(chosen[0][0].stored)
+            index = images_of_run(chosen[0][0].stored)
             images = _sample_images(comparison, index, samples=max(samples // (len(chosen) - 1), min(samples, 2)))
         except (SettingError, DataError, OSError) as error:
             remarks.append(f"No sample images, as those evaluated cannot be read here: {first_line(error)}")

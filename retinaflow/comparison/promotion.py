@@ -21,7 +21,7 @@ from retinaflow.settings.commands import PromoteConfig
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the candidate becomes champion, why, and the figures as tags of its version."""
+    """Whether the candidate becomes champion, why, and the numbers as tags of its version."""
 
     promoted: bool
     reason: str
@@ -49,7 +49,7 @@ def trained_run(candidate: ChosenRun) -> str:
 
 
 def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tuple[str, str] | None) -> Decision:
-    """The test, in words and figures. Raises SettingError when it cannot be made and is not waived by force."""
+    """The decision. Raises SettingError when the two cannot be compared, unless ``force`` promotes without a test."""
     name = f"{candidate.record.name} ({run_id})"
     score = f"mAP {_mean_ap(candidate.stored):.4f} on {len(candidate.stored.matches.image_ids):,} images"
     tags = {
@@ -71,7 +71,7 @@ def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tu
 
 
 def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
-    """The champion's matches on the candidate's data: of its training, or of an ``evaluate`` of it."""
+    """The champion's matches on the candidate's data: those of its training, or of an ``evaluate`` of it."""
     own = read_matches(run_id)
     if own.ground_truth == candidate.ground_truth:
         return own
@@ -110,7 +110,7 @@ def _tested(
     }
     if better:
         return Decision(True, f"{name} beats version {version}: {figures}.", tags)
-    reason = f"{name} does not surely beat version {version}, which stays {config.alias}: {figures}."
+    reason = f"{name} is not significantly better than version {version}, which stays {config.alias}: {figures}."
     return Decision(False, f"{reason} force=true promotes it without a test.", tags)
 
 

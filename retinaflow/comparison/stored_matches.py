@@ -2,8 +2,8 @@
 detectors or data.
 
 :func:`store_matches` writes it when a run is evaluated, :func:`read_matches` reads it when runs are compared. It holds
-what average precision, the bootstrap and the choice of sample images need: the entries with their boxes, the ground
-truth counts, the classes with their training counts, digests of the ground truth, and the settings. Scores are stored
+what average precision, the bootstrap and the choice of sample images need: the entries with their boxes, the counts of
+ground truth, the classes with their training counts, digests of the ground truth, and the settings. Scores are stored
 as float32 and boxes in steps of 1/65,535 of the image (to look at, not to match again); the order of the entries, and
 with it every AP, is exact. About 11 bytes per entry (``np.savez_compressed``, no pickle).
 """
@@ -25,6 +25,7 @@ from retinaflow.comparison.ground_truth_digest import GroundTruthDigest, ground_
 from retinaflow.data.bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
+from retinaflow.errors import DataError
 from retinaflow.metric.matches import Dropped, Kind, Matches
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs import store
@@ -48,7 +49,7 @@ class TrainingCounts:
 
 @dataclass(frozen=True)
 class StoredMatches:
-    """What is stored of one evaluated run."""
+    """The matches of one evaluated run, with all that a comparison needs."""
 
     matches: Matches
     """``detection_row`` counts the rows of ``boxes``."""
@@ -99,15 +100,15 @@ def save_matches(stored: StoredMatches, path: Path) -> None:
 
 
 def load_matches(path: Path) -> StoredMatches:
-    """Read the file. Raises ValueError when it is damaged or of another format."""
+    """Read the file. Raises DataError when it is damaged or of another format."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = {name: file[name] for name in file.files}
         header = json.loads(columns.pop("header").tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable file of matches ({error}); evaluate the run again") from None
+        raise DataError(f"{path}: not a readable file of matches ({error}); evaluate the run again") from None
     if header.get("format") != FORMAT:
-        raise ValueError(
+        raise DataError(
             f"{path}: format {FORMAT} is needed, but the file has {header.get('format')}; evaluate it again"
         )
     return StoredMatches(
@@ -191,7 +192,7 @@ def write_matches(
     settings: Mapping[str, Any],
     evaluated_from: Mapping[str, Any],
 ) -> None:
-    """Write ``matches.npz`` with every target; ``settings`` and ``evaluated_from`` as :class:`StoredMatches` has them."""
+    """Write ``matches.npz`` with every target; ``settings`` and ``evaluated_from`` as in :class:`StoredMatches`."""
     matches = evaluation.scores.matches
     stored = StoredMatches(
         matches=matches,
@@ -213,7 +214,7 @@ def write_matches(
 
 
 def _settings(config: EvaluateConfig, trained: Mapping[str, Any] | None) -> dict[str, Any]:
-    """How detections were made: the training's settings, with what ``evaluate`` does otherwise."""
+    """How detections were made: the settings of the training, with those that ``evaluate`` changed."""
     own = config.model_dump(mode="json")
     names = [*EvaluationSettings.model_fields, *(["expand_predictions"] if config.expand_predictions else [])]
     names += [] if config.data == "trained" else ["data", "eval_split"]
@@ -225,13 +226,13 @@ def _settings(config: EvaluateConfig, trained: Mapping[str, Any] | None) -> dict
 def read_matches(run_id: str) -> StoredMatches:
     """The matches of a run in the store, or of a folder written with track=false.
 
-    Raises ValueError, with the way out, when it has none.
+    Raises DataError, with the next step, when it has none.
     """
     if (Path(run_id) / FILE_NAME).is_file():
         return load_matches(Path(run_id) / FILE_NAME)
     try:
         path = store.fetch(run_id, FILE_NAME)
-    except ValueError as error:
+    except DataError as error:
         next_step = f"evaluate the model again with evaluate from_run={run_id}"
-        raise ValueError(f"{error}; train and evaluate keep it: {next_step}") from None
+        raise DataError(f"{error}; train and evaluate write it: {next_step}") from None
     return load_matches(path)

@@ -46,7 +46,7 @@ class CalibratedMember:
 
 
 def calibrate(ensemble: Ensemble, config: MergeConfig) -> list[CalibratedMember]:
-    """Each member with its calibrated scores: cross-fitted on the evaluated images, or by an earlier merge's calibrators.
+    """Each member with calibrated scores: cross-fitted on the evaluated images, or by calibrators of an earlier merge.
 
     Raises SettingError for calibrators of other models, or fitted on some of the evaluated images.
     """
@@ -125,8 +125,8 @@ def _by_earlier(ensemble: Ensemble, name: str) -> list[CalibratedMember]:
     shared = np.intersect1d(read_matches(run_id).matches.image_ids, ensemble.evaluated.image_ids)
     if len(shared):
         raise SettingError(
-            f"calibrators={name} must have been fitted on other images than those evaluated, but {len(shared):,} are the "
-            f"same, {shared[0]} for example; leave calibrators out, and they are cross-fitted"
+            f"calibrators={name} must have been fitted on other images than those evaluated, but {len(shared):,} "
+            f"are the same, {shared[0]} for example; without calibrators, scores are cross-fitted"
         )
     rows = json.loads(path.read_text(encoding="utf-8"))["parts"]
     result = []

@@ -3,9 +3,10 @@
 For each image and class, as in the paper:
 
 1. all boxes of all models by descending score;
-2. a box joins the cluster whose fused box it overlaps most, if that IoU is above the threshold, else it founds one;
+2. a box joins the cluster whose fused box it overlaps most, if that IoU is above the threshold, else it starts a new
+   one;
 3. a cluster's fused box is the mean of its boxes weighted by their scores, its score C their mean score;
-4. at the end C becomes C * min(T, N) / N for T boxes in the cluster and N models: what few of them saw counts less.
+4. at the end C becomes C * min(T, N) / N for T boxes in the cluster and N models: what few of them found counts less.
 
 Worked example: two models, boxes (0, 0, 1, 1) of score 0.8 and (0, 0, 1, 0.5) of score 0.4 at a threshold of 0.4 (their
 IoU is 0.5): one box (0, 0, 1, (0.8 * 1 + 0.4 * 0.5) / 1.2 = 0.833), score (0.8 + 0.4) / 2 * 2 / 2 = 0.6. A box of score
@@ -32,9 +33,9 @@ FloatArray = NDArray[np.float64]
 
 
 def fuse(parts: Sequence[Detections], num_models: NDArray[np.integer], *, iou_threshold: float) -> Detections:
-    """The detections of all parts; classes that several have are fused, the rows of the others stay as they are.
+    """The detections of all parts, one per model; shared classes are fused, the rows of the others do not change.
 
-    ``num_models [K]``: how many of the parts know a class, whether they found something or not. Fused rows come last.
+    ``num_models [K]``: how many of the models have a class, whether they found something or not. Fused rows come last.
     """
     everything = Detections.concatenate(parts)
     shared = num_models[everything.class_index] > 1
@@ -63,26 +64,26 @@ def fuse_group(
     boxes: NDArray[np.floating], score: NDArray[np.floating], num_models: int, *, iou_threshold: float
 ) -> tuple[FloatArray, FloatArray]:
     """Fused ``boxes [M, 4]`` and ``score [M]`` of the boxes ``[N, 4]`` of one image and class, best first."""
-    # Boxes break the ties of scores, so that the order of the models plays no role.
+    # Boxes decide among equal scores, so that the order of the models does not matter.
     order = np.lexsort((*np.asarray(boxes).T[::-1], -np.asarray(score)))
     boxes, score = np.asarray(boxes, dtype=np.float64)[order], np.asarray(score, dtype=np.float64)[order]
-    # Scores of 0 would leave a cluster without a place.
+    # With scores of 0 alone, the mean of a cluster would be undefined.
     weight = np.maximum(score, np.finfo(np.float64).tiny)
     fused, weighted = np.empty_like(boxes), np.zeros_like(boxes)
     weights, sums, counts = (np.zeros(len(boxes)) for _ in range(3))
     clusters = 0
     for box, own_score, own_weight in zip(boxes, score, weight, strict=True):
         overlap = iou(box[None], fused[:clusters])[0]
-        place = int(overlap.argmax()) if clusters else 0
-        if clusters == 0 or overlap[place] <= iou_threshold:
-            place = clusters
+        cluster = int(overlap.argmax()) if clusters else 0
+        if clusters == 0 or overlap[cluster] <= iou_threshold:
+            cluster = clusters
             clusters += 1
-        weighted[place] += own_weight * box
-        weights[place] += own_weight
-        sums[place] += own_score
-        counts[place] += 1
-        fused[place] = weighted[place] / weights[place]
-    seen = np.minimum(counts[:clusters], num_models) / num_models
-    final = sums[:clusters] / counts[:clusters] * seen
+        weighted[cluster] += own_weight * box
+        weights[cluster] += own_weight
+        sums[cluster] += own_score
+        counts[cluster] += 1
+        fused[cluster] = weighted[cluster] / weights[cluster]
+    agreement = np.minimum(counts[:clusters], num_models) / num_models
+    final = sums[:clusters] / counts[:clusters] * agreement
     best_first = np.argsort(-final, kind="stable")
     return fused[:clusters][best_first], final[best_first]

@@ -59,8 +59,8 @@ def refuse_other_data(config: SplitConfig, base: StoredMatches, evaluated: Annot
     same = all(known.get(mid, own) == own for mid, own in zip(evaluated.taxonomy.ids, here.classes, strict=True))
     if base.ground_truth.images != here.images or not same:
         raise SettingError(
-            f"from_run={config.from_run} must have been evaluated on the images that the split is evaluated on, but it was "
-            "evaluated on others, or with other annotations; evaluate it on these with evaluate and give that run"
+            f"from_run={config.from_run} must have been evaluated on the images that the split is evaluated on, but it "
+            "was evaluated on others, or with other annotations; evaluate it on these with evaluate and give that run"
         )
 
 

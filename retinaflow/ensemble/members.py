@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.comparison.chosen_runs import ChosenRun, called, chosen_run
-from retinaflow.comparison.evaluated_images import evaluated_images_of_all_classes
 from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.images_of_run import images_of_run_with_all_classes
 from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
@@ -30,7 +30,7 @@ class Member:
     detections: Detections
     matches: Matches
     classes: NDArray[np.int64]
-    """``[K of the part]`` class of the whole for each class of the part."""
+    """Class index in the ensemble of each class of the model."""
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class Ensemble:
 
     @property
     def num_models(self) -> NDArray[np.int64]:
-        """``[K]`` how many of the models know a class."""
+        """``[K]`` how many of the models have a class."""
         counts = np.zeros(self.evaluated.num_classes, dtype=np.int64)
         for member in self.members:
             counts[member.classes] += 1
@@ -58,7 +58,7 @@ class Ensemble:
 
     @property
     def group_of_weight(self) -> float:
-        """By which all of them were evaluated."""
+        """The ``group_of_weight`` by which all of them were evaluated."""
         return self.members[0].matches.group_of_weight
 
 
@@ -66,14 +66,14 @@ def load_ensemble(names: Sequence[str]) -> Ensemble:
     """The models of some runs, given by id, name or folder, on the images that the first one was evaluated on.
 
     Raises SettingError for runs that do not exist or are named twice, and unless all were evaluated on the same images,
-    annotations and by the same rules; FileNotFoundError where the images or annotations are not there any more.
+    annotations and by the same rules; DataError where the images or annotations do not exist any more.
     """
     runs = [chosen_run(name) for name in names]
     if not runs:
         raise SettingError("runs must name at least one run, but got none")
     _refuse_repeated(runs)
     first = runs[0]
-    whole = evaluated_images_of_all_classes(first.stored)
+    whole = images_of_run_with_all_classes(first.stored)
     classes = [_classes_in(whole, run, first) for run in runs]
     for run, own in zip(runs, classes, strict=True):
         _refuse_other_ground_truth(whole, run, own, first)
@@ -98,14 +98,14 @@ def parts_of_last_split() -> list[str]:
 
 
 def ensemble_bins(ensemble: Ensemble) -> ClassBins:
-    """Bins of all classes from what each model was trained on; of a shared class the first model's counts hold."""
+    """Bins of all classes from what each model was trained on; a shared class has the counts of the first model."""
     images, boxes = (np.zeros(ensemble.evaluated.num_classes, dtype=np.int64) for _ in range(2))
     for member in reversed(ensemble.members):
         training = member.run.stored.training
         known = training.images > 0
         images[member.classes[known]], boxes[member.classes[known]] = training.images[known], training.boxes[known]
     if not images.any():
-        # Evaluated files of predictions: nobody knows what they were trained on.
+        # Evaluated files of predictions: their training data is unknown.
         return ClassBins(images, boxes, np.zeros(1), np.full(len(images), -1, np.int32), "none", 0)
     settings = ensemble.members[0].run.stored.settings
     given = {name: settings[name] for name in ("num_bins", "bin_strategy", "bin_edges") if name in settings}
@@ -141,14 +141,14 @@ def _classes_in(whole: AnnotationIndex, run: ChosenRun, first: ChosenRun) -> NDA
 def _refuse_other_ground_truth(
     whole: AnnotationIndex, run: ChosenRun, classes: NDArray[np.int64], first: ChosenRun
 ) -> None:
-    found, kept = ground_truth_digest(whole.with_classes(classes)), run.stored.ground_truth
+    found, stored = ground_truth_digest(whole.with_classes(classes)), run.stored.ground_truth
     for what, here, there in (
         (
             "images",
             f"{len(whole):,} images {found.images}",
-            f"{len(run.stored.matches.image_ids):,} images {kept.images}",
+            f"{len(run.stored.matches.image_ids):,} images {stored.images}",
         ),
-        ("annotations", f"ground truth {found.of_all}", f"ground truth {kept.of_all}"),
+        ("annotations", f"ground truth {found.of_all}", f"ground truth {stored.of_all}"),
         (
             "rules",
             f"group_of_weight={first.stored.matches.group_of_weight:g}",

@@ -20,7 +20,9 @@ from retinaflow.settings.commands import MergeConfig
 
 
 def merge_detections(ensemble: Ensemble, detections: Sequence[Detections], config: MergeConfig) -> Detections:
-    """The detections of all members in the classes of the ensemble: shared classes fused, parents added, the best of each image."""
+    """The detections of all members in the classes of the ensemble: shared classes fused, parents added, the best of
+    each image.
+    """
     renamed = [
         replace(found, class_index=member.classes[found.class_index].astype(np.int32))
         for member, found in zip(ensemble.members, detections, strict=True)

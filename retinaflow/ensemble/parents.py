@@ -14,20 +14,20 @@ from retinaflow.taxonomy import Taxonomy
 def expand_to_parents(found: Detections, taxonomy: Taxonomy, *, nms_iou: float) -> Detections:
     """Adds a copy of each detection for each ancestor of its class.
 
-    In the classes that got copies the best of those that overlap by more than ``nms_iou`` stays: a parent scores as its
-    best child. Scores of different classes are compared here, so they should be calibrated.
+    In the classes that got copies the best of those that overlap by more than ``nms_iou`` remains, so a
+    parent gets the score of its best child. Scores of different classes are compared, so they should be calibrated.
     """
     both = expand_to_ancestors(found, taxonomy)
     with_copies = np.unique(both.class_index[_copied(found, taxonomy)])
-    contested = np.isin(both.class_index, with_copies)
-    rows = np.flatnonzero(contested)
-    keep = ~contested
+    has_copies = np.isin(both.class_index, with_copies)
+    rows = np.flatnonzero(has_copies)
+    keep = ~has_copies
     keep[rows[_best_of_overlapping(both.take(rows), len(taxonomy), nms_iou)]] = True
     return both.take(keep)
 
 
 def _copied(found: Detections, taxonomy: Taxonomy) -> NDArray[np.bool_]:
-    """Rows of the expanded detections that are copies: the first of each run of rows is the detection itself."""
+    """Rows of the expanded detections that are copies; each detection comes before its own copies."""
     repeats = 1 + taxonomy.is_ancestor[found.class_index].sum(axis=1)
     copied = np.ones(int(repeats.sum()), dtype=bool)
     copied[np.cumsum(repeats) - repeats] = False
@@ -39,21 +39,21 @@ def _best_of_overlapping(found: Detections, num_classes: int, nms_iou: float) ->
     key = found.image_index.astype(np.int64) * num_classes + found.class_index
     order = np.lexsort((-found.score, key))
     first = np.flatnonzero(np.diff(key[order], prepend=-1))
-    kept: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+    best: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     for group in np.split(order, first[1:]) if len(order) else ():
         left = group
         while len(left):
-            kept.append(left[:1])
+            best.append(left[:1])
             left = left[1:][iou(found.boxes[left[:1]], found.boxes[left[1:]])[0] <= nms_iou]
-    return np.concatenate(kept)
+    return np.concatenate(best)
 
 
 def best_of_each_image(found: Detections, most: int) -> Detections:
     """At most ``most`` detections of each image, those of highest score over all classes; by image, best first.
 
-    Equal scores go by class, then by their order, so that models of different classes may come in any order.
+    Equal scores are ordered by class, then by row, so that the order of models with different classes does not matter.
     """
     order = np.lexsort((found.class_index, -found.score, found.image_index))
     image = found.image_index[order]
-    place = np.arange(len(order)) - np.searchsorted(image, image)
-    return found.take(order[place < most])
+    rank = np.arange(len(order)) - np.searchsorted(image, image)
+    return found.take(order[rank < most])

@@ -1,7 +1,7 @@
-"""Boxes drawn into an image at its own size: class name and score on the colour of the class, ground truth beside detections.
+"""Boxes drawn into an image at its own size: class name and score in the colour of the class.
 
-A class has the same colour in every picture, whatever other classes there are: it is made from the class id. Names
-stand where they cover no other name, as far as there is room. Pixels in, pixels out.
+A class has the same colour in every image, whatever other classes there are: the colour is computed from the class id.
+Names are written where they cover no other name, as far as there is space. Pixels in, pixels out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Pixels = NDArray[np.uint8]
 Rectangle = tuple[float, float, float, float]
 
 _BAR_LINES = 1.9
-"""Height of the line of text above a picture, in font sizes."""
+"""Height of the line of text above an image, in font sizes."""
 _GAP = 8
-"""Pixels between two pictures."""
+"""Pixels between two images."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DrawnBox:
 
     @property
     def text(self) -> str:
-        """What is written at the box."""
+        """The text at the box."""
         return self.name if self.score is None else f"{self.name} {self.score:.2f}"
 
 
@@ -53,38 +53,38 @@ def class_color(class_id: str) -> tuple[int, int, int]:
 
 def drawn(image: Pixels, boxes: Sequence[DrawnBox], *, title: str) -> Pixels:
     """The image ``[H, W, 3]`` RGB with its boxes, the best on top, below a line with the title."""
-    picture = Image.fromarray(image)
-    pen = ImageDraw.Draw(picture)
-    width, height = picture.size
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    width, height = canvas.size
     size = _font_size(width, height)
     line = max(2, size // 7)
     ordered = sorted(boxes, key=lambda box: (box.score is not None, box.score or 0.0))
     for box in ordered:
         pen.rectangle(_pixels(box.box, width, height), outline=class_color(box.class_id), width=line)
     taken: list[Rectangle] = []
-    # The best first: it has the choice of places.
+    # The best first, so that it gets the best position.
     for box in reversed(ordered):
         taken.append(_write(pen, box, (width, height), size, taken))
-    return _with_title(picture, title, size)
+    return _with_title(canvas, title, size)
 
 
-def side_by_side(pictures: Sequence[Pixels]) -> Pixels:
-    """Pictures of one height in a row, with a white gap."""
-    gap = np.full((pictures[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
-    parts = [part for picture in pictures for part in (gap, picture)]
+def side_by_side(images: Sequence[Pixels]) -> Pixels:
+    """Images of one height in a row, with a white gap."""
+    gap = np.full((images[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
+    parts = [part for canvas in images for part in (gap, canvas)]
     return np.concatenate(parts[1:], axis=1)
 
 
-def save_image(picture: Pixels, path: Path) -> None:
-    """Write a picture as a file of the kind that its suffix names."""
+def save_image(canvas: Pixels, path: Path) -> None:
+    """Write an image in the file format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=92)
+    Image.fromarray(canvas).save(path, quality=92)
 
 
 def _write(
     pen: ImageDraw.ImageDraw, box: DrawnBox, image: tuple[int, int], size: int, taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Write the text of a box where it covers least; returns the place."""
+    """Write the text of a box where it covers least. Returns its rectangle."""
     font, pad = _font(box.text, size), max(2, size // 6)
     text_width = pen.textlength(box.text, font=font) + 2 * pad
     text_height = float(size + 2 * pad)
@@ -99,29 +99,31 @@ def _write(
         (x1, y2 - text_height),
         (x2 - text_width, y2 - text_height),
     ]
-    places = [_inside(left, top, text_width, text_height, image) for left, top in corners]
-    place = min(places, key=lambda one: sum(_overlap(one, other) for other in taken))
+    rectangles = [_inside(left, top, text_width, text_height, image) for left, top in corners]
+    chosen = min(rectangles, key=lambda one: sum(_overlap(one, other) for other in taken))
     color = class_color(box.class_id)
-    pen.rectangle(place, fill=color)
+    pen.rectangle(chosen, fill=color)
     is_bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    pen.text((place[0] + pad, place[1] + pad), box.text, font=font, fill="black" if is_bright else "white", anchor="la")
-    return place
+    pen.text(
+        (chosen[0] + pad, chosen[1] + pad), box.text, font=font, fill="black" if is_bright else "white", anchor="la"
+    )
+    return chosen
 
 
-def _with_title(picture: Image.Image, title: str, size: int) -> Pixels:
+def _with_title(canvas: Image.Image, title: str, size: int) -> Pixels:
     bar = round(size * _BAR_LINES)
-    whole = Image.new("RGB", (picture.width, picture.height + bar), "white")
-    whole.paste(picture, (0, bar))
+    whole = Image.new("RGB", (canvas.width, canvas.height + bar), "white")
+    whole.paste(canvas, (0, bar))
     font, text = _font(title, size), title
     pen = ImageDraw.Draw(whole)
-    while len(text) > 2 and pen.textlength(text, font=font) > picture.width - size:
+    while len(text) > 2 and pen.textlength(text, font=font) > canvas.width - size:
         text = f"{text[:-2]}…"
     pen.text((size // 2, bar // 2), text, font=font, fill="black", anchor="lm")
     return np.asarray(whole)
 
 
 def _pixels(box: Rectangle, width: int, height: int) -> Rectangle:
-    """Pixels of the image, corners in order and inside, so that an odd box from a file can be drawn."""
+    """Pixels of the image, corners in order and inside, so that any box of a file can be drawn."""
     xs = sorted(min(max(value, 0.0), 1.0) * (width - 1) for value in (box[0], box[2]))
     ys = sorted(min(max(value, 0.0), 1.0) * (height - 1) for value in (box[1], box[3]))
     return xs[0], ys[0], xs[1], ys[1]

@@ -15,7 +15,8 @@ STEPS = 10
 def reliability(before: NDArray[np.floating], after: NDArray[np.floating], is_true: NDArray[np.bool_]) -> Figure:
     """Precision in tenths of the score, before and after calibration; calibrated scores lie on the diagonal.
 
-    ``before [N]``, ``after [N]`` in [0, 1], ``is_true [N]``: whether a true positive. The area of a dot follows the number of its detections.
+    ``before [N]``, ``after [N]`` in [0, 1], ``is_true [N]``: whether a true positive. The area of a dot follows the
+    number of its detections.
     """
     figure, axes = class_figure("Precision by score, all models and classes", right=0.78)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="precision")

@@ -2,7 +2,7 @@
 
 Each function returns a ``matplotlib.figure.Figure`` for the caller to save (``figure.savefig(path)``); no global
 state, no display. Sizes, margins and axis limits depend only on the classes and their training counts, never on the
-scores, so that pictures of two runs on the same data can be laid side by side.
+scores, so that figures of two runs on the same data can be laid side by side.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from retinaflow.reports.figure_style import (
 
 
 def ap_vs_frequency(table: pd.DataFrame, *, title: str = "AP by training images") -> Figure:
-    """One dot per class with ground truth: AP (0 to 1) over training images (log), coloured by bin, with the mean of each bin.
+    """One dot per class with ground truth: AP (0 to 1) over training images (log), in bin colours, with bin means.
 
-    ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`. Classes without training images stand in a grey
-    strip on the left; those without ground truth are counted in a note. Up to ``MAX_NAMES`` classes are named. Columns
-    ``ap_low`` and ``ap_high``, where there are any, are drawn as intervals.
+    ``table``: that of :func:`retinaflow.metric.per_class.per_class_table`. Classes without training images are in a
+    grey strip on the left; those without ground truth are counted in a note. Up to ``MAX_NAMES`` classes are named.
+    Columns ``ap_low`` and ``ap_high``, where there are any, are drawn as intervals.
     """
     figure, axes = class_figure(title, right=0.80)
     images = table["train_images"].to_numpy(dtype=np.float64)
@@ -90,11 +90,11 @@ def class_frequency(
     """Classes rarest first over their training images (log), the bins shaded, each with its count of classes.
 
     ``images_per_class [K]``; ``edges [B + 1]`` in training images, drawn as lines; ``bin_of_class [K]``, 0 the rarest,
-    -1 none; ``names [K]``. Classes without training images stand on the left without a bar.
+    -1 none; ``names [K]``. Classes without training images are on the left without a bar.
     """
     images, bins = np.asarray(images_per_class, dtype=np.float64), np.asarray(bin_of_class)
     named = len(images) <= MAX_NAMES
-    # Names are written at 45 degrees: as much room below as the longest of them needs.
+    # Names are written at 45 degrees, so the longest one decides the space below.
     longest = max((len(shortened(name)) for name in names), default=0)
     figure, axes = class_figure(title, right=0.97, bottom=0.06 + 0.0098 * longest if named else 0.12)
     order = np.lexsort((np.asarray(names, dtype=np.str_), images))
@@ -102,10 +102,10 @@ def class_frequency(
     colors = bin_colors(int(bins.max(initial=-1)) + 1)
     floor, top = decades(images)
     floor /= 2
-    place = np.arange(len(images))
+    position = np.arange(len(images))
     heights = np.maximum(images - floor, 0)
     bar_colors = [bin_color(colors, number) for number in bins]
-    axes.bar(place, heights, bottom=floor, width=0.8 if named else 1.0, color=bar_colors, zorder=2)
+    axes.bar(position, heights, bottom=floor, width=0.8 if named else 1.0, color=bar_colors, zorder=2)
     axes.set(
         yscale="log",
         ylim=(floor, top * (top / floor) ** 0.3),
@@ -113,7 +113,7 @@ def class_frequency(
         ylabel="training images",
     )
     for number in [-1, *range(len(colors))]:
-        members = place[bins == number]
+        members = position[bins == number]
         if len(members):
             color = bin_color(colors, number)
             axes.axvspan(members.min() - 0.5, members.max() + 0.5, color=color, alpha=0.15, zorder=0, linewidth=0)
@@ -121,7 +121,7 @@ def class_frequency(
     for edge in np.asarray(edges, dtype=np.float64)[1:-1]:
         axes.axhline(edge, color="#555555", linewidth=0.7, linestyle=":", zorder=1)
     if named:
-        axes.set_xticks(place, [shortened(names[k]) for k in order], rotation=45, ha="right", fontsize=8)
+        axes.set_xticks(position, [shortened(names[k]) for k in order], rotation=45, ha="right", fontsize=8)
     else:
         axes.set_xlabel(f"{len(images)} classes, rarest first (dotted: edges of the bins)")
     return figure
@@ -131,33 +131,33 @@ def exposure_curves(
     expected_samples: Mapping[str, NDArray[np.floating]],
     *,
     images_per_class: NDArray[np.integer],
-    title: str = "Expected draws per epoch",
+    title: str = "Expected samples per epoch",
 ) -> Figure:
-    """Expected draws of each class in an epoch (log) over its training images (log), one line per strategy.
+    """Expected samples of each class in an epoch (log) over its training images (log), one line per strategy.
 
     ``expected_samples``: strategy -> ``[K]``; ``images_per_class [K]``. The flatter a line, the better balanced the
-    strategy; the dashed diagonal is one draw per image. Classes without training images or draws are left out.
+    strategy; the dashed diagonal is one sample per image. Classes without training images or samples are left out.
     """
     figure, axes = class_figure(title, right=0.76)
     images = np.asarray(images_per_class, dtype=np.float64)
     order = np.argsort(images, kind="stable")
     order = order[images[order] > 0]
     limits = decades(images)
-    axes.set(xscale="log", yscale="log", xlim=limits, xlabel="training images", ylabel="expected draws")
+    axes.set(xscale="log", yscale="log", xlim=limits, xlabel="training images", ylabel="expected samples")
     markers = "osD^vPX"
     every = max(1, len(order) // 15)
     count = max(1, len(expected_samples))
-    drawn = [draws[draws > 0] for draws in (np.asarray(draws)[order] for draws in expected_samples.values())]
-    axes.set_ylim(decades(np.concatenate([*drawn, images])))
+    positive = [some[some > 0] for some in (np.asarray(samples)[order] for samples in expected_samples.values())]
+    axes.set_ylim(decades(np.concatenate([*positive, images])))
     axes.plot(limits, limits, color="#999999", linestyle="--", linewidth=1, label="1 per image", zorder=1)
-    for number, (strategy, draws) in enumerate(expected_samples.items()):
-        values = np.asarray(draws, dtype=np.float64)[order]
+    for number, (strategy, samples) in enumerate(expected_samples.items()):
+        values = np.asarray(samples, dtype=np.float64)[order]
         axes.plot(
             images[order],
             np.where(values > 0, values, np.nan),
             color=OKABE_ITO[number % len(OKABE_ITO)],
             marker=markers[number % len(markers)],
-            # Where strategies coincide, shifted markers and ever thinner lines keep the ones below in sight.
+            # Where strategies coincide, shifted markers and thinner lines leave the lines below visible.
             markevery=(number * every // count, every),
             markersize=8 - 4 * number / count,
             linewidth=3.4 - 2.4 * number / count,
@@ -168,28 +168,28 @@ def exposure_curves(
 
 
 def _name_bins(axes: Axes, bins: NDArray[np.integer]) -> None:
-    """Name and count of classes above each bin, on the first of three levels where it does not run into another."""
+    """Name and count of classes above each bin, on the first of three levels where it overlaps no other text."""
     strip = blended_transform_factory(axes.transData, axes.transAxes)
     half_width = 0.03 * len(bins)
     ends = [-np.inf] * 3
     for number in np.unique(bins):
-        place = np.flatnonzero(bins == number)
-        centre = float(np.clip(place.mean(), half_width - 0.5, len(bins) - 0.5 - half_width))
+        position = np.flatnonzero(bins == number)
+        centre = float(np.clip(position.mean(), half_width - 0.5, len(bins) - 0.5 - half_width))
         level = next((level for level, end in enumerate(ends) if centre - half_width >= end), 2)
         ends[level] = centre + half_width
-        text = f"{f'bin {number + 1}' if number >= 0 else 'no bin'}\n{len(place)}"
+        text = f"{f'bin {number + 1}' if number >= 0 else 'no bin'}\n{len(position)}"
         axes.text(centre, 0.985 - 0.085 * level, text, transform=strip, ha="center", va="top", fontsize=8)
 
 
 def _name_points(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], names: Sequence[str]) -> None:
-    """Write each name beside its point, at the first place around it that is free; leave it out when none is."""
+    """Write each name at the first free position around its point; leave it out when there is none."""
     frame = axes.get_window_extent()
     points = axes.transData.transform(np.column_stack([x, y])) if len(x) else np.zeros((0, 2))
     taken = [Bbox.from_bounds(px - 5, py - 5, 10, 10) for px, py in points]
     sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-    places = [(dx * distance, dy * distance) for distance in (5, 12) for dx, dy in sides]
+    offsets = [(dx * distance, dy * distance) for distance in (5, 12) for dx, dy in sides]
     for number, name in enumerate(names):
-        for dx, dy in places:
+        for dx, dy in offsets:
             text: Annotation = axes.annotate(
                 shortened(name),
                 (x[number], y[number]),

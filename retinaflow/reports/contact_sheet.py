@@ -1,8 +1,8 @@
-"""A sheet of images with their boxes drawn in: ground truth in blue (dashed for group-of), detections in orange with scores.
+"""A sheet of images with their boxes: ground truth in blue (dashed for group-of), detections in orange with scores.
 
-Works with ground truth alone (to look at a data set) and with both (to look at a detector). Text has a dark outline, so that
-it can be read on any photo; the two colours are from the palette of Okabe and Ito (2008), told apart by colour-blind
-people. The figure is returned for the caller to save; no global state.
+Works with ground truth alone (to check a data set) and with both (to check a detector). Text has a dark outline, so
+that it can be read on any photo; the two colours are from the palette of Okabe and Ito (2008), which colour-blind
+people can distinguish. The caller saves the figure; no global state.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Panel:
 def contact_sheet(panels: Sequence[Panel], *, columns: int = 4, title: str | None = None) -> Figure:
     """The panels row by row, ``columns`` to a row; the images of a row are of one height and fill its width.
 
-    The last row, where it is not full, is as high as if it were. Images more than ``WIDEST`` times as wide as high, or
-    the other way round, are shown smaller than their cell.
+    A last row that is not full has the height of a full one. Images more than ``WIDEST`` times as wide as high, or
+    as high as wide, are smaller than their cell.
 
     Raises ValueError when ``columns`` is below 1.
     """
@@ -109,7 +109,7 @@ def contact_sheet(panels: Sequence[Panel], *, columns: int = 4, title: str | Non
 
 
 def _row_heights(rows: Sequence[Sequence[Panel]], columns: int) -> list[float]:
-    """Inches at which the cells of each row fill its width; an unfinished row counts with cells like its own."""
+    """Inches at which the cells of each row fill its width; an unfinished row gets the height of a full one."""
     return [columns * PANEL_INCHES / (sum(map(_cell_aspect, row)) * columns / len(row)) for row in rows]
 
 
@@ -120,9 +120,9 @@ def _cell_aspect(panel: Panel) -> float:
 
 
 def _key(figure: Figure, panels: Sequence[Panel], *, y: float) -> None:
-    """Which colour and line means what, for what occurs."""
+    """The legend of the colours and lines that occur."""
     kinds: tuple[tuple[bool, str, LineStyle, str], ...] = (
-        (any(len(panel.gt_boxes) for panel in panels), GROUND_TRUTH, "-", "truth"),
+        (any(len(panel.gt_boxes) for panel in panels), GROUND_TRUTH, "-", "ground truth"),
         (any(any(panel.gt_group_of) for panel in panels), GROUND_TRUTH, "--", "ground truth, group-of"),
         (any(len(panel.detection_boxes) for panel in panels), DETECTION, "-", "detection, score"),
     )
@@ -157,10 +157,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def _box(axes: Axes, box: NDArray[np.floating], label: str, *, color: str, style: LineStyle, above: bool) -> None:
-    """A box in pixels of the image with its text, ground truth in the top left corner (``above``), detections bottom left.
+    """A box in pixels of the image with its text: in the top left corner (``above``, ground truth) or the bottom left.
 
-    Ground truth and detection of one object nearly coincide; texts at opposite corners do not cover each other. In a box too
-    low for two texts they stand outside of it. No text leaves the image.
+    Ground truth and detection of one object nearly coincide; texts at opposite corners do not cover each other. In a
+    box too low for two texts they are written outside of it. All text stays inside the image.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     dark: list[AbstractPathEffect] = [withStroke(linewidth=3.2, foreground="black", alpha=0.65)]

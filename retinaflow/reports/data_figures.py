@@ -1,4 +1,4 @@
-"""Figures about a set of annotations, for the report of ``explore``: readable for 3 classes and for 500.
+"""Figures about a set of annotations, for the page of ``explore``: readable for 3 classes and for 500.
 
 Each function takes numbers and returns a ``matplotlib.figure.Figure`` for the caller to save; no global state, no
 display. One colour (Okabe and Ito 2008), a second one for marks; heat maps go from white to dark, with the numbers
@@ -21,19 +21,21 @@ from retinaflow.reports.figure_style import OKABE_ITO, shortened
 BLUE, ORANGE = OKABE_ITO[0], OKABE_ITO[1]
 GREY = "#666666"
 MOST_BOXES = 60
-"""Images with more boxes are shown together."""
+"""Images with more boxes are counted in the last bar."""
 
 
-def tail(shares: NDArray[np.floating]) -> Figure:
-    """``shares [K + 1]`` of all boxes that the rarest 0 to K classes hold together, over the share of the classes."""
+def tail(fractions: NDArray[np.floating]) -> Figure:
+    """``fractions [K + 1]`` of all boxes in the rarest 0 to K classes, over the fraction of the classes."""
     figure, (axes,) = _axes(1, "How long the tail is")
-    classes = np.linspace(0, 1, len(shares))
-    axes.plot(classes, shares, color=BLUE, linewidth=2, marker="o" if len(shares) <= 31 else None, markersize=4)
+    classes = np.linspace(0, 1, len(fractions))
+    axes.plot(classes, fractions, color=BLUE, linewidth=2, marker="o" if len(fractions) <= 31 else None, markersize=4)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    axes.text(0.3, 0.34, "all classes alike", color=GREY, fontsize=8, rotation=22, ha="center", va="bottom")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="share of the classes, rarest first", ylabel="share of the boxes")
+    axes.text(0.3, 0.34, "all classes equal", color=GREY, fontsize=8, rotation=22, ha="center", va="bottom")
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1.02), xlabel="fraction of the classes, rarest first", ylabel="fraction of the boxes"
+    )
     for part in (0.5, 0.9):
-        held = float(np.interp(part, classes, shares))
+        held = float(np.interp(part, classes, fractions))
         axes.plot([part, part], [0, held], color=ORANGE, linewidth=1)
         axes.plot(part, held, color=ORANGE, marker="o", markersize=5)
         axes.annotate(
@@ -102,10 +104,10 @@ def shapes(
     for height, width in bucket_shapes:
         left.axvline(height / width, color=ORANGE, linewidth=1)
     left.set_title("images; orange: the buckets", fontsize=9)
-    place = np.arange(len(bucket_shapes))
-    middle.barh(place, images_per_bucket, color=ORANGE, height=0.7)
-    middle.set_yticks(place, [f"{height} x {width}" for height, width in bucket_shapes], fontsize=8)
-    middle.set_ylim(max(len(place), 4) - 0.5, -0.5)
+    position = np.arange(len(bucket_shapes))
+    middle.barh(position, images_per_bucket, color=ORANGE, height=0.7)
+    middle.set_yticks(position, [f"{height} x {width}" for height, width in bucket_shapes], fontsize=8)
+    middle.set_ylim(max(len(position), 4) - 0.5, -0.5)
     middle.set(xlabel="images")
     middle.set_title("buckets (height x width)", fontsize=9)
     _aspect_histogram(right, box_aspects, "boxes")
@@ -115,8 +117,8 @@ def shapes(
     return figure
 
 
-def cooccurrence(share: NDArray[np.floating], rows: Sequence[str], columns: Sequence[str], *, title: str) -> Figure:
-    """``share [R, C]`` of the images with the row's class that hold the column's class too, in per cent."""
+def cooccurrence(fraction: NDArray[np.floating], rows: Sequence[str], columns: Sequence[str], *, title: str) -> Figure:
+    """``fraction [R, C]`` of the images with the class of the row that also hold the class of the column, in per cent."""
     cell = 0.36
     left = 0.35 + 0.075 * max(map(len, map(shortened, rows)), default=0)
     head = 0.65 + 0.065 * max(map(len, map(shortened, columns)), default=0)
@@ -126,12 +128,12 @@ def cooccurrence(share: NDArray[np.floating], rows: Sequence[str], columns: Sequ
     FigureCanvasAgg(figure)
     axes = figure.add_axes((left / width, 0.1 / height, cell * len(columns) / width, cell * len(rows) / height))
     figure.text(0.1 / width, 1 - 0.2 / height, title, fontsize=11, va="center")
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(np.arange(len(columns)), [shortened(name) for name in columns], rotation=55, ha="left", fontsize=8)
     axes.xaxis.tick_top()
     axes.set_yticks(np.arange(len(rows)), [shortened(name) for name in rows], fontsize=8)
     axes.tick_params(length=0)
-    for (row, column), value in np.ndenumerate(share):
+    for (row, column), value in np.ndenumerate(fraction):
         if value >= 0.005:
             color = "white" if value > 0.55 else "#333333"
             axes.text(column, row, f"{value:.0%}"[:-1], ha="center", va="center", fontsize=7, color=color)
@@ -159,17 +161,17 @@ def label_coverage(
 
 
 def group_of(
-    share: NDArray[np.floating], boxes: NDArray[np.integer], names: Sequence[str], *, most: int = 30
+    fraction: NDArray[np.floating], boxes: NDArray[np.integer], names: Sequence[str], *, most: int = 30
 ) -> Figure:
-    """The classes with the greatest share of group-of boxes, with the number of such boxes."""
-    figure, (axes,) = _axes(1, "Share of group-of boxes")
-    order = [k for k in np.argsort(-np.nan_to_num(share), kind="stable")[:most] if share[k] > 0]
-    place = np.arange(len(order))
-    axes.bar(place, share[order], color=BLUE, width=0.7)
-    axes.set_xticks(place, [shortened(names[k]) for k in order], rotation=55, ha="right", fontsize=8)
-    axes.set(ylim=(0, 1), ylabel="share of the boxes", xlim=(-0.6, max(len(order), 8) - 0.4))
+    """The classes with the largest fraction of group-of boxes, with the number of such boxes."""
+    figure, (axes,) = _axes(1, "Fraction of group-of boxes")
+    order = [k for k in np.argsort(-np.nan_to_num(fraction), kind="stable")[:most] if fraction[k] > 0]
+    position = np.arange(len(order))
+    axes.bar(position, fraction[order], color=BLUE, width=0.7)
+    axes.set_xticks(position, [shortened(names[k]) for k in order], rotation=55, ha="right", fontsize=8)
+    axes.set(ylim=(0, 1), ylabel="fraction of the boxes", xlim=(-0.6, max(len(order), 8) - 0.4))
     for at, k in enumerate(order):
-        axes.text(at, share[k] + 0.01, f"{round(share[k] * boxes[k]):,}", ha="center", va="bottom", fontsize=7)
+        axes.text(at, fraction[k] + 0.01, f"{round(fraction[k] * boxes[k]):,}", ha="center", va="bottom", fontsize=7)
     return figure
 
 
@@ -178,7 +180,7 @@ def _axes(count: int, title: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(9, 4 if count == 1 else 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
-    found = [figure.add_subplot(1, count, place + 1) for place in range(count)]
+    found = [figure.add_subplot(1, count, position + 1) for position in range(count)]
     for axes in found:
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)

@@ -160,8 +160,8 @@ def _anchors(page: Report, data: ExploredData, settings: TrainingSettings, bucke
     scale = settings.anchor_scale
     page.section(
         "Anchors",
-        "A box is learned from the anchors with which it has an IoU of 0.5 or more; without such an anchor it is hardly "
-        f"learned. Measured on at most 1,000 boxes of each class, image_size={settings.image_size} and "
+        "A box is learned from the anchors with which it has an IoU of 0.5 or more; without such an anchor it is "
+        f"hardly learned. Measured on at most 1,000 boxes of each class, image_size={settings.image_size} and "
         f"anchor_scale={scale:g}; the class with the fewest reached boxes comes first. anchors.csv is the same table.",
     )
     sample = BoxSample.draw(data.index)

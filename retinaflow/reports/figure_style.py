@@ -1,7 +1,7 @@
-"""What the pictures of classes share: size, margins, colours, axes.
+"""What all figures of classes have in common: size, margins, colours, axes.
 
-All are 9 x 5 inches. Colours are readable for colour-blind people: bins go through viridis from dark (rarest) to light,
-strategies and other kinds through the palette of Okabe and Ito (2008).
+All are 9 x 5 inches. Colour-blind people can distinguish the colours: bins go through viridis from dark (rarest) to
+light, strategies and other kinds through the palette of Okabe and Ito (2008).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ fonts.use_in_figures()
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NO_BIN = "#7F7F7F"
 MAX_NAMES = 30
-"""Up to so many classes are named in the pictures."""
+"""Largest number of classes that are named in a figure."""
 
 Color = tuple[float, float, float, float]
 
@@ -55,7 +55,7 @@ def legend(axes: Axes, handles: Sequence[object], title: str) -> None:
 
 
 def bin_colors(count: int) -> list[Color]:
-    """From dark (rarest) to light; the palest end of the map is left out, it would vanish on white."""
+    """From dark (rarest) to light; without the palest end of the map, which is hard to see on white."""
     return [tuple(color) for color in mpl.colormaps["viridis"](np.linspace(0.0, 0.87, max(count, 1)))[:count]]
 
 
@@ -75,9 +75,9 @@ def decades(values: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def shortened(name: str, length: int = 24) -> str:
-    """The name as text of a picture, cut with an ellipsis where it is longer than ``length``.
+    """The name as text of a figure, cut with an ellipsis where it is longer than ``length``.
 
-    Its dollar signs are no formula: matplotlib would set ``US$ or CA$`` in italics, or refuse it.
+    Dollar signs are escaped: matplotlib would read ``US$ or CA$`` as a formula.
     """
     text = name if len(name) <= length else f"{name[: length - 1]}…"
     return text.replace("$", r"\$")

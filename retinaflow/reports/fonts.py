@@ -1,4 +1,4 @@
-"""Letters for class names in any script: matplotlib's own font, and behind it those of this machine that know more."""
+"""Fonts for class names in any script: matplotlib's own, then installed ones that have more letters."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _OTHERS = (
     *("PingFang HK", "Hiragino Sans", "Apple SD Gothic Neo", "Nanum Gothic", "Arial Unicode MS", "Nirmala UI"),
     *("Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil"),
 )
-"""Families that Linux, Windows and macOS come with for scripts that DejaVu Sans does not have."""
+"""Families of Linux, Windows and macOS for scripts that DejaVu Sans lacks."""
 
 
 @lru_cache
 def families() -> tuple[str, ...]:
-    """Font families in the order in which a letter is looked for in them, those that are installed."""
+    """The installed font families, in the order in which they are searched for a letter."""
     installed = set(fontManager.get_font_names())
     return (_OWN, *(name for name in _OTHERS if name in installed))
 
 
 def use_in_figures() -> None:
-    """Let figures made from now on fall back on :func:`families`, unless a family was chosen before."""
+    """Let figures use :func:`families` from now on, unless a family was chosen before."""
     if mpl.rcParams["font.family"] == mpl.rcParamsDefault["font.family"]:
         mpl.rcParams["font.family"] = list(families())
-        # Many have no bold letters; that is no news for whoever reads the log.
+        # Many have no bold letters; these warnings would only fill the log.
         logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "font weight" not in record.getMessage())
 
 

@@ -1,7 +1,7 @@
 """Figures about scores: precision-recall curves, the rarest classes with intervals, what errors cost.
 
 Each function returns a ``matplotlib.figure.Figure`` for the caller to save; no global state, no display. Sizes,
-margins, classes and axes (0 to 1) depend on the classes and their counts only, never on the scores, so that pictures of
+margins, classes and axes (0 to 1) depend on the classes and their counts only, never on the scores, so that figures of
 two runs on the same data can be laid side by side.
 """
 
@@ -29,21 +29,21 @@ from retinaflow.reports.figure_style import (
 )
 
 CURVES = 8
-"""Curves in one picture; more cannot be told apart."""
+"""Curves in one figure; more cannot be distinguished."""
 RAREST = 20
 ROWS = 20
-"""Up to so many classes have a row of their own in the picture of errors; more are put together by bin."""
+"""Largest number of classes with a row of their own in the figure of errors; more are averaged by bin."""
 COST_NAMES = {
-    "localisation": "badly placed",
+    "localisation": "localisation",
     "confusion": "wrong class",
-    "both": "both of these",
+    "both": "both",
     "duplicate": "duplicate",
     "background": "background",
     "missed": "missed",
     "group_of": "group-of",
 }
 DARKEST_COST = 0.5
-"""AP from which a cell of the picture of errors is of the darkest colour."""
+"""AP at which a cell of the figure of errors has the darkest colour."""
 
 
 def spread_classes(table: pd.DataFrame, count: int = CURVES) -> list[str]:
@@ -53,8 +53,8 @@ def spread_classes(table: pd.DataFrame, count: int = CURVES) -> list[str]:
     """
     table = _rarest_first(table)
     known = table.loc[table["num_truths"] > 0, "class_id"].tolist()
-    places = np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).round().astype(np.int64))
-    return [known[place] for place in places]
+    positions = np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).round().astype(np.int64))
+    return [known[position] for position in positions]
 
 
 def precision_recall(
@@ -67,8 +67,8 @@ def precision_recall(
 ) -> Figure:
     """The precision-recall curves of some classes, in the order of ``table``, rarest dark and most frequent light.
 
-    The curves are those that AP is the area under: precision is made non-increasing, and beyond the last ground truth found it
-    is 0. ``class_ids``: which (:func:`spread_classes`); ``index_of``: class id -> class index of the matches.
+    AP is the area under these curves: precision is made non-increasing, and is 0 beyond the recall that was reached.
+    ``class_ids``: which (:func:`spread_classes`); ``index_of``: class id -> class index of the matches.
     Raises ValueError for a class that is not in the table.
     """
     unknown = [mid for mid in class_ids if mid not in set(table["class_id"])]
@@ -97,22 +97,23 @@ def precision_recall_curve(matches: Matches, class_index: int) -> tuple[NDArray[
     if wanted == 0:
         return np.zeros(0), np.zeros(0)
     start, stop = np.searchsorted(matches.class_index, [class_index, class_index + 1])
-    is_right = matches.kind[start:stop] != Kind.FALSE_POSITIVE
-    right = np.where(is_right, matches.weight[start:stop], 0.0)
-    found = np.cumsum(right)
-    precision = found / np.maximum(found + np.cumsum(~is_right), 1e-12)
-    hull = np.maximum.accumulate(precision[::-1])[::-1][is_right]
-    recall = found[is_right] / wanted
+    is_true = matches.kind[start:stop] != Kind.FALSE_POSITIVE
+    tp = np.where(is_true, matches.weight[start:stop], 0.0)
+    found = np.cumsum(tp)
+    precision = found / np.maximum(found + np.cumsum(~is_true), 1e-12)
+    hull = np.maximum.accumulate(precision[::-1])[::-1][is_true]
+    recall = found[is_true] / wanted
     first = hull[:1] if len(hull) else np.zeros(1)
     end = recall[-1:] if len(recall) else np.zeros(1)
     return np.concatenate([[0.0], recall, end]), np.concatenate([first, hull, [0.0]])
 
 
 def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP of the rarest classes") -> Figure:
-    """A bar of AP for each of the ``count`` rarest classes with ground truth, rarest on top, in the colours of their bins.
+    """A bar of AP for each of the ``count`` rarest classes with ground truth, rarest on top, in bin colours.
 
     ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`; columns ``ap_low`` and ``ap_high``, where there
-    are any, are drawn as intervals. Beside each name stand its training images and the ground-truth boxes it was evaluated on.
+    are any, are drawn as intervals. Beside each name: training images and evaluated
+    ground-truth boxes.
     """
     figure, axes = class_figure(title, right=0.86)
     axes.set_position((0.34, 0.1, 0.52, 0.81))
@@ -122,13 +123,13 @@ def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP
     with_ground_truth = np.isfinite(table["ap"].to_numpy(dtype=np.float64))
     shown = table[with_ground_truth].head(count)
     shown_bins = bins[with_ground_truth][:count]
-    place = np.arange(len(shown))
-    axes.barh(place, shown["ap"], height=0.7, color=[bin_color(colors, number) for number in shown_bins], zorder=2)
+    position = np.arange(len(shown))
+    axes.barh(position, shown["ap"], height=0.7, color=[bin_color(colors, number) for number in shown_bins], zorder=2)
     if {"ap_low", "ap_high"} <= set(table.columns):
         for color, width in (("white", 3.6), ("#222222", 1.4)):
-            axes.hlines(place, shown["ap_low"], shown["ap_high"], color=color, linewidth=width, zorder=3)
+            axes.hlines(position, shown["ap_low"], shown["ap_high"], color=color, linewidth=width, zorder=3)
             for end in ("ap_low", "ap_high"):
-                axes.plot(shown[end], place, "|", color=color, markersize=4 + width, markeredgewidth=width, zorder=3)
+                axes.plot(shown[end], position, "|", color=color, markersize=4 + width, markeredgewidth=width, zorder=3)
     axes.grid(visible=False, axis="y")
     # Few classes stand at the top with bars of the usual size.
     axes.set(xlim=(0, 1), ylim=(max(len(shown), 8) - 0.4, -0.6), xlabel="AP")
@@ -136,7 +137,7 @@ def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP
         f"{shortened(str(row[0]))}: {row.train_images:,}, {row.num_truths:,.0f}"
         for row in shown.itertuples(index=False)
     ]
-    axes.set_yticks(place, names, fontsize=8)
+    axes.set_yticks(position, names, fontsize=8)
     above: dict[str, Any] = {
         "transform": axes.transAxes,
         "ha": "right",
@@ -168,13 +169,13 @@ def error_costs(
     figure, axes = class_figure(title, right=0.44)
     axes.set_position((0.12, 0.21, 0.27, 0.67))
     total = analysis.table.iloc[0]
-    place = np.arange(len(COSTS))
+    position = np.arange(len(COSTS))
     costs = total[list(COSTS)].to_numpy(dtype=np.float64)
-    axes.barh(place, np.nan_to_num(costs), height=0.7, color=OKABE_ITO, zorder=2)
+    axes.barh(position, np.nan_to_num(costs), height=0.7, color=OKABE_ITO, zorder=2)
     for row, cost in enumerate(costs):
         axes.text(max(np.nan_to_num(cost), 0) + 0.02, row, f"{cost:.3f}", va="center", fontsize=8)
-    axes.set_yticks(place, [COST_NAMES[name] for name in COSTS], fontsize=8)
-    axes.set(xlim=(0, 1), ylim=(len(COSTS) - 0.5, -0.5), xlabel="AP gained if put right, mean of classes")
+    axes.set_yticks(position, [COST_NAMES[name] for name in COSTS], fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(len(COSTS) - 0.5, -0.5), xlabel="AP gained by fixing it, mean of classes")
     axes.grid(visible=False, axis="y")
     axes.set_title(f"all classes: mAP {total['ap']:.3f}", fontsize=9)
     figure.suptitle(title, fontsize=11, y=0.975)

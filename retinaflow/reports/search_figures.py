@@ -1,6 +1,6 @@
-"""Pictures of a search: how the best value rose, which parameters mattered, where good values lie, what is traded.
+"""Figures of a search: best value so far, importance of parameters, values over parameters, trade-offs.
 
-Each takes the trials as a table, one row per trial, columns as of ``trials.csv``: ``trial``, ``state``,
+Each takes the trials as a table, one row per trial, columns as in ``trials.csv``: ``trial``, ``state``,
 ``keeps_floor``, the objective, the parameters (NaN where a trial had none). Objectives are maximised. Each returns a
 ``matplotlib.figure.Figure``; no global state, no display.
 """
@@ -26,17 +26,19 @@ SLICES_IN_A_ROW = 4
 
 
 def history(table: pd.DataFrame, column: str, *, name: str) -> Figure:
-    """Every trial's value by its number, and the best so far among those that keep the floor; trials without a value
+    """Every trial's value by its number, and the best so far among those above the floor; trials without a value
     (pruned, failed, lost) as ticks at the bottom."""
     figure = _figure(7.5, 4.2)
     axes = figure.subplots()
     complete = table[table["state"] == "complete"]
-    kept, missed = complete[complete["keeps_floor"]], complete[~complete["keeps_floor"].astype(bool)]
-    axes.scatter(kept["trial"], kept[column], s=26, color=BLUE, label="complete", zorder=3)
-    if len(missed):
-        axes.scatter(missed["trial"], missed[column], s=26, marker="x", color=RED, label="below the floor", zorder=3)
-    if len(kept):
-        axes.step(kept["trial"], kept[column].cummax(), where="post", color=GREEN, label="best so far")
+    above_floor, below_floor = complete[complete["keeps_floor"]], complete[~complete["keeps_floor"].astype(bool)]
+    axes.scatter(above_floor["trial"], above_floor[column], s=26, color=BLUE, label="complete", zorder=3)
+    if len(below_floor):
+        axes.scatter(
+            below_floor["trial"], below_floor[column], s=26, marker="x", color=RED, label="below the floor", zorder=3
+        )
+    if len(above_floor):
+        axes.step(above_floor["trial"], above_floor[column].cummax(), where="post", color=GREEN, label="best so far")
     for state, color in (("pruned", GREY), ("failed", RED), ("lost", "black")):
         rows = table[table["state"] == ("fail" if state == "failed" else state)]
         if len(rows):
@@ -56,13 +58,13 @@ def history(table: pd.DataFrame, column: str, *, name: str) -> Figure:
 
 
 def importance(weights: Mapping[str, float], *, name: str) -> Figure:
-    """A bar per parameter, the most important on top; shares of 1."""
+    """A bar per parameter, the most important on top; fractions that add up to 1."""
     figure = _figure(7.0, 1.3 + 0.32 * len(weights))
     axes = figure.subplots()
     names = list(weights)[::-1]
     bars = axes.barh(names, [weights[parameter] for parameter in names], color=BLUE)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set(xlabel="share of the importance (PED-ANOVA)", title=f"What decides {name}")
+    axes.set(xlabel="fraction of the importance (PED-ANOVA)", title=f"Importance for {name}")
     axes.margins(x=0.12)
     return figure
 
@@ -76,19 +78,19 @@ def slices(
     height = -(-len(parameters) // width)
     figure = _figure(2.9 * width + 0.8, 2.6 * height + 0.5)
     panels = figure.subplots(height, width, sharey=True, squeeze=False)
-    for place, parameter in enumerate(parameters):
-        axes = panels[place // width, place % width]
+    for position, parameter in enumerate(parameters):
+        axes = panels[position // width, position % width]
         rows = table[table[parameter].notna()]
-        x = _places(axes, rows[parameter])
+        x = _positions(axes, rows[parameter])
         if parameter in log:
             axes.set_xscale("log")
         shade: dict[str, Any] = {"cmap": "Blues", "vmin": -len(table) / 2, "vmax": table["trial"].max()}
         axes.scatter(x, rows[column], c=rows["trial"], s=22, edgecolors=BLUE, lw=0.4, **shade)
         axes.set_xlabel(parameter)
-        if place % width == 0:
+        if position % width == 0:
             axes.set_ylabel(name)
-    for place in range(len(parameters), width * height):
-        panels[place // width, place % width].set_axis_off()
+    for position in range(len(parameters), width * height):
+        panels[position // width, position % width].set_axis_off()
     figure.suptitle("Value by parameter (later trials darker)", fontsize=11)
     return figure
 
@@ -109,7 +111,7 @@ def contour(
     if mesh is not None and np.ptp(values) > 0:
         axes.tricontourf(mesh, values, levels=12, cmap="viridis")
     dots = axes.scatter(x, y, c=values, cmap="viridis", edgecolors="white", s=42, zorder=3, **limits)
-    # Trials at the rim of the filled part would be cut in half.
+    # Trials at the edge of the filled part would be cut in half.
     axes.use_sticky_edges = False
     axes.margins(0.06)
     figure.colorbar(dots, ax=axes, label=name)
@@ -129,7 +131,7 @@ def pareto(table: pd.DataFrame, front: Sequence[int], *, names: Sequence[str]) -
     axes.plot(best["objective"], best["objective_2"], "o-", color=RED, markersize=6, label="Pareto front")
     for row in best.itertuples():
         axes.annotate(str(row.trial), (row.objective, row.objective_2), xytext=(5, 5), textcoords="offset points")
-    axes.set(xlabel=names[0], ylabel=names[1], title="What is traded for what (trial numbers on the front)")
+    axes.set(xlabel=names[0], ylabel=names[1], title="Trade-off (trial numbers on the Pareto front)")
     axes.margins(0.1)
     axes.legend(fontsize=8)
     return figure
@@ -141,8 +143,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _places(axes: Axes, values: pd.Series) -> np.ndarray:
-    """Places on the x axis: numbers as they are, words side by side, sorted and slanted."""
+def _positions(axes: Axes, values: pd.Series) -> np.ndarray:
+    """Positions on the x axis: numbers as they are, words side by side, sorted."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         return values.to_numpy(dtype=np.float64)
     words = sorted(values.astype(str).unique())

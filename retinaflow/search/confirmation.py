@@ -1,8 +1,9 @@
 """Is the best trial better than the defaults? Both are trained again on fresh seeds and compared seed by seed.
 
-The best of many trials looks better than it is, since it was chosen for it; only seeds that took no part in the choice
-can tell. These trainings are trials of a second study, ``STUDY-confirm``, so that all workers share them and a killed
-one loses nothing. Two settings are called different when the paired interval over the seeds lies above 0.
+The best of many trials looks better than it is, as it was chosen for its value; only seeds that took no part in the
+choice can show whether it is. These trainings are trials of a second study, ``STUDY-confirm``, so that all workers
+share them and a killed one loses nothing. The best trial counts as better when the paired interval over the seeds lies
+above 0.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import pandas as pd
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.search.objective import log_trial, train_once, trial_run
-from retinaflow.search.opening import Search
+from retinaflow.progress import report
+from retinaflow.search.objective import log_trial, train_once
 from retinaflow.search.runs import TrialRun, trial_name
-from retinaflow.search.study import METRICS, best_trial, counts, quiet, sampler_of
+from retinaflow.search.sampler_and_pruner import quiet, sampler_of
+from retinaflow.search.study import Search
+from retinaflow.search.trial import METRICS, best_trial, counts, trial_run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.statistics.intervals import paired_t_interval
 
@@ -31,7 +34,7 @@ FIRST_FRESH_SEED = 1000
 
 
 class Confirmation:
-    """The trainings that are wanted; a stage of :func:`retinaflow.search.workers.work`."""
+    """The trainings of the comparison; a stage of :func:`retinaflow.search.workers.work`."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
@@ -50,7 +53,7 @@ class Confirmation:
         return list(range(first, first + self._search.config.confirm_seeds))
 
     def take(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
-        """The first training that no trial stands for yet."""
+        """The first training that has no trial yet."""
         there = {(trial.user_attrs.get(ARM), trial.user_attrs.get(SEED)) for trial in trials if counts(trial)}
         missing = [(arm, seed) for seed in self.seeds for arm in self.settings if (arm, seed) not in there]
         if not missing:
@@ -62,7 +65,7 @@ class Confirmation:
         return trial
 
     def run(self, trial: optuna.Trial) -> float:
-        """Train one of the two with one of the seeds."""
+        """Train with the settings and the seed of a trial."""
         search = self._search
         arm, seed = trial.user_attrs[ARM], trial.user_attrs[SEED]
         settings = self.settings[arm].model_copy(update={"seed": seed})
@@ -72,15 +75,15 @@ class Confirmation:
             evaluation = train_once(settings, search.data, watched, folder=search.objective.folder, stop=search.stop)
             log_trial(run, [evaluation], evaluation.metrics)
             trial.set_user_attr(METRICS, dict(evaluation.metrics))
-            return search.goal.values(evaluation.metrics)[0]
+            return search.metrics.values(evaluation.metrics)[0]
 
-    def announce(self, trials: Sequence[FrozenTrial]) -> None:
-        """Nothing: the table at the end says it all."""
+    def log_progress(self, trials: Sequence[FrozenTrial]) -> None:
+        """Nothing: the table at the end holds all results."""
 
 
 def arms(search: Search) -> Mapping[str, TrainConfig]:
     """The two settings to compare by name; empty when the defaults are the best."""
-    best = best_trial(search.study, search.goal)
+    best = best_trial(search.study)
     if best is None:
         return {}
     chosen = search.space.with_values(best.params)
@@ -119,9 +122,18 @@ def compare(search: Search) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdict(table: pd.DataFrame, search: Search) -> str:
-    """What the comparison says about the first objective, in a sentence."""
-    name = search.goal.names[0].removeprefix("val/")
+def log_comparison(search: Search) -> None:
+    """Log ``confirmation.csv`` and its conclusion to the parent run, and print both."""
+    run, table = search.runs.parent, compare(search)
+    result = conclusion(table, search)
+    run.log_csv(table, "confirmation.csv")
+    run.set_tags({"retinaflow.verdict": result})
+    report(f"{table.to_string(index=False, float_format=lambda value: f'{value:.4f}')}\n{result}")
+
+
+def conclusion(table: pd.DataFrame, search: Search) -> str:
+    """The result of the comparison for the first objective, as a sentence."""
+    name = search.metrics.names[0].removeprefix("val/")
     if table.empty or name not in set(table["group"]):
         return "not compared with the defaults on fresh seeds"
     row = table.set_index("group").loc[name]

@@ -1,4 +1,4 @@
-"""What a search would cost: images counted, speed measured on a few batches of the defaults."""
+"""The cost of a search: number of images, and time from the speed of the defaults on a few batches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import FolderRun
 from retinaflow.search.objective import train_once
+from retinaflow.search.sampler_and_pruner import evaluations
 from retinaflow.search.space import read_space
-from retinaflow.search.study import evaluations
 from retinaflow.settings.commands import SearchConfig, TrainConfig
 
 TIMED_BATCHES = 6
 QUICKEST = 1e-4
-"""Seconds per image that are believed at least."""
+"""Lower bound of a measured time per image in seconds."""
 TIMED_EVALUATED = 96
-"""Images evaluated to see how long that takes: enough to stand out from the noise of two trainings."""
+"""Number of evaluated images whose time is measured: enough to exceed the noise of two trainings."""
 
 
 def estimate(config: SearchConfig, stop: StopRequest) -> None:
-    """Print images and time of all trials and of the comparison at the end; leaves neither a study nor a run."""
+    """Print the images and time of all trials and of the comparison at the end. Creates neither a study nor a run."""
     settings = read_space(config).base
     data = load_training_data(settings)
     trainings = config.trials * config.seeds + 2 * config.confirm_seeds
@@ -40,15 +40,15 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
         f"best with the defaults\n"
         f"a training sees {trained:,} images and evaluates {evaluated:,}; together {trainings * trained:,} and "
         f"{trainings * evaluated:,}\n"
-        f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_evaluated:.1f} images/s evaluated, so {shown(seconds)} "
-        f"a training\n"
-        f"about {shown(trainings * seconds)} in all by one worker, at most: pruned trials end earlier. "
-        f"{config.search_workers} worker(s) share the cores of this machine"
+        f"measured: {1 / per_trained:.1f} images/s trained, {1 / per_evaluated:.1f} images/s evaluated, so "
+        f"{shown(seconds)} a training\n"
+        f"at most about {shown(trainings * seconds)} in all with one worker, as pruned trials end earlier; "
+        f"{config.search_workers} worker(s) divide the cores of this machine"
     )
 
 
 def measure(settings: TrainConfig, data: TrainingData, stop: StopRequest) -> tuple[float, float]:
-    """Seconds per image trained on and per image evaluated, from short trainings that differ in one count."""
+    """Seconds per training image and per evaluated image, from short trainings that differ in one number."""
     batch = settings.batch_size
     few = min(TIMED_EVALUATED, len(data.evaluated))
     # The first one also loads libraries and fills caches.
@@ -60,7 +60,7 @@ def measure(settings: TrainConfig, data: TrainingData, stop: StopRequest) -> tup
 
 
 def shown(seconds: float) -> str:
-    """A duration in the unit that suits it."""
+    """A duration as text in seconds, minutes or hours."""
     if seconds < 120:
         return f"{math.ceil(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

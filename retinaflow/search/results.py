@@ -1,10 +1,10 @@
-"""What a search leaves at its parent run: ``trials.csv``, pictures, ``best.yaml``, and the front of two objectives."""
+"""The results of a search at its parent run: ``trials.csv``, figures, ``best.yaml``, the front of two objectives."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -12,20 +12,22 @@ import pandas as pd
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from retinaflow.progress import report
 from retinaflow.reports.search_figures import contour, history, importance, pareto, slices
-from retinaflow.search.goal import Goal
-from retinaflow.search.opening import Search
+from retinaflow.search import confirmation
 from retinaflow.search.space import SEARCHABLE, Range
-from retinaflow.search.study import (
+from retinaflow.search.study import Search
+from retinaflow.search.trial import (
     METRICS,
     OVERHEAD,
     REASON,
     RETRY_OF,
     RUN_ID,
     SECONDS,
+    all_equal,
     best_trial,
-    is_lost,
-    keeps_floor,
+    meets_floor,
+    state_of,
     states_of,
 )
 from retinaflow.settings.commands import TrainConfig
@@ -33,30 +35,47 @@ from retinaflow.settings.fields import as_text
 from retinaflow.settings.groups import TrackingSettings
 
 FEWEST_FOR_IMPORTANCE = 4
-"""Complete trials below which importances say nothing."""
+"""Number of complete trials below which importances are not computed."""
 _NOT_IN_BEST = {*TrackingSettings.model_fields, "resume", "register_as", "workers"} - {"seed"}
+
+
+def report_best(search: Search) -> None:
+    """Print the best trial, or why there is none."""
+    best, names = best_trial(search.study), search.metrics.names
+    if best is None:
+        report("no trial is complete" if search.metrics.floor is None else "no complete trial meets the floor")
+        return
+    values = ", ".join(f"{name} {value:.4f}" for name, value in zip(names, best.values, strict=True))
+    report(f"\nbest trial {best.number}: {values}; its settings are best.yaml at run {search.runs.parent.run_id}")
+    if all_equal(search.study):
+        report(
+            f"all complete trials have the same {', '.join(names)} and cannot be ranked: train them longer (epochs), "
+            "with larger images (image_size), or choose another objective"
+        )
+    elif not confirmation.arms(search):
+        report("these are the defaults: no trial was better")
 
 
 def trials_table(search: Search) -> pd.DataFrame:
     """One row per trial in the order of their numbers: state and reason, objectives, parameters, metrics, cost, run."""
-    rows = [_row(trial, search.goal) for trial in search.study.get_trials(deepcopy=False)]
+    rows = [_row(trial, search.metrics.names) for trial in search.study.get_trials(deepcopy=False)]
     table = pd.DataFrame(rows)
     params = [name for name in SEARCHABLE if name in table]
     # Whole numbers stay whole beside trials that have none.
     table = table.astype({name: "Int64" for name in ("num_bins", "retry_of") if name in table})
-    first = ["trial", "state", "reason", *objective_columns(search.goal), "keeps_floor"]
+    first = ["trial", "state", "reason", *_columns(search.metrics.names), "keeps_floor"]
     return table[[*first, *params, *(name for name in table if name not in {*first, *params})]]
 
 
-def _row(trial: FrozenTrial, goal: Goal) -> dict[str, Any]:
+def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
     attributes = trial.user_attrs
-    values = trial.values if trial.state == TrialState.COMPLETE else [math.nan] * len(goal.names)
+    values = trial.values if trial.state == TrialState.COMPLETE else [math.nan] * len(names)
     return {
         "trial": trial.number,
-        "state": "lost" if is_lost(trial) else trial.state.name.lower(),
+        "state": state_of(trial),
         "reason": attributes.get(REASON, ""),
-        **dict(zip(objective_columns(goal), values, strict=True)),
-        "keeps_floor": keeps_floor(trial),
+        **dict(zip(_columns(names), values, strict=True)),
+        "keeps_floor": meets_floor(trial),
         **trial.params,
         **attributes.get(METRICS, {}),
         "seconds": attributes.get(SECONDS, math.nan),
@@ -66,46 +85,49 @@ def _row(trial: FrozenTrial, goal: Goal) -> dict[str, Any]:
     }
 
 
-def objective_columns(goal: Goal) -> list[str]:
+def _columns(names: Sequence[str]) -> list[str]:
     """Column names of the objectives in ``trials.csv``."""
-    return ["objective", "objective_2"][: len(goal.names)]
+    return ["objective", "objective_2"][: len(names)]
 
 
 def log_results(search: Search) -> None:
-    """Tables, pictures and ``best.yaml`` of the trials so far, at the parent run."""
-    run, goal, study = search.runs.parent, search.goal, search.study
+    """Log tables, figures and ``best.yaml`` of the trials so far to the parent run."""
+    # With the lock, so that of several commands on one study the one that logs last has the last trial.
+    with search.storage.lock(search.config.study):
+        _log_results(search)
+
+
+def _log_results(search: Search) -> None:
+    run, names, study = search.runs.parent, search.metrics.names, search.study
     table = trials_table(search)
     run.log_csv(table, "trials.csv")
-    best = best_trial(study, goal)
+    best = best_trial(study)
     complete = table[table["state"] == "complete"]
-    columns = objective_columns(goal)
-    for column, name in zip(columns, goal.names, strict=True):
+    for column, name in zip(_columns(names), names, strict=True):
         run.log_figure(history(table, column, name=name), _file("history", column))
     _log_parameters(search, complete)
-    if not goal.is_single and len(complete):
+    if len(names) > 1 and len(complete):
         front = [trial.number for trial in study.best_trials]
         run.log_csv(table[table["trial"].isin(front)], "pareto.csv")
-        run.log_figure(pareto(complete, front, names=goal.names), "pareto.png")
+        run.log_figure(pareto(complete, front, names=names), "pareto.png")
     if best is not None:
         _log_best(search, best)
     run.set_tags({"retinaflow.trials": states_of(study.get_trials(deepcopy=False))})
 
 
 def _log_parameters(search: Search, complete: pd.DataFrame) -> None:
-    """Importances, and the first objective over each parameter and over the two most important numbers."""
-    run, goal = search.runs.parent, search.goal
+    """Log importances, and the first objective over each parameter and over the two most important numeric ones."""
+    run, name, column = search.runs.parent, search.metrics.names[0], "objective"
     weights = importances(search.study)
-    name, column = goal.names[0], objective_columns(goal)[0]
     if weights:
-        shares = pd.DataFrame({"parameter": list(weights), "importance": list(weights.values())})
-        run.log_csv(shares, "importance.csv")
+        run.log_csv(pd.DataFrame({"parameter": list(weights), "importance": list(weights.values())}), "importance.csv")
         run.log_figure(importance(weights, name=name), "importance.png")
     order = [*weights, *(parameter for parameter in SEARCHABLE if parameter not in weights)]
     shown = [parameter for parameter in order if parameter in complete and complete[parameter].notna().sum() > 1]
     log = [parameter for parameter, domain in search.space.domains.items() if isinstance(domain, Range) and domain.log]
     if len(complete) > 1 and shown:
         run.log_figure(slices(complete, column, shown, name=name, log=log), "slice.png")
-        # Settings that only a few trials had would leave the picture empty.
+        # With settings that only a few trials had the figure would be almost empty.
         common = [parameter for parameter in shown if complete[parameter].notna().sum() > len(complete) / 2]
         numbers = [parameter for parameter in common if pd.api.types.is_numeric_dtype(complete[parameter])]
         if len(numbers) > 1:
@@ -114,7 +136,8 @@ def _log_parameters(search: Search, complete: pd.DataFrame) -> None:
 
 
 def importances(study: optuna.Study) -> Mapping[str, float]:
-    """Share of each parameter in the spread of the first objective among good trials, largest first (PED-ANOVA)."""
+    """Fraction of the variance of the first objective among good trials due to each parameter, largest first
+    (PED-ANOVA)."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST_FOR_IMPORTANCE:
         return {}
@@ -123,7 +146,7 @@ def importances(study: optuna.Study) -> Mapping[str, float]:
     ]
     if not varied or len({trial.values[0] for trial in complete}) == 1:
         return {}
-    # Optuna takes low values of a target for the good ones, whatever the direction of the study, and warns of it.
+    # Optuna treats low values of a target as good, whatever the direction of the study, and warns of it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = optuna.importance.get_param_importances(study, params=varied, target=lambda trial: -trial.values[0])
@@ -131,34 +154,33 @@ def importances(study: optuna.Study) -> Mapping[str, float]:
 
 
 def _log_best(search: Search, best: FrozenTrial) -> None:
-    """``best.yaml`` as a file of settings for ``train``; with two objectives a file for each trial of the front."""
+    """Log ``best.yaml``, a settings file for ``train``; with two objectives one for each trial of the front too."""
     run = search.runs.parent
     run.log_text(best_yaml(search, best), "best.yaml")
     run.set_tags({"retinaflow.best_trial": str(best.number)})
-    if not search.goal.is_single:
+    if not search.metrics.is_single:
         for trial in search.study.best_trials:
             run.log_text(best_yaml(search, trial), f"trial-{trial.number:04d}.yaml")
 
 
 def best_yaml(search: Search, trial: FrozenTrial) -> str:
-    """All training settings of a trial: those the search found, then the rest as the trials had them."""
-    goal = search.goal
-    reached = ", ".join(f"{name} {value:.4f}" for name, value in zip(goal.names, trial.values, strict=True))
-    settings = written(search.space.with_values(trial.params))
+    """All training settings of a trial: those that the search found, then the others."""
+    reached = ", ".join(f"{name} {value:.4f}" for name, value in zip(search.metrics.names, trial.values, strict=True))
+    settings = as_yaml_values(search.space.with_values(trial.params))
     found = {name: settings[name] for name in trial.params}
     rest = {name: value for name, value in settings.items() if name not in found}
     return (
         f"# Trial {trial.number} of study {search.config.study}: {reached}.\n"
         f"# mlflow run . -e train -P config=best.yaml\n\n# Found by the search:\n{_yaml(found)}"
-        f"\n# The rest, as the trials had it:\n{_yaml(rest)}"
+        f"\n# The other settings of the trial:\n{_yaml(rest)}"
     )
 
 
-def written(settings: TrainConfig) -> dict[str, Any]:
-    """Settings in the form of a YAML file that ``config=`` reads."""
+def as_yaml_values(settings: TrainConfig) -> dict[str, Any]:
+    """Settings as the values of a YAML file that ``config=`` reads."""
     values = settings.model_dump(mode="json")
     return {
-        # An empty list stays one: image_labels=none says that there are none, an empty list that they are looked up.
+        # An empty list stays one: image_labels=none means no files, an empty list that they are looked up.
         name: as_text(value) if value is None or (isinstance(value, list) and value) else value
         for name, value in values.items()
         if name not in _NOT_IN_BEST

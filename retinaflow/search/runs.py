@@ -1,6 +1,6 @@
-"""The runs of a search: one parent, one child per trial, in MLflow or in folders.
+"""The runs of a search: a parent with a child per trial, in MLflow or in folders.
 
-Made and ended by id, as trials of one search run in several processes and on several machines.
+They are created and ended by id, as the trials of a search run in several processes and on several machines.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ STATE, REASON, STUDY, TRIAL = (f"retinaflow.{name}" for name in ("state", "reaso
 
 
 class SearchRuns(Protocol):
-    """Where the runs of a search are."""
+    """The parent run of a search, and the runs of its trials."""
 
     parent: Run
-    """The run of the search, in the process that opened it; other workers keep nothing there."""
+    """The run of the search, in the process that opened it; worker processes log nothing to it."""
 
     def start(self, name: str, *, study: str, trial: int) -> Run:
-        """The run of a trial."""
+        """Start the run of a trial."""
 
     def end(self, run: Run, status: str, *, state: str, reason: str) -> None:
         """End the run of a trial as FINISHED, FAILED or KILLED."""
 
     def end_lost(self, *, study: str, trial: int, reason: str) -> None:
-        """End the run of a trial whose process is gone, if it had come to have one."""
+        """End the run of a trial whose process has ended, if it had started one."""
 
 
 class MlflowRuns:
-    """Nested MLflow runs; results that have not arrived wait in ``folder``."""
+    """Nested MLflow runs; results that could not be sent yet wait in ``folder``."""
 
     def __init__(self, parent_id: str, parent: Run, folder: Path) -> None:
         self.parent = parent
         self._parent_id, self._folder = parent_id, folder
 
     def start(self, name: str, *, study: str, trial: int) -> Run:
-        # Tags are written with the run, so that a process killed right after this leaves a run that can be found.
+        # The tags are part of the request that creates the run, so that a process killed right after it leaves a run
+        # that can be found.
         tags = {"retinaflow.command": "trial", STUDY: study, TRIAL: str(trial), STATE: "running"}
         return tracking.start_child(self._parent_id, name=name, tags=tags, folder=self._folder)
 
@@ -60,7 +61,7 @@ class MlflowRuns:
         try:
             found = tracking.children(self._parent_id, tags={STUDY: study, TRIAL: str(trial)})
         except StoreError as error:
-            # The trial is run again all the same.
+            # The trial is queued again all the same.
             report(f"the run of trial {trial} stays RUNNING: {error}")
             return
         for run_id in found:
@@ -96,9 +97,9 @@ def trial_name(number: int) -> str:
 
 
 class TrialRun:
-    """The run of a trial as a training sees it: keeps no checkpoints, and hands every evaluated epoch on.
+    """The run of a trial as a training logs to it: drops checkpoints, and passes on the metrics of evaluated epochs.
 
-    ``curves``: whether this training's curves are those of the trial; a trial of several seeds shows the first one's.
+    ``curves``: whether metrics by step are logged; with several seeds those of the first are.
     ``evaluated`` is called with the metrics of an epoch and may raise to end the training.
     """
 
@@ -113,7 +114,7 @@ class TrialRun:
             self._evaluated(metrics)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        # 200 MB of weights per trial help nobody; the best settings are trained again in full.
+        # 200 MB of weights per trial are of no use; the best settings are trained again in full.
         if folder != "checkpoints":
             self._run.log_file(path, folder)
 

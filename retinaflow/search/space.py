@@ -1,16 +1,16 @@
-"""What a trial may set: ranges and choices read from the settings, and the conditions under which each is asked for.
+"""The search space: which settings a trial may set, in which range, and under which condition.
 
-Which settings may be searched, in which range by default and under which condition is metadata of their fields
-(:class:`retinaflow.settings.fields.Searched`). Written:
+Which settings may be searched, with which default range and condition, is metadata of their fields
+(:class:`retinaflow.settings.fields.Searched`). A space is written as:
 
-- ``low..high`` uniform, ``low..high:log`` uniform in the logarithm, both ends included; whole numbers where the setting
-  is one;
-- ``a,b,c`` choices without order;
-- one value: fixed, not in the space.
+- ``low..high``, uniform, or ``low..high:log``, uniform in the logarithm; both ends are included, and values are whole
+  numbers where the setting is one;
+- ``a,b,c``, choices without order;
+- one value, which fixes the setting.
 
-A setting without effect in a trial is not asked for there; it keeps the default, so that the
-sampler learns from the trials in which it mattered. The bins and ``balance`` are asked for where they decide how images
-are drawn; in other trials those of the defaults grade the augmentation between ``augment`` and ``rare_augment``.
+A setting that has no effect in a trial is not suggested there and has its default, so that the sampler uses only the
+trials in which it had an effect. The bins and ``balance`` are suggested where they decide how images are sampled; in
+other trials the default bins grade the augmentation between ``augment`` and ``rare_augment``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 
 import optuna
 
+from retinaflow.errors import SettingError
 from retinaflow.settings.commands import SearchConfig, TrainConfig, searchable
 from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import resolve
 
 SEARCHABLE = tuple(searchable())
-"""The settings that may be searched, in the order in which they are asked for."""
+"""The settings that may be searched, in the order in which they are suggested."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ Domain = Range | Choices
 
 @dataclass(frozen=True)
 class Space:
-    """``base``: the settings of a trial before it chooses, which are also the defaults it is compared with."""
+    """``base``: the settings before a trial, which are also the defaults that the best trial is compared with."""
 
     base: TrainConfig
     domains: Mapping[str, Domain]
 
     def settings(self, trial: optuna.Trial) -> TrainConfig:
-        """The settings of a trial, asked for in the order of :data:`SEARCHABLE`."""
+        """The settings of a trial, suggested in the order of :data:`SEARCHABLE`."""
         chosen: dict[str, Any] = {}
         for name, domain in self.domains.items():
             if _applies(name, {**self.base.model_dump(), **chosen}):
@@ -86,20 +87,20 @@ class Space:
         return self.with_values(chosen)
 
     def with_values(self, chosen: Mapping[str, Any]) -> TrainConfig:
-        """The base with some values in place of its own."""
+        """The base with some of its values replaced."""
         return TrainConfig.model_validate({**self.base.model_dump(), **chosen})
 
     def starts(self) -> list[dict[str, Any]]:
-        """What the first trials try: the defaults, then the defaults with every other strategy of sampling.
+        """The parameters of the first trials: the defaults, then the defaults with each other sampling strategy.
 
-        A search of few trials then compares the strategies with all else alike, which drawing at random leaves to luck.
+        A search of few trials then compares the strategies with all else equal, which random trials leave to chance.
         """
         strategies = self.domains.get("sampling")
         others = strategies.values if isinstance(strategies, Choices) else ()
         return [self.defaults(), *(self.defaults(sampling=value) for value in others if value != self.base.sampling)]
 
     def defaults(self, **changed: Any) -> dict[str, Any]:
-        """The defaults, some of them changed, as far as they lie in the space."""
+        """The defaults, some of them changed, as far as they are in the space."""
         values = {**self.base.model_dump(), **changed}
         return {
             name: values[name]
@@ -108,12 +109,12 @@ class Space:
         }
 
     def document(self) -> dict[str, str]:
-        """Name -> written form, for the study to remember."""
+        """Name -> text, the form in which it is stored with the study."""
         return {name: str(domain) for name, domain in self.domains.items()}
 
 
 def read_space(config: SearchConfig) -> Space:
-    """The space of a search. Raises SettingError naming the setting for a range that is none or breaks its rules."""
+    """The space of a search. Raises SettingError naming the setting for a range that is invalid."""
     base = config.part(TrainConfig).model_copy(update={"config": None})
     domains = {name: _domain(name, config.space[name]) for name in SEARCHABLE if name in config.space}
     return Space(base, {name: domain for name, domain in domains.items() if _can_apply(name, base, domains)})
@@ -125,14 +126,14 @@ def _domain(name: str, text: str) -> Domain:
     span, _, scale = text.partition(":")
     low, high = (_checked(name, end) for end in span.split("..", 1))
     if scale not in ("", "log"):
-        raise ValueError(f"a range is written low..high or low..high:log, but got {name}={text}")
+        raise SettingError(f"a range is written low..high or low..high:log, but got {name}={text}")
     for end in (low, high):
         if isinstance(end, bool) or not isinstance(end, int | float):
-            raise ValueError(f"a range must have numbers as ends, but got {name}={text}; choices are written a,b,c")
+            raise SettingError(f"a range must have numbers as ends, but got {name}={text}; choices are written a,b,c")
     if not low < high:
-        raise ValueError(f"low < high must hold, but got {name}={text}")
+        raise SettingError(f"low < high must hold, but got {name}={text}")
     if scale == "log" and low <= 0:
-        raise ValueError(f"low > 0 must hold for a logarithmic range, but got {name}={text}")
+        raise SettingError(f"low > 0 must hold for a logarithmic range, but got {name}={text}")
     return Range(low, high, scale == "log")
 
 

@@ -1,44 +1,53 @@
-"""Where a study is kept: an Optuna RDB storage on sqlite (one machine) or PostgreSQL (many), that survives outages.
+"""The storage of a study: Optuna's RDBStorage on sqlite (one machine) or PostgreSQL (many), with a lock per study.
 
-- :class:`PatientStorage` waits for a database that is away (restarted, locked) instead of failing the trial that runs,
-  up to :data:`PATIENCE_SECONDS`. Each call is one transaction, so a call that failed can be made again.
-- :meth:`PatientStorage.claiming` is a lock among all processes of a study, on all machines: who holds it may count the
-  trials and take one. Optuna's ``MaxTrialsCallback`` counts after the fact and overshoots.
-- Trials send heartbeats (Optuna's, in the database's time); silence of four intervals counts as death.
+How a search gets through a restart of its database:
+
+- Before each transaction SQLAlchemy checks the connection (``pool_pre_ping``) and replaces a dead one. A new connection
+  is tried until the database is back, for at most :data:`PATIENCE_SECONDS`. A training in progress therefore waits.
+- A connection can still break within a transaction, which takes milliseconds. :meth:`StudyStorage.retry` repeats the
+  calls that would otherwise end a search or lose a training: taking a trial, heartbeats, reports, the results of a
+  trial, ``tell``, and the progress that is printed. Each may be repeated: attributes are overwritten, ``tell`` skips a
+  trial that is finished, and a trial that was taken without an answer is later found without a worker. A trial whose
+  connection breaks in any other call, most of which come before its training, is queued again.
+- Optuna cannot distinguish a dead worker from one that could not reach the database, so no worker counts as dead until
+  :attr:`StudyStorage.grace_seconds` after an outage.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
 import hashlib
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import optuna
 import sqlalchemy
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+
+from retinaflow import files
+from retinaflow.errors import SettingError, StoreError, first_line
+from retinaflow.files import growing_waits
+from retinaflow.progress import report
 
 PATIENCE_SECONDS = 600.0
+"""How long a search waits for a database that cannot be reached."""
 GRACE_BEATS = 4
-"""Heartbeats missed before a worker counts as dead."""
+"""Number of missed heartbeats after which a worker counts as dead."""
+ATTEMPTS = 5
+"""Number of attempts at a call whose connection breaks."""
 
-StaleCallback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
+Result = TypeVar("Result")
 
 
 def storage_url(storage: str, *, beside: str, output: Path) -> str:
-    """The database URL of a ``storage`` setting; ``auto``: ``optuna.db`` in the folder of the MLflow store ``beside``
+    """The database URL of a ``storage`` setting. ``auto`` is ``optuna.db`` in the folder of the MLflow store ``beside``
     if that is a sqlite file, else in ``output``.
 
-    Raises ValueError for a database that this does not work with.
+    Raises SettingError for a database that is not supported.
     """
     if storage == "auto":
         file = beside.removeprefix("sqlite:///")
@@ -48,34 +57,37 @@ def storage_url(storage: str, *, beside: str, output: Path) -> str:
     try:
         url = make_url(storage)
     except ArgumentError:
-        raise ValueError(f"storage must be a file or a database URL, but got {storage}") from None
+        raise SettingError("storage must be a file or a database URL, but got a URL that cannot be parsed") from None
     if url.drivername == "sqlite" and url.database:
         return f"sqlite:///{Path(url.database).resolve()}"
     if url.drivername in ("postgresql", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    raise ValueError(f"storage must be a file, sqlite:/// or postgresql://, but got {without_password(storage)}")
+    raise SettingError(f"storage must be a file, sqlite:/// or postgresql://, but got {without_password(storage)}")
 
 
 def without_password(url: str) -> str:
-    """A URL fit to be shown and logged."""
+    """A URL that may be printed and logged."""
     return make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
 def is_connection_error(error: BaseException | None) -> bool:
-    """Whether a database could not be reached or was busy, rather than asked wrongly."""
+    """Whether the cause of an error is a connection that broke or a database that is busy.
+
+    SQLAlchemy's PendingRollbackError has the error of the connection in its ``__context__``.
+    """
     while error is not None:
         if isinstance(error, OperationalError | InterfaceError):
             return True
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return False
 
 
-class PatientStorage(RDBStorage):
-    """An RDB storage whose calls wait for a database that is away."""
+class StudyStorage(RDBStorage):
+    """An RDBStorage that waits for its database and has a lock per study."""
 
-    def __init__(self, url: str, *, heartbeat: int, when_stale: StaleCallback) -> None:
-        self._seen_away = float("-inf")
-        self._waiting = False
+    def __init__(self, url: str, *, heartbeat: int) -> None:
+        """heartbeat: seconds between two heartbeats of a trial."""
+        self._away_at = float("-inf")
         sqlite = url.startswith("sqlite")
         with warnings.catch_warnings():
             # Heartbeats are experimental in Optuna, and SQLAlchemy 2.1 deprecates what Optuna's tables are made with.
@@ -85,8 +97,14 @@ class PatientStorage(RDBStorage):
                 engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
                 heartbeat_interval=heartbeat,
                 grace_period=GRACE_BEATS * heartbeat,
-                heartbeat_stale_trial_callback=when_stale,
             )
+        # After the first connection: a wrong address must be reported at once.
+        sqlalchemy.event.listen(self.engine, "do_connect", self._connect)
+
+    @property
+    def address(self) -> str:
+        """The URL without its password, to be printed and logged."""
+        return without_password(self.url)
 
     @property
     def grace_seconds(self) -> float:
@@ -94,114 +112,89 @@ class PatientStorage(RDBStorage):
         assert self.heartbeat_interval is not None
         return float(GRACE_BEATS * self.heartbeat_interval)
 
-    @contextlib.contextmanager
-    def claiming(self, study: str) -> Iterator[None]:
-        """The lock of a study. It goes with the process or connection that holds it, so a killed holder frees it."""
-        url = self.engine.url
-        with _file_lock(url) if url.get_backend_name() == "sqlite" else self._advisory_lock(study):
-            yield
+    @property
+    def was_away(self) -> bool:
+        """Whether the database could not be reached within the last grace period, so that silence proves nothing."""
+        return time.monotonic() - self._away_at < self.grace_seconds
+
+    def retry(self, call: Callable[[], Result]) -> Result:
+        """The result of a call that is repeated when its connection breaks. The call must be safe to repeat.
+
+        Raises StoreError when the database stays out of reach.
+        """
+        try:
+            # No pauses: a new connection waits for the database.
+            return files.retry(call, waits=[0.0] * (ATTEMPTS - 1), may_pass=is_connection_error)
+        except Exception as error:
+            if is_connection_error(error):
+                raise StoreError(f"storage={self.address}: {_first_line(error)}") from error
+            raise
 
     @contextlib.contextmanager
-    def _advisory_lock(self, study: str) -> Iterator[None]:
+    def lock(self, study: str) -> Iterator[Callable[[], None]]:
+        """The lock of a study among all processes on all machines: who holds it may count the trials and take one.
+
+        It is released with the process or connection that holds it. Yields a function that raises when the lock was
+        lost with its connection.
+        """
+        url = self.engine.url
+        if url.get_backend_name() == "sqlite":
+            with files.lock(Path(f"{url.database}.lock")):
+                yield lambda: None
+            return
         key = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)
-        connection = patiently(self, lambda: _locked(self.engine, key))
+        connection = self.retry(lambda: _locked(self.engine, key))
         try:
-            yield
+            yield lambda: connection.execute(sqlalchemy.text("SELECT 1")).close()
         finally:
-            # A server that went away meanwhile has freed the lock with the connection.
-            with contextlib.suppress(OperationalError, InterfaceError):
+            # A server that was restarted meanwhile has released the lock.
+            with contextlib.suppress(DBAPIError):
                 connection.close()
 
-    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        # Nobody could send a sign of life while the database was away: give everybody time to do so.
-        if time.monotonic() - self._seen_away < self.grace_seconds:
-            return []
-        return super()._get_stale_trial_ids(study_id)
-
     def close(self) -> None:
-        """Give the connections back; a later call opens new ones."""
+        """Close the connections; a later call opens new ones."""
         self.remove_session()
         self.engine.dispose()
 
-    def note_away(self) -> None:
-        """Remember that the database was away just now, and say so once per outage."""
-        if time.monotonic() - self._seen_away > self.grace_seconds:
-            print(f"waiting for the storage {without_password(self.url)}", flush=True)
-        self._seen_away = time.monotonic()
+    def _connect(self, dialect: Any, record: Any, args: Any, parameters: Any) -> Any:
+        """A new connection (SQLAlchemy's ``do_connect`` event), tried until the database is there."""
+        del record
+
+        def is_away(error: Exception) -> bool:
+            if not isinstance(error, dialect.loaded_dbapi.OperationalError):
+                return False
+            if not self.was_away:
+                report(f"waiting for the storage {self.address}")
+            self._away_at = time.monotonic()
+            return True
+
+        waits = growing_waits(0.1, 5.0, patience=PATIENCE_SECONDS)
+        return files.retry(lambda: dialect.connect(*args, **parameters), waits=waits, may_pass=is_away)
 
 
-def patiently(storage: PatientStorage, call: Callable[[], Any]) -> Any:
-    """The result of a call, made again while the database is away."""
-    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.1
-    while True:
-        try:
-            return call()
-        except (StorageInternalError, OperationalError, InterfaceError) as error:
-            if not is_connection_error(error) or time.monotonic() > deadline:
-                raise
-            storage.note_away()
-            time.sleep(pause)
-            pause = min(pause * 2, 5.0)
-
-
-def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(self: PatientStorage, *words: Any, **named: Any) -> Any:
-        tries = 0
-
-        def once() -> Any:
-            nonlocal tries
-            tries += 1
-            try:
-                return method(self, *words, **named)
-            except UpdateFinishedTrialError:
-                # On the first try another process finished the trial. After an outage it was this very call, whose
-                # answer was lost.
-                if tries == 1:
-                    raise
-                return True
-
-        return patiently(self, once)
-
-    return call
-
-
-def _calls_of_the_database() -> list[str]:
-    """Methods about a study or a trial that make a transaction of their own; those that Optuna's cache uses too."""
-    names = []
-    for name, method in vars(RDBStorage).items():
-        arguments = inspect.signature(method).parameters if inspect.isfunction(method) else {}
-        if {"study_id", "trial_id", "study_name"} & set(arguments) and "session" not in arguments:
-            names.append(name)
-    return names
-
-
-for _name in _calls_of_the_database():
-    setattr(PatientStorage, _name, _patient(getattr(PatientStorage, _name)))
-
-
-def open_storage(url: str, *, heartbeat: int, when_stale: StaleCallback) -> PatientStorage:
-    """Connect, and make the tables where there are none. Raises ValueError for a database that cannot be reached."""
+def open_storage(url: str, *, heartbeat: int) -> StudyStorage:
+    """Connect, and create the tables where there are none. Raises StoreError for a database that cannot be opened."""
+    shown = f"storage={without_password(url)}"
     if url.startswith("sqlite"):
         Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(5):
-        try:
-            return PatientStorage(url, heartbeat=heartbeat, when_stale=when_stale)
-        except ImportError:
-            raise ValueError(f"storage={without_password(url)} needs psycopg; pip install 'psycopg[binary]'") from None
-        except OperationalError as error:
-            if "already exists" not in str(error):
-                raise ValueError(f"storage={without_password(url)} cannot be opened: {_said(error)}") from None
-        except (IntegrityError, ProgrammingError) as error:
-            # Two processes made the tables at the same time; the other one won.
-            if attempt == 4:
-                raise ValueError(f"storage={without_password(url)} cannot be opened: {_said(error)}") from None
-        time.sleep(0.2 * (attempt + 1))
-    raise ValueError(f"storage={without_password(url)} cannot be opened: its tables are being made by another process")
+    try:
+        return files.retry(
+            lambda: StudyStorage(url, heartbeat=heartbeat), waits=growing_waits(0.2, 1.0, count=4), may_pass=_is_race
+        )
+    except ImportError:
+        raise SettingError(f"{shown} needs psycopg; pip install 'psycopg[binary]'") from None
+    except (OperationalError, IntegrityError, ProgrammingError) as error:
+        raise StoreError(f"{shown} cannot be opened: {_first_line(error)}") from None
 
 
-def _said(error: Exception) -> str:
-    return str(getattr(error, "orig", error)).strip().splitlines()[0]
+def _is_race(error: Exception) -> bool:
+    """Whether another process is creating the tables at the same time."""
+    return isinstance(error, IntegrityError | ProgrammingError) or "already exists" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    """Without SQLAlchemy's statement and parameters."""
+    return first_line(getattr(error, "orig", None) or error)
 
 
 def _locked(engine: sqlalchemy.Engine, key: int) -> sqlalchemy.Connection:
@@ -212,10 +205,3 @@ def _locked(engine: sqlalchemy.Engine, key: int) -> sqlalchemy.Connection:
         connection.close()
         raise
     return connection
-
-
-@contextlib.contextmanager
-def _file_lock(url: URL) -> Iterator[None]:
-    with Path(f"{url.database}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,71 +1,182 @@
-"""A study in its storage: made or resumed, which of its trials count, samplers and pruners by name.
+"""A study, opened from settings: with its space, objective, data, storage and runs it is a :class:`Search`.
 
-A trial counts as done when it is complete, pruned, or failed by an error of its own, which is then its ``reason``. A
-trial that failed without a reason is *lost*: its process was killed or stopped. A lost trial is run again with the same
-parameters, as a new trial, and does not count itself.
+A study holds trials that can be compared: it stores what they were made with, and a command with another space,
+objective, data or training settings is refused.
 """
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.search.goal import Goal
-from retinaflow.search.runs import SearchRuns
-from retinaflow.search.storage import PatientStorage
-from retinaflow.settings.commands import SearchConfig, TrainConfig
+from retinaflow.data.training_data import TrainingData, load_training_data
+from retinaflow.errors import SettingError
+from retinaflow.interrupts import StopRequest
+from retinaflow.runs import store, tracking
+from retinaflow.runs.run import NullRun, Run
+from retinaflow.search.objective import Objective, ObjectiveMetrics, read_objective
+from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
+from retinaflow.search.sampler_and_pruner import pruner_of, quiet
+from retinaflow.search.space import SEARCHABLE, Space, read_space
+from retinaflow.search.storage import StudyStorage, open_storage, storage_url
+from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
+from retinaflow.settings.fields import OnResume
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
-WORKER, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, RETRY_OF, DEATHS = (
-    *("worker", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "retry_of", "deaths"),
-)
-"""User attributes of a trial."""
-RANDOM_SHARE = 3
-"""One trial of so many is drawn at random before the sampler learns from them, but not more than ten."""
-MAX_DEATHS = 3
-"""A set of parameters that so many workers died on is given up."""
+_FREE = may_change(OnResume.FREE)
+"""Training settings that may differ between commands that share a study: paths and processes of a machine, and what the
+digest of the data covers."""
 
 
-def open_study(storage: PatientStorage, config: SearchConfig, goal: Goal, identity: Mapping[str, Any]) -> optuna.Study:
-    """The study of that name, made if it is new. To be called under :meth:`PatientStorage.claiming`.
+@dataclass(frozen=True)
+class Search:
+    """An open search. ``study`` is an ordinary Optuna study, ``objective`` takes its trials."""
 
-    Raises ValueError with the differences when it was made with other data, space, goal or settings.
+    config: SearchConfig
+    space: Space
+    metrics: ObjectiveMetrics
+    data: TrainingData
+    storage: StudyStorage
+    study: optuna.Study
+    runs: SearchRuns
+    stop: StopRequest
+    objective: Objective
+
+
+@contextmanager
+def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Iterator[Search]:
+    """Open a search with its parent run, which ends with the block; the study is created, or resumed.
+
+    In a notebook::
+
+        with open_search(resolve(SearchConfig, {"data": "mydata"})) as search:
+            trial = search.study.ask()
+            search.study.tell(trial, search.objective(trial))
+
+    Raises SettingError for settings that do not fit each other, the data or the study of that name, and StoreError for
+    a storage that cannot be opened.
     """
+    space, joined = _checked_space(config), tracking.launched_by_mlflow() and config.track
+    # The storage first, as annotations may take minutes to read.
+    with closing(_open_storage(config)) as storage:
+        setup = _Setup.read(config, space)
+        with storage.lock(config.study):
+            study = _open_study(storage, setup)
+            parent = study.user_attrs.get(PARENT)
+        with tracking.start_run(
+            "search",
+            track=config.track,
+            experiment=config.experiment,
+            output=config.output / config.study,
+            name=config.study,
+            resume=None if joined else parent,
+        ) as run:
+            with storage.lock(config.study):
+                parent = study.user_attrs.get(PARENT) or run.run_id
+                study.set_user_attr(PARENT, parent)
+            if parent != run.run_id:
+                # `mlflow run` has made a run of its own; the trials stay together under the study's first.
+                run.set_tags({"retinaflow.command": "search-worker", "retinaflow.continues": parent})
+            with _parent_run(config, run, parent) as parent_run:
+                search = _search(setup, storage, study, parent_run, stop or StopRequest())
+                _log_inputs(search)
+                yield search
+
+
+def attach(config: SearchConfig, *, stop: StopRequest) -> Search:
+    """The search in a worker process: the study and its parent run are there, and nothing is logged to the latter."""
+    space, storage = _checked_space(config), _open_storage(config)
+    setup = _Setup.read(config, space)
+    return _search(setup, storage, _open_study(storage, setup), NullRun(), stop)
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What is searched, and on which data: all that must be the same for two trials to be comparable."""
+
+    config: SearchConfig
+    space: Space
+    metrics: ObjectiveMetrics
+    data: TrainingData
+
+    @classmethod
+    def read(cls, config: SearchConfig, space: Space) -> _Setup:
+        """Load the data and check the objective against it."""
+        data = load_training_data(space.base)
+        return cls(config, space, read_objective(config, num_bins=data.bins.num_bins), data)
+
+    def identity(self) -> dict[str, Any]:
+        """The form in which the study stores it."""
+        base, searched = self.space.base.model_dump(mode="json"), self.space.domains
+        return {
+            "space": self.space.document(),
+            # The name of an earlier version, which stays: it is in every study.
+            "goal": self.metrics.document(),
+            "seeds": self.config.seeds,
+            "data digest": self.data.digest,
+            "settings": {
+                name: base[name] for name in TrainConfig.model_fields if name not in _FREE and name not in searched
+            },
+        }
+
+
+def _checked_space(config: SearchConfig) -> Space:
+    """The space of a search. Raises SettingError for settings that do not fit a search."""
+    for name in ("resume", "register_as"):
+        if getattr(config, name) is not None:
+            raise SettingError(f"{name} is a setting of train, not of search, but got {name}={getattr(config, name)}")
+    if config.nproc != 1:
+        raise SettingError(
+            f"nproc must be 1, as each training of a search is one process, but got nproc={config.nproc}; "
+            "search_workers= runs several trainings at a time"
+        )
+    pruner_of(config)
+    space = read_space(config)
+    if not space.domains:
+        raise SettingError("the space must have a range or choices, but every setting of it was given one value")
+    return space
+
+
+def _open_storage(config: SearchConfig) -> StudyStorage:
+    url = storage_url(config.storage, beside=store.uri() if config.track else "", output=config.output)
+    return open_storage(url, heartbeat=config.heartbeat)
+
+
+def _open_study(storage: StudyStorage, setup: _Setup) -> optuna.Study:
+    """The study of that name, created if it is new. Raises SettingError with the differences when it was made with
+    other data, space, objective or settings."""
+    config, names = setup.config, setup.metrics.names
     study = optuna.create_study(
         study_name=config.study,
         storage=storage,
-        directions=["maximize"] * len(goal.names),
-        pruner=pruner_of(config, goal),
+        directions=["maximize"] * len(names),
+        pruner=pruner_of(config),
         load_if_exists=True,
     )
-    attributes = study.user_attrs
+    attributes, identity = study.user_attrs, setup.identity()
     if IDENTITY in attributes:
         found = list(differences(attributes[IDENTITY], identity))
         if found:
-            raise ValueError(
+            raise SettingError(
                 f"study {config.study} holds trials that cannot be compared with these; choose another name as study=, "
-                "or give what it was made with:\n" + "\n".join(found)
+                "or give the settings that it was made with:\n" + "\n".join(found)
             )
-    elif study.get_trials(deepcopy=False) or len(study.directions) != len(goal.names):
-        raise ValueError(f"study {config.study} was not made by retinaflow; choose another name as study=")
+    elif study.get_trials(deepcopy=False) or len(study.directions) != len(names):
+        raise SettingError(f"study {config.study} was not made by retinaflow; choose another name as study=")
     else:
         with quiet():
-            study.set_metric_names([name.removeprefix("val/") for name in goal.names])
-        study.set_user_attr(IDENTITY, dict(identity))
+            study.set_metric_names([name.removeprefix("val/") for name in names])
+        study.set_user_attr(IDENTITY, identity)
     return study
 
 
 def differences(made_with: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """One line per entry that is not the same in two nested documents."""
+    """One line per entry that differs between two nested documents."""
     for name in sorted({*made_with, *given}):
         old, new = made_with.get(name, "not in it"), given.get(name, "not in it")
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -74,126 +185,45 @@ def differences(made_with: Mapping[str, Any], given: Mapping[str, Any], prefix: 
             yield f"  {prefix}{name}: the study has {old}, now {new}"
 
 
-def pruner_of(config: SearchConfig, goal: Goal) -> optuna.pruners.BasePruner:
-    """The pruner of the settings. Steps are evaluations. Raises ValueError for one with two objectives."""
-    name = config.pruner
-    if name != "none" and not goal.is_single:
-        raise ValueError(f"trials with two objectives cannot be pruned, but got pruner={name}; say pruner=none")
-    if evaluations(config) < 2:
-        return optuna.pruners.NopPruner()
-    if name == "median":
-        # Steps count from 1. A trial that draws evenly at first is not to be evaluated by that part.
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1 + evaluations(config) // 3)
-    if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=evaluations(config), reduction_factor=3)
-    return optuna.pruners.NopPruner()
-
-
-def evaluations(config: TrainConfig) -> int:
-    """How often a training of these settings is evaluated."""
-    return math.ceil(config.epochs / config.eval_every)
-
-
-def sampler_of(name: str, *, seed: int, trial: int, trials: int) -> optuna.samplers.BaseSampler:
-    """The sampler for one trial, its randomness a function of the seed and the trial alone, so that neither several
-    workers nor a search that is resumed draw the same values twice. ``trials``: of the study in all."""
-    number = (seed * 1_000_003 + trial) % 2**32
-    # Optuna's 10 would make a search of a dozen trials a random one.
-    startup = max(1, min(10, trials // RANDOM_SHARE))
-    with quiet():
-        if name == "random":
-            return optuna.samplers.RandomSampler(seed=number)
-        if name == "gp":
-            return optuna.samplers.GPSampler(seed=number, n_startup_trials=startup)
-        if name == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=number, warn_independent_sampling=False)
-        if name == "nsgaii":
-            return optuna.samplers.NSGAIISampler(seed=number)
-        # group: settings that apply in some trials only are sampled together with those they come with.
-        return optuna.samplers.TPESampler(seed=number, n_startup_trials=startup, group=True)
-
-
-def is_lost(trial: FrozenTrial) -> bool:
-    """Whether the process of a trial ended before the trial did."""
-    return trial.state == TrialState.FAIL and REASON not in trial.user_attrs
-
-
-def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of those asked for: done, running or waiting, but not lost."""
-    return not is_lost(trial)
-
-
-def is_done(trial: FrozenTrial) -> bool:
-    """Whether a trial counts and is over."""
-    return trial.state.is_finished() and not is_lost(trial)
-
-
-def run_again(study: optuna.Study, trial: FrozenTrial, *, died: bool) -> None:
-    """Queue the parameters of a lost trial, unless too many workers died on them (a new trial then takes its place)."""
-    deaths = int(trial.user_attrs.get(DEATHS, 0)) + died
-    if deaths < MAX_DEATHS:
-        study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number, DEATHS: deaths})
-
-
-class LostTrials:
-    """Finds trials whose process is gone; to be called under the claim."""
-
-    def __init__(self, storage: PatientStorage, runs: SearchRuns) -> None:
-        self._storage, self._runs = storage, runs
-        self._unbegun: dict[int, float] = {}
-
-    def when_stale(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Called by Optuna for a trial whose heartbeat has stopped, once it is marked as failed."""
-        reason = f"its worker {trial.user_attrs.get(WORKER, '')} gave no sign of life"
-        run_again(study, trial, died=True)
-        self._runs.end_lost(study=study.study_name, trial=trial.number, reason=reason)
-        print(f"trial {trial.number}: {reason}; it is run again", flush=True)
-
-    def clear(self, study: optuna.Study) -> None:
-        """Fail and queue again what is lost."""
-        with quiet():
-            optuna.storages.fail_stale_trials(study)
-        now, unbegun = time.monotonic(), {}
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if WORKER not in trial.user_attrs:
-                # Killed between asking for the trial and its first sign of life.
-                unbegun[trial.number] = self._unbegun.get(trial.number, now)
-                if now - unbegun[trial.number] > self._storage.grace_seconds:
-                    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                    self.when_stale(study, trial)
-        self._unbegun = unbegun
-
-
-def best_trial(study: optuna.Study, goal: Goal) -> FrozenTrial | None:
-    """The trial to use: the best that keeps the floor; with two objectives the one of the Pareto front with the
-    greatest mean of both. None when no complete trial keeps the floor."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    allowed = [trial for trial in complete if keeps_floor(trial)]
-    return max(allowed, key=lambda trial: (sum(trial.values) / len(goal.names), -trial.number), default=None)
-
-
-def are_alike(study: optuna.Study) -> bool:
-    """Whether several trials are complete and all have the same values."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return len(complete) > 1 and len({tuple(trial.values) for trial in complete}) == 1
-
-
-def keeps_floor(trial: FrozenTrial) -> bool:
-    """Whether a trial meets all its constraints."""
-    return all(value <= 0 for value in trial.constraints.values())
-
-
-def states_of(trials: Sequence[FrozenTrial]) -> str:
-    """How many trials are in which state, in words."""
-    words = [("lost" if is_lost(trial) else trial.state.name.lower()) for trial in trials]
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words))) or "none"
-
-
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without Optuna's warnings about what it calls experimental, and about heartbeats outside its own loop, where
-    :class:`retinaflow.search.objective.Heartbeat` sends them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
+def _parent_run(config: SearchConfig, run: Run, parent: str) -> Iterator[Run]:
+    """The run that holds those of the trials: the one that was opened, or the study's first, opened and ended too."""
+    if not config.track or parent == run.run_id:
+        yield run
+        return
+    first, status = tracking.open_run(parent, config.output / config.study, resumed=True), "KILLED"
+    try:
+        yield first
+        status = "FINISHED"
+    finally:
+        tracking.end_run(first, status)
+
+
+def _search(setup: _Setup, storage: StudyStorage, study: optuna.Study, parent_run: Run, stop: StopRequest) -> Search:
+    """``parent_run``: the run that results of the whole search are logged to."""
+    config, space, metrics, data = setup.config, setup.space, setup.metrics, setup.data
+    folder = config.output / config.study
+    runs: SearchRuns = FolderRuns(parent_run, folder)
+    if config.track:
+        runs = MlflowRuns(study.user_attrs[PARENT], parent_run, folder)
+    objective = Objective(
+        space=space,
+        metrics=metrics,
+        data=data,
+        runs=runs,
+        storage=storage,
+        folder=folder,
+        seeds=config.seeds,
+        prunes=not isinstance(study.pruner, optuna.pruners.NopPruner),
+        stop=stop,
+    )
+    return Search(config, space, metrics, data, storage, study, runs, stop, objective)
+
+
+def _log_inputs(search: Search) -> None:
+    config, run, ranges = search.config, search.runs.parent, search.space.document()
+    settings = {**config.model_dump(mode="json"), **config.space, "storage": search.storage.address}
+    run.log_params(settings)
+    run.log_json(settings, "config.json")
+    run.log_json({name: ranges.get(name, getattr(config, name)) for name in SEARCHABLE}, "space.json")
+    run.set_tags({"retinaflow.data_digest": search.data.digest, "retinaflow.study": config.study})

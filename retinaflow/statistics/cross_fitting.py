@@ -65,8 +65,8 @@ def cross_fitted(
     """One model's detections with cross-fitted scores, and the calibrator of each class to store.
 
     ``matches``: of these detections (``detection_row`` counts their rows). ``fold_of_image [I]``: the images of a fold
-    get calibrators of the other folds. A class of fewer ground-truth boxes than ``min_ground_truth`` keeps its scores. Raises
-    ValueError for scores outside [0, 1], which only ``none`` takes.
+    get calibrators of the other folds. A class of fewer ground-truth boxes than ``min_ground_truth`` keeps its scores.
+    Raises ValueError for scores outside [0, 1], which only ``none`` takes.
     """
     if method != "none":
         check_scores(detections)

@@ -59,8 +59,8 @@ def score_interval(
 ) -> tuple[FloatArray, FloatArray]:
     """Both ends ``[N]`` for scores in [0, 1]: Wilson's interval, centred at ``estimate - excess``, estimate included.
 
-    ``error``: standard errors; ``num_truths``: largest number of independent observations of a score. NaN where
-    the estimate is NaN. Example: estimate 0.5, error 0.1, many ground-truth boxes: n = 0.25 / 0.01 = 25 and 0.32 to 0.68.
+    ``error``: standard errors; ``num_truths``: largest number of independent observations of a score. NaN where the
+    estimate is NaN. Example: estimate 0.5, error 0.1, many ground-truth boxes: n = 0.25 / 0.01 = 25 and 0.32 to 0.68.
     """
     z = normal_quantile(confidence)
     spread = estimate * (1 - estimate)

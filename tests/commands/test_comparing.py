@@ -17,7 +17,7 @@ from simulated_runs import World, run, world
 
 from retinaflow.commands import evaluate, promote
 from retinaflow.commands.train import TrainResult
-from retinaflow.comparison.evaluated_images import evaluated_images
+from retinaflow.comparison.images_of_run import images_of_run
 from retinaflow.comparison.promotion import Decision
 from retinaflow.comparison.stored_matches import read_matches, save_matches
 from retinaflow.metric.challenge import average_precision
@@ -180,7 +180,7 @@ def judged_again(trained: TrainResult, workshop: Any) -> str:
 def test_a_training_keeps_matches_that_give_its_scores(trained: TrainResult) -> None:
     kept = read_matches(trained.run_id)
     np.testing.assert_array_equal(average_precision(kept.matches), average_precision(trained.evaluation.scores.matches))
-    index = evaluated_images(kept)
+    index = images_of_run(kept)
     assert index.taxonomy.labels == kept.class_names
     np.testing.assert_array_equal(index.image_ids, kept.matches.image_ids)
 
@@ -275,7 +275,7 @@ def test_one_that_is_not_surely_better_stays_outside_unless_forced(with_model: d
     _promote(runs="better")
     refused = _promote(runs="equal")
     assert not refused.promoted
-    assert "does not surely beat version 1, which stays champion" in refused.reason
+    assert "is not significantly better than version 1, which stays champion" in refused.reason
     assert _champion().run_id == with_model["better"]
     forced = _promote(runs="equal", force=True)
     assert forced.promoted

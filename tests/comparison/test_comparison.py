@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from simulated_runs import World, run, runs, world
 
-from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs, stacked, with_classes
+from retinaflow.comparison.comparison import (
+    Comparison,
+    Resampling,
+    Side,
+    compare_runs,
+    with_classes,
+    with_runs_as_classes,
+)
 from retinaflow.comparison.conclusion import conclusion, extremes
 from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.metric.challenge import average_precision
@@ -73,7 +80,7 @@ def test_a_setting_against_itself_shows_no_difference(pair: tuple[StoredMatches,
     assert (found.classes["B_difference"] == 0).all()
     assert (found.classes["B_p"] == 1).all()
     assert not found.classes["B_sure"].any()
-    assert conclusion(found, found.sides[1]).headline == "No difference between A and B can be told from these images."
+    assert conclusion(found, found.sides[1]).headline == "No significant difference between A and B on these images."
 
 
 def _only(kept: StoredMatches, classes: list[int]) -> StoredMatches:
@@ -104,7 +111,7 @@ def test_choosing_and_stacking_classes_keep_their_scores(pair: tuple[StoredMatch
     matches = pair[0].matches
     ap = average_precision(matches)
     np.testing.assert_array_equal(average_precision(with_classes(matches, np.array([4, 0, 7]))), ap[[4, 0, 7]])
-    both = stacked([matches, pair[1].matches])
+    both = with_runs_as_classes([matches, pair[1].matches])
     np.testing.assert_array_equal(average_precision(both), np.concatenate([ap, average_precision(pair[1].matches)]))
 
 
@@ -189,4 +196,4 @@ def test_without_truth_nothing_can_be_said() -> None:
     nothing = replace(empty.matches, gt_image=np.zeros(0, int), gt_class=np.zeros(0, int), gt_count=np.zeros(0))
     kept = replace(empty, matches=nothing)
     found = compare_runs(_sides([kept], [kept]), QUICK)
-    assert conclusion(found, found.sides[1]).headline == "No class has ground truth: nothing can be said."
+    assert conclusion(found, found.sides[1]).headline == "No class has ground truth: there is nothing to compare."

@@ -14,7 +14,7 @@ from simulated_runs import run, world
 
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
 from retinaflow.comparison.difference_figure import difference_vs_frequency
-from retinaflow.comparison.found_and_missed import FoundObject, found_and_missed, sample_image, working_points
+from retinaflow.comparison.found_and_missed import FoundObject, best_thresholds, found_and_missed, sample_image
 from retinaflow.comparison.page import PageNotes, RunNote, SampleImage, comparison_page
 from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.metric.matches import Kind
@@ -106,7 +106,7 @@ def test_the_picture_is_drawn_for_any_number_of_classes(narrow: bool) -> None:
 
 
 def test_the_working_point_is_the_score_of_the_largest_f1() -> None:
-    points = working_points(FIRST)
+    points = best_thresholds(FIRST)
     matches = FIRST.matches
     for k in range(3):
         rows = matches.class_index == k
@@ -127,7 +127,7 @@ def test_samples_are_found_by_one_and_missed_by_the_other() -> None:
         for kept, finds in ((SECOND, True), (FIRST, False)):
             matches = kept.matches
             rows = (matches.class_index == k) & (matches.image_index == sample.image)
-            rows &= (matches.kind == Kind.TRUE_POSITIVE) & (matches.score >= working_points(kept)[k])
+            rows &= (matches.kind == Kind.TRUE_POSITIVE) & (matches.score >= best_thresholds(kept)[k])
             near = np.abs(kept.boxes[rows] - sample.gt_box).max(axis=1) < 0.01
             assert near.any() == finds
 

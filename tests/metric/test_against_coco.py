@@ -1,8 +1,8 @@
 """AP over IoU thresholds beside pycocotools, where the rules of COCO and of the Challenge meet.
 
-They meet when no two ground-truth boxes of a class overlap (COCO gives a detection a second choice), nothing is group-of,
-everything is verified, and recall is looked at where it changes: with 64 ground-truth boxes of every class, COCO's recall points
-set to k/64 lie exactly there, and the mean of its precision over k = 1..64 is the exact area.
+They meet when no two ground-truth boxes of a class overlap (COCO gives a detection a second choice), nothing is
+group-of, everything is verified, and recall is looked at where it changes: with 64 ground-truth boxes of every class,
+COCO's recall points set to k/64 lie exactly there, and the mean of its precision over k = 1..64 is the exact area.
 """
 
 from __future__ import annotations

@@ -213,8 +213,8 @@ def test_of_equally_near_truths_the_first_published_row_is_taken_even_among_many
     [
         # Curve: 0.9 right, 0.8 wrong (0.7 and 0.6 absorbed, leave no trace); one ground truth: AP 1.
         pytest.param(0.0, 1.0, id="weight 0"),
-        # Curve: 0.9 right, 0.8 wrong, 0.7 group-of (one entry for both absorbed); two ground-truth boxes, precisions 1, 1/2, 2/3:
-        # AP = 1/2 x 1 + 1/2 x 2/3.
+        # Curve: 0.9 right, 0.8 wrong, 0.7 group-of (one entry for both absorbed); two ground-truth boxes, precisions 1,
+        # 1/2, 2/3: AP = 1/2 x 1 + 1/2 x 2/3.
         pytest.param(1.0, 1 / 2 + 1 / 2 * 2 / 3, id="weight 1"),
         # Count 1.5; precision at the group-of entry 1.5 / 2.5: AP = 1 / 1.5 x 1 + 0.5 / 1.5 x 0.6.
         pytest.param(0.5, 2 / 3 + 1 / 3 * 0.6, id="weight 0.5"),

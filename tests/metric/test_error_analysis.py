@@ -43,7 +43,8 @@ def test_a_run_without_errors_pays_nothing() -> None:
 
 
 def test_a_badly_placed_box_costs_what_moving_it_gains() -> None:
-    # One ground truth, one detection at IoU 1/3: AP 0; moved onto the ground truth AP 1. What is pointed at is not missed.
+    # One ground truth, one detection at IoU 1/3: AP 0; moved onto the ground truth AP 1. What is pointed at is not
+    # missed.
     analysis = analysed(Truth("a", 0, HERE), Found("a", 0, 0.9, NEARBY))
     assert analysis.error.tolist() == [ErrorKind.LOCALISATION]
     assert prices(analysis) == {"localisation": 1.0}
@@ -57,7 +58,8 @@ def test_a_moved_box_takes_the_place_of_a_find_with_a_lower_score() -> None:
 
 
 def test_a_box_of_the_wrong_class_costs_both_classes() -> None:
-    # Class 1's ground truth is called 0 with score 0.9; class 0's own is found with 0.5: AP 1/2 and 0. Renamed: 1 and 1.
+    # Class 1's ground truth is called 0 with score 0.9; class 0's own is found with 0.5: AP 1/2 and 0. Renamed: 1 and
+    # 1.
     analysis = analysed(Truth("a", 0, FAR), Truth("a", 1, HERE), Found("a", 0, 0.9, HERE), Found("a", 0, 0.5, FAR))
     assert analysis.error.tolist() == [ErrorKind.CONFUSION, ErrorKind.NONE]
     assert prices(analysis, "Class 0") == {"confusion": 0.5}
@@ -126,9 +128,9 @@ def test_a_class_of_which_everything_is_missed_loses_all_its_ap_to_misses() -> N
 
 
 def test_group_of_boxes_cost_when_nothing_finds_them_and_by_boxes_that_stick_out() -> None:
-    # Group-of box and one ordinary box. The detection of score 0.9 lies to a third inside the group-of box
-    # (0.1 <= 1/3 < 0.5): wrong, and the group-of box is not hit. AP: right at rank 2, one of two ground-truth boxes: 1/4.
-    # Put right: not wrong, and not asked for: 1.
+    # Group-of box and one ordinary box. The detection of score 0.9 lies to a third inside the group-of box (0.1 <= 1/3
+    # < 0.5): wrong, and the group-of box is not hit. AP: right at rank 2, one of two ground-truth boxes: 1/4. Put
+    # right: not wrong, and not asked for: 1.
     group = Truth("a", 0, (0.0, 0.0, 0.1, 0.5), group_of=True)
     analysis = analysed(group, Truth("a", 0, FAR), Found("a", 0, 0.9, (0.0, 0.0, 0.3, 0.5)), Found("a", 0, 0.5, FAR))
     assert analysis.error.tolist() == [ErrorKind.GROUP_OF, ErrorKind.NONE]

@@ -63,8 +63,8 @@ def test_an_array_that_does_not_fit_the_classes_is_named() -> None:
 
 
 def test_the_summary_holds_the_mean_the_thirds_and_the_bins() -> None:
-    # By images: class 2 (/m/b, no ground truth), class 1 (AP 1), class 0 (AP 0); class 3 has no training image.
-    # Rare third: class 2, without ground truth, so left out. Bin 1: classes 1 and 2, of which only class 1 has ground truth.
+    # By images: class 2 (/m/b, no ground truth), class 1 (AP 1), class 0 (AP 0); class 3 has no training image. Rare
+    # third: class 2, without ground truth, so left out. Bin 1: classes 1 and 2, of which only class 1 has ground truth.
     assert summary(table()) == {
         "val/mAP": 0.5,
         "val/mAP_common": 1.0,

@@ -43,8 +43,8 @@ def test_sizes_are_shares_of_the_image_and_wrong_detections_count_by_their_own_s
 
 def test_the_crowded_slice_judges_crowded_truths_where_they_are() -> None:
     # On i LARGE and TWIN crowd each other; SMALL does not belong, so its detection plays no part. On j nobody is
-    # crowded, so what is wrong there plays none either. By score: wrong (0.8, on i), right (TWIN): one of two ground-truth boxes at
-    # precision 1/2.
+    # crowded, so what is wrong there plays none either. By score: wrong (0.8, on i), right (TWIN): one of two
+    # ground-truth boxes at precision 1/2.
     scene = Scene(
         1,
         (Truth("i", 0, SMALL), Truth("i", 0, LARGE), Truth("i", 0, TWIN), Truth("j", 0, LARGE)),

@@ -303,7 +303,7 @@ def test_the_report_is_sorted_and_searched_at_500_classes(page: Any, report: Pat
     assert {text.split("\t")[0] for text in rows.all_inner_texts()} >= {"Birch 3", "Birch 30"}
     assert page.locator("#count").inner_text() == f"{rows.count()} of 500"
     page.get_by_label("search classes").fill("")
-    page.get_by_label("only where chance is ruled out").check()
+    page.get_by_label("only significant differences").check()
     assert 0 < rows.count() < 500
     assert trouble == []
 

@@ -20,12 +20,14 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from retinaflow.commands import search
-from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, verdict
-from retinaflow.search.goal import Goal
-from retinaflow.search.objective import ScoredDetections
-from retinaflow.search.opening import open_search
+from retinaflow.runs.store import fetch_file
+from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, conclusion
+from retinaflow.search.objective import ObjectiveMetrics, TrialReports
 from retinaflow.search.results import importances
-from retinaflow.search.study import METRICS, WORKER, best_trial, quiet, sampler_of
+from retinaflow.search.sampler_and_pruner import quiet, sampler_of
+from retinaflow.search.storage import open_storage
+from retinaflow.search.study import open_search
+from retinaflow.search.trial import METRICS, WORKER, best_trial
 from retinaflow.settings.commands import SearchConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -128,12 +130,12 @@ def test_tables_and_pictures_lie_at_the_parent(searched: Searched) -> None:
 def test_the_best_settings_can_be_trained_from_the_run(searched: Searched) -> None:
     table = pd.read_csv(searched.artifact("trials.csv"))
     best = searched.children[f"trial-{table['trial'][table['objective'].idxmax()]:04d}"]
-    config = resolve(TrainConfig, {"config": f"runs:/{searched.parent.info.run_id}/best.yaml"})
+    config = resolve(TrainConfig, {"config": f"runs:/{searched.parent.info.run_id}/best.yaml"}, fetch=fetch_file)
     assert config.focal_gamma == float(best.data.params["focal_gamma"])
     assert config.image_size == 64
     for text in ("runs:/nothing", "runs:/nothing/best.yaml"):
         with pytest.raises(ValueError, match=r"runs:/RUN_ID/FILE|run nothing has no best\.yaml"):
-            resolve(TrainConfig, {"config": text})
+            resolve(TrainConfig, {"config": text}, fetch=fetch_file)
 
 
 def test_the_comparison_is_on_the_fresh_seed(searched: Searched) -> None:
@@ -178,15 +180,18 @@ def test_what_cannot_be_compared_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
-    [({"nproc": 2}, "got nproc=2; search_workers= runs"), ({"register_as": "best"}, "no use for register_as")],
+    ("given", "expected"),
+    [
+        ({"nproc": 2}, "got nproc=2; search_workers= runs"),
+        ({"register_as": "best"}, "register_as is a setting of train, not of search"),
+    ],
     ids=["several processes", "a name in the registry"],
 )
 def test_settings_of_one_training_alone_are_refused(
-    workshop: Any, given: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+    workshop: Any, given: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert workshop.cli("search", data=workshop.data, study="refused", **{**SMALL, **given}) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_and_leaves_nothing(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,35 +250,38 @@ class AlwaysPrune(optuna.pruners.BasePruner):
         return True
 
 
-GOAL = Goal(("val/mAP_rare",), (), 0.5, "val/mAP_frequent")
+OBJECTIVE = ObjectiveMetrics(("val/mAP_rare",), (), 0.5, "val/mAP_frequent")
 
 
-def test_a_trial_is_pruned_with_its_floor_and_its_figures_but_not_after_its_last_evaluation() -> None:
-    study = optuna.create_study(direction="maximize", pruner=AlwaysPrune())
+def test_a_trial_is_pruned_with_its_floor_and_its_metrics_but_not_after_its_last_evaluation(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db", heartbeat=60)
+    study = optuna.create_study(storage=storage, direction="maximize", pruner=AlwaysPrune())
     metrics = {"val/mAP_rare": 0.1, "val/mAP_frequent": 0.2}
-    early, late = study.ask(), study.ask()
+    with quiet():
+        early, late = study.ask(), study.ask()
     with pytest.raises(optuna.TrialPruned, match=r"val/mAP_rare 0\.1000 at evaluation 1 of 2"):
-        ScoredDetections(early, GOAL, 2, prunes=True)(metrics)
+        TrialReports(early, OBJECTIVE, storage, 2, prunes=True)(metrics)
     assert early.constraints == {"floor": pytest.approx(0.3)}
     assert early.user_attrs[METRICS] == metrics
-    ScoredDetections(late, GOAL, 1, prunes=True)(metrics)
+    TrialReports(late, OBJECTIVE, storage, 1, prunes=True)(metrics)
     assert study.trials[1].intermediate_values == {1: 0.1}
+    storage.close()
 
 
-def test_the_best_trial_keeps_the_floor_and_two_objectives_are_averaged() -> None:
+def test_the_best_trial_meets_the_floor_and_two_objectives_are_averaged() -> None:
     study = optuna.create_study(direction="maximize")
     for value, shortfall in ((0.9, 0.1), (0.5, 0.0), (0.7, -0.2)):
         trial = study.ask()
         with quiet():
             trial.set_constraint("floor", shortfall)
         study.tell(trial, value)
-    found = best_trial(study, GOAL)
+    found = best_trial(study)
     assert found is not None
     assert found.number == 2
     two = optuna.create_study(directions=["maximize"] * 2)
     for values in ((0.5, 0.1), (0.4, 0.3), (0.1, 0.31)):
         two.tell(two.ask(), values)
-    found = best_trial(two, Goal(("val/mAP", "val/mAP_rare"), (), None, "val/mAP_frequent"))
+    found = best_trial(two)
     assert found is not None
     assert found.number == 1
 
@@ -296,12 +304,14 @@ def test_the_parameter_that_decides_good_values_is_the_most_important() -> None:
     assert sum(found.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("gains", "said"), [((0.05, 0.03, 0.04), "better than"), ((0.1, -0.1, 0.05), "not shown to")])
+@pytest.mark.parametrize(
+    ("gains", "expected"), [((0.05, 0.03, 0.04), "better than"), ((0.1, -0.1, 0.05), "not shown to")]
+)
 def test_the_best_is_called_better_only_when_the_interval_says_so(
-    workshop: Any, gains: tuple[float, ...], said: str
+    workshop: Any, gains: tuple[float, ...], expected: str
 ) -> None:
     config = _settings(
-        workshop, study=said.replace(" ", "-"), track=False, confirm_seeds=3, output=workshop.folder / "said"
+        workshop, study=expected.replace(" ", "-"), track=False, confirm_seeds=3, output=workshop.folder / "expected"
     )
     with open_search(config) as opened:
         params = {**opened.space.defaults(), "focal_gamma": 3.0}
@@ -314,16 +324,16 @@ def test_the_best_is_called_better_only_when_the_interval_says_so(
                 confirmation.study.add_trial(create_trial(value=value, user_attrs=attributes))
         table = compare(opened)
         assert table["difference"][0] == pytest.approx(np.mean(gains))
-        assert verdict(table, opened).startswith(said)
+        assert conclusion(table, opened).startswith(expected)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [((0.0, 0.0), "which cannot tell them apart"), ((0.5, 0.4), "no trial was better")]
+    ("values", "expected"), [((0.0, 0.0), "cannot be ranked"), ((0.5, 0.4), "no trial was better")]
 )
 def test_a_search_that_found_nothing_says_so(
-    workshop: Any, values: tuple[float, float], said: str, capsys: pytest.CaptureFixture[str]
+    workshop: Any, values: tuple[float, float], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = said.replace(" ", "-")
+    name = expected.replace(" ", "-")
     config = _settings(
         workshop, study=name, focal_gamma="1..4", track=False, confirm_seeds=0, output=workshop.folder / name
     )
@@ -336,7 +346,7 @@ def test_a_search_that_found_nothing_says_so(
             trial.set_user_attr(METRICS, {"val/mAP": value})
             opened.study.tell(trial, value)
     search.run(config)
-    assert said in capsys.readouterr().out
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "nsgaii"])

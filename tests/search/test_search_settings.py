@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from retinaflow.cli import without_defaults
-from retinaflow.search.goal import mean_metrics, read_goal
-from retinaflow.search.results import written
+from retinaflow.search.objective import mean_metrics, read_objective
+from retinaflow.search.results import as_yaml_values
+from retinaflow.search.sampler_and_pruner import pruner_of
 from retinaflow.search.space import SEARCHABLE, Choices, Range, Space, read_space
 from retinaflow.search.storage import storage_url, without_password
-from retinaflow.search.study import differences, pruner_of
+from retinaflow.search.study import differences
 from retinaflow.settings.commands import SearchConfig, TrainConfig, searchable
 from retinaflow.settings.resolve import resolve
 
@@ -95,7 +96,7 @@ def test_settings_without_effect_are_not_asked_for() -> None:
 
 def test_settings_that_can_never_have_an_effect_are_not_in_the_space() -> None:
     assert not {"num_bins", "balance", "repeat_threshold"} & set(space(sampling="uniform").domains)
-    # It also says from when on rare classes are augmented more.
+    # It also sets the epoch from which rare classes are augmented more.
     assert "balance_start" in space(sampling="uniform").domains
     assert not {"num_bins", "bin_strategy"} & set(space(bin_edges="10,100").domains)
 
@@ -141,33 +142,33 @@ def test_the_first_trials_try_every_strategy_with_the_defaults() -> None:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_a_faulty_range_is_named(given: dict[str, str], message: str) -> None:
+def test_an_invalid_range_is_named(given: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         space(**given)
 
 
-# The goal
+# The objective
 
 METRICS = {"val/mAP": 0.4, "val/mAP_rare": 0.1, "val/mAP_frequent": 0.6, "val/mAP_bin_1": 0.1, "val/mAP_bin_3": 0.7}
 
 
-def test_the_weighted_mean_is_over_the_bins_that_have_truth() -> None:
-    goal = read_goal(settings(objective="bins", bin_weights="3,2,1"), num_bins=3)
+def test_the_weighted_mean_is_over_the_bins_with_ground_truth() -> None:
+    objective = read_objective(settings(objective="bins", bin_weights="3,2,1"), num_bins=3)
     # Bin 2 has no ground truth: (3 * 0.1 + 1 * 0.7) / 4.
-    assert goal.values(METRICS) == pytest.approx((0.25,))
+    assert objective.values(METRICS) == pytest.approx((0.25,))
 
 
 def test_two_objectives_give_two_values() -> None:
-    goal = read_goal(settings(objective="val/mAP,val/mAP_rare"), num_bins=3)
-    assert goal.values(METRICS) == (0.4, 0.1)
-    assert not goal.is_single
+    objective = read_objective(settings(objective="val/mAP,val/mAP_rare"), num_bins=3)
+    assert objective.values(METRICS) == (0.4, 0.1)
+    assert not objective.is_single
 
 
-@pytest.mark.parametrize(("floor", "kept"), [(0.6, True), (0.61, False)])
-def test_the_floor_is_kept_at_its_very_value(floor: float, kept: bool) -> None:
-    shortfall = read_goal(settings(floor=floor), num_bins=3).shortfall(METRICS)
+@pytest.mark.parametrize(("floor", "met"), [(0.6, True), (0.61, False)])
+def test_a_floor_is_met_by_its_exact_value(floor: float, met: bool) -> None:
+    shortfall = read_objective(settings(floor=floor), num_bins=3).shortfall(METRICS)
     assert shortfall is not None
-    assert (shortfall <= 0) == kept
+    assert (shortfall <= 0) == met
 
 
 @pytest.mark.parametrize(
@@ -184,15 +185,15 @@ def test_the_floor_is_kept_at_its_very_value(floor: float, kept: bool) -> None:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_a_goal_that_cannot_be_measured_is_refused(given: dict[str, Any], message: str) -> None:
+def test_an_objective_that_cannot_be_measured_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_goal(settings(**given), num_bins=3)
+        read_objective(settings(**given), num_bins=3)
 
 
-def test_a_metric_without_truth_is_named_and_so_are_those_there_are() -> None:
-    goal = read_goal(settings(objective="val/mAP_common"), num_bins=3)
+def test_a_metric_without_ground_truth_is_named_with_those_that_can_be_measured() -> None:
+    objective = read_objective(settings(objective="val/mAP_common"), num_bins=3)
     with pytest.raises(ValueError, match=r"val/mAP_common must be measurable.*there are val/mAP, val/mAP_rare"):
-        goal.values(METRICS)
+        objective.values(METRICS)
 
 
 def test_the_mean_over_seeds_leaves_out_what_one_of_them_lacks() -> None:
@@ -212,13 +213,13 @@ def test_the_mean_over_seeds_leaves_out_what_one_of_them_lacks() -> None:
 )
 def test_pruners_by_name(given: dict[str, Any], kind: type) -> None:
     config = settings(**given)
-    assert type(pruner_of(config, read_goal(config, num_bins=3))) is kind
+    assert type(pruner_of(config)) is kind
 
 
 def test_two_objectives_cannot_be_pruned() -> None:
     config = settings(objective="val/mAP,val/mAP_rare", pruner="median")
-    with pytest.raises(ValueError, match="two objectives cannot be pruned, but got pruner=median"):
-        pruner_of(config, read_goal(config, num_bins=3))
+    with pytest.raises(ValueError, match="pruner must be none with two objectives, but got pruner=median"):
+        pruner_of(config)
 
 
 # Storage and identity
@@ -268,7 +269,7 @@ def test_defaults_that_mlflow_hands_on_do_not_override_a_file() -> None:
 
 def test_settings_written_to_best_yaml_are_read_back_as_they_were(tmp_path: Path) -> None:
     settings = resolve(TrainConfig, {"data": "mydata", "focal_gamma": "1,2", "bin_edges": "10,100"})
-    values = written(settings)
+    values = as_yaml_values(settings)
     (tmp_path / "best.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     again = resolve(TrainConfig, {"config": str(tmp_path / "best.yaml")})
     assert {name: getattr(again, name) for name in values} == {name: getattr(settings, name) for name in values}

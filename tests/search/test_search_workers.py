@@ -14,13 +14,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from search_bench import finish, start_worker, wait_for
+from sqlalchemy.exc import OperationalError, PendingRollbackError
 
-from retinaflow.search.opening import open_search
-from retinaflow.search.study import RETRY_OF, WORKER, counts, is_lost
+from retinaflow.errors import StoreError
+from retinaflow.search.storage import open_storage
+from retinaflow.search.study import open_search
+from retinaflow.search.trial import RETRY_OF, WORKER, counts, is_lost
 from retinaflow.settings.commands import SearchConfig
 from retinaflow.settings.resolve import resolve
 
@@ -48,17 +52,15 @@ class Server:
         """For ``storage=``."""
         return f"postgresql://postgres@/postgres?host={self.folder}"
 
-    def control(self, action: str) -> None:
+    def control(self, action: str, *, mode: str = "fast") -> None:
         """Start, stop or restart."""
         options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync=off"
-        log = str(self.folder / "log")
-        self._run("pg_ctl", action, "-w", "-m", "fast", "-D", str(self.folder / "data"), "-l", log, "-o", options)
+        words = [action, "-w", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options]
+        self._run("pg_ctl", *words, *(() if action == "start" else ("-m", mode)))
 
     def _run(self, program: str, *words: str) -> None:
         more: dict[str, Any] = {"user": self._user, "group": self._user} if self._user else {}
-        command = [str(self._programs / program), *(word for word in words)]
-        if program == "pg_ctl" and words[0] == "start":
-            command = [word for word in command if word not in ("-m", "fast")]
+        command = [str(self._programs / program), *words]
         subprocess.run(
             command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, **more
         )
@@ -68,8 +70,8 @@ class Server:
 def server() -> Iterator[Server]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
     found = shutil.which("pg_ctl")
-    places = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    programs = next((place for place in reversed(places) if (place / "initdb").is_file()), None)
+    folders = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    programs = next((folder for folder in reversed(folders) if (folder / "initdb").is_file()), None)
     if programs is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     # Not below pytest's folder, which no other user may enter.
@@ -127,7 +129,7 @@ def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig
     assert states_of_runs(config) == ["complete"] * 10
 
 
-def test_the_same_command_goes_on_and_adds_only_what_is_missing(
+def test_the_same_command_resumes_and_adds_only_what_is_missing(
     config: SearchConfig, hold: Path, prepare: Prepare
 ) -> None:
     few = config.model_copy(update={"trials": 2})
@@ -159,7 +161,7 @@ def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(
     assert states_of_runs(config) == ["complete"] * 3 + ["lost"]
 
 
-def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
+def test_a_worker_that_is_stopped_queues_its_trial_again(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
     config = config.model_copy(update={"trials": 2})
     study = prepare(config)
     hold.touch()
@@ -202,12 +204,60 @@ def test_a_search_survives_a_restart_of_the_database(
     assert capfd.readouterr().out.count("waiting for the storage postgresql") >= 2, "no worker met the outage"
 
 
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.parametrize("config", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restarts_of_the_database_at_any_moment_lose_and_duplicate_no_trial(
+    config: SearchConfig, hold: Path, server: Server, prepare: Prepare, mode: str
+) -> None:
+    config = config.model_copy(update={"trials": 20, "heartbeat": 2})
+    study = prepare(config)
+    moments = np.random.default_rng(0).uniform(0.2, 2, size=4)
+    workers = [start_worker(config, hold, seconds=0.3) for _ in range(2)]
+    for moment in moments:
+        time.sleep(moment)
+        server.control("restart", mode=mode)
+    assert finish(*workers) == [0, 0]
+    trials = study.get_trials()
+    assert len(done(trials)) == sum(map(counts, trials)) == 20
+    again = [trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs]
+    assert len(again) == len(set(again)), "a lost trial was queued twice"
+
+
+def test_a_call_whose_connection_breaks_is_repeated_and_another_error_is_not(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db", heartbeat=60)
+    calls = []
+
+    def call() -> int:
+        calls.append(len(calls))
+        if len(calls) < 3:
+            # As SQLAlchemy raises it when a connection breaks within a transaction: the cause is the context.
+            try:
+                raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+            except OperationalError:
+                raise PendingRollbackError("Can't reconnect until invalid transaction is rolled back")  # noqa: B904
+        return calls[-1]
+
+    assert storage.retry(call) == 2
+    with pytest.raises(KeyError):
+        storage.retry(lambda: calls.append(0) or {}["key"])
+    assert len(calls) == 4
+    with pytest.raises(StoreError, match="server closed the connection"):
+        storage.retry(lambda: raised(OperationalError("SELECT 1", {}, Exception("server closed the connection"))))
+    storage.close()
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
 def test_a_database_that_cannot_be_reached_is_named_without_its_password(
     tiny_dataset: TinyDataset, tmp_path: Path
 ) -> None:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     storage = f"postgresql://ada:secret@/nowhere?host={tmp_path}"
     config = resolve(SearchConfig, {"data": str(tiny_dataset()), "storage": storage, "track": False})
-    with pytest.raises(ValueError, match=r"storage=postgresql.*ada:\*\*\*@.* cannot be opened") as caught:
+    with pytest.raises(StoreError, match=r"storage=postgresql.*ada:\*\*\*@.* cannot be opened") as caught:
         open_search(config).__enter__()
     assert "secret" not in str(caught.value)

@@ -73,9 +73,9 @@ def test_estimates_are_the_scores_of_the_images_as_they_are() -> None:
 
 
 def test_an_interval_without_wrong_detections_is_wilsons_for_a_share() -> None:
-    # AP is the share of ground-truth boxes found, 70 of 100. Halves of 100 images vary like 100 images do: standard error
-    # sqrt(0.7 x 0.3 / 100) = 0.0458, so n = 0.21 / 0.0458^2 = 100. Wilson, z = 1.96, z^2 = 3.84:
-    # (0.7 + 1.92 / 100 -+ 1.96 sqrt(0.0021 + 0.96 / 10,000)) / 1.0384 = 0.604 and 0.781.
+    # AP is the share of ground-truth boxes found, 70 of 100. Halves of 100 images vary like 100 images do: standard
+    # error sqrt(0.7 x 0.3 / 100) = 0.0458, so n = 0.21 / 0.0458^2 = 100. Wilson, z = 1.96, z^2 = 3.84: (0.7 + 1.92 /
+    # 100 -+ 1.96 sqrt(0.0021 + 0.96 / 10,000)) / 1.0384 = 0.604 and 0.781.
     interval = bootstrap_intervals(run([True] * 70 + [False] * 30), resamples=4000, seed=0).mean
     assert interval.estimate == pytest.approx(0.7)
     assert interval.low == pytest.approx(0.604, abs=0.005)
@@ -90,7 +90,8 @@ def test_more_confidence_means_a_wider_interval() -> None:
 
 
 def test_ten_of_ten_found_may_be_nine_of_the_next_ten() -> None:
-    # No resample varies, so n is the number of ground-truth boxes: Wilson's lower end n / (n + z^2) = 10 / 13.84 = 0.722.
+    # No resample varies, so n is the number of ground-truth boxes: Wilson's lower end n / (n + z^2) = 10 / 13.84 =
+    # 0.722.
     interval = bootstrap_intervals(run([True] * 10), resamples=50).mean
     assert (interval.estimate, interval.high) == (1.0, 1.0)
     assert interval.low == pytest.approx(0.7225, abs=1e-4)
@@ -119,8 +120,8 @@ def test_classes_and_groups_without_truth_are_nan_and_outside_the_mean() -> None
 
 
 def test_a_class_is_left_out_of_the_resamples_in_which_it_has_no_truth() -> None:
-    # Class 1 has its only ground truth, found, on one of two images. Half of the resamples miss that image, and there the
-    # class is not defined rather than 0: every AP that counts is 1, and nothing varies.
+    # Class 1 has its only ground truth, found, on one of two images. Half of the resamples miss that image, and there
+    # the class is not defined rather than 0: every AP that counts is 1, and nothing varies.
     scene = Scene(2, (Truth("a", 0, BOX), Truth("b", 1, BOX)), found=(Found("a", 0, 0.5, BOX), Found("b", 1, 0.5, BOX)))
     (drawn,) = resampled_ap([match(scene.detections(), scene.annotations())], resamples=50, seed=0)
     assert np.isnan(drawn).sum(axis=0).tolist() == [25, 25]

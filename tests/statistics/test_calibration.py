@@ -46,8 +46,9 @@ def _drawn(share_of: str, count: int) -> ScoredDetections:
 
 
 def test_platt_by_hand() -> None:
-    """Ten detections of score 0.2, one true positive, and ten of 0.8, nine true. Targets: true (10 + 1) / (10 + 2) = 11/12,
-    wrong 1/12. Two parameters fit two scores exactly, each gets its mean target: (9 * 11 + 1) / 120 = 5/6 and 1/6."""
+    """Ten detections of score 0.2, one true positive, and ten of 0.8, nine true. Targets: true (10 + 1) / (10 + 2) =
+    11/12, wrong 1/12. Two parameters fit two scores exactly, each gets its mean target: (9 * 11 + 1) / 120 = 5/6 and
+    1/6."""
     found = fit(_evaluated([0.2] * 10 + [0.8] * 10, [1] + [0] * 9 + [0] + [1] * 9), "platt")
     np.testing.assert_allclose(found(np.array([0.2, 0.8])), [1 / 6, 5 / 6], atol=2e-6)
     # sigmoid(a * logit(0.8)) = 5/6: a * log(4) = log(5), and b = 0.

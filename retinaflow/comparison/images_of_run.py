@@ -1,4 +1,4 @@
-"""The images and annotations that a run was evaluated on, read again from where they were then."""
+"""The images and annotations that a run was evaluated on, read again from the same files."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.training_data import load_training_data, read_split
+from retinaflow.errors import DataError
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
 
-def evaluated_images(stored: StoredMatches) -> AnnotationIndex:
-    """The images that a run was evaluated on, read again from where they were then.
+def images_of_run(stored: StoredMatches) -> AnnotationIndex:
+    """The images that a run was evaluated on, read again from the same files.
 
-    Raises ValueError or OSError when they are not there, or are others by now.
+    Raises DataError, or OSError, when they do not exist any more or have changed.
     """
     index = _read_evaluated(stored, {})
-    place = index.taxonomy.index_of
-    if any(mid not in place for mid in stored.class_ids):
-        raise ValueError("the class list has changed since the run was evaluated")
+    index_of = index.taxonomy.index_of
+    if any(mid not in index_of for mid in stored.class_ids):
+        raise DataError("the class list has changed since the run was evaluated")
     if index.taxonomy.ids != stored.class_ids:
-        index = index.with_classes(np.array([place[mid] for mid in stored.class_ids]))
+        index = index.with_classes(np.array([index_of[mid] for mid in stored.class_ids]))
     if ground_truth_digest(index) != stored.ground_truth:
-        raise ValueError("the images or annotations have changed since the run was evaluated")
+        raise DataError("the images or annotations have changed since the run was evaluated")
     return index
 
 
-def evaluated_images_of_all_classes(stored: StoredMatches) -> AnnotationIndex:
-    """The same images with all classes of the class list, whatever group of them the run evaluated. Errors likewise.
+def images_of_run_with_all_classes(stored: StoredMatches) -> AnnotationIndex:
+    """The same images with all classes of the class list, whichever of them the run evaluated. Errors likewise.
 
-    That the images and annotations are those of then is for the caller to see (:func:`ground_truth_digest`).
+    The caller has to compare the digest of the images and annotations with the stored one.
     """
     return _read_evaluated(stored, {"class_group": "all"})
 
