@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets, PlannedBatch
@@ -33,6 +34,7 @@ from retinaflow.detections import Detections
 from retinaflow.detector.device import Precision, autocast, device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.postprocess import detect
+from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
 from retinaflow.settings.resolve import changed
@@ -43,9 +45,12 @@ Given = TypeVar("Given", bound=PostprocessSettings)
 
 
 def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
-    """Settings of a command with those of detections and precision from the training, where they were not given."""
-    trained = checkpoint.settings
+    """Settings of a command with those of detections and precision from the training, where they were not given.
+
+    Raises SettingError for a checkpoint of an earlier version whose training had settings that are not available now.
+    """
     names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
+    trained = checkpoint.settings
     return changed(config, {name: trained[name] for name in names if name in trained})
 
 
