@@ -150,8 +150,11 @@ def build_torchvision(classes: int, size: int, batch: int, precision: Precision)
     return step
 
 
-def build_retinaflow(classes: int, size: int, batch: int, precision: Precision) -> Step:
-    model = on_device(RetinaNet(NetworkConfig("resnet50", classes)), CPU).train()
+def build_retinaflow(
+    classes: int, size: int, batch: int, precision: Precision, network: NetworkConfig | None = None
+) -> Step:
+    """network: other than the one that is compared with torchvision's."""
+    model = on_device(RetinaNet(network or NetworkConfig("resnet50", classes)), CPU).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images, boxes, labels = inputs(classes, size, batch)
     images = images.contiguous(memory_format=torch.channels_last)
