@@ -83,7 +83,7 @@ class Detector:
         sizes: NDArray[np.integer] | None = None,
         device: torch.device | None = None,
     ) -> Detector:
-        """The detector of a checkpoint, on the first GPU or the CPU unless ``device`` says otherwise.
+        """The detector of a checkpoint, on the first GPU or the CPU unless ``device`` is given.
 
         ``settings``: as trained where they were not given. ``parents="expand"``: detections are copied to ancestor
         classes even if the training did not do so. ``sizes [I, 2]``: (height, width) of the images to come, to which
