@@ -18,7 +18,7 @@ DIGITS = 16
 
 @dataclass(frozen=True)
 class GroundTruthDigest:
-    """What a run was evaluated on: ``images`` (ids in their order) and ``classes [K]``, 16 hex digits of sha256 each."""
+    """What a run was evaluated on: ``images`` (ids in order) and ``classes [K]``, 16 hex digits of sha256 each."""
 
     images: str
     classes: tuple[str, ...]

@@ -20,8 +20,9 @@ from retinaflow.settings.commands import MergeConfig
 
 
 def merge_detections(ensemble: Ensemble, detections: Sequence[Detections], config: MergeConfig) -> Detections:
-    """The detections of all members in the classes of the ensemble: shared classes fused, parents added, the best of
-    each image.
+    """The detections of all members in the classes of the ensemble, with shared classes fused.
+
+    With ``expand_predictions``, copies for parents are added. At most ``max_detections`` of an image remain.
     """
     renamed = [
         replace(found, class_index=member.classes[found.class_index].astype(np.int32))

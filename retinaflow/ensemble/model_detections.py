@@ -17,7 +17,10 @@ from retinaflow.runs.tracking import launched_by_mlflow
 
 
 def detect_anew(run: ChosenRun, images: AnnotationIndex) -> Detections:
-    """Raises SettingError for a run without a model, and DataError when the images have other classes than the model."""
+    """What the model of a run finds on images that have its classes.
+
+    Raises SettingError for a run without a model, and DataError when the images have other classes.
+    """
     model = _model_of(run)
     report(f"{called(run)}: detecting on {len(images):,} images")
     checkpoint = TrainedModel.find(model).checkpoint

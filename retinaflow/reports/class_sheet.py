@@ -19,7 +19,7 @@ _SHEET_PIXELS = 360
 def one_image_per_class(
     index: AnnotationIndex, classes: Sequence[int], images_per_class: NDArray[np.integer], *, most: int
 ) -> Figure:
-    """The first ``most`` of ``classes`` that have an image which can be read. ``images_per_class [K]``: for the titles."""
+    """A panel for each of the first ``most`` classes with a readable image; ``images_per_class [K]`` is for titles."""
     panels: list[Panel] = []
     for k in classes:
         if len(panels) < most and (panel := _panel(index, k, images=int(images_per_class[k]))):

@@ -118,7 +118,7 @@ def shapes(
 
 
 def cooccurrence(fraction: NDArray[np.floating], rows: Sequence[str], columns: Sequence[str], *, title: str) -> Figure:
-    """``fraction [R, C]`` of the images with the class of the row that also hold the class of the column, in per cent."""
+    """``fraction [R, C]`` of the images with the class of the row that also have the class of the column, in %."""
     cell = 0.36
     left = 0.35 + 0.075 * max(map(len, map(shortened, rows)), default=0)
     head = 0.65 + 0.065 * max(map(len, map(shortened, columns)), default=0)

@@ -112,7 +112,7 @@ def test_a_filter_pools_what_differs_in_its_seed_only(store: Any, capsys: pytest
     assert "B (lr=0.01, augment=–) against A (lr=0.001, augment=–)" in shown
     assert "(2 and 2 were compared; more" in shown
     assert "C (lr=0.01, augment=0.0) against A" in shown
-    assert "C is one training and is taken to scatter over seeds as A does (2 trainings" in shown
+    assert "C is one training and is assumed to vary over seeds as A does (2 trainings" in shown
 
 
 def test_folders_of_untracked_runs_are_compared_too(store: Any, made: World) -> None:

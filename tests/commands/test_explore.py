@@ -13,7 +13,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import explore
-from retinaflow.reports.page import Report
 from retinaflow.settings.commands import ExploreConfig
 from retinaflow.settings.resolve import resolve
 
@@ -117,12 +116,3 @@ def test_an_exhaustive_set_is_told_apart_from_a_labelled_one_and_names_are_no_fo
     # Those of the file, not one for every class on every image.
     labels = pd.read_csv(data / "train-annotations-human-imagelabels.csv")
     assert table[["verified_present", "verified_absent"]].to_numpy().sum() == len(labels)
-
-
-def test_names_from_data_are_text_on_the_page_and_never_markup(tmp_path: Path) -> None:
-    page = Report("<b>title", "a & b")
-    page.section("<script>", "x < y")
-    page.table(pd.DataFrame({"class": ["<img src=x onerror=1>"], "n": [0.5], "none": [float("nan")]}))
-    (tmp_path / "page.html").write_text(page.html(), encoding="utf-8")
-    assert parsed(tmp_path / "page.html").targets == ["#s1"]
-    assert '<td data-v=""></td>' in page.html()

@@ -22,7 +22,7 @@ IMAGES, CLASSES, TRUTHS = 32, 3, 64
 
 
 def scene(seed: int) -> Scene:
-    """Two ground-truth boxes of each class on an image, in cells that do not touch; detections near them and elsewhere."""
+    """Two ground-truth boxes of each class on an image, in separate cells; detections near them and elsewhere."""
     rng = np.random.default_rng(seed)
     ground_truths, found = [], []
     for image in range(IMAGES):

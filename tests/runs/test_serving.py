@@ -210,7 +210,7 @@ def test_what_is_no_request_is_answered_with_400_and_the_server_lives_on(client:
 def test_a_server_refuses_to_take_paths(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     del client
     monkeypatch.setenv("SERVING_MODEL_CONFIG", json.dumps({"images": "paths"}))
-    with pytest.raises(ValueError, match="a server must not read files for whoever asks"):
+    with pytest.raises(ValueError, match="a server must not read files that a request names"):
         scoring_server.load_model_with_mlflow_config(MODEL)
 
 
