@@ -170,6 +170,7 @@ sys.exit(main(["convert", *sys.argv[2:]]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_a_conversion_that_is_stopped_or_killed_leaves_nothing_that_stays(
     tiny_dataset: Any, tmp_path: Path, name: str

@@ -195,6 +195,7 @@ main(["predict", *sys.argv[1:]])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
     trained: TrainResult, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
