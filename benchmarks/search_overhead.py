@@ -3,7 +3,7 @@
     python benchmarks/search_overhead.py --trials 20
 
 Runs a search of tiny trainings in a folder of its own, MLflow store included. Prints wall and CPU seconds per trial
-that were spent neither in training nor in evaluating: asking the sampler, the claim, runs in MLflow, tables, the study.
+that were spent neither in training nor in evaluating: asking the sampler, the lock, runs in MLflow, tables, the study.
 Wall seconds only mean something on an idle machine.
 """
 
@@ -52,7 +52,8 @@ def main() -> None:
         wall, cpu = time.perf_counter() - start[0] - spent[0], time.process_time() - start[1] - spent[1]
         os.chdir("/")
     print(
-        f"{wall / trials:.2f} s wall, {cpu / trials:.2f} s CPU per trial beside training and evaluating, {trials} trials"
+        f"{wall / trials:.2f} s wall, {cpu / trials:.2f} s CPU per trial beside training and evaluating, "
+        f"{trials} trials"
     )
 
 

@@ -84,9 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def without_defaults(settings: type[TrackingSettings], given: Mapping[str, str]) -> dict[str, str]:
-    """Flags that say more than the default.
+    """Flags whose value is not the default.
 
-    ``mlflow run`` hands on every declared parameter, so a default there is nobody's choice and must not override the
+    ``mlflow run`` hands on every declared parameter, so a default there was chosen by nobody and must not override the
     file named by ``config``.
     """
     defaults = {name: settings.default_text(name) for name in settings.model_fields}

@@ -99,7 +99,7 @@ def _remove_left_folders(parent: Path, prefix: str) -> None:
         if not folder.name.startswith(prefix) or folder in _open_folders:
             continue
         process = folder.name.removeprefix(prefix).partition("-")[0]
-        # The number of a process that has ended may have come round to this one.
+        # This process may have been given the number of one that has ended.
         if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -171,7 +171,7 @@ def growing_waits(
     """Waits in seconds, each twice as long as the one before and at most ``longest``.
 
     They end after ``count`` waits, or ``patience`` seconds after the first one was asked for. With ``spread`` each is
-    drawn from the upper half of its range, so that callers that failed together do not come back together.
+    drawn from the upper half of its range, so that callers that failed together do not retry together.
     """
     started = time.monotonic()
     for number in islice(counted(), count):

@@ -159,7 +159,7 @@ class Taxonomy:
             tuple(self.ids[index] for index in indices), tuple(self.names[index] for index in indices), self.hierarchy
         )
 
-    def stand_ins(self, classes: Sequence[int] | NDArray[np.integer], *, upwards: bool) -> NDArray[np.bool_]:
+    def nearest_chosen(self, classes: Sequence[int] | NDArray[np.integer], *, upwards: bool) -> NDArray[np.bool_]:
         """``[K, G]``: the chosen classes that replace class c when only they are kept.
 
         A chosen class replaces itself. Another class is replaced by its nearest chosen ancestors (``upwards``: a box of

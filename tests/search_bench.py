@@ -1,4 +1,4 @@
-"""Searches whose trials only wait: the study, the storage, the claims and the processes are real, the training is not.
+"""Searches whose trials only wait: the study, the storage, the locks and the processes are real, the training is not.
 
 What is tested with these is who runs which trial, and that takes no detector.
 """

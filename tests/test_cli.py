@@ -143,7 +143,11 @@ def test_eval_ids_must_leave_something_to_train_on(
 
 
 def test_an_unknown_flag_or_command_ends_with_usage_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, message in ((["train", "--focal_gama", "2"], "--focal_gama"), (["trian"], "trian")):
+    for words, message in (
+        (["train", "--focal_gama", "2"], "there is no --focal_gama; did you mean --focal_gamma?"),
+        (["train", "--focal_gama=2"], "did you mean --focal_gamma?"),
+        (["trian"], "there is no command trian; did you mean train?"),
+    ):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 2

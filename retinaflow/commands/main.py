@@ -56,7 +56,8 @@ def run(config: MainConfig) -> None:
 
 def _trained(trainings: Mapping[str, MainConfig], data: TrainingData, parent: Run) -> Iterable[train.TrainResult]:
     config, names = next(iter(trainings.values())), " and ".join(trainings)
-    if config.side_by_side and torch.get_num_threads() > 1 and not torch.cuda.is_available():
+    divisible = torch.get_num_threads() > 1 and config.nproc == 1 and not torch.cuda.is_available()
+    if config.side_by_side and divisible:
         report(f"\n{names} sampling, side by side")
         return train_side_by_side(train.run, trainings, data, parent=parent).values()
     report(f"\n{names} sampling, one after the other")

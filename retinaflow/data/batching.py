@@ -3,8 +3,8 @@
 A bucket is a fixed (height, width), multiples of 32, of about ``image_size`` squared pixels; buckets are spaced evenly
 in log(height / width) over the range of the training images. Every image is resized to exactly its bucket's shape, so
 there is no padding and shapes repeat. A batch comes from one bucket; images left over at the end of an epoch are
-batched by similarity of shape. Every image of the plan stands in exactly one batch, and under several ranks every rank
-gets as many batches as any other, none of them empty, their union being the plan.
+batched by similarity of shape. Every image of the plan is in exactly one batch. All ranks get the
+same number of batches, none of them empty, whose union is the plan.
 """
 
 from __future__ import annotations

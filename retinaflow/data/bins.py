@@ -1,4 +1,4 @@
-"""Frequency bins: classes of similar frequency are treated alike, rarest bin first.
+"""Frequency bins: groups of classes of similar frequency, rarest bin first.
 
 The frequency of a class is the number of training images that hold it. Bins cut the axis of log10(images) by one of
 

@@ -65,7 +65,7 @@ class Batch:
 
 PREFETCH = 2
 """Batches that each worker prepares: enough to cover a slow one, and few in memory."""
-STAND_INS = 8
+MAX_REPLACEMENTS = 8
 """Images tried in place of an unreadable one in a training with on_bad_image=skip."""
 
 
@@ -103,20 +103,20 @@ class NoSample(NamedTuple):
 class DetectionDataset(Dataset[Sample | NoSample]):
     """Samples of an index by :class:`Request`.
 
-    ``stand_ins``: number of following images in the index that are tried in place of an unreadable one; 0: none.
+    ``replacements``: number of following images in the index that are tried in place of an unreadable one; 0: none.
     Training needs them, so that every rank takes the same number of steps; an evaluation does not.
     """
 
     index: AnnotationIndex
     augmentation: Augmentation | None = None
-    stand_ins: int = 0
+    replacements: int = 0
     keep_rate: NDArray[np.float64] | None = None
     """``[K]`` probability, from :func:`keep_rates`, that a box is used when its image is sampled; otherwise it becomes
     an ignore region, like a group-of box. None: every box is used."""
 
     def __getitem__(self, request: Request) -> Sample | NoSample:
         bad: tuple[BadImage, ...] = ()
-        for step in range(min(self.stand_ins + 1, len(self.index))):
+        for step in range(min(self.replacements + 1, len(self.index))):
             image = (request.image + step) % len(self.index)
             try:
                 return self.sample(request._replace(image=image))._replace(instead_of=bad)
@@ -223,7 +223,7 @@ class BatchLoader:
 
     def __init__(self, dataset: DetectionDataset, *, workers: int = 0, pin_memory: bool = False) -> None:
         self._requests = _EpochRequests()
-        self._stand_ins = dataset.stand_ins
+        self._replacements = dataset.replacements
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=self._requests,
@@ -249,8 +249,8 @@ class BatchLoader:
         strength by class.
 
         An unreadable image raises DataError, which names its file. With ``on_bad_image`` that function gets it instead,
-        and its batch is smaller, unless the dataset has stand-ins. A batch without a readable image is left out, or,
-        with stand-ins, raises DataError: so many unreadable images in a row have a common cause.
+        and its batch is smaller, unless the dataset has replacements. A batch without a readable image is left out, or,
+        with replacements, raises DataError: so many unreadable images in a row have a common cause.
         """
         self._requests.batches, self._requests.seed, self._requests.by_class = batches, seed, by_class
         for batch, bad in self._loader:
@@ -260,7 +260,7 @@ class BatchLoader:
                 on_bad_image(image)
             if batch is not None:
                 yield batch
-            elif self._stand_ins:
+            elif self._replacements:
                 raise DataError(
                     f"at least one image of a batch must be readable, but none of {len(bad):,} is, replacements "
                     f"included; the first: {bad[0].reason}. Check the disk."

@@ -1,7 +1,7 @@
 """AnnotationIndex: all annotations of a set of images as columns, memory-mapped when opened from disk.
 
 Rows of one image are contiguous: boxes ``box_start[i]:box_start[i + 1]``, image-level labels
-``label_start[i]:label_start[i + 1]``. Boxes and labels stand as published (not expanded along the hierarchy). A saved
+``label_start[i]:label_start[i + 1]``. Boxes and labels are as published (not expanded along the hierarchy). A saved
 index is a folder of columns and a document (the taxonomy and notes), see :mod:`retinaflow.data.column_store`.
 
 Cost: building is a few vectorised passes; opening maps the files and checks them (Open Images whole, 0.9 GB: under
@@ -154,8 +154,8 @@ class AnnotationIndex:
         result, expanded along the hierarchy, equals the expanded whole index for the chosen classes. (A class with two
         nearest chosen ancestors is entered under both, which gives a common ancestor of these two copies.)
         """
-        up = self.taxonomy.stand_ins(classes, upwards=True)
-        down = self.taxonomy.stand_ins(classes, upwards=False)
+        up = self.taxonomy.nearest_chosen(classes, upwards=True)
+        down = self.taxonomy.nearest_chosen(classes, upwards=False)
         box_rows, labels = _assigned(self.labels, up)
         present_rows, present = _assigned(self.verified_class, up)
         absent_rows, absent = _assigned(self.verified_class, down)
@@ -270,10 +270,10 @@ def _open_shared(folder: Path, all_known: bool) -> AnnotationIndex:
     return replace(AnnotationIndex.open(folder, verify=False), all_known=all_known)
 
 
-def _assigned(labels: NDArray[np.int32], stand_ins: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _assigned(labels: NDArray[np.int32], nearest: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Rows of ``labels [N]`` that are assigned to chosen classes, once for each such class, and that class."""
-    counts = stand_ins.sum(axis=1)
-    _, heirs = np.nonzero(stand_ins)
+    counts = nearest.sum(axis=1)
+    _, heirs = np.nonzero(nearest)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
     of_row = counts[labels]
     rows = np.repeat(np.arange(len(labels)), of_row)

@@ -1,4 +1,4 @@
-"""The published Open Images files -> AnnotationIndex. Names of files and columns of the format stand here only.
+"""The published Open Images files -> AnnotationIndex. Only this file knows their names and columns.
 
 A data folder looks like the published downloads: ``images/`` (or one folder per split),
 ``{split}-annotations-bbox.csv``, ``{split}-annotations-human-imagelabels.csv``, ``class-descriptions.csv`` and

@@ -2,9 +2,11 @@
 
 ``anchor_grid`` yields the anchors of RetinaNet (Lin et al. 2017, section 4: levels P3..P7, three octave scales, three
 aspect ratios, so 9 per cell) exactly as torchvision's ``AnchorGenerator`` makes them, rounding included. They depend on
-the image shape alone, so they are made once per (shape, scale, device) and kept; the same tensor is handed out each
+the image shape alone, so they are made once per (shape, scale, device) and cached; the same tensor is handed out each
 time and must not be written to. ``encode`` and ``decode`` are the box code of R-CNN (Girshick et al. 2014, appendix C)
-with weights 1, 1, 1, 1.
+with weights 1, 1, 1, 1. ``best_overlaps`` shows before any training how well the anchors fit given boxes: a box is
+learned from every anchor that overlaps it with an IoU of 0.5 or more (:mod:`retinaflow.detector.targets`); one that no
+anchor overlaps that much is learned from the one with the largest overlap, and small objects are then hardly learned.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 LEVEL_STRIDES = (8, 16, 32, 64, 128)
@@ -121,3 +125,39 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
 def _sizes_and_centres(boxes: Tensor) -> tuple[Tensor, Tensor]:
     sizes = boxes[..., 2:] - boxes[..., :2]
     return sizes, boxes[..., :2] + 0.5 * sizes
+
+
+def best_overlaps(
+    boxes: NDArray[np.floating], image_size: tuple[int, int], *, anchor_scale: float
+) -> NDArray[np.float32]:
+    """``[N]`` IoU of each box with the anchor that overlaps it most, of all anchors of the image.
+
+    boxes: ``[N, 4]`` xyxy pixels of the resized image, with area. image_size: (height, width) in pixels.
+
+    Of the anchors of one shape the one whose centre is nearest overlaps most, in x and in y independently. So 9 anchors
+    of each level are compared and not all, in memory of N floats.
+    """
+    corners = np.asarray(boxes, dtype=np.float32)
+    sizes, centres = corners[:, 2:] - corners[:, :2], (corners[:, 2:] + corners[:, :2]) * np.float32(0.5)
+    best = np.zeros(len(corners), dtype=np.float32)
+    for stride in LEVEL_STRIDES:
+        cells = level_spacing(image_size, stride)
+        distances = [_to_nearest(centres[:, axis], cells[1 - axis]) for axis in (0, 1)]
+        for anchor in cell_anchors(stride, anchor_scale).numpy():
+            width, height = anchor[2:] - anchor[:2]
+            shared = _shared(sizes[:, 0], width, distances[0]) * _shared(sizes[:, 1], height, distances[1])
+            np.maximum(best, shared / (sizes[:, 0] * sizes[:, 1] + width * height - shared), out=best)
+    return best
+
+
+def _to_nearest(centres: NDArray[np.floating], cells: tuple[int, int]) -> NDArray[np.floating]:
+    """Distance to the nearest of ``count`` centres, ``step`` pixels apart from 0 on; ``cells`` is (count, step)."""
+    count, step = cells
+    nearest = np.clip(np.round(centres / step), 0, count - 1) * step
+    return np.abs(centres - nearest)
+
+
+def _shared(side: NDArray[np.floating], anchor_side: float, distance: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Length that a side of a box and of an anchor share, their centres being ``distance`` apart."""
+    apart = (side + anchor_side) / 2 - distance
+    return np.asarray(np.clip(np.minimum(apart, np.minimum(side, anchor_side)), 0, None))

@@ -1,6 +1,6 @@
 """Where a process computes: its device, the precision that the device is fast at, and the number of loader processes.
 
-The one place where ``precision=auto`` and ``workers=-1`` become values. bfloat16 pays only where the processor
+Only here do ``precision=auto`` and ``workers=-1`` become values. bfloat16 pays only where the processor
 multiplies it in hardware (AVX512-BF16 or AMX on x86, compute capability 8 on NVIDIA); elsewhere it is emulated and
 slower than float32. Weights, optimizer and losses stay float32 in both.
 """
@@ -61,7 +61,7 @@ def fast_precision(device: torch.device) -> Precision:
 
 
 def _flags(path: Path) -> dict[str, bool]:
-    """What Linux says of the processor, for releases of torch that cannot be asked; nothing elsewhere."""
+    """The processor's flags on Linux, for releases of torch that do not report them; empty elsewhere."""
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()

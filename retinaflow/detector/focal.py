@@ -9,7 +9,7 @@ z = -x for a positive both are weight * f(z), and so are the gradients:
 
 Neither has a logarithm of a probability nor a negative power, so both are finite for every z and exact for gamma = 0
 and gamma < 1. Nearly all pairs are negatives: those are computed densely, block by block, and the few positives are
-gathered, computed and put in their places. No one-hot target is made. The gradient is made together with the loss, so
+gathered, computed and scattered back. No one-hot target is made. The gradient is made together with the loss, so
 the extra memory is one tensor like the logits and a few blocks (torchvision's formula keeps about ten such tensors).
 """
 
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
 class ClassTargets:
     """What is learned from each (image, anchor, class).
 
-    positives: pairs that are to become 1; they count whatever the masks below say.
+    positives: pairs whose target is 1; they count whatever the masks below are.
     silent: pairs that give no negative loss; holds the positives.
     anchors: ``[B, A]`` bool, False where an anchor gives no negative loss.
     classes: ``[B, K]`` bool, False where a class gives none on an image.
@@ -114,7 +114,7 @@ def _focal_pass(
         x = _negative_logits(logits, targets, block)
         out = None if gradient is None else gradient[block.images, block.anchors]
         sums.append(_focal_terms(x, gamma, weight, out))
-    # Last, because the dense pass leaves a zero at the place of each positive.
+    # Last, because the dense pass leaves a zero at each positive.
     sums.append(_positive_pass(logits, targets.positives, alpha, gamma, gradient))
     return torch.stack(sums).sum()
 
@@ -162,14 +162,14 @@ def _positive_pass(
     logits: Tensor, pairs: Pairs, alpha: float | Tensor | None, gamma: float | Tensor, gradient: Tensor | None
 ) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    places = (pairs.row // max(1, logits.shape[1]), pairs.row % max(1, logits.shape[1]), pairs.label)
+    at = (pairs.row // max(1, logits.shape[1]), pairs.row % max(1, logits.shape[1]), pairs.label)
     weight = alpha[pairs.label] if isinstance(alpha, Tensor) and alpha.dim() else alpha
     power = gamma[pairs.label] if isinstance(gamma, Tensor) and gamma.dim() else gamma
-    z = -logits[places].to(dtype)
+    z = -logits[at].to(dtype)
     slope = None if gradient is None else torch.empty_like(z)
     loss = _focal_terms(z, power, weight, slope)
     if gradient is not None and slope is not None:
-        gradient[places] = slope.neg_().to(gradient.dtype)
+        gradient[at] = slope.neg_().to(gradient.dtype)
     return loss
 
 

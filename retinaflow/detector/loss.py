@@ -1,4 +1,4 @@
-"""The two losses of a batch: focal loss over classes, a box loss over the anchors that answer for a box.
+"""The two losses of a batch: focal loss over classes, a box loss over the anchors that are matched to a box.
 
 ``detection_loss`` matches anchors, decides what each (image, anchor, class) learns, and sums both losses, divided by
 the number of positive anchors of the batch (Lin et al. 2017, section 4.1). Torchvision divides by the positives of each
@@ -34,7 +34,7 @@ class LossConfig:
     box_beta: where smooth L1 turns from square to straight, in units of the box code; 0.1 is detectron2's.
     box_weight: factor of the box loss.
     match_high, match_low: IoU from which an anchor is foreground, and below which it is background.
-    ignore_ioa: share of an anchor inside a group-of region from which it gives no negative loss for that class.
+    ignore_ioa: fraction of an anchor inside a group-of region from which it gives no negative loss for that class.
     """
 
     gamma: float | Tensor = 2.0

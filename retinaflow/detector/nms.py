@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 SOFT_SIGMA = 0.5
-"""Width of the Gaussian of Soft-NMS: a box of overlap IoU keeps exp(-IoU^2 / sigma) of its score (Bodla et al. 2017)."""
+"""Width of the Gaussian of Soft-NMS: a box keeps exp(-IoU^2 / sigma) of its score (Bodla et al. 2017)."""
 
 
 @torch.no_grad()

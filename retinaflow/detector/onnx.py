@@ -98,7 +98,7 @@ def _exported(model: RetinaNet) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells its makers' plans, and warns of every number that a trace makes of a shape."""
+    """The exporter logs deprecations, and warns of every shape that a trace turns into a number."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -129,10 +129,10 @@ class _Nodes:
         return outputs
 
     def top(self, values: str, count: str) -> tuple[str, str]:
-        """The largest values along the last axis and their places, best first."""
+        """The largest values along the last axis and their indices, best first."""
         one = self("Reshape", count, [1])
-        best, place = self.several("TopK", values, one, outputs=[self._name(), self._name()], axis=-1)
-        return best, place
+        best, index = self.several("TopK", values, one, outputs=[self._name(), self._name()], axis=-1)
+        return best, index
 
     def _constant(self, value: Any) -> str:
         import onnx
@@ -162,10 +162,10 @@ def _detections(
     boxes = _decoded(nodes, own, near, corner)
     kept = _suppressed(nodes, boxes, scores, labels, model.num_classes, config)
     most = nodes("Min", nodes("Gather", nodes("Shape", kept), 1), config.max_detections)
-    best, place = nodes.top(kept, most)
-    chosen = nodes("GatherND", boxes, nodes("Unsqueeze", place, [2]), batch_dims=1)
+    best, index = nodes.top(kept, most)
+    chosen = nodes("GatherND", boxes, nodes("Unsqueeze", index, [2]), batch_dims=1)
     scale = nodes("Concat", corner, corner, axis=0)
-    return nodes("Div", chosen, scale), best, nodes("GatherElements", labels, place, axis=1)
+    return nodes("Div", chosen, scale), best, nodes("GatherElements", labels, index, axis=1)
 
 
 def _anchors(nodes: _Nodes, height: str, width: str, anchor_scale: float) -> tuple[str, list[str]]:
@@ -205,9 +205,9 @@ def _candidates(
     for part, count in zip(parts, counts, strict=True):
         flat = nodes("Sigmoid", nodes("Flatten", part, axis=1))
         size = nodes("Mul", count, num_classes)
-        best, place = nodes.top(flat, nodes("Min", size, np.array([TOP_K])))
+        best, index = nodes.top(flat, nodes("Min", size, np.array([TOP_K])))
         scores.append(best)
-        pairs.append(nodes("Add", place, nodes("Mul", first, num_classes)))
+        pairs.append(nodes("Add", index, nodes("Mul", first, num_classes)))
         first = nodes("Add", first, count)
     score, pair = nodes("Concat", *scores, axis=1), nodes("Concat", *pairs, axis=1)
     hopeful = nodes("Greater", score, np.float32(config.score_threshold))
@@ -238,7 +238,7 @@ def _suppressed(
     limits = (np.array([config.nms_iou], np.float32), np.array([0], np.float32))
     # [S, 3]: image, class, box. A box is a candidate of one class.
     chosen = nodes("NonMaxSuppression", boxes, by_class, count, *limits)
-    place = nodes("Gather", chosen, [0, 2], axis=1)
+    index = nodes("Gather", chosen, [0, 2], axis=1)
     ones = nodes("Expand", np.float32(1), nodes("Gather", nodes("Shape", chosen), [0]))
     nothing = nodes("Mul", scores, np.float32(0))
-    return nodes("Mul", scores, nodes("ScatterND", nothing, place, ones))
+    return nodes("Mul", scores, nodes("ScatterND", nothing, index, ones))

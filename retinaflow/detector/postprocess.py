@@ -1,8 +1,8 @@
 """Logits and offsets -> detections: thresholds, top-k, suppression of duplicates, parent classes, normalised boxes.
 
-``detect`` with a ``score_threshold`` of 0.05 gives torchvision's RetinaNet detections (up to the limits of float32 in its
-suppression, which is done in float64 here: torchvision moves the boxes of class k by k image widths, at 500 classes
-that leaves a twentieth of a pixel). Candidates are picked image by image, so no [B, A, K] score tensor is made.
+``detect`` with a ``score_threshold`` of 0.05 gives torchvision's RetinaNet detections (up to the limits of float32 in
+its suppression, which is done in float64 here: torchvision moves the boxes of class k by k image widths, which at 500
+classes leaves a twentieth of a pixel). Candidates are picked image by image, so no [B, A, K] score tensor is made.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def detect(
     """The detections of a batch, on the device of ``output``.
 
     grid: anchors of the images' shape (``RetinaNet.anchors``). ancestors: ``[K, K]`` bool, row c marks the strict
-    ancestors of class c; given, each detection is also one of every ancestor, with the same score, and of duplicates the
-    best stays. top_k: candidates before suppression, per image and ``top_k_scope``: pyramid "level" (torchvision) or
-    "class" (a frequent class cannot crowd out a rare one). Raises ValueError where shapes disagree.
+    ancestors of class c; given, each detection is also one of every ancestor, with the same score, and of duplicates
+    the best stays. top_k: candidates before suppression, per image and ``top_k_scope``: pyramid "level" (torchvision)
+    or "class" (a frequent class cannot crowd out a rare one). Raises ValueError where shapes disagree.
     """
     _check_shapes(output, grid, ancestors)
     found = _suppressed(_candidates(output, grid, config, top_k, top_k_scope), output.class_logits.shape[2], config)

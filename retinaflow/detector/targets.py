@@ -1,9 +1,9 @@
-"""The ground truth of a batch, and which anchor answers for which box.
+"""The ground truth of a batch, and which anchor is matched to which box.
 
 ``match_anchors`` does for a whole batch what torchvision's ``Matcher`` does for an image (IoU >= 0.5 foreground, < 0.4
-background, between neither; every box also gets the anchors it overlaps most). ``ignore_masks`` says where group-of
-regions silence negatives. Both work on padded [B, columns, A] blocks of bounded size, so memory does not grow with the
-number of boxes; each reads the number of boxes per image back to the CPU once.
+background, between neither; every box also gets the anchors it overlaps most). ``ignore_masks`` marks the negatives
+that group-of regions ignore. Both work on padded [B, columns, A] blocks of bounded size, so memory does not grow with
+the number of boxes; each reads the number of boxes per image back to the CPU once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 FOREGROUND = 0.5
-"""IoU from which on an anchor answers for a box."""
+"""IoU from which on an anchor is matched to a box."""
 BACKGROUND = -1
 BETWEEN = -2
 # Elements of one [images, boxes, anchors] block, of which four or so float32 temporaries live at a time. 4 MiB each
@@ -106,7 +106,8 @@ def _check_rows(prefix: str, boxes: Tensor, labels: Tensor, owner: Tensor, negat
 
 @torch.no_grad()
 def match_anchors(anchors: Tensor, targets: Targets, *, high: float = FOREGROUND, low: float = 0.4) -> Tensor:
-    """The box each anchor answers for: ``[B, A]`` int64, a row of ``targets.boxes``, -1 (background) or -2 (between).
+    """The box that each anchor is matched to: ``[B, A]`` int64, a row of ``targets.boxes``, or -1 (background), or -2
+    (between).
 
     anchors: ``[A, 4]`` xyxy pixels. Equal to torchvision's ``Matcher(high, low, allow_low_quality_matches=True)`` on
     the IoU of each image, first box first among equals. One exception: a box that overlaps no anchor matches none,
@@ -124,7 +125,7 @@ def match_anchors(anchors: Tensor, targets: Targets, *, high: float = FOREGROUND
     budget = _block_elements(anchors)
     most, column = int(per_image_cpu.max()) if batch else 0, 0
     while column < most:
-        # Later columns belong to ever fewer images: one crowded image does not make the others pay for padding.
+        # Later columns belong to ever fewer images: one crowded image does not cost the others padding.
         images = (per_image_cpu > column).nonzero().squeeze(1).to(anchors.device)
         width = min(most - column, max(1, budget // (len(images) * count)))
         offset = torch.arange(column, column + width, device=anchors.device)

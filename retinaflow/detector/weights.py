@@ -44,7 +44,7 @@ class WeightReport:
     source: as asked for. file: what was read, "" for ``none``.
     loaded: tensors taken from the file. initial: tensors that a classifier's file does not hold (pyramid and heads).
     replaced: class-layer tensors in the file for another number of classes, left at their initial values.
-    unused: tensors of the file that the network has no place for (a classifier's last layer).
+    unused: tensors of the file that the network does not have (a classifier's last layer).
     """
 
     source: str
@@ -120,7 +120,7 @@ def _misfit_message(
         shapes = f"{tuple(state[key].shape)} in the file, {tuple(wanted[key].shape)} in the network"
         found.append(f"{len(misfits)} have another shape (first: {key}, {shapes})")
     if unused:
-        found.append(f"{len(unused)} have no place in the network (first: {unused[0]})")
+        found.append(f"{len(unused)} are not in the network (first: {unused[0]})")
     return (
         f"The weights in {path} must fit the network, but {'; '.join(found)}. "
         f"The network has backbone={config.backbone}, "

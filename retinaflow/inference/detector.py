@@ -15,6 +15,7 @@ one CPU they are equal to the last bit, whichever command makes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -31,9 +32,10 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.detector.device import Precision, autocast, device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
-from retinaflow.detector.postprocess import BatchDetections, detect
+from retinaflow.detector.postprocess import detect
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
+from retinaflow.settings.resolve import changed
 from retinaflow.taxonomy import Taxonomy
 
 Parents = Literal["trained", "expand"]
@@ -44,7 +46,7 @@ def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
     """Settings of a command with those of detections and precision from the training, where they were not given."""
     trained = checkpoint.settings
     names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
-    return config.model_copy(update={name: trained[name] for name in names if name in trained})
+    return changed(config, {name: trained[name] for name in names if name in trained})
 
 
 def by_image(found: Detections) -> Detections:
@@ -140,15 +142,9 @@ class Detector:
         loader = BatchLoader(DetectionDataset(images), workers=self.workers, pin_memory=self.device.type == "cuda")
         batches = list(_batches(images, self.buckets, self.batch_size))[rank::world_size]
         parts = []
-        was_training = self.network.training
-        self.network.eval()
-        try:
-            for batch in loader.load(batches, on_bad_image=on_bad_image):
-                found = self._forward(batch.images)
-                parts.append(_as_columns(found, batch.image_index.numpy()))
-                after_batch(len(batch))
-        finally:
-            self.network.train(was_training)
+        for batch in loader.load(batches, on_bad_image=on_bad_image):
+            parts.append(self._detections(batch.images, batch.image_index.numpy()))
+            after_batch(len(batch))
         return by_image(Detections.concatenate(parts))
 
     def detect_file(self, data: NDArray[np.uint8], size: tuple[int, int]) -> Detections:
@@ -158,15 +154,20 @@ class Detector:
         """
         shape = self.buckets.shapes[int(self.buckets.assign(np.array([size]))[0])]
         pixels = decode_bytes(data, size, shape, name="image")
-        found = self._forward(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-        return _as_columns(found, np.zeros(1, dtype=np.int64))
+        return self._detections(torch.from_numpy(pixels).permute(2, 0, 1)[None], np.zeros(1, dtype=np.int64))
 
-    def _forward(self, images: Tensor) -> BatchDetections:
-        """``images [B, 3, H, W]`` uint8 RGB -> their detections."""
+    def _detections(self, images: Tensor, image_index: NDArray[np.integer[Any]]) -> Detections:
+        """Of ``images [B, 3, H, W]`` uint8 RGB, which are the images ``image_index [B]``."""
         grid = self.network.anchors((images.shape[2], images.shape[3]))
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        with torch.inference_mode(), autocast(self.device, self.precision), _evaluating(self.network):
             output = self.network(images.to(self.device, non_blocking=True))
-            return detect(output, grid, config=self.postprocess, ancestors=self.ancestors)
+            found = detect(output, grid, config=self.postprocess, ancestors=self.ancestors)
+        return Detections(
+            image_index[found.owner.cpu().numpy()].astype(np.int32),
+            found.label.cpu().numpy().astype(np.int32),
+            found.score.cpu().numpy(),
+            found.boxes.cpu().numpy(),
+        )
 
 
 def _buckets(
@@ -189,10 +190,12 @@ def _batches(index: AnnotationIndex, buckets: AspectBuckets, batch_size: int) ->
             yield PlannedBatch(shape, part, part)
 
 
-def _as_columns(found: BatchDetections, image_index: NDArray[np.integer[Any]]) -> Detections:
-    return Detections(
-        image_index[found.owner.cpu().numpy()].astype(np.int32),
-        found.label.cpu().numpy().astype(np.int32),
-        found.score.cpu().numpy(),
-        found.boxes.cpu().numpy(),
-    )
+@contextmanager
+def _evaluating(network: RetinaNet) -> Iterator[None]:
+    """The network in evaluation mode; it returns to the mode it was in."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)

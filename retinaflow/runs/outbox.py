@@ -115,7 +115,8 @@ class Outbox:
         """Take an item and return at once. ``file`` is stored as it is now; the original may be removed or replaced."""
         with self._change:
             self._count += 1
-            stored = None if file is None else _store_copy(file, self._new_path(file.name))
+            own_folder = self._folder / "files" / f"{self._count:06d}"
+            stored = None if file is None else _store_copy(file, own_folder)
             entry = _Entry(self._count, Item(kind, content, stored))
             self._waiting.append(entry)
             # A full disk must not end the work: the item is in memory too.
@@ -145,7 +146,7 @@ class Outbox:
             self._change.notify_all()
             entries = sorted([*self._refused, *self._waiting], key=lambda entry: entry.number)
             if not entries:
-                self._remove_folders()
+                _remove(self._folder, self._made_folders[1:])
                 return None
             self._rewrite(entries)
             reason = next((entry.refused for entry in entries if entry.refused is not None), self._reason)
@@ -213,9 +214,6 @@ class Outbox:
         with self._change:
             return self._change.wait_for(lambda: self._abandoned, timeout=seconds)
 
-    def _new_path(self, name: str) -> Path:
-        return self._folder / "files" / f"{self._count:06d}" / name
-
     def _rewrite(self, entries: list[_Entry]) -> None:
         with contextlib.suppress(OSError):
             if entries:
@@ -224,16 +222,18 @@ class Outbox:
             else:
                 (self._folder / JOURNAL).unlink(missing_ok=True)
 
-    def _remove_folders(self) -> None:
-        """The folder, and those above it that were made for it and hold nothing else."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for path in self._made_folders[1:]:
-                path.rmdir()
+
+def _remove(folder: Path, parents: list[Path]) -> None:
+    """Remove the folder, and those above it that were made for it and hold nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for path in parents:
+            path.rmdir()
 
 
-def _store_copy(file: Path, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _store_copy(file: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file.name
     if file.stat().st_size >= LINKED_FROM:
         with contextlib.suppress(OSError):
             os.link(file, path)

@@ -9,7 +9,7 @@ How a search gets through a restart of its database:
   trial, ``tell``, and the progress that is printed. Each may be repeated: attributes are overwritten, ``tell`` skips a
   trial that is finished, and a trial that was taken without an answer is later found without a worker. A trial whose
   connection breaks in any other call, most of which come before its training, is queued again.
-- Optuna cannot tell a dead worker from one that could not reach the database, so no worker counts as dead until
+- Optuna cannot distinguish a dead worker from one that could not reach the database, so no worker counts as dead until
   :attr:`StudyStorage.grace_seconds` after an outage.
 """
 
@@ -71,7 +71,7 @@ def without_password(url: str) -> str:
 
 
 def is_connection_error(error: BaseException | None) -> bool:
-    """Whether an error goes back to a connection that broke or a database that is busy.
+    """Whether the cause of an error is a connection that broke or a database that is busy.
 
     SQLAlchemy's PendingRollbackError has the error of the connection in its ``__context__``.
     """

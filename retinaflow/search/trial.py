@@ -87,8 +87,8 @@ def all_equal(study: optuna.Study) -> bool:
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial, *, died: bool) -> None:
-    """Queue the parameters of a lost trial, unless too many workers died while they ran them; then a new trial takes
-    its place. To be called with the lock of the study."""
+    """Queue the parameters of a lost trial, unless too many workers died while they ran them; then a new trial
+    replaces it. To be called with the lock of the study."""
     deaths = int(trial.user_attrs.get(DEATHS, 0)) + died
     queued = any(other.user_attrs.get(RETRY_OF) == trial.number for other in study.get_trials(deepcopy=False))
     if deaths < MAX_DEATHS and not queued:

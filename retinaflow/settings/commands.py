@@ -235,11 +235,7 @@ class MergeConfig(OverlapSettings, MergeSettings, RunsSettings, TrackingSettings
     none: fit them here."""
 
 
-@with_defaults(
-    texts={
-        "from_run": "Run of one model for all classes to compare with, evaluated on the same images; none: see with_all."
-    }
-)
+@with_defaults(texts={"from_run": "Run of one model for all classes to compare with, evaluated on the same images."})
 class SplitConfig(FromRunSettings, IntervalSettings, MergeSettings, TrainConfig):
     """``split``: train a model for each group of classes, merge them, and compare with one model for all classes."""
 

@@ -50,7 +50,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_auto(cls, values: Any) -> Any:
-        """The given values without those that are written ``auto``: their defaults say what it means."""
+        """The given values without those that are written ``auto``, so that their defaults are filled in."""
         if not isinstance(values, Mapping):
             return values
         return {name: value for name, value in values.items() if value != "auto" or not cls.auto_of(name)}

@@ -45,13 +45,23 @@ def resolve(
     given = current_names(given)
     chosen = {**current_names(_from_config(given.get("config"), fetch)), **given}
     folder = of_folder(kind, chosen.get("data"), chosen)
-    try:
-        settings = kind.model_validate({**folder, **chosen})
-    except ValidationError as error:
-        raise SettingError("\n".join(_explained(kind, error))) from None
+    settings = _checked(kind, {**folder, **chosen})
     # Which settings were given stays known: a resumed training takes the others from its checkpoint.
     settings.model_fields_set.difference_update(folder)
     return settings
+
+
+def changed(settings: ConfigType, values: Mapping[str, Any]) -> ConfigType:
+    """A copy with other values, checked; ``model_fields_set`` stays. Raises SettingError."""
+    copy = _checked(type(settings), {**dict(settings), **values})
+    return type(settings).model_construct(settings.model_fields_set, **dict(copy))
+
+
+def _checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SettingError("\n".join(_explained(kind, error))) from None
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +155,7 @@ def _explained(kind: type[Settings], error: ValidationError) -> list[str]:
 
 def _explain(kind: type[Settings], name: str, items: Sequence[Any]) -> str:
     """One message of the form "rule, but got name=value" from pydantic's errors about one setting."""
-    # A setting of several types (a number or "trained") fails once per type; the first says most.
+    # A setting of several types (a number or "trained") fails once per type; the first error is the clearest.
     item = items[0]
     limits = item.get("ctx", {})
     if not name:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.detector.anchor_overlap import best_overlaps
-from retinaflow.detector.anchors import LEVEL_STRIDES
+from retinaflow.detector.anchors import LEVEL_STRIDES, best_overlaps
 from retinaflow.detector.targets import FOREGROUND
 
 SCALES = (1.5, 2.0, 3.0, 4.0)

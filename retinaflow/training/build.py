@@ -6,7 +6,7 @@ import torch
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.dataset import STAND_INS, DetectionDataset, keep_rates
+from retinaflow.data.dataset import MAX_REPLACEMENTS, DetectionDataset, keep_rates
 from retinaflow.data.training_data import TrainingData
 from retinaflow.detector.device import device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
@@ -61,7 +61,7 @@ def build_dataset(config: TrainConfig, data: TrainingData) -> DetectionDataset:
     return DetectionDataset(
         data.train,
         augmentation,
-        stand_ins=STAND_INS if config.on_bad_image == "skip" else 0,
+        replacements=MAX_REPLACEMENTS if config.on_bad_image == "skip" else 0,
         keep_rate=keep_rates(data.train, most=config.max_boxes_per_class),
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -69,7 +69,7 @@ class EpochResult:
 
 
 @dataclass
-class _Open:
+class OpenEpoch:
     """The epoch in progress. ``batches``: done by each rank. ``sums``: of class and box loss times images."""
 
     batches: int = 0
@@ -123,7 +123,7 @@ class Trainer:
         self.world = world
         self.epoch = 0
         self.step = 0
-        self._open = _Open()
+        self.open = OpenEpoch()
         self._losses = RecentLosses()
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
         sync_batch_norms(model, world)
@@ -146,7 +146,7 @@ class Trainer:
 
     def images_seen(self, epoch_length: int) -> int:
         """Images since the training began, in epochs of ``epoch_length`` images."""
-        return self.epoch * epoch_length + self._open.images
+        return self.epoch * epoch_length + self.open.images
 
     def state(self) -> dict[str, Any]:
         """What resuming needs besides the weights of ``evaluated_model``; tensors and plain values only.
@@ -158,7 +158,7 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "open": vars(self._open) | {"sums": list(self._open.sums)},
+            "open": vars(self.open) | {"sums": list(self.open.sums)},
             "average_updates": None if average is None else average.updates,
             "last_weights": None if average is None else self.model.state_dict(),
         }
@@ -171,7 +171,7 @@ class Trainer:
             self._average.updates = state["average_updates"]
         self._optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
-        self._open = _Open(**{**state["open"], "sums": tuple(state["open"]["sums"])})
+        self.open = OpenEpoch(**{**state["open"], "sums": tuple(state["open"]["sums"])})
 
     def fit(
         self,
@@ -195,7 +195,7 @@ class Trainer:
         bucket_of_image = buckets.assign(np.asarray(dataset.index.sizes))
         while self.epoch < self.settings.epochs:
             epoch, plan = self.epoch, plans(self.epoch)
-            self._open.check_plan(plan, epoch)
+            self.open.check_plan(plan, epoch)
             batches = plan_batches(
                 plan,
                 bucket_of_image,
@@ -207,60 +207,66 @@ class Trainer:
             self.model.train()
             # From the present position on: no batch depends on those before it.
             loaded = loader.load(
-                batches[self._open.batches :],
+                batches[self.open.batches :],
                 seed=(self.settings.seed, epoch),
                 by_class=epoch >= rare_augment_from,
                 on_bad_image=on_bad_image,
             )
-            yield self._train_epoch(iter(loaded), len(batches), len(plan), dataset, after_step)
+            yield _train_epoch(self, iter(loaded), len(batches), len(plan), dataset.index.image_ids, after_step)
             if self.epoch == epoch:
                 self.finish_epoch()
 
     def finish_epoch(self) -> None:
         """Close the epoch whose result was yielded: a state taken from now on resumes the next one."""
         self.epoch += 1
-        self._open = _Open()
+        self.open = OpenEpoch()
 
-    def _train_epoch(
-        self,
-        loaded: Iterator[Batch],
-        batches: int,
-        length: int,
-        dataset: DetectionDataset,
-        after_step: Callable[[StepResult], None],
-    ) -> EpochResult:
-        settings, progress = self.settings, self._open
-        steps = -(-batches // settings.accumulate) * settings.epochs
-        start, before, waited = time.perf_counter(), progress.images, 0.0
-        lr = learning_rate(max(self.step - 1, 0), steps, settings)
-        while True:
-            asked = time.perf_counter()
-            part = list(islice(loaded, settings.accumulate))
-            waited += time.perf_counter() - asked
-            if not part:
-                break
-            lr = learning_rate(self.step, steps, settings)
-            try:
-                done = self._stepper.take(part, lr)
-            except NotFiniteError as error:
-                ids = ", ".join(str(dataset.index.image_ids[image]) for image in error.images)
-                advice = self._losses.advice(error, self.precision)
-                raise TrainingError(f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}") from None
-            if self._average is not None:
-                self._average.update(self.model)
-            self.step += 1
-            self._losses.add(done.loss_class + done.loss_box)
-            progress.add(done, len(part))
-            seen = self.epoch * length + progress.images
-            after_step(StepResult(self.step, done.loss_class, done.loss_box, lr, done.gradient_norm, seen))
-        seconds = max(time.perf_counter() - start, 1e-9)
-        return EpochResult(
-            epoch=self.epoch + 1,
-            step=self.step,
-            loss_class=progress.sums[0] / max(progress.images, 1),
-            loss_box=progress.sums[1] / max(progress.images, 1),
-            lr=lr,
-            images=(self.epoch + 1) * length,
-            images_per_second=(progress.images - before) / seconds,
-            waiting=waited / seconds,
-        )
+    def take_step(self, batches: Sequence[Batch], lr: float, image_ids: NDArray[np.str_]) -> StepValues:
+        """Take one step and count it. Raises TrainingError, and leaves the state, when it is not finite."""
+        try:
+            done = self._stepper.take(batches, lr)
+        except NotFiniteError as error:
+            ids = ", ".join(str(image_ids[image]) for image in error.images)
+            advice = self._losses.advice(error, self.precision)
+            raise TrainingError(f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}") from None
+        if self._average is not None:
+            self._average.update(self.model)
+        self.step += 1
+        self._losses.add(done.loss_class + done.loss_box)
+        self.open.add(done, len(batches))
+        return done
+
+
+def _train_epoch(
+    trainer: Trainer,
+    loaded: Iterator[Batch],
+    batches: int,
+    length: int,
+    image_ids: NDArray[np.str_],
+    after_step: Callable[[StepResult], None],
+) -> EpochResult:
+    settings, epoch = trainer.settings, trainer.open
+    steps = -(-batches // settings.accumulate) * settings.epochs
+    start, before, waited = time.perf_counter(), epoch.images, 0.0
+    lr = learning_rate(max(trainer.step - 1, 0), steps, settings)
+    while True:
+        asked = time.perf_counter()
+        part = list(islice(loaded, settings.accumulate))
+        waited += time.perf_counter() - asked
+        if not part:
+            break
+        lr = learning_rate(trainer.step, steps, settings)
+        done = trainer.take_step(part, lr, image_ids)
+        seen = trainer.images_seen(length)
+        after_step(StepResult(trainer.step, done.loss_class, done.loss_box, lr, done.gradient_norm, seen))
+    seconds = max(time.perf_counter() - start, 1e-9)
+    return EpochResult(
+        epoch=trainer.epoch + 1,
+        step=trainer.step,
+        loss_class=epoch.sums[0] / max(epoch.images, 1),
+        loss_box=epoch.sums[1] / max(epoch.images, 1),
+        lr=lr,
+        images=(trainer.epoch + 1) * length,
+        images_per_second=(epoch.images - before) / seconds,
+        waiting=waited / seconds,
+    )

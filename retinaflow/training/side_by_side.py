@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 import torch
@@ -62,7 +63,7 @@ def train_side_by_side(
             for training in working.values():
                 training.process.terminate()
             for training in working.values():
-                training.process.join()
+                training.end()
     return {name: results[name] for name in trainings}
 
 
@@ -70,6 +71,8 @@ def train_side_by_side(
 class _Training(Generic[Result]):
     process: SpawnProcess
     results: Connection
+    run_id: str | None
+    folder: Path
 
     @staticmethod
     def start(
@@ -89,21 +92,29 @@ class _Training(Generic[Result]):
         process.start()
         # The process has the only one now, so that its end is noticed.
         sender.close()
-        return _Training(process, receiver)
+        return _Training(process, receiver, run_id, config.output)
 
     def result(self) -> Result:
         """What the training returned; raises what it raised."""
         try:
-            outcome: Result | Exception = self.results.recv()
+            outcome: Result | Exception | None = self.results.recv()
         except EOFError:
-            self.process.join()
+            outcome = None
+        self.process.join()
+        if outcome is None:
             raise WorkerError(
                 f"the {self.process.name} training ended with exit code {self.process.exitcode}, often because the "
                 "memory ran out; side_by_side=false trains one after the other"
-            ) from None
+            )
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def end(self) -> None:
+        """Wait for the process, and end the run of one that was killed before it could."""
+        self.process.join()
+        if self.run_id is not None and (self.process.exitcode or 0) < 0:
+            tracking.end_run(tracking.open_run(self.run_id, self.folder), "KILLED")
 
 
 def _train(

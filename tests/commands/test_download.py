@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -263,7 +264,7 @@ def test_the_note_of_what_was_asked_for_is_there_whole_or_not_at_all(
     assert download(bucket, tmp_path / "oi", class_group="Car", dry_run="true") == 0
 
     def full_disk(*_: Any, **__: Any) -> int:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     note = (tmp_path / "oi" / "download.json").read_text()
     with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -24,13 +25,15 @@ from mlflow.tracking import MlflowClient
 from retinaflow.commands import binning, main, train
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.training_data import load_training_data
-from retinaflow.errors import DataError, Interrupted
+from retinaflow.errors import DataError, Interrupted, WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.settings.commands import BinningConfig, MainConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_FLAGS = {"image_size": 64, "num_buckets": 1, "batch_size": 4, "fpn_channels": 64, "head_depth": 1, "epochs": 1}
+WILD = {"lr": "1e30", "warmup": 0, "clip": "1e30", "precision": "float32"}
+"""A training by these fails at its second step."""
 
 
 def _runs(command: str) -> list[Run]:
@@ -39,6 +42,14 @@ def _runs(command: str) -> list[Run]:
         filter_string=f"tags.`retinaflow.command` = '{command}'",
         experiment_names=["retinaflow"],
         order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+
+
+def _children(parent: Run) -> list[Run]:
+    return mlflow.search_runs(
+        filter_string=f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+        search_all_experiments=True,
         output_format="list",
     )
 
@@ -256,11 +267,20 @@ def test_a_training_that_fails_ends_as_failed_with_its_reason(
 # main
 
 
-def test_main_is_a_parent_run_with_two_children_and_their_comparison(workshop: Any) -> None:
-    main.run(resolve(MainConfig, {**workshop.settings(epochs=1, register_as="pair").model_dump(mode="json")}))
+@pytest.mark.parametrize(
+    "threads",
+    [pytest.param(1, id="one after the other"), pytest.param(2, marks=pytest.mark.slow, id="side by side")],
+)
+def test_main_is_a_parent_run_with_two_children_and_their_comparison(
+    workshop: Any, threads: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    main.run(resolve(MainConfig, workshop.settings(epochs=1, register_as=f"pair-{threads}").model_dump(mode="json")))
+    lines = capfd.readouterr().out.splitlines()
+    assert any(line.startswith("uniform: epoch   1/1") for line in lines) == (threads == 2)
     parent = _runs("main")[0]
     assert parent.info.status == "FINISHED"
-    children = [run for run in _runs("train") if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    children = _children(parent)
     assert {run.info.run_name for run in children} == {"uniform", "binned"}
     assert {run.info.status for run in children} == {"FINISHED"}
     path = mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="comparison.csv")
@@ -276,7 +296,43 @@ def test_main_is_a_parent_run_with_two_children_and_their_comparison(workshop: A
     assert (table["difference"] <= table["high"] + 1e-12).all()
     assert parent.data.metrics["val/mAP"] == pytest.approx(table.loc["mAP", "binned"], abs=1e-12)
     # The baseline is not what is put to use.
-    assert [int(version.version) for version in MlflowClient().search_model_versions("name='pair'")] == [1]
+    assert [int(version.version) for version in MlflowClient().search_model_versions(f"name='pair-{threads}'")] == [1]
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_ends_main_and_the_other_training(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert workshop.cli("main", data=workshop.data, **SMALL_FLAGS, **WILD) == 2
+    assert "error: the loss must be finite" in capsys.readouterr().err
+    parent = _runs("main")[0]
+    assert parent.info.status == "FAILED"
+    assert {run.info.status for run in _children(parent)} - {"KILLED"} == {"FAILED"}
+
+
+@pytest.mark.parametrize("killed", ["training", "main"])
+def test_a_kill_ends_main_and_leaves_no_training_and_no_open_run(
+    workshop: Any, killed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill() -> None:
+        while len(found := multiprocessing.active_children()) < 2:
+            time.sleep(0.1)
+        pid, sign = (found[0].pid, signal.SIGKILL) if killed == "training" else (os.getpid(), signal.SIGTERM)
+        os.kill(pid or 0, sign)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    config = resolve(MainConfig, workshop.settings(epochs=100).model_dump(mode="json"))
+    kind = WorkerError if killed == "training" else Interrupted
+    with pytest.raises(kind, match="exit code -9.*side_by_side=false" if killed == "training" else "SIGTERM"):
+        main.run(config)
+    thread.join()
+    assert multiprocessing.active_children() == []
+    parent = _runs("main")[0]
+    assert parent.info.status == ("FAILED" if killed == "training" else "KILLED")
+    assert [run.info.status for run in _children(parent)] == ["KILLED", "KILLED"]
 
 
 @pytest.mark.parametrize(

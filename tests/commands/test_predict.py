@@ -114,7 +114,7 @@ REFUSED = {
     "a listed file that is not there": ({"image_list": "gone.txt"}, ValueError, "gone.jpg: .*No such file"),
     "an id without a file": (
         {"image_list": "id.txt", "images": "good"},
-        FileNotFoundError,
+        DataError,
         "b has none, for example",
     ),
 }

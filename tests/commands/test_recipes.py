@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 from retinaflow.commands import train
-from retinaflow.detector.network import RetinaNet
-from retinaflow.errors import SettingError, WorkerError
+from retinaflow.errors import WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
-from retinaflow.settings.training_groups import NetworkSettings
 from retinaflow.training.loop import StepResult
 from retinaflow.training.progress import Progress
 from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, resumed_settings
@@ -55,20 +53,6 @@ def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
     rows = [json.loads(line) for line in (workshop.folder / "lines/train/metrics.jsonl").read_text().splitlines()]
     names = {name for row in rows for name in row}
     assert {"train/peak_memory_mib", "train/waiting_for_images", "system/cpu_utilization_percentage"} <= names
-
-
-@pytest.mark.parametrize("layers", [0, 2, 5])
-def test_frozen_layers_do_not_learn(workshop: Any, layers: int) -> None:
-    model = RetinaNet(workshop.settings(trainable_layers=layers).part(NetworkSettings), 5)
-    stages = ["conv1", "layer1", "layer2", "layer3", "layer4"]
-    body = dict(model.backbone.body.named_parameters())
-    learning = {name.split(".")[0] for name, value in body.items() if value.requires_grad and not name.startswith("bn")}
-    assert learning == set(stages[5 - layers :] if layers else [])
-
-
-def test_statistics_that_were_never_estimated_cannot_be_frozen(workshop: Any) -> None:
-    with pytest.raises(SettingError, match="batch_norm=frozen needs weights that bring statistics"):
-        workshop.settings(batch_norm="frozen")
 
 
 def test_a_loader_worker_that_dies_is_named(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from retinaflow.commands import evaluate, predict
 from retinaflow.commands.train import TrainResult
-from retinaflow.data.openimages import predictions_frame
+from retinaflow.data.predictions import predictions_frame
 from retinaflow.data.training_data import load_training_data
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 from retinaflow.inference.detector import Detector

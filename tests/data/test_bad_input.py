@@ -63,9 +63,9 @@ def image(content: bytes, name: str = "train001.jpg") -> Change:
     return apply
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -222,7 +222,7 @@ def test_unusual_input_that_is_right_changes_nothing(name: str, tiny_dataset: Ti
     assert decode(loaded.index.file_of(place), (height, width), (32, 64)).shape == (32, 64, 3)
 
 
-def test_an_animated_image_shows_its_first_picture(tmp_path: Path) -> None:
+def test_an_animated_image_shows_its_first_image(tmp_path: Path) -> None:
     flat = [Image.new("RGB", (64, 64), colour) for colour in ((200, 10, 10), (10, 10, 200))]
     for kind in ("WEBP", "PNG"):
         path = tmp_path / f"moving.{kind.lower()}"

@@ -256,14 +256,14 @@ def test_an_image_that_becomes_unreadable_is_told_and_left_out_of_its_batch(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_with_stand_ins_every_batch_keeps_its_size_and_the_next_readable_image_takes_the_place(
+def test_with_replacements_every_batch_keeps_its_size_and_the_next_readable_image_takes_the_place(
     workers: int, index: AnnotationIndex
 ) -> None:
     for image in (2, 3, 11):
         index.file_of(image).write_bytes(b"no image any more")
     told: list[BadImage] = []
     batches = [PlannedBatch((64, 96), np.array(images), np.array(images)) for images in ([0, 2], [11])]
-    loader = BatchLoader(DetectionDataset(index, strong(index), stand_ins=2), workers=workers)
+    loader = BatchLoader(DetectionDataset(index, strong(index), replacements=2), workers=workers)
     loaded = list(loader.load(batches, seed=(0, 0), on_bad_image=told.append))
     assert [batch.image_index.tolist() for batch in loaded] == [[0, 4], [0]]
     assert [image.image_id for image in told] == ["train002", "train003", "train011"]
@@ -282,7 +282,7 @@ def _seeds_of(batch: PlannedBatch, seed: tuple[int, int]) -> list[int]:
 def test_images_that_cannot_be_read_in_a_row_stop_a_training_that_may_skip_one(index: AnnotationIndex) -> None:
     for image in range(len(index)):
         index.file_of(image).unlink()
-    loader = BatchLoader(DetectionDataset(index, stand_ins=3))
+    loader = BatchLoader(DetectionDataset(index, replacements=3))
     batch = PlannedBatch((64, 64), np.array([2]), np.array([2]))
     with pytest.raises(
         ValueError,
@@ -338,7 +338,7 @@ def test_boxes_above_the_limit_become_regions_to_ignore_anew_at_each_draw(index:
     request = Request(1, (64, 64), seed=7)
     first, again, whole = limited[request], limited[request], plain[request]
     assert first.is_group_of.tolist() == again.is_group_of.tolist()
-    # The same boxes, the same picture: only what they are for has changed.
+    # The same boxes, the same image: only what they are for has changed.
     assert (first.boxes == whole.boxes).all()
     assert (first.image == whole.image).all()
 

@@ -21,7 +21,7 @@ RGB = (200, 90, 30)
 
 
 def encoded(kind: str) -> bytes:
-    """A picture of HEIGHT x WIDTH in one colour, grey where the kind knows no colour."""
+    """An image of HEIGHT x WIDTH in one colour, grey where the kind knows no colour."""
     mode = {"grey": "L", "cmyk": "CMYK", "alpha": "RGBA"}.get(kind, "RGB")
     if kind == "16 bit":
         image = Image.fromarray(np.full((HEIGHT, WIDTH), 100 * 257, dtype=np.uint16))
@@ -150,7 +150,7 @@ def test_a_decoding_error_names_the_file(name: str, tmp_path: Path) -> None:
 
 
 def pattern() -> NDArray[np.uint8]:
-    """A smooth picture of 256 x 512 whose red grows to the right and whose green grows downwards."""
+    """A smooth image of 256 x 512 whose red grows to the right and whose green grows downwards."""
     y, x = np.mgrid[0:256, 0:512]
     return np.stack([x / 2, y / 1.0, np.full_like(x, 60)], axis=2).astype(np.uint8)
 

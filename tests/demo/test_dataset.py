@@ -138,7 +138,7 @@ def test_every_box_is_valid_and_has_the_published_columns(small: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Car", "Tree", "Woman"])
-def test_a_box_is_where_the_picture_differs_from_the_same_picture_without_the_object(kind: str) -> None:
+def test_a_box_is_where_the_image_differs_from_the_same_image_without_the_object(kind: str) -> None:
     """Height 100, width 200: the same generator draws the same background, so the difference is the object alone."""
     thing = Thing(kind, "Coat" if kind == "Woman" else "")
     with_it, without_it = (

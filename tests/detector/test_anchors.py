@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.ops import box_iou
 
-from retinaflow.detector.anchors import anchor_grid, cell_anchors, decode, encode
+from retinaflow.detector.anchors import anchor_grid, best_overlaps, cell_anchors, decode, encode
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (160, 96), (33, 470), (100, 37), (7, 3)])
@@ -71,3 +73,20 @@ def test_a_box_twice_as_wide_and_moved_by_half_an_anchor_has_the_code_worked_by_
 def test_an_absurd_size_offset_is_clamped_at_1000_over_16() -> None:
     box = decode(torch.tensor([[0.0, 0.0, 100.0, 100.0]]), torch.tensor([[0.0, 0.0, 16.0, 16.0]]))
     torch.testing.assert_close(box, torch.tensor([[-492.0, -492.0, 508.0, 508.0]]))
+
+
+@pytest.mark.parametrize("image_size", [(96, 160), (256, 64), (100, 75)])
+@pytest.mark.parametrize("anchor_scale", [1.5, 3.0, 4.0])
+def test_the_best_overlap_is_that_of_all_anchors(image_size: tuple[int, int], anchor_scale: float) -> None:
+    random = np.random.default_rng(0)
+    height, width = image_size
+    corners = random.uniform(0, 1, (400, 2, 2)) ** 2 * [width, height]
+    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
+    anchors = anchor_grid(image_size, anchor_scale=anchor_scale).boxes
+    expected = box_iou(torch.from_numpy(boxes), anchors).amax(dim=1)
+    found = best_overlaps(boxes, image_size, anchor_scale=anchor_scale)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_no_boxes_have_no_overlaps() -> None:
+    assert best_overlaps(np.zeros((0, 4)), (64, 64), anchor_scale=4.0).shape == (0,)

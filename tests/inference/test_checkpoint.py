@@ -81,7 +81,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_rubbish(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DataError, match="no space"):
         save_checkpoint(replace(checkpoint, epoch=5), path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]

@@ -180,7 +180,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ({"nproc": 2}, "got nproc=2; search_workers= runs"),
         ({"register_as": "best"}, "register_as is a setting of train, not of search"),
@@ -188,10 +188,10 @@ def test_what_cannot_be_compared_is_refused(
     ids=["several processes", "a name in the registry"],
 )
 def test_settings_of_one_training_alone_are_refused(
-    workshop: Any, given: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+    workshop: Any, given: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert workshop.cli("search", data=workshop.data, study="refused", **{**SMALL, **given}) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_and_leaves_nothing(workshop: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,12 +304,14 @@ def test_the_parameter_that_decides_good_values_is_the_most_important() -> None:
     assert sum(found.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("gains", "said"), [((0.05, 0.03, 0.04), "better than"), ((0.1, -0.1, 0.05), "not shown to")])
+@pytest.mark.parametrize(
+    ("gains", "expected"), [((0.05, 0.03, 0.04), "better than"), ((0.1, -0.1, 0.05), "not shown to")]
+)
 def test_the_best_is_called_better_only_when_the_interval_says_so(
-    workshop: Any, gains: tuple[float, ...], said: str
+    workshop: Any, gains: tuple[float, ...], expected: str
 ) -> None:
     config = _settings(
-        workshop, study=said.replace(" ", "-"), track=False, confirm_seeds=3, output=workshop.folder / "said"
+        workshop, study=expected.replace(" ", "-"), track=False, confirm_seeds=3, output=workshop.folder / "expected"
     )
     with open_search(config) as opened:
         params = {**opened.space.defaults(), "focal_gamma": 3.0}
@@ -322,14 +324,16 @@ def test_the_best_is_called_better_only_when_the_interval_says_so(
                 confirmation.study.add_trial(create_trial(value=value, user_attrs=attributes))
         table = compare(opened)
         assert table["difference"][0] == pytest.approx(np.mean(gains))
-        assert conclusion(table, opened).startswith(said)
+        assert conclusion(table, opened).startswith(expected)
 
 
-@pytest.mark.parametrize(("values", "said"), [((0.0, 0.0), "cannot be ranked"), ((0.5, 0.4), "no trial was better")])
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0.0, 0.0), "cannot be ranked"), ((0.5, 0.4), "no trial was better")]
+)
 def test_a_search_that_found_nothing_says_so(
-    workshop: Any, values: tuple[float, float], said: str, capsys: pytest.CaptureFixture[str]
+    workshop: Any, values: tuple[float, float], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = said.replace(" ", "-")
+    name = expected.replace(" ", "-")
     config = _settings(
         workshop, study=name, focal_gamma="1..4", track=False, confirm_seeds=0, output=workshop.folder / name
     )
@@ -342,7 +346,7 @@ def test_a_search_that_found_nothing_says_so(
             trial.set_user_attr(METRICS, {"val/mAP": value})
             opened.study.tell(trial, value)
     search.run(config)
-    assert said in capsys.readouterr().out
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "nsgaii"])

@@ -96,7 +96,7 @@ def test_settings_without_effect_are_not_asked_for() -> None:
 
 def test_settings_that_can_never_have_an_effect_are_not_in_the_space() -> None:
     assert not {"num_bins", "balance", "repeat_threshold"} & set(space(sampling="uniform").domains)
-    # It also says from when on rare classes are augmented more.
+    # It also sets the epoch from which rare classes are augmented more.
     assert "balance_start" in space(sampling="uniform").domains
     assert not {"num_bins", "bin_strategy"} & set(space(bin_edges="10,100").domains)
 

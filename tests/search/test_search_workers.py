@@ -70,8 +70,8 @@ class Server:
 def server() -> Iterator[Server]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
     found = shutil.which("pg_ctl")
-    places = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    programs = next((place for place in reversed(places) if (place / "initdb").is_file()), None)
+    folders = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    programs = next((folder for folder in reversed(folders) if (folder / "initdb").is_file()), None)
     if programs is None:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     # Not below pytest's folder, which no other user may enter.
@@ -129,7 +129,7 @@ def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig
     assert states_of_runs(config) == ["complete"] * 10
 
 
-def test_the_same_command_goes_on_and_adds_only_what_is_missing(
+def test_the_same_command_resumes_and_adds_only_what_is_missing(
     config: SearchConfig, hold: Path, prepare: Prepare
 ) -> None:
     few = config.model_copy(update={"trials": 2})
@@ -161,7 +161,7 @@ def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(
     assert states_of_runs(config) == ["complete"] * 3 + ["lost"]
 
 
-def test_a_worker_told_to_stop_queues_its_trial_again(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
+def test_a_worker_that_is_stopped_queues_its_trial_again(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
     config = config.model_copy(update={"trials": 2})
     study = prepare(config)
     hold.touch()

@@ -31,7 +31,7 @@ def split_of(*words: str) -> str | None:
 def safe_name(name: Any, where: str) -> str:
     """A relative path with / of a file name in a data file, which is never trusted as a path.
 
-    Raises DataError, which names ``where`` it stands, for a path that is absolute or leads out of its folder.
+    Raises DataError, with ``where`` the name was found, for a path that is absolute or leads out of its folder.
     """
     text = str(name).replace("\\", "/")
     path = PurePosixPath(text)

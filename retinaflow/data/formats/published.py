@@ -95,7 +95,7 @@ def write_published(found: DetectionSet, folder: Path) -> None:
     table["Origin"] = [str(path) for path in table["file"]]
     table[["ImageID", "Width", "Height", "Origin"]].to_csv(folder / IMAGES_FILE, index=False)
     if found.exhaustive:
-        text = "# Written by convert; these settings hold wherever data= names this folder.\nexhaustive: true\n"
+        text = "# Written by convert; these settings apply when data= names this folder.\nexhaustive: true\n"
         (folder / FOLDER_SETTINGS).write_text(text, encoding="utf-8")
 
 

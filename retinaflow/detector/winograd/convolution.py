@@ -50,8 +50,8 @@ class Conv3x3(nn.Conv2d):
 
 
 def use_conv3x3(module: nn.Module) -> None:
-    """Put a :class:`Conv3x3` in the place of every plain convolution of that kind below a module, which has no values
-    yet (it is on the meta device)."""
+    """Replace every plain convolution of that kind below a module by a :class:`Conv3x3`. The
+    module has no values yet: it is on the meta device."""
     for name, child in module.named_children():
         if type(child) is nn.Conv2d and _is_plain(child):
             replacement = Conv3x3(child.in_channels, child.out_channels, bias=child.bias is not None)
