@@ -151,8 +151,12 @@ def build_torchvision(classes: int, size: int, batch: int, precision: Precision)
     return step
 
 
-def build_retinaflow(classes: int, size: int, batch: int, precision: Precision) -> Step:
-    model = on_device(RetinaNet(NetworkSettings(backbone="resnet50", head_norm="none"), classes), CPU).train()
+def build_retinaflow(
+    classes: int, size: int, batch: int, precision: Precision, network: NetworkSettings | None = None
+) -> Step:
+    """network: other than the one that is compared with torchvision's."""
+    settings = network or NetworkSettings(backbone="resnet50", head_norm="none")
+    model = on_device(RetinaNet(settings, classes), CPU).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images, boxes, labels = inputs(classes, size, batch)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -144,8 +144,8 @@ def _box_in_column(
     return x1, x2, y1, y2
 
 
-# A real MLflow store and trainings that several tests use. What is heavy is imported where it is used, so that tests of a
-# single room load no more than they need.
+# A real MLflow store and trainings that several tests use. Heavy packages are imported where they are used, so that
+# tests of a single room load no more than they need.
 
 
 @pytest.fixture(scope="session")

@@ -208,6 +208,7 @@ def test_only_train_is_run_by_several_processes(
     assert f"start {command} without torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_store_without_room_is_a_message(tiny_dataset: TinyDataset, tmp_path: Path) -> None:
     def limit() -> None:
         # What a full disk does to SQLite, without filling one.

@@ -43,6 +43,7 @@ def test_a_bug_is_not_caught(bug: Exception, monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value is bug
 
 
+@pytest.mark.slow
 def test_the_shape_error_of_a_bug_ends_with_its_traceback_and_exit_code_1(tmp_path: Path) -> None:
     script = (
         "import numpy as np; from retinaflow.cli import main; from retinaflow.commands import binning\n"

@@ -28,7 +28,7 @@ INSTEAD: Mapping[str, str] = {
 }
 """Pattern of whole words, in any case -> what to write instead."""
 
-NOT_WORDS = re.compile(r"`[^`\n]*`|\]\([^)]*\)|https?://\S+|(?:#+ )?\$?RETINAFLOW_\w+")
+NOT_WORDS = re.compile(r"``[^`]*``|`[^`\n]*`|</?\w[^>]*>|\]\([^)]*\)|https?://\S+|(?:#+ )?\$?RETINAFLOW_\w+")
 """Names of code, targets of links and addresses, which stand as they are."""
 
 _UNWANTED = re.compile("|".join(rf"(?P<w{n}>\b(?:{words})\b)" for n, words in enumerate(INSTEAD)), re.IGNORECASE)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from retinaflow.comparison.stored_matches import store_matches
@@ -26,8 +25,7 @@ from retinaflow.reports import evaluation as reports
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig
 
-# torch and MLflow are imported where they are needed: with track=false a file of predictions is evaluated without them,
-# in seconds instead of tens, and in a fraction of the memory.
+# torch and MLflow are imported where they are needed: a file of predictions is evaluated in seconds, with track=false.
 
 
 def run(config: EvaluateConfig) -> EvaluationResult:
@@ -45,8 +43,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
         evaluation = evaluation_of(scores, index.taxonomy, source.bins)
-        document = reports.metrics_document(evaluation, index)
-        document |= reports.rules_document(evaluation, dropped, config)
+        document = reports.metrics_document(evaluation, index) | reports.rules_document(evaluation, dropped, config)
         thresholds = COCO_THRESHOLDS if config.iou_thresholds == "coco" else config.iou_thresholds
         per_class, slices = detail_tables(
             evaluator,
@@ -57,9 +54,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         )
         document |= means_by_threshold(per_class, thresholds)
         if config.bootstrap > 0:
-            evaluation, document["intervals"] = reports.with_intervals(
-                evaluation, index.taxonomy, source.bins, resamples=config.bootstrap, seed=config.seed
-            )
+            evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
         run.log_metrics(evaluation.metrics, step=0)
         targets: list[Run] = [run, FolderRun(config.output)] if config.track else [run]
         for target in targets:
@@ -115,9 +110,8 @@ def _of_predictions(config: EvaluateConfig) -> _Source:
     errors = RowErrors(config.on_bad_row)
     found = read_predictions(config.predictions, images.index, errors)
     images = replace(images, dropped=pd.concat([images.dropped, errors.frame()], ignore_index=True))
-    nothing = np.zeros(images.index.num_classes, dtype=np.int64)
-    no_bins = ClassBins(nothing, nothing, np.zeros(1), np.full(images.index.num_classes, -1, np.int32), "none", 0)
-    return _Source(str(config.predictions), config, images, no_bins, lambda stop, skipped: found)
+    bins = ClassBins.unknown(images.index.num_classes)
+    return _Source(str(config.predictions), config, images, bins, lambda stop, skipped: found)
 
 
 @contextlib.contextmanager

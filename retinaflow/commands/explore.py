@@ -31,7 +31,7 @@ def run(config: ExploreConfig) -> Path:
         targets = [run, FolderRun(config.output)] if config.track else [run]
         splits = ", ".join(config.train_splits)
         page = Report("What is in the data", f"{config.data}: {splits}; classes: {config.class_group}", targets)
-        settings = TrainingSettings(int(config.image_size), int(config.num_buckets), float(config.anchor_scale))
+        settings = TrainingSettings(config.image_size, config.num_buckets, config.anchor_scale)
         suspicious = write_sections(page, data, settings, samples=config.samples)
         run.log_metrics(_metrics(data, suspicious), step=0)
         with tempfile.TemporaryDirectory() as scratch:

@@ -52,6 +52,12 @@ class ClassBins:
     asked: int
     """Number of bins asked for."""
 
+    @staticmethod
+    def unknown(num_classes: int) -> ClassBins:
+        """No bins: nothing is known of a training, as of a file of predictions."""
+        counts = np.zeros(num_classes, dtype=np.int64)
+        return ClassBins(counts, counts, np.zeros(1), np.full(num_classes, -1, dtype=np.int32), "none", 0)
+
     @property
     def num_bins(self) -> int:
         """B, the number of bins."""

@@ -136,7 +136,8 @@ def share_index(index: AnnotationIndex) -> AnnotationIndex:
         _remove_left_behind(parent)
         folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return index.mapped(folder / "index")
+        index.save(folder / "index", notes=index.notes)
+        return AnnotationIndex.open(folder / "index", verify=False)
     except OSError:
         return index
 

@@ -25,6 +25,7 @@ from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import PlannedBatch
 from retinaflow.data.images import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.known_classes import known_classes
 from retinaflow.errors import DataError
 
 
@@ -143,7 +144,7 @@ class DetectionDataset(Dataset[Sample | NoSample]):
             pixels_from_normalised(boxes, request.shape),
             index.labels[rows],
             index.is_group_of[rows] | ignored,
-            index.verified(image),
+            known_classes(index, image),
             image,
         )
 

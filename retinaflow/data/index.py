@@ -6,7 +6,7 @@ index is a folder of columns and a document (the taxonomy and notes), see :mod:`
 
 Cost: building is a few vectorised passes; opening maps the files and checks them (Open Images whole, 0.9 GB: under
 0.5 s); a pickled opened index is its path, so a loader worker shares the pages of the file instead of a copy and checks
-nothing. :meth:`AnnotationIndex.mapped` makes such an index of one that was computed.
+nothing. :func:`retinaflow.data.cache.share_index` makes such an index of one that was computed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ class AnnotationIndex:
     """Folder this index was opened from, or None."""
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The notes that were given to :meth:`save`, for an index that was opened."""
-
     saved_digest: str = field(default="", compare=False)
     """The digest that was written with the columns, for an index that was opened."""
 
@@ -111,15 +110,7 @@ class AnnotationIndex:
 
     @cached_property
     def _digest_of_columns(self) -> str:
-        if self.saved_digest:
-            return self.saved_digest
-        hasher = hashlib.sha256(json.dumps(self.taxonomy.to_document(), sort_keys=True).encode())
-        for name in _COLUMNS:
-            if name not in ("files", "sizes"):
-                column = np.ascontiguousarray(getattr(self, name))
-                hasher.update(f"{name} {column.shape}".encode())
-                hasher.update((np.strings.encode(column, "utf-8") if column.dtype.kind == "U" else column).tobytes())
-        return hasher.hexdigest()
+        return self.saved_digest or _digest(self)
 
     def file_of(self, image: int) -> Path:
         """Path of an image's file."""
@@ -157,14 +148,7 @@ class AnnotationIndex:
         up = self.taxonomy.nearest_chosen(classes, upwards=True)
         down = self.taxonomy.nearest_chosen(classes, upwards=False)
         box_rows, labels = _assigned(self.labels, up)
-        present_rows, present = _assigned(self.verified_class, up)
-        absent_rows, absent = _assigned(self.verified_class, down)
-        is_present = self.verified_present[present_rows]
-        is_absent = ~self.verified_present[absent_rows]
-        rows = np.concatenate([present_rows[is_present], absent_rows[is_absent]])
-        verified = np.concatenate([present[is_present], absent[is_absent]])
-        order = np.argsort(rows, kind="stable")
-        rows, verified = rows[order], verified[order]
+        rows, verified = _assigned_labels(self, up, down)
         return replace(
             self,
             taxonomy=self.taxonomy.subset(classes),
@@ -175,51 +159,6 @@ class AnnotationIndex:
             label_start=row_starts(self.label_image[rows], len(self)),
             verified_class=verified,
             verified_present=self.verified_present[rows],
-            path=None,
-            saved_digest="",
-        )
-
-    def verified(self, image: int) -> NDArray[np.bool_]:
-        """``[K]`` classes known on an image: labelled present or absent, or boxed, expanded along the hierarchy.
-
-        A present label or a box implies all ancestors, an absent label all descendants (METRIC rule 1).
-        """
-        if self.all_known:
-            return np.ones(self.num_classes, dtype=bool)
-        known = np.zeros(self.num_classes, dtype=bool)
-        rows = slice(self.label_start[image], self.label_start[image + 1])
-        classes, present = self.verified_class[rows], self.verified_present[rows]
-        boxed = self.labels[self.box_start[image] : self.box_start[image + 1]]
-        known[classes] = True
-        known[boxed] = True
-        upwards = np.concatenate([classes[present], boxed])
-        closure = self.taxonomy.is_ancestor
-        known |= closure[upwards].any(axis=0)
-        known |= closure[:, classes[~present]].any(axis=1)
-        return known
-
-    def exhaustive(self) -> AnnotationIndex:
-        """The same with ``all_known``: a class without a box on an image is absent there. It needs no memory per
-        image."""
-        return replace(self, all_known=True)
-
-    def filled_in(self) -> AnnotationIndex:
-        """The index with a verified absent label for every class that is not known on an image.
-
-        For code that reads labels only, such as the metric. It has up to images times classes labels.
-        """
-        given = replace(self, all_known=False)
-        known = np.zeros((len(self), self.num_classes), dtype=bool)
-        for image in range(len(self)):
-            known[image] = given.verified(image)
-        image_of_added, added = np.nonzero(~known)
-        images = np.concatenate([self.label_image, image_of_added])
-        order = np.argsort(images, kind="stable")
-        return replace(
-            given,
-            label_start=row_starts(images, len(self)),
-            verified_class=np.concatenate([self.verified_class, added.astype(np.int32)])[order],
-            verified_present=np.concatenate([self.verified_present, np.zeros(len(added), dtype=bool)])[order],
             path=None,
             saved_digest="",
         )
@@ -239,9 +178,8 @@ class AnnotationIndex:
     def open(folder: Path, *, verify: bool = True) -> AnnotationIndex:
         """Map a saved index. Raises DataError when it is missing, of another format, or damaged."""
         columns, document = open_columns(folder, verify=verify)
-        taxonomy = Taxonomy.from_document(document["taxonomy"])
         return AnnotationIndex(
-            taxonomy=taxonomy,
+            taxonomy=Taxonomy.from_document(document["taxonomy"]),
             images_folder=document["images_folder"],
             notes=document["notes"],
             path=folder,
@@ -251,23 +189,39 @@ class AnnotationIndex:
             **columns,
         )
 
-    def mapped(self, folder: Path) -> AnnotationIndex:
-        """The same index saved as ``folder`` and mapped, so that processes share it; the index itself if it is
-        mapped."""
-        if self.path is not None:
-            return self
-        self.save(folder, notes=self.notes)
-        return AnnotationIndex.open(folder, verify=False)
-
     def __reduce__(self) -> tuple[Any, ...]:
         if self.path is not None:
             return _open_shared, (self.path, self.all_known)
         return AnnotationIndex, tuple(getattr(self, item.name) for item in fields(self))
 
 
+def _digest(index: AnnotationIndex) -> str:
+    hasher = hashlib.sha256(json.dumps(index.taxonomy.to_document(), sort_keys=True).encode())
+    for name in _COLUMNS:
+        if name not in ("files", "sizes"):
+            column = np.ascontiguousarray(getattr(index, name))
+            hasher.update(f"{name} {column.shape}".encode())
+            hasher.update((np.strings.encode(column, "utf-8") if column.dtype.kind == "U" else column).tobytes())
+    return hasher.hexdigest()
+
+
 def _open_shared(folder: Path, all_known: bool) -> AnnotationIndex:
     """Open, in a loader worker, an index that the main process has opened and verified."""
     return replace(AnnotationIndex.open(folder, verify=False), all_known=all_known)
+
+
+def _assigned_labels(
+    index: AnnotationIndex, up: NDArray[np.bool_], down: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows of image-level labels that are assigned to chosen classes, ascending, and the class of each."""
+    present_rows, present = _assigned(index.verified_class, up)
+    absent_rows, absent = _assigned(index.verified_class, down)
+    is_present = index.verified_present[present_rows]
+    is_absent = ~index.verified_present[absent_rows]
+    rows = np.concatenate([present_rows[is_present], absent_rows[is_absent]])
+    classes = np.concatenate([present[is_present], absent[is_absent]])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], classes[order]
 
 
 def _assigned(labels: NDArray[np.int32], nearest: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

@@ -16,6 +16,7 @@ from retinaflow.data.cache import LoadedIndex, cache_folder, load_index, share_i
 from retinaflow.data.class_groups import SeenImages, limit_background, select_classes
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.known_classes import with_absent_labels
 from retinaflow.data.openimages import find_files, read_image_ids
 from retinaflow.data.sampling import epoch_plan, expected_samples, first_balanced_epoch, image_weights
 from retinaflow.demo.dataset import demo_is_current, write_demo
@@ -99,7 +100,7 @@ def read_split(
     if len(loaded.index) == 0 and with_images:
         raise DataError(f"{', '.join(map(str, files.boxes))}: the files must have at least one row, but have none")
     if settings.exhaustive:
-        index = loaded.index.filled_in() if fill_in else loaded.index.exhaustive()
+        index = with_absent_labels(loaded.index) if fill_in else replace(loaded.index, all_known=True)
         return replace(loaded, index=index)
     if not files.image_labels:
         report(
@@ -178,7 +179,7 @@ def _split(
             )
         held_out = whole.take(np.flatnonzero(chosen))
         if held_out.all_known:
-            held_out = held_out.filled_in()
+            held_out = with_absent_labels(held_out)
         return whole.take(np.flatnonzero(~chosen)), held_out, loaded.dropped
     eval_labels = settings.eval_image_labels if settings.eval_image_labels else (None if labels is None else ())
     evaluated = read_split(

@@ -1,6 +1,6 @@
 """The pen of the generated demo set, and its vehicles.
 
-A :class:`Pen` draws polygons on two planes of one size: ``pixels`` (RGB) and ``ids`` (which part of which object is
+A :class:`Pen` fills polygons on two planes of one size: ``pixels`` (RGB) and ``ids`` (which part of which object is
 seen there). What is drawn later covers what was drawn before on both: visible boxes and occlusion follow from ``ids``.
 
 Every object is drawn in its own units: its height is 1, y runs from 0 (top) to 1 (where it stands), x is 0 in its
@@ -33,7 +33,7 @@ TYRE: Color = (36, 36, 40)
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws on ``pixels[H, W, 3]`` and ``ids[H, W]`` (both uint8, changed in place) through ``matrix[2, 3]``.
+    """Fills shapes on ``pixels[H, W, 3]`` and ``ids[H, W]`` (both uint8, changed in place) through ``matrix[2, 3]``.
 
     ``part`` is what a stroke writes into ``ids``; 0 is "no object". ``reach`` collects, per part, how far its strokes
     went in plane pixels, the frame's edge not considered: (x1, y1, x2, y2).
@@ -61,7 +61,7 @@ class Pen:
         return replace(self, matrix=np.column_stack([linear @ inner[:, :2], linear @ inner[:, 2] + self.matrix[:, 2]]))
 
     def polygon(self, points: Points, color: Color, *, edge: float = 0.0) -> None:
-        """Fill a polygon; ``edge`` > 0 draws its outline that wide (object units) in a darker tone of its colour."""
+        """Fill a polygon; ``edge`` > 0 gives it an outline that wide (object units) in a darker tone of its colour."""
         corners = np.asarray(points, dtype=np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
         fixed: Any = [np.round(corners * (1 << SUBPIXEL_BITS)).astype(np.int32)]
         cv2.fillPoly(self.pixels, fixed, color, cv2.LINE_8, SUBPIXEL_BITS)

@@ -106,7 +106,7 @@ def ensemble_bins(ensemble: Ensemble) -> ClassBins:
         images[member.classes[known]], boxes[member.classes[known]] = training.images[known], training.boxes[known]
     if not images.any():
         # Evaluated files of predictions: their training data is unknown.
-        return ClassBins(images, boxes, np.zeros(1), np.full(len(images), -1, np.int32), "none", 0)
+        return ClassBins.unknown(len(images))
     settings = ensemble.members[0].run.stored.settings
     given = {name: settings[name] for name in ("num_bins", "bin_strategy", "bin_edges") if name in settings}
     config = resolve(TrainConfig, given)

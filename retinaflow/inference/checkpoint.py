@@ -119,7 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint file")
     try:
-        # torch reads over a damaged tensor without a word; the archive knows better.
+        # torch reads a damaged tensor without an error; the archive has checksums.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:

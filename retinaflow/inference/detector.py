@@ -43,9 +43,12 @@ Given = TypeVar("Given", bound=PostprocessSettings)
 
 
 def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
-    """Settings of a command with those of detections and precision from the training, where they were not given."""
-    trained = checkpoint.settings
+    """Settings of a command with those of detections and precision from the training, where they were not given.
+
+    Raises SettingError for a checkpoint of an earlier version whose training had settings that are not available now.
+    """
     names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
+    trained = checkpoint.settings
     return changed(config, {name: trained[name] for name in names if name in trained})
 
 
@@ -80,7 +83,7 @@ class Detector:
         sizes: NDArray[np.integer] | None = None,
         device: torch.device | None = None,
     ) -> Detector:
-        """The detector of a checkpoint, on the first GPU or the CPU unless ``device`` says otherwise.
+        """The detector of a checkpoint, on the first GPU or the CPU unless ``device`` is given.
 
         ``settings``: as trained where they were not given. ``parents="expand"``: detections are copied to ancestor
         classes even if the training did not do so. ``sizes [I, 2]``: (height, width) of the images to come, to which

@@ -70,9 +70,9 @@ def wanted_images(
     Raises SettingError for a folder, list or split that does not exist, and DataError naming the file or the line of
     the list.
     """
-    found, place = _found(config, trained)
+    found, searched = _found(config, trained)
     if not found:
-        raise DataError(f"at least one image is needed, but there is none in {place}")
+        raise DataError(f"at least one image is needed, but there is none in {searched}")
     ids = choose(np.array(sorted(found), dtype=np.str_))
     files = [found[image_id] for image_id in ids.tolist()]
     root = Path(os.path.commonpath([path.parent for path in files if path is not None] or [Path.cwd()]))
@@ -83,7 +83,9 @@ def wanted_images(
     )
     sizes = config.size_table or (trained.get("size_table") if _is_trained(config) else None)
     given = SizeTable(*read_image_sizes(Path(sizes), RowErrors("stop"))) if sizes else None
-    index, bad = attach_sizes(index, place, on_bad_image=config.on_bad_image, given=given, journal=size_journal([root]))
+    index, bad = attach_sizes(
+        index, searched, on_bad_image=config.on_bad_image, given=given, journal=size_journal([root])
+    )
     return WantedImages(index, bad)
 
 
@@ -92,11 +94,11 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
     if config.image_list is not None:
         return _listed(config.image_list, config, trained)
     if config.images:
-        place = " or ".join(map(str, config.images))
-        return _unique((path.stem, path) for folder in config.images for path in _files_under(folder)), place
+        searched = " or ".join(map(str, config.images))
+        return _unique((path.stem, path) for folder in config.images for path in _files_under(folder)), searched
     settings, splits = _data(config, trained)
     folders = image_folders(settings, data_folder(settings), splits)
-    place = " or ".join(map(str, folders))
+    searched = " or ".join(map(str, folders))
     ids = _ids_of_splits(settings, splits, trained if is_evaluated(config, trained) else {})
     if len(ids) == 0:
         own = [folder for folder in folders if folder.name in splits]
@@ -105,8 +107,8 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
                 f"split={splits[0]}: {data_folder(settings)} has neither annotations of it nor a folder of its images; "
                 "give a folder as images=, or a file of ids or paths as image_list="
             )
-        return _unique((path.stem, path) for folder in own for path in _files_under(folder)), place
-    return _looked_up(ids.tolist(), folders), place
+        return _unique((path.stem, path) for folder in own for path in _files_under(folder)), searched
+    return _looked_up(ids.tolist(), folders), searched
 
 
 def _ids_of_splits(settings: DataSettings, splits: Sequence[str], trained: Mapping[str, Any]) -> NDArray[np.str_]:
@@ -210,11 +212,11 @@ def _files_under(folder: Path) -> Iterator[Path]:
     """The image files of a folder and its subfolders, hidden ones left out, absolute and sorted."""
     if not folder.is_dir():
         raise SettingError(f"images={folder}: no such folder")
-    for place, folders, names in os.walk(folder.absolute()):
+    for parent, folders, names in os.walk(folder.absolute()):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                path = Path(place) / name
+                path = Path(parent) / name
                 if _not_unicode(str(path)):
                     raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
                 yield path

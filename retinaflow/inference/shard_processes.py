@@ -120,11 +120,11 @@ def _by_processes(
             # Processes in the middle of a shard would finish it first.
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise WorkerError(
-                    f"one of {nproc} processes died, often because the memory ran out; the same command resumes. Give a "
-                    "smaller nproc= or batch_size= if it happens again"
+                    f"one of {nproc} processes died, often because the memory ran out; the same command resumes. Give "
+                    "a smaller nproc= or batch_size= if it happens again"
                 ) from None
             raise
 

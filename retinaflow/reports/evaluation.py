@@ -112,11 +112,11 @@ def rules_document(evaluation: EvaluationResult, dropped: pd.DataFrame, config: 
 
 
 def with_intervals(
-    evaluation: EvaluationResult, taxonomy: Taxonomy, counts: TrainingCounts, *, resamples: int, seed: int
+    evaluation: EvaluationResult, taxonomy: Taxonomy, counts: TrainingCounts, config: EvaluateConfig
 ) -> tuple[EvaluationResult, dict[str, list[float]]]:
     """The evaluation with columns ``ap_low`` and ``ap_high``, and [low, high] of the aggregates by name."""
     groups = class_groups(counts.images_per_class, counts.bin_of_class, class_ids=taxonomy.ids)
-    found = bootstrap_intervals(evaluation.scores.matches, groups=groups, resamples=resamples, seed=seed)
+    found = bootstrap_intervals(evaluation.scores.matches, groups=groups, resamples=config.bootstrap, seed=config.seed)
     table = evaluation.table.assign(
         ap_low=evaluation.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_low, strict=True))),
         ap_high=evaluation.table["class_id"].map(dict(zip(taxonomy.ids, found.ap_high, strict=True))),
@@ -143,7 +143,7 @@ def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
 def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.DataFrame) -> Figure:
     """Detections against ground truth on a dozen images; classes that only the hierarchy implies are left off.
 
-    A parent scores higher than its children at the same place, and would hide which of them was found.
+    The box of a parent class scores higher than the same box of its child, and would hide which child was found.
     """
     detections = detections.take(np.isin(detections.class_index, index.labels))
     panels = [_panel(image, detections, index) for image in _sheet_images(index, table)]
@@ -177,12 +177,12 @@ def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel 
 
 
 def _clearest(found: Detections) -> Detections:
-    """What a person can read: at one place the best class only, and at most ``SHEET_BOXES`` boxes."""
-    kept: list[int] = []
+    """At most ``SHEET_BOXES`` detections, of overlapping ones the best, so that the image stays readable."""
+    chosen: list[int] = []
     for row in np.argsort(-found.score, kind="stable"):
-        if len(kept) < SHEET_BOXES and (iou(found.boxes[[row]], found.boxes[kept]) < SHEET_OVERLAP).all():
-            kept.append(int(row))
-    return found.take(np.array(kept, dtype=np.int64))
+        if len(chosen) < SHEET_BOXES and (iou(found.boxes[[row]], found.boxes[chosen]) < SHEET_OVERLAP).all():
+            chosen.append(int(row))
+    return found.take(np.array(chosen, dtype=np.int64))
 
 
 def report_evaluation(evaluation: EvaluationResult) -> None:

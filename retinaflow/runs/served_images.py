@@ -1,4 +1,4 @@
-"""What a server is sent -> the bytes of an image file, checked before anything large is made of them.
+"""A value of a request -> the bytes of an image file, checked before an image is decoded.
 
 Every rule is checked on what is there already: the number of rows, the length of the base64 text, the pixels that the
 file's header announces. An image is decoded only after that, one at a time.
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from retinaflow.errors import DataError, SettingError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""Those that training reads; of Pillow's other readers none sees what a stranger sends."""
+"""The formats that training reads. Pillow's other readers are not used on files from a request."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Limits:
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Limits:
-        """The limits among some settings. Raises ValueError for one that is no whole number above 0."""
+        """The limits among some settings. Raises SettingError for one that is no whole number above 0."""
         given = {item.name: settings[item.name] for item in fields(Limits) if item.name in settings}
         for name, value in given.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number above 0, but got {name}={value!r}")
+                raise SettingError(f"{name} must be a whole number above 0, but got {name}={value!r}")
         return Limits(**given)
 
     def as_settings(self) -> dict[str, int]:
@@ -57,45 +59,45 @@ def _example() -> str:
 
 
 EXAMPLE = _example()
-"""A tiny picture as it is sent: the logged model's input example."""
+"""A tiny base64-encoded image: the input example of the logged model."""
 
 
 class ImageFile(NamedTuple):
-    """A whole file in memory, and the (height, width) that its header tells."""
+    """A whole file in memory, and the (height, width) in its header."""
 
     data: NDArray[np.uint8]
     size: tuple[int, int]
 
 
 def sent_image(value: Any, limits: Limits) -> ImageFile:
-    """The file that a base64 text holds. Raises ValueError for any other value and for what exceeds a limit."""
+    """The file that a base64 text holds. Raises DataError for any other value and for one beyond a limit."""
     if not isinstance(value, str):
-        raise ValueError(f"image must be base64 text, but is a {type(value).__name__}")
+        raise DataError(f"image must be base64 text, but is a {type(value).__name__}")
     # Four letters are three bytes; what is far too long is not even decoded.
     if len(value) // 4 * 3 > limits.max_bytes + 3:
-        raise ValueError(f"an image file may have {limits.max_bytes:,} bytes, but has {len(value) // 4 * 3:,}")
+        raise DataError(f"an image file may have {limits.max_bytes:,} bytes, but has {len(value) // 4 * 3:,}")
     try:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f"image must be a base64-encoded image file, but is {_shown(value)}") from None
+        raise DataError(f"image must be a base64-encoded image file, but is {_shown(value)}") from None
     return _checked(data, limits)
 
 
 def image_at(value: Any, limits: Limits) -> ImageFile:
-    """The file of a path. Raises ValueError for what is no path of a readable image file within the limits."""
+    """The file of a path. Raises DataError unless it is a readable image file within the limits."""
     try:
         path = Path(value)
         if path.stat().st_size > limits.max_bytes:
-            raise ValueError(f"{path}: an image file may have {limits.max_bytes:,} bytes")
+            raise DataError(f"{path}: an image file may have {limits.max_bytes:,} bytes")
         data = path.read_bytes()
     except (TypeError, OSError) as error:
-        raise ValueError(f"image must be the path of a file, but {error}") from None
+        raise DataError(f"image must be the path of a file, but {error}") from None
     return _checked(data, limits)
 
 
 def _checked(data: bytes, limits: Limits) -> ImageFile:
     if len(data) > limits.max_bytes:
-        raise ValueError(f"an image file may have {limits.max_bytes:,} bytes, but has {len(data):,}")
+        raise DataError(f"an image file may have {limits.max_bytes:,} bytes, but has {len(data):,}")
     try:
         with warnings.catch_warnings():
             # Of images that Pillow finds large; here the limit decides.
@@ -103,14 +105,14 @@ def _checked(data: bytes, limits: Limits) -> ImageFile:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
     except Image.DecompressionBombError:
-        raise ValueError(f"an image may have {limits.max_pixels:,} pixels, but has many more") from None
+        raise DataError(f"an image may have {limits.max_pixels:,} pixels, but has many more") from None
     # A damaged header makes Pillow's readers raise what their parsing happens to meet.
     except Exception:
-        raise ValueError(f"not an image file of {', '.join(FORMATS)}") from None
+        raise DataError(f"not an image file of {', '.join(FORMATS)}") from None
     if width * height > limits.max_pixels:
-        raise ValueError(f"an image may have {limits.max_pixels:,} pixels, but has {width} x {height}")
+        raise DataError(f"an image may have {limits.max_pixels:,} pixels, but has {width} x {height}")
     if width < 1 or height < 1:
-        raise ValueError(f"an image must have pixels, but has {width} x {height}")
+        raise DataError(f"an image must have pixels, but has {width} x {height}")
     return ImageFile(np.frombuffer(data, dtype=np.uint8), (height, width))
 
 

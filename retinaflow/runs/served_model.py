@@ -27,6 +27,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
+from retinaflow.errors import DataError, SettingError
 from retinaflow.inference.detector import Detector
 from retinaflow.runs.served_images import Limits, image_at, sent_image
 
@@ -36,7 +37,7 @@ _SERVERS = ("__pyfunc_model_path__", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
 
 
 class BadRequest(MlflowException, ValueError):
-    """What the caller can mend: a ValueError in Python, 400 from a server."""
+    """An error of the request: a ValueError in Python, 400 from a server."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
@@ -48,7 +49,7 @@ class DetectorModel(PythonModel):
     detector: Detector
 
     def load_context(self, context: Any) -> None:
-        """Called once by MLflow. Raises ValueError for settings that do not hold."""
+        """Called once by MLflow. Raises SettingError for settings that it does not have."""
         settings = context.model_config or {}
         self.limits = Limits.of(settings)
         self.takes_paths = _takes_paths(settings.get("images", "base64"))
@@ -72,7 +73,7 @@ class DetectorModel(PythonModel):
             try:
                 with self.one_at_a_time:
                     rows += [(number, *row) for row in self._detect(value) if row[4] > threshold]
-            except ValueError as error:
+            except DataError as error:
                 raise BadRequest(f"row {number}: {error}") from None
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"image": "int64"})
 
@@ -94,9 +95,9 @@ def _is_server() -> bool:
 
 def _takes_paths(images: Any) -> bool:
     if images not in ("base64", "paths"):
-        raise ValueError(f"images must be base64 or paths, but got images={images!r}")
+        raise SettingError(f"images must be base64 or paths, but got images={images!r}")
     if images == "paths" and _is_server():
-        raise ValueError("a server must not read files for whoever asks, but got images=paths; it takes base64 only")
+        raise SettingError("a server must not read files that a request names (images=base64), but got images=paths")
     return bool(images == "paths")
 
 
@@ -118,9 +119,9 @@ def limit_request_bodies(most: int) -> None:
 
     async def body(self: Request) -> bytes:
         if not hasattr(self, "_body"):
-            told = self.headers.get("content-length", "")
-            if told.isdigit() and int(told) > most:
-                raise BadRequest(f"{message}, but has {int(told):,}")
+            length = self.headers.get("content-length", "")
+            if length.isdigit() and int(length) > most:
+                raise BadRequest(f"{message}, but has {int(length):,}")
             parts, size = [], 0
             async for part in self.stream():
                 size += len(part)

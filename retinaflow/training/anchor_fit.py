@@ -24,7 +24,7 @@ _SAMPLE = 1000
 
 @dataclass(frozen=True)
 class BoxSample:
-    """At most 1,000 boxes of each class that are no group-of boxes, drawn at random.
+    """At most 1,000 boxes of each class that are no group-of boxes, sampled at random.
 
     ``names [K]`` of the classes, ``boxes [N, 4]`` xyxy in [0, 1], ``labels [N]`` class, ``sizes [N, 2]`` (height,
     width) of the stored image.

@@ -44,7 +44,7 @@ class Checkpoints:
     def save_best(self) -> None:
         """Write ``best.pt`` from the present weights."""
         if self._trainer.world.is_first:
-            _write(self.current(), self.best)
+            save_checkpoint(self.current(), self.best)
 
     def save_last(self, progress: Mapping[str, Any], *, must: bool = False) -> None:
         """Write ``last.pt``. ``progress``: what resuming needs besides the state of the trainer.
@@ -56,7 +56,7 @@ class Checkpoints:
             return
         self._last_saved = time.monotonic()
         try:
-            _write(self.current(progress), self.last)
+            save_checkpoint(self.current(progress), self.last)
         except DataError as error:
             if must:
                 raise
@@ -83,10 +83,3 @@ class Checkpoints:
             epoch=trainer.epoch,
             progress=None if progress is None else {**trainer.state(), **progress},
         )
-
-
-def _write(checkpoint: Checkpoint, path: Path) -> None:
-    try:
-        save_checkpoint(checkpoint, path)
-    except OSError as error:
-        raise DataError(f"{path}: the checkpoint cannot be written ({error}); is the disk full?") from error

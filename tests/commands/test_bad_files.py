@@ -199,6 +199,7 @@ def test_a_kaggle_submission_scores_as_the_published_columns(good: Path) -> None
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_judging_a_file_loads_no_torch(good: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_bad_files import evaluate; from pathlib import Path; "

@@ -244,6 +244,7 @@ def _champion() -> Any:
     return MlflowClient().get_model_version_by_alias("flowers", "champion")
 
 
+@pytest.mark.slow
 def test_the_first_is_champion_and_a_surely_better_one_replaces_it(with_model: dict[str, str]) -> None:
     assert _promote(runs="weak").promoted
     assert _champion().run_id == with_model["weak"]

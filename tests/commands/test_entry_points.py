@@ -121,6 +121,7 @@ def test_with_one_bucket_every_batch_has_the_median_shape(workshop: Any, trained
     assert load_checkpoint(trained.checkpoint).buckets.shapes == ((64, 64),)
 
 
+@pytest.mark.slow
 def test_a_group_of_two_names_trains_and_judges_two_classes(workshop: Any) -> None:
     output = workshop.folder / "pair"
     result = train.run(workshop.settings(class_group="Car,Tree", epochs=1, track="false", output=str(output)))
@@ -140,6 +141,7 @@ def test_parents_count_their_childrens_images_unless_they_are_ignored(workshop: 
     assert images["Vehicle"] == len(own if parents == "ignore" else own | below)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parents", ["expand", "ignore"])
 def test_parents_that_are_not_learnt_are_expanded_to_or_ignored(workshop: Any, parents: str) -> None:
     output = workshop.folder / parents
@@ -165,6 +167,7 @@ def _images_of(workshop: Any, *names: str) -> set[str]:
 # Without MLflow
 
 
+@pytest.mark.slow
 def test_without_tracking_the_same_files_go_to_the_output_folder(trained: TrainResult, workshop: Any) -> None:
     before = len(_runs("train"))
     output = workshop.folder / "untracked"
@@ -203,6 +206,7 @@ def _signal_when(path_of: Any, number: signal.Signals) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_stopped_training_is_killed_and_goes_on_as_if_nothing_had_been(workshop: Any) -> None:
     output = workshop.folder / "stopped"
     config = workshop.settings(epochs=4, eval_every=4, output=str(output))

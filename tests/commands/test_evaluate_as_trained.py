@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from retinaflow.commands import train
+from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 from retinaflow.inference.detector import as_trained
 from retinaflow.inference.evaluated_images import images_for_model
@@ -34,6 +35,15 @@ def test_settings_of_detections_and_precision_come_from_the_training_unless_give
     given = {"score_threshold": "0.02", "precision": "auto", "max_detections": "9"}
     used = as_trained(resolve(EvaluateConfig, given), checkpoint)
     assert (used.score_threshold, used.nms, used.max_detections, used.precision) == (0.02, "soft-nms", 9, "auto")
+
+
+def test_a_setting_of_the_training_that_is_not_available_now_is_refused_unless_another_is_given(
+    trained: train.TrainResult, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(_changed(trained.checkpoint, tmp_path / "best.pt", nms="Car:soft-nms:0.4"))
+    with pytest.raises(SettingError, match=r"nms of the training cannot be used .*; give nms= another value"):
+        as_trained(resolve(EvaluateConfig, {}), checkpoint)
+    assert as_trained(resolve(EvaluateConfig, {"nms": "nms"}), checkpoint).nms == "nms"
 
 
 def test_a_checkpoint_finds_its_data_from_another_folder(

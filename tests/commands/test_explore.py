@@ -46,6 +46,7 @@ def parsed(path: Path) -> Links:
     return links
 
 
+@pytest.mark.slow
 def test_explore_logs_one_page_that_needs_nothing_else_and_its_pictures(workshop: Any) -> None:
     config = resolve(ExploreConfig, {"data": str(workshop.data), "num_bins": 2, "output": workshop.folder / "explored"})
     path = explore.run(config)
@@ -94,6 +95,7 @@ def test_without_samples_no_image_file_is_needed(workshop: Any, tiny_dataset: An
     assert "image sizes are not known" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["Car", "Car,Bus"])
 def test_a_few_classes_can_be_explored(group: str, workshop: Any) -> None:
     settings = {"data": str(workshop.data), "class_group": group, "track": False, "output": workshop.folder / "few"}

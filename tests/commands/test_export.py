@@ -20,6 +20,7 @@ pytest.importorskip("onnxruntime")
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "using-models.md"
 
 
+@pytest.mark.slow
 def test_an_exported_model_finds_what_evaluate_finds_by_the_lines_of_the_document(
     trained: TrainResult, evaluated: Path, workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ import torch
 
 from retinaflow.inference.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 DRIVER = """

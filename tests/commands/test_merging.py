@@ -26,6 +26,8 @@ from retinaflow.metric.challenge import average_precision
 from retinaflow.settings.commands import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
+pytestmark = pytest.mark.slow
+
 GROUPS = "Car,Bus,Vehicle+Tree,Plant"
 SMALL = {
     "image_size": 64,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +19,14 @@ import pytest
 
 from retinaflow.commands import predict
 from retinaflow.commands.train import TrainResult
+from retinaflow.data.images import file_states
 from retinaflow.data.training_data import load_training_data
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, Interrupted, SettingError, WorkerError
+from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.inference.image_selection import wanted_images
 from retinaflow.inference.prediction_folder import PredictionFolder
+from retinaflow.inference.shard_processes import Work, predict_shards
+from retinaflow.interrupts import StopRequest
 from retinaflow.metric.evaluation import read_detections
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.resolve import resolve
@@ -189,6 +195,7 @@ main(["predict", *sys.argv[1:]])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
     trained: TrainResult, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +221,29 @@ def test_a_killed_run_is_gone_on_with_and_no_finished_shard_is_done_twice(
     predict.run(config)
     assert "5 of 6 images are done already" in capsys.readouterr().out
     _assert_same(pd.read_csv(path), pd.read_csv(evaluated / "predictions.csv"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "error"), [("killed", WorkerError), ("stopped", Interrupted)])
+def test_processes_end_together_when_one_is_killed_or_all_are_asked_to(
+    trained: TrainResult, tmp_path: Path, end: str, error: type[Exception]
+) -> None:
+    config = _config(trained, tmp_path)
+    loaded = load_checkpoint(trained.checkpoint)
+    index = wanted_images(config, loaded.taxonomy, loaded.settings).index
+    others = set(multiprocessing.active_children())
+    request = PredictionFolder.opened(tmp_path, {"model": "a"}, file_states(index), shard_size=1)
+    with request as folder, StopRequest() as stop:
+        work = Work(trained.checkpoint, config, index)
+        finished = predict_shards(work, folder.shards, nproc=2, stop=stop, after_batch=lambda images: None)
+        assert next(finished).shard.notes() is not None
+        if end == "killed":
+            os.kill(next(iter(set(multiprocessing.active_children()) - others)).pid or 0, signal.SIGKILL)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(error):
+            list(finished)
+        assert set(multiprocessing.active_children()) <= others
 
 
 def test_shards_of_changed_files_are_done_again_and_others_are_not(

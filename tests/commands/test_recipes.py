@@ -21,6 +21,7 @@ from retinaflow.training.progress import Progress
 from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, resumed_settings
 
 
+@pytest.mark.slow
 def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(workshop: Any) -> None:
     """With a learning rate of nothing the second evaluation is like the first, and patience is one."""
     given = {"lr": 1e-12, "epochs": 5, "patience": 1, "batch_norm": "train", "keep_best": "val/mAP_frequent"}
@@ -35,6 +36,7 @@ def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(wor
     assert again.evaluation.metrics == result.evaluation.metrics
 
 
+@pytest.mark.slow
 def test_a_log_has_plain_lines_with_time_left_and_ap_by_bin(
     workshop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

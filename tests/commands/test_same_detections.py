@@ -21,7 +21,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.runs.served_model import DetectorModel
 from retinaflow.settings.commands import EvaluateConfig, PredictConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
-from retinaflow.training.session import Session
+from retinaflow.training.session import start_session
 
 BOX = ["XMin", "YMin", "XMax", "YMax"]
 
@@ -54,9 +54,9 @@ def _exact(frame: pd.DataFrame) -> pd.DataFrame:
 def _of_training(path: Path) -> pd.DataFrame:
     loaded = load_checkpoint(path)
     config = resolve(TrainConfig, {**loaded.settings, "config": None})
-    session = Session.start(config, load_training_data(config), loaded)
+    session = start_session(config, load_training_data(config), loaded)
     with StopRequest() as stop:
-        detections, _ = session.evaluate_best(path, stop)
+        detections = session.evaluate_best(path, stop).detections
     return _exact(predictions_frame(detections, session.data.evaluated))
 
 

@@ -289,6 +289,7 @@ def filled_lines(content: bytes) -> int:
     return sum(1 for line in re.split(rb"\r\n|\r|\n", content) if line)
 
 
+@pytest.mark.slow
 def test_of_2000_mutations_each_is_read_in_full_or_refused_by_name(tiny_dataset: TinyDataset) -> None:
     folder = tiny_dataset(train=6, validation=0)
     names = (BOXES, LABELS, CLASSES, HIERARCHY)

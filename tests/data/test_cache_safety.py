@@ -147,6 +147,7 @@ def test_of_two_processes_that_start_at_once_one_builds_and_both_have_the_index(
     act(TWO_BUILDERS, tiny_dataset(), tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_after_a_kill_at_any_step_of_writing_the_next_start_has_the_right_index(
     tiny_dataset: TinyDataset, tmp_path: Path
 ) -> None:

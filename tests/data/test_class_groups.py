@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_background_images_are_limited_and_verified_negatives_come_first() -> No
 
 
 def test_in_an_exhaustive_set_all_background_is_verified_absent() -> None:
-    index = make_index([[0], [0], [], [], []], classes=1).exhaustive()
+    index = replace(make_index([[0], [0], [], [], []], classes=1), all_known=True)
     _, _, seen = limit_background(index, ratio=1.0, seed=0)
     assert (seen.verified_absent, seen.verified_absent_in_all, seen.others_in_all) == (2, 3, 0)
 

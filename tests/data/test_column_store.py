@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from retinaflow.data import cache
 from retinaflow.data.cache import share_index
 from retinaflow.data.column_store import open_columns, save_columns
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.known_classes import with_absent_labels
 
 LONG = np.random.default_rng(0).integers(0, 2**62, 40_000)
 """320 kB: five blocks of the checksum, the last one not full."""
@@ -92,7 +94,7 @@ def test_the_digest_is_kept_with_an_index_and_made_anew_for_a_part_of_it(tmp_pat
     part, classes = np.arange(5), np.array([1, 3])
     assert opened.take(part).digest == index.take(part).digest != index.digest
     assert opened.with_classes(classes).digest == index.with_classes(classes).digest != index.digest
-    assert opened.filled_in().digest == index.filled_in().digest != index.digest
+    assert with_absent_labels(opened).digest == with_absent_labels(index).digest != index.digest
 
 
 def test_a_large_computed_index_is_shared_through_a_file_and_a_small_one_copied(
@@ -118,9 +120,9 @@ def test_a_large_computed_index_is_shared_through_a_file_and_a_small_one_copied(
 
 def test_an_opened_index_that_is_said_to_be_exhaustive_is_shared_from_its_own_file(tmp_path: Path) -> None:
     random_index(4).save(tmp_path / "index")
-    opened = AnnotationIndex.open(tmp_path / "index").exhaustive()
+    opened = replace(AnnotationIndex.open(tmp_path / "index"), all_known=True)
     again = pickle.loads(pickle.dumps(opened))
-    assert opened.mapped(tmp_path / "copy") is opened
+    assert share_index(opened) is opened
     assert again.path == opened.path
     assert again.all_known
     assert again.digest == opened.digest != AnnotationIndex.open(tmp_path / "index").digest

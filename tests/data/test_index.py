@@ -13,6 +13,7 @@ from made_index import boxes_of, labels_of, make_index, make_taxonomy, parents_o
 
 from retinaflow.data.column_store import FORMAT
 from retinaflow.data.index import AnnotationIndex, row_starts
+from retinaflow.data.known_classes import known_classes, with_absent_labels
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 COLUMNS = ("image_ids", "files", "sizes", "box_start", "boxes", "labels", "flags", "label_start")
@@ -32,7 +33,7 @@ def test_an_index_without_images_can_be_asked_everything() -> None:
     assert len(empty) == 0
     assert len(empty.take(np.zeros(0, dtype=np.int64))) == 0
     assert empty.with_classes(np.array([2, 0])).num_classes == 2
-    assert len(empty.filled_in().verified_class) == 0
+    assert len(with_absent_labels(empty).verified_class) == 0
     assert len(empty.digest) == 64
 
 
@@ -66,7 +67,7 @@ def test_some_classes_alone_expand_to_what_they_are_in_the_whole(seed: int, clas
     assert chosen.taxonomy.ids == tuple(f"/m/{number}" for number in classes), "class k is classes[k]"
     assert chosen.image_ids.tolist() == index.image_ids.tolist(), "every image stays"
     for image in range(len(index)):
-        assert chosen.verified(image).tolist() == index.verified(image)[classes].tolist()
+        assert known_classes(chosen, image).tolist() == known_classes(index, image)[classes].tolist()
         whole = {row for row in slowly_expanded(index, image) if row[0] in chosen.taxonomy.index_of}
         assert slowly_expanded(chosen, image) == whole
 
@@ -90,7 +91,7 @@ def test_what_is_known_by_hand_goes_up_for_present_and_down_for_absent() -> None
         links=[(0, 1), (1, 2), (3, 4)],
         labelled=[[(1, True)], [(1, False)], [], [], [(3, False), (2, False)]],
     )
-    known = [np.flatnonzero(index.verified(image)).tolist() for image in range(5)]
+    known = [np.flatnonzero(known_classes(index, image)).tolist() for image in range(5)]
     assert known == [[0, 1], [1, 2], [0, 1, 2], [], [2, 3, 4]]
 
 
@@ -110,14 +111,14 @@ def slowly_known(index: AnnotationIndex, image: int) -> set[int]:
 def test_what_is_known_agrees_with_a_slow_loop(seed: int) -> None:
     index = random_index(seed)
     for image in range(len(index)):
-        assert set(np.flatnonzero(index.verified(image)).tolist()) == slowly_known(index, image)
+        assert set(np.flatnonzero(known_classes(index, image)).tolist()) == slowly_known(index, image)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_filling_in_adds_an_absent_label_for_every_unknown_class_and_no_other(seed: int) -> None:
     index = random_index(seed)
-    full = index.filled_in()
-    assert all(full.verified(image).all() for image in range(len(full)))
+    full = with_absent_labels(index)
+    assert all(known_classes(full, image).all() for image in range(len(full)))
     assert boxes_of(full) == boxes_of(index)
     before, after = labels_of(index), labels_of(full)
     for image, name in enumerate(before):
@@ -283,12 +284,12 @@ def test_with_classes_hands_boxes_up_to_and_absences_down_to_the_nearest_chosen_
 @pytest.mark.parametrize("seed", range(2))
 def test_an_exhaustive_index_knows_as_much_as_one_filled_in_without_a_label(seed: int, tmp_path: Path) -> None:
     index = random_index(seed)
-    full = index.exhaustive()
+    full = replace(index, all_known=True)
     part = full.take(np.arange(3)).with_classes(np.array([1]))
     full.save(tmp_path / "index")
     opened = AnnotationIndex.open(tmp_path / "index")
     for known in (full, part, opened, pickle.loads(pickle.dumps(opened)), pickle.loads(pickle.dumps(full))):
-        assert all(known.verified(image).all() for image in range(len(known)))
+        assert all(known_classes(known, image).all() for image in range(len(known)))
     assert len(full.verified_class) == len(index.verified_class)
-    assert full.filled_in().digest == index.filled_in().digest
+    assert with_absent_labels(full).digest == with_absent_labels(index).digest
     assert full.digest == opened.digest != index.digest

@@ -83,6 +83,7 @@ def test_the_published_cases_give_the_values_of_the_reference(name: str, weight:
     assert result.num_classes_in_mean == expected["num_classes_in_mean"]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(scene=scenes(), weight=st.sampled_from([0.0, 0.25, 1.0]), threshold=st.sampled_from([0.25, 0.5, 1.0]))
 def test_any_scene_scores_as_the_slow_reference_says(scene: Scene, weight: float, threshold: float) -> None:
@@ -130,6 +131,7 @@ def large_scene(seed: int) -> Scene:
     return Scene(60, tuple(ground_truths), tuple(labels), tuple(found), links)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_hundred_thousand_detections_score_as_the_slow_reference_says(weight: float) -> None:
     scene = large_scene(0)

@@ -31,6 +31,8 @@ from starlette.requests import Request
 import retinaflow
 from retinaflow.commands.train import TrainResult
 
+pytestmark = pytest.mark.slow
+
 MODEL = "models:/tiny-detector/1"
 LIMITS = {"max_images": 3, "max_bytes": 50_000, "max_pixels": 100_000, "max_request_bytes": 300_000}
 
@@ -210,11 +212,10 @@ def test_what_is_no_request_is_answered_with_400_and_the_server_lives_on(client:
 def test_a_server_refuses_to_take_paths(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     del client
     monkeypatch.setenv("SERVING_MODEL_CONFIG", json.dumps({"images": "paths"}))
-    with pytest.raises(ValueError, match="a server must not read files for whoever asks"):
+    with pytest.raises(ValueError, match="a server must not read files that a request names"):
         scoring_server.load_model_with_mlflow_config(MODEL)
 
 
-@pytest.mark.slow
 def test_mlflow_models_serve_outlives_a_thousand_malformed_requests(
     trained: TrainResult, evaluated: Path, workshop: Any
 ) -> None:

@@ -314,6 +314,7 @@ def test_a_value_is_written_as_on_the_command_line(value: object, text: str) -> 
     assert as_text(value) == text
 
 
+@pytest.mark.slow
 def test_copies_of_artifacts_are_gone_when_the_process_ends(client: MlflowClient) -> None:
     del client
     with _start() as run:  # type: ignore[attr-defined]

@@ -31,6 +31,8 @@ from retinaflow.search.trial import METRICS, WORKER, best_trial
 from retinaflow.settings.commands import SearchConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "image_size": 64,
     "num_buckets": 1,
@@ -202,7 +204,6 @@ def test_a_dry_run_counts_and_leaves_nothing(workshop: Any, capsys: pytest.Captu
     assert not storage.exists()
 
 
-@pytest.mark.slow
 def test_a_killed_worker_process_loses_and_doubles_nothing(workshop: Any) -> None:
     config = _settings(
         workshop, study="team", search_workers=2, confirm_seeds=0, heartbeat=3, output=workshop.folder / "team"

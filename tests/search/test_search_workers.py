@@ -118,6 +118,7 @@ def states_of_runs(config: SearchConfig) -> list[str]:
     return sorted(json.loads(path.read_text())["retinaflow.state"] for path in folder.glob("trial-*/tags.json"))
 
 
+@pytest.mark.slow
 def test_workers_that_race_run_exactly_the_trials_asked_for(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
     config = config.model_copy(update={"trials": 10})
     study = prepare(config)
@@ -139,6 +140,7 @@ def test_the_same_command_resumes_and_adds_only_what_is_missing(
         assert len(study.get_trials()) == number
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(
     config: SearchConfig, hold: Path, prepare: Prepare
 ) -> None:
@@ -161,6 +163,7 @@ def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(
     assert states_of_runs(config) == ["complete"] * 3 + ["lost"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_queues_its_trial_again(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
     config = config.model_copy(update={"trials": 2})
     study = prepare(config)

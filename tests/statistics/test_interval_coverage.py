@@ -37,6 +37,7 @@ def coverage() -> dict[str, np.ndarray]:
     return {name: np.nanmean(np.stack(values), axis=0) for name, values in seen.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scores", "differences"])
 def test_intervals_of_classes_with_ten_truths_and_more_cover(coverage: dict[str, np.ndarray], name: str) -> None:
     by_size = coverage[name].reshape(SIZES, -1).mean(axis=1)

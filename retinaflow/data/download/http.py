@@ -1,7 +1,7 @@
 """Reading over HTTP with retries, growing waits and verified lengths.
 
 A status of 429 or 5xx, a broken or stalled connection, and a body that does not match its headers are tried again after
-a random wait that doubles each time; all connections obey ``Retry-After``. 403, 404 and 410 mean that there is no such
+a random wait, each time twice as long; all connections obey ``Retry-After``. 403, 404 and 410 mean that there is no such
 file. HTTP itself is left to requests.
 """
 

@@ -30,12 +30,15 @@ SHORT = {"validation": "val"}
 _LISTS = ("images", "annotations", "categories")
 
 
-def find_coco(folder: Path) -> dict[str, Path]:
-    """The annotation files of a folder by split: JSON files with images, annotations and categories.
+def find_coco(path: Path) -> dict[str, Path]:
+    """The annotation files by split: a JSON file itself, or those of a folder with images, annotations and categories.
 
     Of COCO's own files only those of instances are read (not captions, keypoints, panoptic). Raises DataError for two
     files of one split.
     """
+    if path.is_file():
+        return {split_of(path.stem) or "train": path}
+    folder = path
     files = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
     instances = [path for path in files if path.name.startswith("instances_")]
     found: dict[str, Path] = {}

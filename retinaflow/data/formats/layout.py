@@ -1,15 +1,18 @@
-"""The layout of a folder or file, recognised by its content."""
+"""Layouts of detection data: the one of a folder, recognised by its content, and reading and writing each of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from retinaflow.data.formats.coco import find_coco
-from retinaflow.data.formats.published import splits_in
-from retinaflow.data.formats.voc import has_voc
-from retinaflow.data.formats.yolo import find_yolo
+from retinaflow.data.class_files import read_taxonomy
+from retinaflow.data.formats import coco, published, voc, yolo
+from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.source import ClassNames, SourceSet
+from retinaflow.data.openimages import CLASS_FILES
+from retinaflow.data.tables import RowErrors
 from retinaflow.errors import SettingError
-from retinaflow.settings.data_commands import Layout
+from retinaflow.progress import report
+from retinaflow.settings.data_commands import ConvertConfig, FirstPixel, Layout
 
 
 def layout_of(path: Path) -> Layout:
@@ -22,14 +25,14 @@ def layout_of(path: Path) -> Layout:
         raise SettingError(f"data={path}: a file must be COCO's .json or YOLO's .yaml; else give the folder")
     if not path.is_dir():
         raise SettingError(f"data={path}: no such file or folder")
-    if splits_in(path):
+    if published.splits_in(path):
         return "openimages"
     found: list[Layout] = []
-    if find_coco(path):
+    if coco.find_coco(path):
         found.append("coco")
-    if has_voc(path):
+    if voc.has_voc(path):
         found.append("voc")
-    if find_yolo(path):
+    if yolo.find_yolo(path):
         found.append("yolo")
     if len(found) == 1:
         return found[0]
@@ -39,3 +42,75 @@ def layout_of(path: Path) -> Layout:
         f"data={path}: found neither COCO JSON files, nor VOC XML files, nor YOLO's data.yaml or labels, nor "
         "*-annotations-bbox.csv; check the folder"
     )
+
+
+def read_source(config: ConvertConfig, path: Path, layout: Layout, errors: RowErrors) -> SourceSet:
+    """The content of the files of a layout other than that of Open Images, not yet verified against the image files.
+
+    Raises DataError for a file that cannot be read; rows that break a rule go to ``errors``.
+    """
+    folder = path.parent if path.is_file() else path
+    class_list = config.classes or next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+    classes = ClassNames(read_taxonomy(class_list, None) if class_list else None)
+    if layout == "coco":
+        files = coco.find_coco(path)
+        if path.is_file() and folder.name.startswith("annotation"):
+            # COCO's own layout: the images are beside the folder of the annotation files.
+            folder = folder.parent
+        return coco.read_coco(files, errors, folder=folder, classes=classes, images=config.images, report=report)
+    if layout == "voc":
+        return voc.read_voc(
+            path,
+            errors,
+            classes=classes,
+            images=config.images,
+            first_pixel=config.voc_first_pixel,
+            difficult=config.voc_difficult,
+            report=report,
+        )
+    document = path if path.is_file() else yolo.find_yolo(path) or path
+    return yolo.read_yolo(document, errors, classes=classes, images=config.images, report=report)
+
+
+def image_paths(found: DetectionSet, target: Layout, folder: Path) -> list[tuple[Path, Path]]:
+    """(source, target) of each image file of a set that is written to ``folder``."""
+    parts = {"openimages": "images", "coco": "{}", "voc": "JPEGImages", "yolo": "images/{}"}
+    folders = [folder / parts[target].format(coco.SHORT.get(split, split)) for split in found.images["split"]]
+    return [
+        (source, folder / name) for source, folder, name in zip(found.files, folders, found.file_names, strict=True)
+    ]
+
+
+def write_annotations(found: DetectionSet, target: Layout, folder: Path, *, first_pixel: FirstPixel) -> None:
+    """Write the annotation files of a layout, and report what the layout cannot hold."""
+    for what, count in _lost(found, target).items():
+        if count:
+            report(f"{target} cannot hold {what}: {count:,} are lost")
+    if target == "openimages":
+        published.write_published(found, folder)
+    elif target == "coco":
+        coco.write_coco(found, folder, found.file_names)
+    elif target == "voc":
+        voc.write_voc(found, folder, found.file_names, first_pixel=first_pixel)
+        published.write_classes(found.taxonomy, folder)
+    else:
+        yolo.write_yolo(found, folder)
+        published.write_classes(found.taxonomy, folder)
+
+
+def _lost(found: DetectionSet, target: Layout) -> dict[str, int]:
+    has_absent = target in ("openimages", "coco") or found.exhaustive
+    flags = found.boxes[list(FLAGS)].astype(int).sum()
+    return {
+        "verified absent classes": 0 if has_absent else int((~found.labels["present"]).sum()),
+        "classes verified present without a box": 0 if target == "openimages" else _present_without_box(found),
+        "group-of flags": flags["group_of"] if target == "yolo" else 0,
+        "occluded and truncated flags": flags["occluded"] + flags["truncated"] if target == "yolo" else 0,
+        "depiction and inside flags": flags["depiction"] + flags["inside"] if target in ("voc", "yolo") else 0,
+    }
+
+
+def _present_without_box(found: DetectionSet) -> int:
+    present = found.labels[found.labels["present"].astype(bool)]
+    boxed = set(zip(found.boxes["image"], found.boxes["class"], strict=True))
+    return sum(pair not in boxed for pair in zip(present["image"], present["class"], strict=True))

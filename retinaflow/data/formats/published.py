@@ -17,8 +17,16 @@ import pandas as pd
 
 from retinaflow.data.formats import detection_set
 from retinaflow.data.formats.detection_set import DetectionSet
+from retinaflow.data.formats.orientation import orientations_of
 from retinaflow.data.index import FLAGS, AnnotationIndex
 from retinaflow.data.openimages import BOX_FILES, LABEL_FILES
+from retinaflow.data.tables import RowError, RowErrors
+from retinaflow.data.training_data import read_split
+from retinaflow.errors import DataError
+from retinaflow.progress import report
+from retinaflow.settings.data_commands import ConvertConfig, Layout
+from retinaflow.settings.groups import DataSettings
+from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 
 IMAGES_FILE = "images.csv"
@@ -36,12 +44,36 @@ def splits_in(folder: Path) -> list[str]:
     return sorted(set(found), key=lambda split: (order.get(split, len(order)), split))
 
 
-def has_labels(folder: Path, split: str) -> bool:
+def _has_labels(folder: Path, split: str) -> bool:
     """Whether a folder holds a published file of image-level labels of a split."""
     return any((folder / name.format(split=split)).is_file() for name in LABEL_FILES)
 
 
-def from_indexes(
+def read_published(config: ConvertConfig, folder: Path, target: Layout, errors: RowErrors) -> DetectionSet:
+    """All splits of a folder. EXIF orientations are read only for ``target="yolo"``, which depends on them.
+
+    Raises DataError for a folder without annotations; rows that break a rule go to ``errors``.
+    """
+    given = {"images": config.images, "classes": config.classes}
+    rules = {"data": str(folder), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
+    settings = resolve(DataSettings, rules | {name: value for name, value in given.items() if value})
+    exhaustive = settings.exhaustive if config.exhaustive == "auto" else config.exhaustive
+    settings = settings.model_copy(update={"exhaustive": exhaustive})
+    splits = splits_in(folder)
+    if not splits:
+        raise DataError(f"data={folder}: the folder must hold a *-annotations-bbox.csv, but holds none")
+    indexes, orientations = {}, {}
+    for split in splits:
+        has_labels = settings.image_labels != "none" and _has_labels(folder, split)
+        loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None, fill_in=False)
+        indexes[split] = loaded.index
+        errors.found += [RowError(*row) for row in loaded.dropped.itertuples(index=False)]
+        files = [loaded.index.file_of(image) for image in range(len(loaded.index))]
+        orientations[split] = orientations_of(files) if target == "yolo" else [1] * len(files)
+    return _from_indexes(indexes, orientations, exhaustive=exhaustive)
+
+
+def _from_indexes(
     indexes: Mapping[str, AnnotationIndex], orientations: Mapping[str, Sequence[int]], *, exhaustive: bool
 ) -> DetectionSet:
     """The set of some splits. ``orientations``: the EXIF orientation of each image of a split."""
@@ -115,7 +147,18 @@ def _labels(found: DetectionSet) -> pd.DataFrame:
     return pd.concat([present, absent], ignore_index=True).sort_values(["image", "class"], ignore_index=True)
 
 
-def unknown_images(found: DetectionSet) -> np.ndarray:
+def without_unknown_images(found: DetectionSet) -> DetectionSet:
+    """The set without images that have no box and no label: the published layout lists an image by its rows only."""
+    unknown = _unknown_images(found)
+    if unknown.any():
+        report(
+            f"{int(unknown.sum()):,} images without any box or label are left out (with exhaustive=true they count as "
+            "images without objects)"
+        )
+    return found.take(~unknown)
+
+
+def _unknown_images(found: DetectionSet) -> np.ndarray:
     """``[I]`` images without a box and without a label, of a set that is not exhaustive: nothing is known of them."""
     known = np.zeros(len(found.images), dtype=bool)
     for frame in (found.boxes, found.labels):

@@ -8,8 +8,32 @@ if no other class leaves a split by the move. A class with one image is trained 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
+
+from retinaflow.data.formats.detection_set import DetectionSet
+from retinaflow.progress import report
+
+
+def with_validation_split(found: DetectionSet, *, fraction: float, seed: int) -> DetectionSet:
+    """The set with a validation split, taken from the training split if there is none; as it is with ``fraction`` 0."""
+    if "train" not in found.splits or "validation" in found.splits or fraction == 0:
+        return found
+    image, classes = (found.boxes[name].to_numpy(dtype=np.int64) for name in ("image", "class"))
+    own = np.flatnonzero(found.images["split"].to_numpy() == "train")
+    is_own = np.isin(image, own)
+    position, classes = np.searchsorted(own, image[is_own]), classes[is_own]
+    chosen = validation_images(position, classes, len(own), fraction=fraction, seed=seed)
+    report(f"{int(chosen.sum()):,} of {len(own):,} images became the validation split (validation_fraction=0: none)")
+    left = one_sided(position, classes, chosen)
+    if left:
+        names = ", ".join(found.taxonomy.labels[index] for index in left[:5])
+        report(f"{len(left)} classes of several images could not be put into both splits: {names}")
+    splits = found.images["split"].to_numpy(dtype=object)
+    splits[own[chosen]] = "validation"
+    return replace(found, images=found.images.assign(split=splits))
 
 
 def validation_images(
