@@ -80,7 +80,7 @@ def step(side: str, logits: Tensor, rows: Tensor, labels: Tensor) -> tuple[float
         dense[0, rows, labels] = 1
         loss = sigmoid_focal_loss(logits, dense, reduction="sum")
     else:
-        from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
+        from retinaflow.detector.focal_loss import ClassTargets, Pairs, focal_loss
 
         pairs = Pairs(rows, labels)
         anchors = torch.ones(1, logits.shape[1], dtype=torch.bool)

@@ -13,10 +13,10 @@ import time
 
 import torch
 
-from retinaflow.detector.loss import LossConfig, detection_loss
+from retinaflow.detector.detection_loss import LossConfig, detection_loss
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 
 def main() -> None:

@@ -7,9 +7,9 @@
 Printed: wall and CPU seconds (the first grow with other work on the machine) and the most memory taken on top, by
 tracemalloc, of counting images per class, of bins by each rule, of the weights and expected draws of each strategy, of
 an epoch plan as long as there are images and of its batches; the exposure summary of all strategies at their defaults;
-then, with the searchable settings turned, imbalance of draws per class (95th over 5th percentile) and effective sample size of every
-setting. The picture shows these as curves: to the left is balance, up is variety. Counts include the ancestors of the
-boxed classes, as a detector trained with ``parents=learn`` sees them.
+then, with the searchable settings turned, imbalance of draws per class (95th over 5th percentile) and effective sample
+size of every setting. The picture shows these as curves: to the left is balance, up is variety. Counts include the
+ancestors of the boxed classes, as a detector trained with ``parents=learn`` sees them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from retinaflow.data.batching import AspectBuckets, plan_batches
-from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.exposure import (
     compare_strategies,
     effective_sample_size,
@@ -36,13 +35,14 @@ from retinaflow.data.exposure import (
     exposure_table,
     imbalance,
 )
+from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_sizes
 from retinaflow.data.sampling import STRATEGIES, epoch_plan, expected_samples, image_weights
 from retinaflow.data.tables import RowErrors
-from retinaflow.settings.groups import BinStrategy, SamplingSettings, Strategy
+from retinaflow.settings.data_settings import BinStrategy, SamplingSettings, Strategy
 
 THRESHOLDS = (0.0003, 0.001, 0.003, 0.01, 0.1)
 POWERS = (0.0, 0.15, 0.3, 0.5, 0.75)

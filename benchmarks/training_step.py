@@ -9,8 +9,9 @@ they take turns step by step, so that other work on the machine meets both. Prin
 least processor time of a step (which other work disturbs less), images a second by both, peak resident memory above
 what stands before the first step (weights, inputs), and the matrix-product share: the floating-point operations of
 plain convolutions, forward and backward, over the fastest step, relative to the fastest float32 (or bfloat16) matrix
-product in the same process (more than 1 is possible for a side that needs fewer, as ``retinaflow.detector.winograd.transform``).
-``--precisions`` names the arms; ``shipped`` is torchvision in float32 and this project with ``precision=auto``.
+product in the same process (more than 1 is possible for a side that needs fewer, as
+``retinaflow.detector.winograd.transform``). ``--precisions`` names the arms; ``shipped`` is torchvision in float32 and
+this project with ``precision=auto``.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from retinaflow.detector.detection_loss import LossConfig, detection_loss
 from retinaflow.detector.device import Precision, autocast, fast_precision
-from retinaflow.detector.loss import LossConfig, detection_loss
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
 from retinaflow.detector.winograd.transform import convolution
 from retinaflow.inference.checkpoint import on_device
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 CPU = torch.device("cpu")
 BOXES_PER_IMAGE = 8

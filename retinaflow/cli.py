@@ -17,7 +17,7 @@ from pathlib import Path
 
 from retinaflow.errors import SHOWN, Interrupted, SettingError, is_refused_write
 from retinaflow.settings.commands import COMMANDS
-from retinaflow.settings.groups import TrackingSettings
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.help import MAIN_SETTINGS, SettingsParser, add_settings
 from retinaflow.settings.resolve import FOLDER_FILE, RENAMED, of_folder, resolve
 

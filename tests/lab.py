@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.cache import load_index
 from retinaflow.data.dataset import DetectionDataset
+from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import find_files
 from retinaflow.data.sampling import epoch_plan
+from retinaflow.detector.detection_loss import LossConfig
 from retinaflow.detector.device import Precision
-from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
 from retinaflow.inference.checkpoint import on_device
-from retinaflow.settings.training_groups import NetworkSettings, OptimizationSettings
+from retinaflow.settings.training_settings import NetworkSettings, OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.loop import Trainer
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from retinaflow.settings.commands import COMMANDS
-from retinaflow.settings.groups import Settings
+from retinaflow.settings.data_settings import Settings
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": ("convert", "download", "explore", "binning"),

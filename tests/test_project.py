@@ -17,7 +17,7 @@ import yaml
 
 import retinaflow
 from retinaflow.settings.commands import COMMANDS
-from retinaflow.settings.groups import Settings
+from retinaflow.settings.data_settings import Settings
 from retinaflow.settings.help import MAIN_SETTINGS
 
 ROOT = Path(__file__).parents[1]

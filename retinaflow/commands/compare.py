@@ -10,10 +10,10 @@ import numpy as np
 
 from retinaflow.comparison.chosen_runs import ChosenRun, as_sides, chosen_runs
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
+from retinaflow.comparison.comparison_page import PageNotes, comparison_page
 from retinaflow.comparison.conclusion import conclusion
 from retinaflow.comparison.difference_figure import difference_vs_frequency
 from retinaflow.comparison.notes import page_notes
-from retinaflow.comparison.page import PageNotes, comparison_page
 from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.runs.run import FolderRun, Run

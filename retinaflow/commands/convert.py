@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from retinaflow.data.formats.conversion import convert
-from retinaflow.data.formats.layout import layout_of
+from retinaflow.data.formats.known_formats import layout_of
 from retinaflow.data.training_data import data_folder
 from retinaflow.errors import SettingError
 from retinaflow.files import atomic_folder
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
-from retinaflow.settings.data_commands import ConvertConfig, Layout
-from retinaflow.settings.groups import DataSettings
+from retinaflow.settings.conversion_settings import ConvertConfig, Layout
+from retinaflow.settings.data_settings import DataSettings
 
 
 def run(config: ConvertConfig) -> Path:

@@ -16,7 +16,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
-from retinaflow.settings.data_commands import DownloadConfig
+from retinaflow.settings.conversion_settings import DownloadConfig
 
 
 def run(config: DownloadConfig) -> Path:

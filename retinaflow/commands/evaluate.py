@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from retinaflow.comparison.stored_matches import store_matches
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.predictions import predictions_frame, read_predictions
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.data.tables import RowErrors
@@ -21,7 +21,7 @@ from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.metric.details import detail_tables, means_by_threshold
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
-from retinaflow.reports import evaluation as reports
+from retinaflow.reports import evaluation_report as reports
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from retinaflow.data import exploration
-from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.class_groups import limit_background, select_classes
+from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.training_data import read_split

@@ -15,7 +15,7 @@ from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import ExportConfig
-from retinaflow.settings.model_groups import DetectorSettings, PostprocessSettings
+from retinaflow.settings.model_settings import DetectorSettings, PostprocessSettings
 
 
 def run(config: ExportConfig) -> Path:

@@ -22,7 +22,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import PredictConfig
-from retinaflow.settings.model_groups import PostprocessSettings
+from retinaflow.settings.model_settings import PostprocessSettings
 
 MAX_LOGGED_BYTES = 50 << 20
 """A larger file of predictions is not logged with the run, which names it."""

@@ -26,7 +26,7 @@ from retinaflow.reports.detection_images import detection_image, without_parents
 from retinaflow.runs import tracking
 from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import VisualizeConfig
-from retinaflow.settings.groups import DataSettings
+from retinaflow.settings.data_settings import DataSettings
 from retinaflow.taxonomy import Taxonomy
 
 FOLDER = "pictures"

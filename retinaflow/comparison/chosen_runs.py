@@ -17,7 +17,7 @@ from retinaflow.errors import SettingError
 from retinaflow.runs import store
 from retinaflow.runs.store import RunRecord
 from retinaflow.settings.fields import as_text
-from retinaflow.settings.model_groups import ComparisonSettings
+from retinaflow.settings.model_settings import ComparisonSettings
 
 NOT_A_SETTING = frozenset(
     ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from retinaflow.comparison.chosen_runs import ChosenRun, differing_settings
 from retinaflow.comparison.comparison import LETTERS, Comparison, Side
+from retinaflow.comparison.comparison_page import PageNotes, RunNote, SampleImage
 from retinaflow.comparison.conclusion import extremes
 from retinaflow.comparison.found_and_missed import FoundObject, found_and_missed, sample_image
 from retinaflow.comparison.images_of_run import images_of_run
-from retinaflow.comparison.page import PageNotes, RunNote, SampleImage
 from retinaflow.data.images import decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.errors import DataError, SettingError, first_line

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.comparison.ground_truth_digest import GroundTruthDigest, ground_truth_digest
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError
@@ -31,7 +31,7 @@ from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
-from retinaflow.settings.model_groups import EvaluationSettings
+from retinaflow.settings.model_settings import EvaluationSettings
 
 FILE_NAME = "matches.npz"
 FORMAT = 1

@@ -25,7 +25,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 
 MIN_VISIBLE = 0.35
 """Minimum fraction of a box's area that must stay in view for the box to stay."""

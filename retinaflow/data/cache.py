@@ -34,7 +34,7 @@ from retinaflow.data.openimages import SourceFiles, read_annotations, read_image
 from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.errors import DataError
 from retinaflow.files import lock
-from retinaflow.settings.groups import OnBadImage, OnBadRow
+from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
 _SMALL = 1 << 26

@@ -30,7 +30,7 @@ CLOTHING = "/m/09j2d"
 
 
 class BinOfClass(Protocol):
-    """The attributes that ``bin:K`` needs, of :class:`retinaflow.data.bins.ClassBins` for example."""
+    """The attributes that ``bin:K`` needs, of :class:`retinaflow.data.frequency_bins.ClassBins` for example."""
 
     @property
     def bin_of_class(self) -> NDArray[np.int32]: ...

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.index import FLAGS, AnnotationIndex
 

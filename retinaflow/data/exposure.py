@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.sampling import (
     STRATEGIES,
@@ -22,7 +22,7 @@ from retinaflow.data.sampling import (
     expected_samples,
     image_weights,
 )
-from retinaflow.settings.groups import SamplingSettings, Strategy
+from retinaflow.settings.data_settings import SamplingSettings, Strategy
 from retinaflow.taxonomy import Taxonomy
 
 

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.errors import DataError, SettingError
-from retinaflow.settings.groups import OnBadImage
+from retinaflow.settings.data_settings import OnBadImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"

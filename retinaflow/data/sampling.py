@@ -30,10 +30,10 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.errors import SettingError
-from retinaflow.settings.groups import SamplingSettings, Strategy
+from retinaflow.settings.data_settings import SamplingSettings, Strategy
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 FloatArray = NDArray[np.float64]

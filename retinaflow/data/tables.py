@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.text_lines import count_lines, filled_lines, flaw_of, has_rows, lines_of_csv
 from retinaflow.errors import DataError
-from retinaflow.settings.groups import OnBadRow
+from retinaflow.settings.data_settings import OnBadRow
 
 SHOWN = 5
 """Errors listed in a message."""

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.data.bins import ClassBins, make_bins
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index, share_index
 from retinaflow.data.class_groups import SeenImages, limit_background, select_classes
+from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.known_classes import with_absent_labels
@@ -23,7 +23,7 @@ from retinaflow.demo.dataset import demo_is_current, write_demo
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.groups import DataSettings, SampledDataSettings, SamplingSettings
+from retinaflow.settings.data_settings import DataSettings, SampledDataSettings, SamplingSettings
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 
 from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
+from retinaflow.detector.backbones import feature_pyramid
 from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
-from retinaflow.settings.training_groups import GROUPS, NetworkSettings
+from retinaflow.settings.training_settings import GROUPS, NetworkSettings
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -51,25 +49,6 @@ def check_ancestors(ancestors: Tensor | None, num_classes: int) -> None:
             f"ancestors must be [{num_classes}, {num_classes}] bool, "
             f"but got {tuple(ancestors.shape)} {str(ancestors.dtype).removeprefix('torch.')}."
         )
-
-
-class CoarseConv(nn.Conv2d):
-    """The 3 x 3 convolution of stride 2 that makes P6 and P7: ``[B, in, h, w]`` -> ``[B, out, ceil(h/2), ceil(w/2)]``.
-
-    On a CPU, a map one pixel wide is computed in float32 also under bfloat16 autocast: oneDNN's bfloat16 gradient of
-    the weights of such a map is uninitialised memory (torch 2.14; width 2 and stride 1 are correct). The map is tiny,
-    so this costs nothing.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """input: ``[B, in, h, w]`` float."""
-        if input.device.type == "cpu" and input.shape[-1] == 1 and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(input.float())
-        return super().forward(input)
 
 
 class Head(nn.Module):
@@ -117,7 +96,7 @@ class RetinaNet(nn.Module):
         self.num_classes = num_classes
         # Built without storage: the parts would draw their initial values from the global generator.
         with torch.device("meta"):
-            self.backbone = _backbone(config)
+            self.backbone = feature_pyramid(config)
             self.head = nn.ModuleDict(
                 {
                     "classification_head": Head(config, outputs=num_classes, name="cls_logits"),
@@ -140,29 +119,6 @@ class RetinaNet(nn.Module):
     def anchors(self, image_size: tuple[int, int]) -> AnchorGrid:
         """The anchors that the outputs for images of (height, width) pixels refer to, on the network's device."""
         return anchor_grid(image_size, anchor_scale=self.config.anchor_scale, device=self.mean.device)
-
-
-def _backbone(config: NetworkSettings) -> nn.Module:
-    norm_layer = nn.BatchNorm2d if config.batch_norm == "train" else FrozenBatchNorm2d
-    body = getattr(resnet, config.backbone)(weights=None, norm_layer=norm_layer)
-    learning = ("layer4", "layer3", "layer2", "layer1", "conv1")[: config.trainable_layers]
-    # The stem's norm learns only together with everything else, as in torchvision.
-    prefixes = learning if config.trainable_layers < 5 else (*learning, "bn1")
-    for name, parameter in body.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes) if prefixes else False)
-    width_c5 = body.inplanes
-    top = LastLevelP6P7(config.fpn_channels if config.p6_from == "p5" else width_c5, config.fpn_channels)
-    # Torchvision guesses the source from the channel numbers, wrongly where those of P5 and C5 agree.
-    top.use_P5 = config.p6_from == "p5"
-    top.p6, top.p7 = (CoarseConv(level.in_channels, level.out_channels) for level in (top.p6, top.p7))
-    pyramid: nn.Module = BackboneWithFPN(
-        body,
-        return_layers={"layer2": "0", "layer3": "1", "layer4": "2"},
-        in_channels_list=[width_c5 // 4, width_c5 // 2, width_c5],
-        out_channels=config.fpn_channels,
-        extra_blocks=top,
-    )
-    return pyramid
 
 
 @torch.no_grad()

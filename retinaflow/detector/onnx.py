@@ -29,7 +29,7 @@ from retinaflow.detector.anchors import LEVEL_STRIDES, MAX_LOG_SCALE, cell_ancho
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.postprocess import TOP_K
 from retinaflow.errors import SettingError
-from retinaflow.settings.model_groups import PostprocessSettings
+from retinaflow.settings.model_settings import PostprocessSettings
 
 OPSET = 18
 INPUT = "images"

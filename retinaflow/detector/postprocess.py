@@ -16,7 +16,7 @@ from torch import Tensor
 from retinaflow.detector.anchors import AnchorGrid, decode
 from retinaflow.detector.network import RawOutput, check_ancestors
 from retinaflow.detector.nms import hard_nms, soft_nms
-from retinaflow.settings.model_groups import PostprocessSettings
+from retinaflow.settings.model_settings import PostprocessSettings
 
 TopKScope = Literal["level", "class"]
 

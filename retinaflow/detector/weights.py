@@ -26,7 +26,7 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, Reti
 
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import DataError, SettingError
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 CLASS_LAYER = "head.classification_head.cls_logits."
 BODY = "backbone.body."

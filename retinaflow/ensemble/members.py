@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retinaflow.comparison.chosen_runs import ChosenRun, called, chosen_run
 from retinaflow.comparison.ground_truth_digest import ground_truth_digest
 from retinaflow.comparison.images_of_run import images_of_run_with_all_classes
-from retinaflow.data.bins import ClassBins, make_bins
+from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.ensemble.member_detections import detections_of

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import DataError, first_line
 from retinaflow.files import atomic_file
 from retinaflow.settings.resolve import current_names
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 from retinaflow.taxonomy import Taxonomy
 
 FORMAT = 1

@@ -34,7 +34,7 @@ from retinaflow.detector.device import Precision, autocast, device_of, loader_wo
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.postprocess import detect
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.settings.model_groups import DetectorSettings, EvaluationSettings, PostprocessSettings
+from retinaflow.settings.model_settings import DetectorSettings, EvaluationSettings, PostprocessSettings
 from retinaflow.settings.resolve import changed
 from retinaflow.taxonomy import Taxonomy
 

@@ -32,8 +32,8 @@ from retinaflow.data.training_data import data_folder, image_folders, load_train
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.groups import DataSettings
-from retinaflow.settings.model_groups import ImagesSettings
+from retinaflow.settings.data_settings import DataSettings
+from retinaflow.settings.model_settings import ImagesSettings
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 

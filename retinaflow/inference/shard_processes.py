@@ -29,7 +29,7 @@ from retinaflow.inference.detector import Detector
 from retinaflow.inference.prediction_folder import Shard
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.settings.model_groups import DetectingSettings
+from retinaflow.settings.model_settings import DetectingSettings
 
 _POLL_SECONDS = 0.5
 

@@ -2,8 +2,8 @@
 
 A detection can match only the ordinary ground-truth box and the group-of box that it overlaps most; it has no second
 choice. So both are found for each detection alone, in any order, in batches and in several processes; only which
-detection comes first at a ground-truth box needs all of them (:mod:`retinaflow.metric.matching`). Candidate matches do
-not depend on the IoU threshold either: one set of them serves all thresholds.
+detection comes first at a ground-truth box needs all of them (:mod:`retinaflow.metric.matching_rules`). Candidate
+matches do not depend on the IoU threshold either: one set of them serves all thresholds.
 
 Coordinates are used as given: float64, continuous, not clipped (rule 9). Cost: O(log V + ground-truth boxes of its
 image and class) per detection, in blocks of ``BLOCK`` detections, so that temporary arrays stay in the cache; the

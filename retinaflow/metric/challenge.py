@@ -2,7 +2,7 @@
 
 The rules, in their order, and where they are: 1 expansion of the ground truth and 2 verified classes
 (:mod:`~retinaflow.metric.ground_truth`), 3 accepted detections (:mod:`~retinaflow.metric.candidate_matches`), 4
-matching and 8 the order of equal scores (:mod:`~retinaflow.metric.matching`), 5 counts of ground truth
+matching and 8 the order of equal scores (:mod:`~retinaflow.metric.matching_rules`), 5 counts of ground truth
 (:mod:`~retinaflow.metric.evaluator`), 6 average precision and 7 its mean (here). A score is a pure function of its
 inputs. Cost: ``benchmarks/challenge_metric.py``.
 

@@ -33,7 +33,7 @@ from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Evaluator, Scores, ap_by_threshold, score
 from retinaflow.metric.details import detail_tables, iou_column
-from retinaflow.settings.groups import OnBadRow
+from retinaflow.settings.data_settings import OnBadRow
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 Table = str | Path | pd.DataFrame | Mapping[str, ArrayLike]

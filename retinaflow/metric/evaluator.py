@@ -24,7 +24,7 @@ from retinaflow.detections import Detections
 from retinaflow.metric.candidate_matches import CandidateMatches, GroundTruthByPair, candidate_matches
 from retinaflow.metric.ground_truth import Annotations, GroundTruths, count_repeated
 from retinaflow.metric.matches import Dropped, Kind, Matches
-from retinaflow.metric.matching import match_ranked, ranked
+from retinaflow.metric.matching_rules import match_ranked, ranked
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ def per_class_table(
     """One row per class with the columns :data:`COLUMNS`, by training images ascending, then class id.
 
     ``bin_of_class [K]``: 0 is the rarest bin, -1 no bin; the column ``bin`` counts from 1 and is missing for no bin.
-    ``images_per_class``, ``boxes_per_class`` ``[K]`` are counts in the training set. ``ap`` is NaN without ground
-    truth; ``num_truths`` is float because group-of boxes count with their weight. Raises ValueError when an array does
-    not have one value per class.
+    ``images_per_class``, ``boxes_per_class`` ``[K]`` are counts in the training set. ``ap`` is NaN without
+    ground truth; ``num_truths`` is float because group-of boxes count with their weight. Raises ValueError when an
+    array does not have one value per class.
     """
     arrays = {"bin_of_class": bin_of_class, "images_per_class": images_per_class, "boxes_per_class": boxes_per_class}
     for name, array in {**arrays, "scores.ap": scores.ap}.items():

@@ -19,7 +19,8 @@ from retinaflow.taxonomy import Taxonomy
 
 
 class TrainingCounts(Protocol):
-    """What is known of each of K classes from the training set, as :class:`retinaflow.data.bins.ClassBins` has it."""
+    """What is known of each of K classes from the training set, as :class:`retinaflow.data.frequency_bins.ClassBins`
+    has it."""
 
     @property
     def images_per_class(self) -> NDArray[np.int64]: ...

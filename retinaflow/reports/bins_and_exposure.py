@@ -7,7 +7,7 @@ from retinaflow.data.training_data import TrainingData, epoch_length
 from retinaflow.progress import report
 from retinaflow.reports.class_figures import class_frequency, exposure_curves
 from retinaflow.runs.run import Run
-from retinaflow.settings.groups import SampledDataSettings
+from retinaflow.settings.data_settings import SampledDataSettings
 
 
 def log_bins(run: Run, data: TrainingData) -> None:

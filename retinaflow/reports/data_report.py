@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data import exploration
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.data.bins import ClassBins
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.suspicious_annotations import suspicions, suspicious_table

@@ -22,7 +22,7 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from retinaflow.data.bins import make_bins
+from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import DataError, SettingError
 from retinaflow.interrupts import StopRequest

@@ -31,8 +31,8 @@ from retinaflow.search.trial import (
     states_of,
 )
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.fields import as_text
-from retinaflow.settings.groups import TrackingSettings
 
 FEWEST_FOR_IMPORTANCE = 4
 """Number of complete trials below which importances are not computed."""

@@ -15,7 +15,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from retinaflow.errors import SettingError
-from retinaflow.settings.data_commands import ConvertConfig, DownloadConfig
+from retinaflow.settings.conversion_settings import ConvertConfig, DownloadConfig
+from retinaflow.settings.data_settings import (
+    BinSettings,
+    DataSettings,
+    EvalSplitSettings,
+    SampledDataSettings,
+    TrackingSettings,
+    TrainSplitSettings,
+    with_defaults,
+)
 from retinaflow.settings.fields import (
     AtLeastOne,
     Count,
@@ -28,16 +37,7 @@ from retinaflow.settings.fields import (
     as_text,
     split_list,
 )
-from retinaflow.settings.groups import (
-    BinSettings,
-    DataSettings,
-    EvalSplitSettings,
-    SampledDataSettings,
-    TrackingSettings,
-    TrainSplitSettings,
-    with_defaults,
-)
-from retinaflow.settings.model_groups import (
+from retinaflow.settings.model_settings import (
     ComparisonSettings,
     DetectingSettings,
     DetectorSettings,
@@ -52,7 +52,7 @@ from retinaflow.settings.model_groups import (
     RunsSettings,
 )
 from retinaflow.settings.search_settings import SearchSettings
-from retinaflow.settings.training_groups import (
+from retinaflow.settings.training_settings import (
     AnchorSettings,
     AugmentSettings,
     CheckpointSettings,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
+from retinaflow.settings.data_settings import Settings
 from retinaflow.settings.fields import as_text
-from retinaflow.settings.groups import Settings
 from retinaflow.settings.resolve import RENAMED, nearest
 
 MAIN_SECTION = "Main settings"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
-from retinaflow.settings.groups import FOLDER_SETTINGS, DataSettings, Settings, TrackingSettings
+from retinaflow.settings.data_settings import FOLDER_SETTINGS, DataSettings, Settings, TrackingSettings
 
 RENAMED: Mapping[str, str] = {
     "background_rate": "empty_image_rate",

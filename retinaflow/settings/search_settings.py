@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from retinaflow.settings.data_commands import DryRunSettings
+from retinaflow.settings.conversion_settings import DryRunSettings
 from retinaflow.settings.fields import AtLeastOne, Count, Fraction, Names, Numbers, auto, none_of
 
 

@@ -14,12 +14,12 @@ from retinaflow.detector.weights import load_weights
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 from retinaflow.training.anchor_fit import SCALES, BoxSample, advice, class_reach
-from retinaflow.training.class_loss import loss_config
 from retinaflow.training.compilation import compile_network
 from retinaflow.training.distributed import World
 from retinaflow.training.loop import Trainer
+from retinaflow.training.loss_by_class import loss_config
 
 
 def build_trainer(config: TrainConfig, data: TrainingData, world: World, *, load: bool) -> Trainer:

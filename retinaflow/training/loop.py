@@ -24,11 +24,11 @@ from torch import Tensor
 from retinaflow.data.batching import AspectBuckets, plan_batches
 from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset
 from retinaflow.data.images import BadImage
+from retinaflow.detector.detection_loss import LossConfig
 from retinaflow.detector.device import Precision
-from retinaflow.detector.loss import LossConfig
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import SettingError, TrainingError
-from retinaflow.settings.training_groups import OptimizationSettings
+from retinaflow.settings.training_settings import OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.divergence import RecentLosses
 from retinaflow.training.optimizer import make_optimizer

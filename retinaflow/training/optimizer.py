@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from retinaflow.settings.training_groups import OptimizationSettings
+from retinaflow.settings.training_settings import OptimizationSettings
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:

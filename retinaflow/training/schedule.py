@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from retinaflow.settings.training_groups import OptimizationSettings
+from retinaflow.settings.training_settings import OptimizationSettings
 
 
 def learning_rate(step: int, total_steps: int, settings: OptimizationSettings) -> float:

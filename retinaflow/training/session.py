@@ -21,7 +21,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.model_groups import DetectorSettings
+from retinaflow.settings.model_settings import DetectorSettings
 from retinaflow.training.build import build_dataset, build_trainer, report_missed_boxes
 from retinaflow.training.checkpoints import Checkpoints
 from retinaflow.training.distributed import ALONE, World

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from retinaflow.data.dataset import Batch
+from retinaflow.detector.detection_loss import LossConfig, Losses, detection_loss
 from retinaflow.detector.device import Precision, autocast
-from retinaflow.detector.loss import LossConfig, Losses, detection_loss
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
 from retinaflow.training.distributed import World

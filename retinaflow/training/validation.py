@@ -13,7 +13,7 @@ from retinaflow.errors import Interrupted
 from retinaflow.inference.detector import Detector, by_image
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult, score_detections
-from retinaflow.settings.model_groups import EvaluationSettings
+from retinaflow.settings.model_settings import EvaluationSettings
 from retinaflow.training.distributed import World
 
 

@@ -13,9 +13,9 @@ import pytest
 from simulated_runs import run, world
 
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
+from retinaflow.comparison.comparison_page import PageNotes, RunNote, SampleImage, comparison_page
 from retinaflow.comparison.difference_figure import difference_vs_frequency
 from retinaflow.comparison.found_and_missed import FoundObject, best_thresholds, found_and_missed, sample_image
-from retinaflow.comparison.page import PageNotes, RunNote, SampleImage, comparison_page
 from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.metric.matches import Kind
 

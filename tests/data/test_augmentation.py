@@ -11,7 +11,7 @@ from made_index import presence_of
 from numpy.typing import NDArray
 
 from retinaflow.data.augmentation import Augmentation
-from retinaflow.data.bins import make_bins
+from retinaflow.data.frequency_bins import make_bins
 
 SHAPE = (96, 160)  # (height, width), not square on purpose
 RED, BLUE = (230, 20, 20), (20, 20, 230)

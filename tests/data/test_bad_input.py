@@ -20,7 +20,7 @@ from retinaflow.data.cache import LoadedIndex, load_index
 from retinaflow.data.images import decode
 from retinaflow.data.openimages import find_files, read_annotations
 from retinaflow.data.tables import RowErrors
-from retinaflow.settings.groups import OnBadImage, OnBadRow
+from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 BOXES, LABELS = "train-annotations-bbox.csv", "train-annotations-human-imagelabels.csv"
 CLASSES, HIERARCHY = "class-descriptions.csv", "bbox_labels_hierarchy.json"

@@ -11,7 +11,7 @@ from made_index import TinyDataset, boxes_of, labels_of
 
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index
 from retinaflow.data.openimages import find_files
-from retinaflow.settings.groups import OnBadImage, OnBadRow
+from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 
 @pytest.fixture

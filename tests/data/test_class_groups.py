@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from made_index import SHARED, make_index, make_taxonomy
 
-from retinaflow.data.bins import make_bins
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.class_groups import CLOTHING, PERSON, limit_background, select_classes
+from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 

@@ -9,7 +9,7 @@ import pytest
 from made_index import make_index
 
 from retinaflow.data import exploration
-from retinaflow.data.bins import make_bins
+from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 
 

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from made_index import make_index, random_index
 
-from retinaflow.data.bins import make_bins
 from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table, measure_exposure
+from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.sampling import STRATEGIES
-from retinaflow.settings.groups import SamplingSettings
+from retinaflow.settings.data_settings import SamplingSettings
 
 # Class 0 on images 0, 1 and 2, class 1 on image 2, class 2 nowhere; image 3 is empty.
 FOUR = image_class_pairs(make_index([[0], [0], [0, 1], []], classes=3))

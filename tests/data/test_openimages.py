@@ -23,7 +23,7 @@ from retinaflow.data.predictions import predictions_frame, read_predictions
 from retinaflow.data.tables import SHOWN, RowErrors
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
-from retinaflow.settings.groups import OnBadRow
+from retinaflow.settings.data_settings import OnBadRow
 
 HEADER_2018 = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_index import make_index, random_index
 
-from retinaflow.data.bins import make_bins
+from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.sampling import (
     STRATEGIES,
@@ -22,7 +22,7 @@ from retinaflow.data.sampling import (
     first_balanced_epoch,
     image_weights,
 )
-from retinaflow.settings.groups import SamplingSettings
+from retinaflow.settings.data_settings import SamplingSettings
 
 # Ten images. Class 0 on images 0 to 7, one box each; class 1 on image 7 (three boxes) and 8 (one); nothing on image 9.
 # n = (8, 2), f = (0.8, 0.2), boxes (8, 4) of 12. Log bins of (2, 8): the cut is at 4, so class 1 is rarer.

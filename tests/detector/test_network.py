@@ -13,9 +13,10 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
 
-from retinaflow.detector.network import CoarseConv, RetinaNet
+from retinaflow.detector.backbones import CoarseConv
+from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import COCO_V1_URL, COCO_V2_URL, load_weights
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 TINY: dict[str, Any] = {"backbone": "resnet18", "head_norm": "none", "fpn_channels": 32, "head_depth": 1}
 V1: dict[str, Any] = {"backbone": "resnet50", "head_norm": "none", "batch_norm": "frozen"}

@@ -12,8 +12,8 @@ import torch
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.onnx import onnx_detector
 from retinaflow.detector.postprocess import detect
-from retinaflow.settings.model_groups import PostprocessSettings
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.model_settings import PostprocessSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 onnxruntime = pytest.importorskip("onnxruntime")
 CONFIG = PostprocessSettings(score_threshold=0.02, max_detections=50)

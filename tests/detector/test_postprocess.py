@@ -16,8 +16,8 @@ from retinaflow.detector.network import RawOutput, RetinaNet
 from retinaflow.detector.nms import soft_nms
 from retinaflow.detector.postprocess import BatchDetections, detect
 from retinaflow.detector.weights import load_weights
-from retinaflow.settings.model_groups import PostprocessSettings
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.model_settings import PostprocessSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 SIZE = (96, 160)
 GRID = anchor_grid(SIZE)

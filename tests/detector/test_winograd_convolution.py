@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.winograd import transform
 from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 
 def _by_winograd(layer: Conv3x3, maps: Tensor) -> bool:

@@ -14,7 +14,7 @@ from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.inference.detector import Detector, by_image
-from retinaflow.settings.model_groups import PostprocessSettings
+from retinaflow.settings.model_settings import PostprocessSettings
 
 CPU = torch.device("cpu")
 EVERYTHING = PostprocessSettings(score_threshold=0.0, max_detections=20)

@@ -26,12 +26,12 @@ import pytest
 from simulated_runs import run, table_of, world
 
 from retinaflow.comparison.comparison import Resampling, Side, compare_runs
-from retinaflow.comparison.page import PageNotes, RunNote, comparison_page
+from retinaflow.comparison.comparison_page import PageNotes, RunNote, comparison_page
 from retinaflow.metric.challenge import Scores, average_precision
 from retinaflow.metric.per_class import summary
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.reports.class_figures import ap_vs_frequency, class_frequency
-from retinaflow.reports.evaluation import log_tables
+from retinaflow.reports.evaluation_report import log_tables
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve

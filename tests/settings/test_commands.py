@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from retinaflow.cli import build_parser
 from retinaflow.errors import SettingError
 from retinaflow.settings.commands import COMMANDS, BinningConfig, EvaluateConfig, TrainConfig
-from retinaflow.settings.groups import TrackingSettings
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.resolve import RENAMED, resolve
-from retinaflow.settings.training_groups import LossSettings
+from retinaflow.settings.training_settings import LossSettings
 
 
 def _yaml(folder: Path, text: str) -> str:

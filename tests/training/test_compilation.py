@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from retinaflow.detector.network import RetinaNet
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 from retinaflow.training.compilation import compile_network
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from torch import Tensor
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.errors import TrainingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from retinaflow.settings.training_groups import OptimizationSettings
+from retinaflow.settings.training_settings import OptimizationSettings
 from retinaflow.training.distributed import World
 from retinaflow.training.divergence import has_grown
 from retinaflow.training.loop import StepResult, Trainer

@@ -13,7 +13,7 @@ from retinaflow.data.download.http import Fetcher
 from retinaflow.data.openimages import is_plain_id, read_image_ids
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import atomic_file
-from retinaflow.settings.data_commands import DownloadConfig
+from retinaflow.settings.conversion_settings import DownloadConfig
 
 WORK = ".download"
 """Folder for the tables while images are fetched; removed when the download is complete."""

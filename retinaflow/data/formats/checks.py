@@ -26,8 +26,8 @@ from retinaflow.data.image_sizes import THREADS
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.errors import DataError
-from retinaflow.settings.data_commands import Orientation
-from retinaflow.settings.groups import OnBadImage
+from retinaflow.settings.conversion_settings import Orientation
+from retinaflow.settings.data_settings import OnBadImage
 
 _SAME_SHAPE = 0.01
 """Greatest relative difference of the two scales at which a size counts as that of the scaled image."""

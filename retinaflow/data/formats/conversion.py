@@ -9,14 +9,14 @@ from pathlib import Path
 from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.image_files import put_images
-from retinaflow.data.formats.layout import image_paths, read_source, write_annotations
+from retinaflow.data.formats.known_formats import image_paths, read_source, write_annotations
 from retinaflow.data.formats.published import read_published, without_unknown_images
 from retinaflow.data.formats.splits import with_validation_split
 from retinaflow.data.openimages import HIERARCHY_FILES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError
 from retinaflow.progress import report
-from retinaflow.settings.data_commands import ConvertConfig, Layout
+from retinaflow.settings.conversion_settings import ConvertConfig, Layout
 
 
 def convert(

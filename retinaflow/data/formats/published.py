@@ -24,8 +24,8 @@ from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.data.training_data import read_split
 from retinaflow.errors import DataError
 from retinaflow.progress import report
-from retinaflow.settings.data_commands import ConvertConfig, Layout
-from retinaflow.settings.groups import DataSettings
+from retinaflow.settings.conversion_settings import ConvertConfig, Layout
+from retinaflow.settings.data_settings import DataSettings
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
 

@@ -23,7 +23,7 @@ from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, n
 from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, report_left_out
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
-from retinaflow.settings.data_commands import Difficult, FirstPixel
+from retinaflow.settings.conversion_settings import Difficult, FirstPixel
 
 SHORT = {"validation": "val"}
 """Names of splits in VOC."""

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.errors import DataError, SettingError
-from retinaflow.settings.groups import BinStrategy
+from retinaflow.settings.data_settings import BinStrategy
 
 
 class ClassCounts(Protocol):

@@ -16,15 +16,15 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from retinaflow.detector.anchors import decode, encode
-from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
+from retinaflow.detector.focal_loss import ClassTargets, Pairs, focal_loss
 from retinaflow.detector.network import RawOutput, check_ancestors
 from retinaflow.detector.targets import BETWEEN, FOREGROUND, Targets, ignore_masks, match_anchors
-from retinaflow.settings.training_groups import BoxLoss
+from retinaflow.settings.training_settings import BoxLoss
 
 
 @dataclass(frozen=True, eq=False)
 class LossConfig:
-    """The loss of a training, from its :class:`~retinaflow.settings.training_groups.LossSettings` and bins.
+    """The loss of a training, from its :class:`~retinaflow.settings.training_settings.LossSettings` and bins.
 
     gamma: focusing of the focal loss, >= 0; 0 is weighted cross-entropy. A number, or ``[K]`` float.
     alpha: weight of positives in [0, 1], negatives get 1 - alpha; None weighs neither. A number, or ``[K]`` float.

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from retinaflow.data.bins import ClassBins
-from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
-from retinaflow.training.class_loss import by_class
+from retinaflow.data.frequency_bins import ClassBins
+from retinaflow.detector.focal_loss import ClassTargets, Pairs, focal_loss
+from retinaflow.training.loss_by_class import by_class
 
 
 @pytest.fixture

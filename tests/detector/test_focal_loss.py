@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from retinaflow.detector import focal
-from retinaflow.detector.focal import ClassTargets, Pairs, focal_loss
+from retinaflow.detector import focal_loss as focal_loss_module
+from retinaflow.detector.focal_loss import ClassTargets, Pairs, focal_loss
 from retinaflow.detector.targets import IgnoreMasks
 
 B, A, K = 2, 50, 7
@@ -51,7 +51,7 @@ def weighted_reference(logits: Tensor, onehot: Tensor, alpha: Tensor, gamma: Ten
 def test_value_and_gradient_are_torchvisions(
     alpha: float | None, gamma: float, block: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(focal, "CPU_BLOCK_PER_THREAD", block)
+    monkeypatch.setattr(focal_loss_module, "CPU_BLOCK_PER_THREAD", block)
     targets, onehot = some_targets(generator)
     logits = logits_like(generator)
     loss, gradient = loss_and_gradient(logits, focal_loss(logits, targets, alpha=alpha, gamma=gamma))

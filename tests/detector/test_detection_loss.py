@@ -12,10 +12,10 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from retinaflow.detector.anchors import anchor_grid, decode, encode
-from retinaflow.detector.loss import LossConfig, detection_loss
+from retinaflow.detector.detection_loss import LossConfig, detection_loss
 from retinaflow.detector.network import RawOutput, RetinaNet
 from retinaflow.detector.targets import Targets, match_anchors
-from retinaflow.settings.training_groups import NetworkSettings
+from retinaflow.settings.training_settings import NetworkSettings
 
 ANCHORS = anchor_grid((96, 160)).boxes
 L1 = LossConfig(box_loss="l1")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from retinaflow.settings.data_settings import ImageFileSettings, Settings, TrackingSettings, with_defaults
 from retinaflow.settings.fields import (
     STEERS,
     AtLeastOne,
@@ -16,8 +17,7 @@ from retinaflow.settings.fields import (
     OptionalText,
     Searched,
 )
-from retinaflow.settings.groups import ImageFileSettings, Settings, TrackingSettings, with_defaults
-from retinaflow.settings.training_groups import BatchSettings, ComputeSettings
+from retinaflow.settings.training_settings import BatchSettings, ComputeSettings
 
 Suppression = Literal["nms", "soft-nms"]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from retinaflow.errors import SettingError
+from retinaflow.settings.data_settings import SeedSettings, Settings
 from retinaflow.settings.fields import (
     FREE,
     STEERS,
@@ -24,7 +25,6 @@ from retinaflow.settings.fields import (
     auto,
     by_data,
 )
-from retinaflow.settings.groups import SeedSettings, Settings
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 HeadNorm = Literal["none", "group"]

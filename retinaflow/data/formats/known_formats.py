@@ -12,7 +12,7 @@ from retinaflow.data.openimages import CLASS_FILES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import SettingError
 from retinaflow.progress import report
-from retinaflow.settings.data_commands import ConvertConfig, FirstPixel, Layout
+from retinaflow.settings.conversion_settings import ConvertConfig, FirstPixel, Layout
 
 
 def layout_of(path: Path) -> Layout:

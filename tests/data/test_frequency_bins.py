@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_index import presence_of
 
-from retinaflow.data.bins import ClassBins, make_bins
+from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import ImageClassPairs
-from retinaflow.settings.groups import BinStrategy
+from retinaflow.settings.data_settings import BinStrategy
 
 STRATEGIES: tuple[BinStrategy, ...] = ("log", "quantile", "jenks")
 

@@ -7,10 +7,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from retinaflow.data.bins import ClassBins
-from retinaflow.detector.loss import LossConfig
+from retinaflow.data.frequency_bins import ClassBins
+from retinaflow.detector.detection_loss import LossConfig
 from retinaflow.errors import SettingError
-from retinaflow.settings.training_groups import LossSettings
+from retinaflow.settings.training_settings import LossSettings
 
 Number = TypeVar("Number", float, float | None)
 
