@@ -56,10 +56,10 @@ def write_demo(
 ) -> None:
     """Write the demo set to ``folder``; an older demo set there is replaced.
 
-    ``crowd``: fraction of the images that show people who stand close instead, for studies of overlapping boxes;
-    the demo set itself has none, and its boxes of people overlap little. ``progress``: a line on stderr is kept
-    current. Raises ValueError for sizes below 1, a negative seed or a fraction outside [0, 1], and DataError when
-    ``folder`` holds something other than a demo set.
+    ``crowd``: fraction of the images that show people who stand close instead (``benchmarks/overlapping_boxes.py``);
+    the demo set itself has none, and its boxes of people overlap little. ``progress`` is printed on stderr. Raises
+    ValueError for sizes below 1, a negative seed or a fraction outside [0, 1], and DataError when ``folder`` holds
+    something other than a demo set.
     """
     stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images, crowd=crowd)
     folder = Path(folder)

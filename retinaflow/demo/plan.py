@@ -5,7 +5,7 @@ tested without drawing. Training counts fall from several hundred objects to six
 30 objects of every drawn class, because an average precision over five ground-truth boxes measures nothing; the
 published validation sets are annotated more densely than training too. Objects look alike in both.
 
-Not everything drawn is annotated: on ``HIDDEN_SHARE`` of the training images that show one of the ``hideable``
+Not everything drawn is annotated: on ``HIDDEN_FRACTION`` of the training images that show one of the ``hideable``
 classes, that class gets neither boxes nor an image-level label, as happens in Open Images. In validation all that is
 seen is verified, and more classes are verified absent.
 """
@@ -35,7 +35,7 @@ class DemoClass:
 
 
 TRAIN_IMAGES, VALIDATION_IMAGES = 900, 300
-HIDDEN_SHARE = 0.15
+HIDDEN_FRACTION = 0.15
 CLASSES: tuple[DemoClass, ...] = (
     DemoClass("Person", "/m/01g317"),
     DemoClass("Man", "/m/04yx4", "Person", 620, 150),
@@ -203,7 +203,7 @@ def hide(rng: np.random.Generator, scenes: Sequence[Sequence[Thing]]) -> list[se
     for spec in CLASSES:
         if spec.hideable:
             shown = [i for i, things in enumerate(scenes) if any(spec.name in thing.classes for thing in things)]
-            for i in rng.permutation(shown)[: round(HIDDEN_SHARE * len(shown))]:
+            for i in rng.permutation(shown)[: round(HIDDEN_FRACTION * len(shown))]:
                 hidden[int(i)].add(spec.name)
     return hidden
 

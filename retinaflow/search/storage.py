@@ -73,9 +73,10 @@ def without_password(url: str) -> str:
 def is_connection_error(error: BaseException | None) -> bool:
     """Whether the cause of an error is a connection that broke or a database that is busy.
 
-    SQLAlchemy's PendingRollbackError has the error of the connection in its ``__context__``.
+    SQLAlchemy's PendingRollbackError has the error of the connection in its ``__context__``. A StoreError is raised
+    after retries, here or for MLflow's store.
     """
-    while error is not None:
+    while error is not None and not isinstance(error, StoreError):
         if isinstance(error, OperationalError | InterfaceError):
             return True
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""A real MLflow server that stops answering, dies, comes back: the work goes on, and everything arrives in order and
+"""A real MLflow server that stops answering, dies, comes back: the work continues, and everything arrives in order and
 once, or is named."""
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def network() -> RetinaNet:
 @pytest.mark.parametrize(
     "fault", [RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand so on"), OSError()]
 )
-def test_a_machine_without_a_compiler_is_told_so(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_is_reported(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise fault
 

@@ -50,7 +50,7 @@ def test_the_average_neither_learns_nor_moves_by_itself(lab: Any) -> None:
     assert any(not torch.equal(mean, last) for mean, last in pairs)
 
 
-def test_without_a_decay_the_last_weights_are_judged(lab: Any) -> None:
+def test_without_a_decay_the_last_weights_are_evaluated(lab: Any) -> None:
     trainer = lab.trainer(epochs=1)
     assert trainer.evaluated_model is trainer.model
 

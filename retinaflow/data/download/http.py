@@ -1,8 +1,8 @@
 """Reading over HTTP with retries, growing waits and verified lengths.
 
 A status of 429 or 5xx, a broken or stalled connection, and a body that does not match its headers are tried again after
-a random wait, each time twice as long; all connections obey ``Retry-After``. 403, 404 and 410 mean that there is no such
-file. HTTP itself is left to requests.
+a random wait, each time twice as long; all connections obey ``Retry-After``. 403, 404 and 410 mean that there is no
+such file. HTTP itself is left to requests.
 """
 
 from __future__ import annotations
