@@ -16,7 +16,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import read_predictions
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
-from retinaflow.ensemble.model_detections import detect_anew
+from retinaflow.ensemble.model_detections import detect_again
 from retinaflow.errors import DataError
 from retinaflow.metric.challenge import match
 from retinaflow.metric.matches import Matches
@@ -38,7 +38,7 @@ def detections_of(run: ChosenRun, evaluated: AnnotationIndex) -> tuple[Detection
             # Detections on images without annotations cannot be evaluated, nor written with an ImageID.
             known = found.image_index >= 0
             return (found, matches) if known.all() else _matched(found.take(known), evaluated, stored.group_of_weight)
-    return _matched(detect_anew(run, evaluated), evaluated, stored.group_of_weight)
+    return _matched(detect_again(run, evaluated), evaluated, stored.group_of_weight)
 
 
 def _matched(found: Detections, evaluated: AnnotationIndex, group_of_weight: float) -> tuple[Detections, Matches]:

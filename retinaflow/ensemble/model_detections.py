@@ -1,4 +1,4 @@
-"""The detections of a run's own model on some images, made anew by the settings of its training."""
+"""The detections of a run's own model on some images, computed again with the settings of its training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.tracking import launched_by_mlflow
 
 
-def detect_anew(run: ChosenRun, images: AnnotationIndex) -> Detections:
+def detect_again(run: ChosenRun, images: AnnotationIndex) -> Detections:
     """What the model of a run finds on images that have its classes.
 
     Raises SettingError for a run without a model, and DataError when the images have other classes.

@@ -33,15 +33,7 @@ CURVES = 8
 RAREST = 20
 ROWS = 20
 """Largest number of classes with a row of their own in the figure of errors; more are averaged by bin."""
-COST_NAMES = {
-    "localisation": "localisation",
-    "confusion": "wrong class",
-    "both": "both",
-    "duplicate": "duplicate",
-    "background": "background",
-    "missed": "missed",
-    "group_of": "group-of",
-}
+COST_NAMES = {name: name.replace("_", "-") for name in COSTS}
 DARKEST_COST = 0.5
 """AP at which a cell of the figure of errors has the darkest colour."""
 
