@@ -1,9 +1,10 @@
 """``search``: find settings that are better for rare classes than the defaults, with Optuna.
 
 The files of ``retinaflow/search`` in reading order: ``space`` (what a trial may set), ``objective`` (what is maximised,
-and how a trial is trained), ``sampler_and_pruner``, ``storage`` (one database for all workers), ``trial`` (its states
-and its run), ``runs`` (parent and nested runs), ``study`` (all of these from settings), ``workers`` (who runs trials),
-``confirmation`` (is the best better than the defaults?), ``results`` (tables and figures), ``dry_run`` (the cost).
+and how a trial is run), ``training`` (one training of it), ``sampler_and_pruner``, ``storage`` (one database for all
+workers), ``trial`` (its states and its run), ``runs`` (parent and nested runs), ``study`` (all of these from settings),
+``workers`` (who runs trials), ``confirmation`` (is the best better than the defaults?), ``results`` (tables and
+figures), ``dry_run`` (the cost).
 """
 
 from __future__ import annotations

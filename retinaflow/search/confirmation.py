@@ -18,10 +18,10 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
 from retinaflow.progress import report
-from retinaflow.search.objective import log_trial, train_once
 from retinaflow.search.runs import TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import quiet, sampler_of
 from retinaflow.search.study import Search
+from retinaflow.search.training import log_trial, train_once
 from retinaflow.search.trial import METRICS, best_trial, counts, trial_run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.statistics.intervals import paired_t_interval

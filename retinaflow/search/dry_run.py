@@ -14,9 +14,9 @@ from retinaflow.data.training_data import TrainingData, epoch_length, load_train
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import FolderRun
-from retinaflow.search.objective import train_once
 from retinaflow.search.sampler_and_pruner import evaluations
 from retinaflow.search.space import read_space
+from retinaflow.search.training import train_once
 from retinaflow.settings.commands import SearchConfig, TrainConfig
 
 TIMED_BATCHES = 6

@@ -12,17 +12,13 @@ classes to another bin.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import optuna
-import pandas as pd
 
-from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import DataError, SettingError
 from retinaflow.interrupts import StopRequest
@@ -32,9 +28,9 @@ from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import evaluations, quiet
 from retinaflow.search.space import Space
 from retinaflow.search.storage import StudyStorage
+from retinaflow.search.training import log_trial, train_once
 from retinaflow.search.trial import METRICS, OVERHEAD, SECONDS, trial_run
 from retinaflow.settings.commands import SearchConfig, TrainConfig
-from retinaflow.training.session import start_session
 
 BINS = "bins"
 """Name of the objective that is a weighted mean over bins."""
@@ -204,35 +200,6 @@ class TrialReports:
                 f"{self.objective.names[0]} {value:.4f} at evaluation {self.count} of {self.total} was below that of "
                 "other trials"
             )
-
-
-def train_once(
-    settings: TrainConfig, data: TrainingData, run: Run, *, folder: Path, stop: StopRequest
-) -> EvaluationResult:
-    """Train with some settings and evaluate the best epoch; the weights are deleted.
-
-    The index, its image sizes and the image-class pairs are those of ``data``; only the bins are made again.
-    """
-    bins = make_bins(data.pairs, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
-    own = replace(data, bins=bins, scored_bins=data.scored_bins or data.bins)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
-        # A killed trial starts from the beginning, so checkpoints within its epochs would only cost time.
-        session = start_session(settings.model_copy(update={"save_minutes": 0.0}), own, None)
-        best = session.train(run, Path(checkpoints), stop)
-        return session.evaluate_best(best, stop).evaluation
-
-
-def log_trial(run: Run, results: Sequence[EvaluationResult], metrics: Mapping[str, float]) -> None:
-    """The final results of one or several trainings: means as ``best/`` metrics and in ``per_class_ap.csv``."""
-    run.log_metrics({f"best/{name.removeprefix('val/')}": value for name, value in metrics.items()}, step=0)
-    table = results[0].table.copy()
-    table["ap"] = np.mean([result.table["ap"].to_numpy(dtype=np.float64) for result in results], axis=0)
-    run.log_csv(table, "per_class_ap.csv")
-    run.log_table(table, "per_class_ap.json")
-    if len(results) > 1:
-        seeds = {f"ap_seed_{n}": result.table["ap"] for n, result in enumerate(results)}
-        run.log_csv(pd.concat([table[["class", "class_id"]], pd.DataFrame(seeds)], axis=1), "per_seed_ap.csv")
 
 
 def _record(trial: optuna.Trial, metrics: Mapping[str, float], objective: ObjectiveMetrics, **cost: float) -> None:
