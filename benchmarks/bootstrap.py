@@ -2,10 +2,10 @@
 
     python benchmarks/bootstrap.py --threads 2
 
-A made case by seed: long-tailed classes, 300,000 ground-truth boxes, 2,000,000 entries of precision-recall curves. Prints wall
-clock and CPU seconds and the peak of resident memory of ``bootstrap_intervals`` (1,000 resamples), the CPU seconds of
-the loop (``average_precision`` with image weights, ``--plain`` resamples, scaled to as many), and the largest
-difference of the two for the same resamples. On a busy machine compare CPU seconds.
+A made case by seed: long-tailed classes, 300,000 ground-truth boxes, 2,000,000 entries of precision-recall curves.
+Prints wall clock and CPU seconds and the peak of resident memory of ``bootstrap_intervals`` (1,000 resamples), the CPU
+seconds of the loop (``average_precision`` with image weights, ``--plain`` resamples, scaled to as many), and the
+largest difference of the two for the same resamples. On a busy machine compare CPU seconds.
 """
 
 from __future__ import annotations

@@ -4,16 +4,16 @@
     python benchmarks/challenge_metric.py --images 125000 --classes 500 --detections 10000000 --peers ""
 
 Makes a case by seed, as published files: images with boxes of a few classes (long-tailed, a hierarchy of three levels,
-3% group-of), image-level labels, and detections near ground-truth boxes and elsewhere, 12% of them of classes that are not
-verified. Every side runs in a process of its own on one core, in turn, ``--repeats`` times; printed are the least
+3% group-of), image-level labels, and detections near ground-truth boxes and elsewhere, 12% of them of classes that are
+not verified. Every side runs in a process of its own on one core, in turn, ``--repeats`` times; printed are the least
 CPU seconds of each phase (with one thread the wall clock of an idle machine, and hardly touched by others on a busy
 one; files come from the page cache), the wall clock of the whole, and the peak resident memory of the process.
 
-- ours: CSV or Parquet files -> AP per class, hierarchy expanded, by :func:`retinaflow.metric.evaluation.evaluate_detections`;
-  "read" is everything up to arrays, "score" matching and AP.
+- ours: CSV or Parquet files -> AP per class, hierarchy expanded, by
+  :func:`retinaflow.metric.evaluation.evaluate_detections`; "read" is everything up to arrays, "score" matching and AP.
 - peers: pycocotools and faster-coco-eval at IoU 0.5 on the same boxes. They know neither expansion nor verified
-  classes, so they are handed the expanded ground truth and the detections that are evaluated, as arrays, and their time has no
-  reading of files in it: "load" makes their tables from arrays, "score" is evaluate() and accumulate().
+  classes, so they are handed the expanded ground truth and the detections that are evaluated, as arrays, and their time
+  has no reading of files in it: "load" makes their tables from arrays, "score" is evaluate() and accumulate().
 
 COCO's rules differ (a second choice of ground truth, 101 recall points), so the means are near each other, not equal.
 """

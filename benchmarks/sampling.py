@@ -7,9 +7,9 @@
 Printed: wall and CPU seconds (the first grow with other work on the machine) and the most memory taken on top, by
 tracemalloc, of counting images per class, of bins by each rule, of the weights and expected draws of each strategy, of
 an epoch plan as long as there are images and of its batches; the exposure summary of all strategies at their defaults;
-then, with the searchable settings turned, imbalance of draws per class (95th over 5th percentile) and effective sample size of every
-setting. The picture shows these as curves: to the left is balance, up is variety. Counts include the ancestors of the
-boxed classes, as a detector trained with ``parents=learn`` sees them.
+then, with the searchable settings turned, imbalance of draws per class (95th over 5th percentile) and effective sample
+size of every setting. The picture shows these as curves: to the left is balance, up is variety. Counts include the
+ancestors of the boxed classes, as a detector trained with ``parents=learn`` sees them.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ they take turns step by step, so that other work on the machine meets both. Prin
 least processor time of a step (which other work disturbs less), images a second by both, peak resident memory above
 what stands before the first step (weights, inputs), and the matrix-product share: the floating-point operations of
 plain convolutions, forward and backward, over the fastest step, relative to the fastest float32 (or bfloat16) matrix
-product in the same process (more than 1 is possible for a side that needs fewer, as ``retinaflow.detector.winograd.transform``).
-``--precisions`` names the arms; ``shipped`` is torchvision in float32 and this project with ``precision=auto``.
+product in the same process (more than 1 is possible for a side that needs fewer, as
+``retinaflow.detector.winograd.transform``). ``--precisions`` names the arms; ``shipped`` is torchvision in float32 and
+this project with ``precision=auto``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A population of images with known true AP, to see how often intervals cover it.
 
 Classes come on a grid: how many images of a sample hold them (``IMAGES_WITH_CLASS``, the rarest 3 of 300) times how
-good the detector is (AP of about 0.08, 0.5, 0.8 and 0.98). An image holds one ground truth of a class or a few more. A hidden
-hardness of the image lowers the scores of all its ground-truth boxes and lifts those of its wrong detections, so that images, not
-boxes, are independent. The second run sees the same ground-truth boxes with the same difficulty, noise of its own, and a better
-detector. What is simulated are matches: boxes play no part in intervals.
+good the detector is (AP of about 0.08, 0.5, 0.8 and 0.98). An image holds one ground truth of a class or a few more. A
+hidden hardness of the image lowers the scores of all its ground-truth boxes and lifts those of its wrong detections, so
+that images, not boxes, are independent. The second run sees the same ground-truth boxes with the same difficulty, noise
+of its own, and a better detector. What is simulated are matches: boxes play no part in intervals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from retinaflow.metric.matches import Dropped, Kind, Matches
 IMAGES = 300
 IMAGES_WITH_CLASS = (3, 6, 10, 20, 50, 150)
 QUALITIES = ((-1.2, 0.2, 2.0), (0.3, 0.9, 1.0), (1.2, 1.8, 0.6), (2.8, 2.6, 0.2))
-"""How easily ground-truth boxes are found, how far their scores lie above those of wrong detections, wrong detections per ground truth."""
+"""How easily ground-truth boxes are found, how far their scores lie above those of wrong detections, wrong detections
+per ground truth."""
 GAIN = 0.25
 """What the second run is better by."""
 
@@ -56,7 +57,8 @@ def draw_runs(
 
 
 def true_ap(seed: int = 0, num_images: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
-    """AP of both runs for each quality ``[4]``: it does not depend on the size, which changes ground truth and wrong alike."""
+    """AP of both runs for each quality ``[4]``: it does not depend on the size, which changes ground truth and wrong
+    alike."""
     runs = draw_runs(np.random.default_rng(seed), num_images, images_with_class=(150,))
     first, second = (average_precision(run) for run in runs)
     return first, second

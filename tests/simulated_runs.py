@@ -1,4 +1,5 @@
-"""Made runs of any size: ground-truth boxes on a grid of places, detectors that find each with a probability, really matched.
+"""Made runs of any size: ground-truth boxes on a grid of places, detectors that find each with a probability, really
+matched.
 
 Every image has a difficulty that all detectors share, so that runs are paired as real ones are.
 """
@@ -96,7 +97,8 @@ def run(
 
 
 def detected(made: World, skill: float | NDArray[np.float64], *, seed: int) -> Detections:
-    """A detector that finds a ground truth of class k with the chance logistic(``skill[k]`` - the image's difficulty)."""
+    """A detector that finds a ground truth of class k with the chance logistic(``skill[k]`` - the image's
+    difficulty)."""
     ground_truth = made.annotations
     rng = np.random.default_rng([seed, 1])
     image = np.repeat(np.arange(len(ground_truth.image_ids)), np.diff(ground_truth.box_start))
