@@ -82,6 +82,7 @@ def _served(path: Path) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_training_evaluate_predict_and_the_served_model_find_the_same(checkpoint: Path, tmp_path: Path) -> None:
     many = _evaluated(checkpoint, tmp_path / "many", 16)
     assert many["Score"].min() > 0.012

@@ -105,6 +105,7 @@ except DataError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_is_named_and_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
     pytest.importorskip("resource")
     path = tmp_path / "checkpoints" / "last.pt"
