@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have another OpenMP library")
 @pytest.mark.parametrize(
     ("given", "turns"),

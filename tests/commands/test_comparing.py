@@ -177,6 +177,7 @@ def judged_again(trained: TrainResult, workshop: Any) -> str:
     return result
 
 
+@pytest.mark.slow
 def test_a_training_keeps_matches_that_give_its_scores(trained: TrainResult) -> None:
     kept = read_matches(trained.run_id)
     np.testing.assert_array_equal(average_precision(kept.matches), average_precision(trained.evaluation.scores.matches))

@@ -41,6 +41,7 @@ PATIENCE = 120_000
 """Milliseconds for a page to show something; a busy machine takes long to start a browser."""
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
 ]

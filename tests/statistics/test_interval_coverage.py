@@ -45,6 +45,7 @@ def test_intervals_of_classes_with_ten_truths_and_more_cover(coverage: dict[str,
         assert 0.90 <= share <= (0.99 if count >= 10 else 1.0), (count, by_size)
 
 
+@pytest.mark.slow
 def test_no_kind_of_class_is_left_uncovered(coverage: dict[str, np.ndarray]) -> None:
     # With percentiles it is 8% to 16% for classes of 3 images that are nearly always found.
     assert coverage["scores"].min() >= 0.86

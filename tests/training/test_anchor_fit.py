@@ -83,6 +83,7 @@ def test_group_of_boxes_are_left_out_and_each_class_is_bounded(workshop: Any, mo
     assert pd.Series(drawn.labels).value_counts().to_dict() == single.clip(upper=2).to_dict()
 
 
+@pytest.mark.slow
 def test_explore_and_train_print_it(workshop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"data": str(workshop.data), "track": False, "output": tmp_path / "explored", "image_size": 32}
     page = explore.run(resolve(ExploreConfig, settings))

@@ -25,6 +25,7 @@ def _history(run_id: str, name: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in MlflowClient().get_metric_history(run_id, name)]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_what_one_trains_in_one_run(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = train.run(workshop.settings(**RECIPE, output=str(workshop.folder / "one")))
     # As under `mlflow run`: all processes see the run, the first one alone joins it.

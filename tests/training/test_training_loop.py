@@ -195,6 +195,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_going_on_in_mid_epoch_gives_the_same_bits(lab: Any, recipe: dict[str, Any], steps: int) -> None:
