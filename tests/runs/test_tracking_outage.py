@@ -23,6 +23,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from retinaflow.commands import train
+from retinaflow.errors import StoreError
 from retinaflow.runs import tracking
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
@@ -237,7 +238,7 @@ def test_a_training_whose_server_dies_for_good_ends_well_names_what_never_arrive
     assert "epoch   2/2" in out
     match = re.fullmatch(
         r"run (\w+): \d+ points of curves, \d+ files \(.*last\.pt.*\), .*the end of the run never arrived in MLflow "
-        r"at http://127.* \(.*\)\. They lie in (\S+); a training that resumes resume=\1 sends them first",
+        r"at http://127.* \(.*\)\. They are in (\S+); a training that resumes resume=\1 sends them first",
         err.strip().splitlines()[-1],
     )
     assert match, err
@@ -271,7 +272,7 @@ def test_a_server_that_was_never_there_is_an_error_at_once(server: Server) -> No
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
     mlflow.set_tracking_uri(nowhere)
     with (
-        pytest.raises(ValueError, match=f"no run can be started in {nowhere}"),
+        pytest.raises(StoreError, match=f"no run can be started in {nowhere}"),
         tracking.start_run("train", track=True, experiment="outage", output=Path("out")),
     ):
         pass
