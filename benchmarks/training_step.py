@@ -35,7 +35,7 @@ from retinaflow.detector.detection_loss import LossConfig, detection_loss
 from retinaflow.detector.device import Precision, autocast, fast_precision
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
-from retinaflow.detector.winograd.transform import convolution
+from retinaflow.detector.winograd import convolution
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.settings.training_settings import NetworkSettings
 

@@ -25,8 +25,8 @@ from settings_reference import GROUPS, settings_reference
 from words import unwanted_words
 
 from retinaflow.settings.commands import COMMANDS
-from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import resolve
+from retinaflow.settings.value_types import as_text
 
 MOST_WORDS = 1200
 """Of the README: one page."""

@@ -178,6 +178,30 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def _defined(module: str) -> set[str]:
+    """Names at the top level of a module of the package, and the modules of a folder."""
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    folder = path.with_suffix("")
+    names = {item.stem for item in folder.iterdir()} if folder.is_dir() else set()
+    source = path if path.is_file() else folder / "__init__.py"
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_a_benchmark_imports_what_the_package_has(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "retinaflow":
+            missing = {alias.name for alias in node.names} - _defined(node.module or "")
+            assert not missing, f"benchmarks/{script.name} line {node.lineno}: {node.module} has no {missing}"
+
+
 # Form
 
 

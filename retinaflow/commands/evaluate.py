@@ -21,7 +21,7 @@ from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.metric.details import detail_tables, means_by_threshold
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
-from retinaflow.reports import evaluation_report as reports
+from retinaflow.reports import evaluation_artifacts as reports
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig
 

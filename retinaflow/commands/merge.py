@@ -17,7 +17,7 @@ from retinaflow.ensemble.members import Ensemble, ensemble_bins, load_ensemble, 
 from retinaflow.ensemble.merged_detections import log_detections, merge_detections
 from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
-from retinaflow.reports.evaluation_report import (
+from retinaflow.reports.evaluation_artifacts import (
     log_analysis,
     log_figures,
     log_tables,

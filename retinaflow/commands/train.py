@@ -16,7 +16,7 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.progress import report
 from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
-from retinaflow.reports.evaluation_report import (
+from retinaflow.reports.evaluation_artifacts import (
     log_analysis,
     log_figures,
     log_tables,

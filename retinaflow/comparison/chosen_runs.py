@@ -16,8 +16,8 @@ from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_
 from retinaflow.errors import SettingError
 from retinaflow.runs import store
 from retinaflow.runs.store import RunRecord
-from retinaflow.settings.fields import as_text
 from retinaflow.settings.model_settings import ComparisonSettings
+from retinaflow.settings.value_types import as_text
 
 NOT_A_SETTING = frozenset(
     ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")

@@ -14,8 +14,8 @@ from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.training_data import load_training_data, read_split
 from retinaflow.errors import DataError, SettingError
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
-from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import resolve
+from retinaflow.settings.value_types import as_text
 from retinaflow.taxonomy import Taxonomy
 
 _CHOICE_OF_DATA = ("eval_split", "eval_ids", "boxes", "image_labels", "classes", "hierarchy", "images", "class_group")

@@ -26,7 +26,7 @@ from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
 from retinaflow.runs.registry import log_checkpoint
 from retinaflow.runs.run import FileRun
 from retinaflow.runs.store import refuses, uri
-from retinaflow.settings.fields import as_text
+from retinaflow.settings.value_types import as_text
 
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 """The tag in which ``mlflow ui`` finds the tables of a run."""

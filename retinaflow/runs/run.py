@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from retinaflow.errors import SettingError
-from retinaflow.settings.fields import as_text
+from retinaflow.settings.value_types import as_text
 
 FIGURE_DPI = 110
 

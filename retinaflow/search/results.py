@@ -32,7 +32,7 @@ from retinaflow.search.trial import (
 )
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.data_settings import TrackingSettings
-from retinaflow.settings.fields import as_text
+from retinaflow.settings.value_types import as_text
 
 FEWEST_FOR_IMPORTANCE = 4
 """Number of complete trials below which importances are not computed."""

@@ -1,7 +1,7 @@
 """The search space: which settings a trial may set, in which range, and under which condition.
 
 Which settings may be searched, with which default range and condition, is metadata of their fields
-(:class:`retinaflow.settings.fields.Searched`). A space is written as:
+(:class:`retinaflow.settings.value_types.Searched`). A space is written as:
 
 - ``low..high``, uniform, or ``low..high:log``, uniform in the logarithm; both ends are included, and values are whole
   numbers where the setting is one;
@@ -23,8 +23,8 @@ import optuna
 
 from retinaflow.errors import SettingError
 from retinaflow.settings.commands import SearchConfig, TrainConfig, searchable
-from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import resolve
+from retinaflow.settings.value_types import as_text
 
 SEARCHABLE = tuple(searchable())
 """The settings that may be searched, in the order in which they are suggested."""

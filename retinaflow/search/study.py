@@ -24,7 +24,7 @@ from retinaflow.search.sampler_and_pruner import pruner_of, quiet
 from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import StudyStorage, open_storage, storage_url
 from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
-from retinaflow.settings.fields import OnResume
+from retinaflow.settings.value_types import OnResume
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""

@@ -25,18 +25,6 @@ from retinaflow.settings.data_settings import (
     TrainSplitSettings,
     with_defaults,
 )
-from retinaflow.settings.fields import (
-    AtLeastOne,
-    Count,
-    Fraction,
-    Names,
-    OnResume,
-    OptionalPath,
-    OptionalText,
-    Searched,
-    as_text,
-    split_list,
-)
 from retinaflow.settings.model_settings import (
     ComparisonSettings,
     DetectingSettings,
@@ -62,6 +50,18 @@ from retinaflow.settings.training_settings import (
     OptimizationSettings,
     RankSettings,
     TrainingMachineSettings,
+)
+from retinaflow.settings.value_types import (
+    AtLeastOne,
+    Count,
+    Fraction,
+    Names,
+    OnResume,
+    OptionalPath,
+    OptionalText,
+    Searched,
+    as_text,
+    split_list,
 )
 
 Thresholds = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow, Settings, TrackingSettings, with_defaults
-from retinaflow.settings.fields import Fraction, OptionalPath, OptionalText, Paths, split_list
+from retinaflow.settings.value_types import Fraction, OptionalPath, OptionalText, Paths, split_list
 
 Layout = Literal["openimages", "coco", "voc", "yolo"]
 Placing = Literal["copy", "hardlink", "symlink"]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from retinaflow.settings.fields import (
+from retinaflow.settings.value_types import (
     FREE,
     STEERS,
     AtLeastOne,

@@ -8,8 +8,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from retinaflow.settings.data_settings import Settings
-from retinaflow.settings.fields import as_text
 from retinaflow.settings.resolve import RENAMED, nearest
+from retinaflow.settings.value_types import as_text
 
 MAIN_SECTION = "Main settings"
 _PLAIN: Mapping[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false", type(None): "none"}

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from retinaflow.settings.data_settings import ImageFileSettings, Settings, TrackingSettings, with_defaults
-from retinaflow.settings.fields import (
+from retinaflow.settings.training_settings import BatchSettings, ComputeSettings
+from retinaflow.settings.value_types import (
     STEERS,
     AtLeastOne,
     Names,
@@ -17,7 +18,6 @@ from retinaflow.settings.fields import (
     OptionalText,
     Searched,
 )
-from retinaflow.settings.training_settings import BatchSettings, ComputeSettings
 
 Suppression = Literal["nms", "soft-nms"]
 

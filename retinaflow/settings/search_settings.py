@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from retinaflow.settings.conversion_settings import DryRunSettings
-from retinaflow.settings.fields import AtLeastOne, Count, Fraction, Names, Numbers, auto, none_of
+from retinaflow.settings.value_types import AtLeastOne, Count, Fraction, Names, Numbers, auto, none_of
 
 
 class SearchSettings(DryRunSettings):

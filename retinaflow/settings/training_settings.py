@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from retinaflow.errors import SettingError
 from retinaflow.settings.data_settings import SeedSettings, Settings
-from retinaflow.settings.fields import (
+from retinaflow.settings.value_types import (
     FREE,
     STEERS,
     AlphaByBin,

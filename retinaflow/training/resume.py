@@ -16,8 +16,8 @@ from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.settings.commands import TrainConfig, may_change
-from retinaflow.settings.fields import OnResume, as_text
 from retinaflow.settings.resolve import resolve
+from retinaflow.settings.value_types import OnResume, as_text
 
 WITHOUT_EFFECT, STEERING = may_change(OnResume.FREE), may_change(OnResume.STEERS)
 """By the metadata of the settings. Sampling and its like may change between two epochs only: the trainer refuses

@@ -21,7 +21,7 @@ from retinaflow.errors import DataError, Interrupted, SettingError, StoreError
 from retinaflow.reports.class_figures import exposure_curves
 from retinaflow.runs import registry, store, tracking
 from retinaflow.runs.run import FolderRun, Run
-from retinaflow.settings.fields import as_text
+from retinaflow.settings.value_types import as_text
 
 
 @pytest.fixture(scope="module")

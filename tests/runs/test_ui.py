@@ -31,7 +31,7 @@ from retinaflow.metric.challenge import Scores, average_precision
 from retinaflow.metric.per_class import summary
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.reports.class_figures import ap_vs_frequency, class_frequency
-from retinaflow.reports.evaluation_report import log_tables
+from retinaflow.reports.evaluation_artifacts import log_tables
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
