@@ -52,6 +52,8 @@ def run(
 
     Only rank 0 returns; the other ranks exit when their part is done.
     """
+    # A checkpoint of ``main`` is that of a training like any other.
+    config = config.part(TrainConfig)
     # Rank 0 finds the checkpoint to resume from: it may be on its machine alone.
     prepared = prepare(config) if is_rank_0() else None
     with ranks(prepared[0].nproc if prepared else 1) as world, printing_on_rank_0(world):

@@ -271,10 +271,8 @@ def test_a_training_that_fails_ends_as_failed_with_its_reason(
 # main
 
 
-@pytest.mark.parametrize(
-    "threads",
-    [pytest.param(1, id="one after the other"), pytest.param(2, marks=pytest.mark.slow, id="side by side")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2], ids=["one after the other", "side by side"])
 def test_main_is_a_parent_run_with_two_children_and_their_comparison(
     workshop: Any, threads: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +299,11 @@ def test_main_is_a_parent_run_with_two_children_and_their_comparison(
     assert parent.data.metrics["val/mAP"] == pytest.approx(table.loc["mAP", "binned"], abs=1e-12)
     # The baseline is not what is put to use.
     assert [int(version.version) for version in MlflowClient().search_model_versions(f"name='pair-{threads}'")] == [1]
+    # Both are trainings like any other, to be evaluated and resumed as such.
+    for run in children:
+        checkpoint = load_checkpoint(Path(run.data.params["output"]) / run.info.run_id / "checkpoints" / "best.pt")
+        assert set(checkpoint.settings) == set(TrainConfig.model_fields)
+        assert workshop.cli("evaluate", from_run=run.info.run_id, output="again", track="false", bootstrap=0) == 0
 
 
 @pytest.mark.slow

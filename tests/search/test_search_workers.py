@@ -185,6 +185,7 @@ def test_a_worker_that_is_stopped_queues_its_trial_again(config: SearchConfig, h
     assert states_of_runs(config) == ["complete"] * 2 + ["stopped"]
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("config", ["postgresql"], indirect=True)
 def test_a_search_survives_a_restart_of_the_database(

@@ -8,6 +8,7 @@ from simulated_population import IMAGES, IMAGES_WITH_CLASS, QUALITIES, draw_runs
 
 from retinaflow.statistics.bootstrap import bootstrap_intervals, paired_differences
 
+pytestmark = pytest.mark.slow
 SAMPLES, RESAMPLES = 200, 100
 SIZES = len(IMAGES_WITH_CLASS)
 SIZE = np.arange(SIZES * len(QUALITIES)) // len(QUALITIES)
@@ -37,7 +38,6 @@ def coverage() -> dict[str, np.ndarray]:
     return {name: np.nanmean(np.stack(values), axis=0) for name, values in seen.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scores", "differences"])
 def test_intervals_of_classes_with_ten_truths_and_more_cover(coverage: dict[str, np.ndarray], name: str) -> None:
     by_size = coverage[name].reshape(SIZES, -1).mean(axis=1)
@@ -45,7 +45,6 @@ def test_intervals_of_classes_with_ten_truths_and_more_cover(coverage: dict[str,
         assert 0.90 <= share <= (0.99 if count >= 10 else 1.0), (count, by_size)
 
 
-@pytest.mark.slow
 def test_no_kind_of_class_is_left_uncovered(coverage: dict[str, np.ndarray]) -> None:
     # With percentiles it is 8% to 16% for classes of 3 images that are nearly always found.
     assert coverage["scores"].min() >= 0.86
