@@ -2,14 +2,14 @@
 
     python benchmarks/open_images.py --metadata METADATA --output DIR --scale 1.0
     python benchmarks/index.py --data DIR --keep INDEX
-    python benchmarks/sampling.py --index INDEX --sizes DIR/image-sizes.csv --picture docs/images/exposure_curves.png
+    python benchmarks/sampling.py --index INDEX --sizes DIR/image-sizes.csv --figure docs/images/exposure_curves.png
 
 Printed: wall and CPU seconds (the first grow with other work on the machine) and the most memory taken on top, by
-tracemalloc, of counting images per class, of bins by each rule, of the weights and expected draws of each strategy, of
-an epoch plan as long as there are images and of its batches; the exposure summary of all strategies at their defaults;
-then, with the searchable settings turned, imbalance of draws per class (95th over 5th percentile) and effective sample
-size of every setting. The picture shows these as curves: to the left is balance, up is variety. Counts include the
-ancestors of the boxed classes, as a detector trained with ``parents=learn`` sees them.
+tracemalloc, of counting images per class, of bins by each rule, of the weights and expected samples of each strategy,
+of an epoch plan as long as there are images and of its batches; the exposure summary of all strategies at their
+defaults; then, with the searchable settings turned, imbalance of samples per class (95th over 5th percentile) and
+effective sample size of every setting. The figure shows these as curves: to the left is balance, up is variety. Counts
+include the ancestors of the boxed classes, as a detector trained with ``parents=learn`` sees them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
     bins = make_bins(pairs)
     expected = np.zeros(0)
     for strategy in STRATEGIES:
-        expected = timed(f"weights and expected draws, {strategy}", partial(draws, strategy, pairs, bins))
+        expected = timed(f"weights and expected samples, {strategy}", partial(draws, strategy, pairs, bins))
     plan = timed("epoch plan", lambda: epoch_plan(expected, seed=0, epoch=0))
     if arguments.sizes:
         sizes = SizeTable(*read_image_sizes(arguments.sizes, RowErrors())).look_up(index.image_ids)
@@ -88,8 +88,8 @@ def main() -> None:
         print(f"{point.curve:<50} {point.searchable:<14} {point.imbalance:6.1f} {point.ess:6.3f}", flush=True)
         found.append(point)
     points = pd.DataFrame(found)
-    if arguments.picture:
-        picture(points).savefig(arguments.picture, dpi=110)
+    if arguments.figure:
+        figure_of(points).savefig(arguments.figure, dpi=110)
 
 
 def timed(what: str, work: Callable[[], Result]) -> Result:
@@ -152,7 +152,7 @@ STYLES = {
 }
 
 
-def picture(points: pd.DataFrame) -> Figure:
+def figure_of(points: pd.DataFrame) -> Figure:
     with mpl.rc_context({"font.size": 10}):
         figure = Figure(figsize=(8.2, 5.2), layout="constrained")
         axes = figure.subplots()
@@ -175,8 +175,8 @@ def picture(points: pd.DataFrame) -> Figure:
         axes.set(
             xscale="log",
             ylim=(0, 1.05),
-            xlabel="imbalance of draws per class (95th over 5th percentile)",
-            ylabel="effective sample size (share of the images)",
+            xlabel="imbalance of samples per class (95th over 5th percentile)",
+            ylabel="effective sample size (fraction of the images)",
             title="Open Images Challenge at full size: balance (left) against variety (up)",
         )
         axes.set_xticks([10, 20, 50, 100, 200], labels=["10", "20", "50", "100", "200"])
@@ -191,7 +191,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--index", type=Path, required=True, help="index kept by index.py")
     parser.add_argument("--sizes", type=Path, help="table of image sizes written by open_images.py, for batches")
     parser.add_argument("--table", type=Path, help="CSV file for the exposure of every class")
-    parser.add_argument("--picture", type=Path, help="PNG file for the curves")
+    parser.add_argument("--figure", type=Path, help="PNG file for the curves")
     return parser.parse_args()
 
 
