@@ -304,7 +304,7 @@ def _with_marks(table: pd.DataFrame, letters: Sequence[str], *, confidence: floa
     p = np.concatenate([table[f"{letter}_p"].to_numpy(dtype=np.float64) for letter in letters])
     for letter, adjusted in zip(letters, np.split(benjamini_hochberg(p), len(letters)), strict=True):
         low, high = table[f"{letter}_difference_low"], table[f"{letter}_difference_high"]
-        # A marked class whose interval holds 0 would be a contradiction.
+        # A marked class whose interval contains 0 would be a contradiction.
         sure = (adjusted <= 1 - confidence) & ((low > 0) | (high < 0))
         table = table.assign(**{f"{letter}_p_adjusted": adjusted, f"{letter}_sure": sure})
     return table

@@ -48,7 +48,7 @@ def conclusion(comparison: Comparison, side: Side) -> Conclusion:
     sentences = [
         f"mAP goes from {whole['A']:.3f} (A) to {whole[letter]:.3f} ({letter}), "
         f"{_with_interval(whole, letter)} at {percent} confidence; "
-        + ("significant." if "mAP" in significant else "the interval holds 0, so this can be chance."),
+        + ("significant." if "mAP" in significant else "the interval contains 0, so this can be chance."),
         *_thirds(groups, letter),
         _classes(better, worse, int(table[f"{letter}_p"].notna().sum())),
         _seeds(comparison.sides[0], side),
