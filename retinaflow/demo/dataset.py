@@ -51,17 +51,14 @@ def write_demo(
     seed: int = 0,
     train_images: int = TRAIN_IMAGES,
     validation_images: int = VALIDATION_IMAGES,
-    crowd: float = 0.0,
     progress: bool = False,
 ) -> None:
     """Write the demo set to ``folder``; an older demo set there is replaced.
 
-    ``crowd``: fraction of the images that show people who stand close instead (``benchmarks/overlapping_boxes.py``);
-    the demo set itself has none, and its boxes of people overlap little. ``progress`` is printed on stderr. Raises
-    ValueError for sizes below 1, a negative seed or a fraction outside [0, 1], and DataError when ``folder`` holds
-    something other than a demo set.
+    ``progress`` is printed on stderr. Raises ValueError for sizes below 1 or a negative seed, and DataError when
+    ``folder`` holds something other than a demo set.
     """
-    stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images, crowd=crowd)
+    stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images)
     folder = Path(folder)
     if folder.exists() and not (folder / "demo.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: the folder must be new, empty or hold a demo set, but holds something else")
@@ -69,7 +66,7 @@ def write_demo(
         (fresh / "images").mkdir()
         _write_classes(fresh)
         for number, (split, images) in enumerate((("train", train_images), ("validation", validation_images))):
-            plans = plan_split(split, images=images, seed=seed, crowd=crowd)
+            plans = plan_split(split, images=images, seed=seed)
             _write_split(
                 fresh, split, plans=_counted(plans, label=f"demo set, {split}", show=progress), key=(seed, number)
             )
@@ -82,14 +79,13 @@ def demo_is_current(
     seed: int = 0,
     train_images: int = TRAIN_IMAGES,
     validation_images: int = VALIDATION_IMAGES,
-    crowd: float = 0.0,
 ) -> bool:
     """Whether ``folder`` holds the complete demo set that :func:`write_demo` would write for these arguments."""
     try:
         found = json.loads((Path(folder) / "demo.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    wanted = _stamp(seed=seed, train_images=train_images, validation_images=validation_images, crowd=crowd)
+    wanted = _stamp(seed=seed, train_images=train_images, validation_images=validation_images)
     return bool(found == wanted)
 
 
@@ -103,7 +99,7 @@ def hierarchy() -> dict[str, Any]:
     return {"LabelName": ROOT, "Subcategory": [node(spec) for spec in CLASSES if spec.parent is None]}
 
 
-def _stamp(*, seed: int, train_images: int, validation_images: int, crowd: float) -> dict[str, float]:
+def _stamp(*, seed: int, train_images: int, validation_images: int) -> dict[str, float]:
     for name, value, least in (
         ("seed", seed, 0),
         ("train_images", train_images, 1),
@@ -111,15 +107,11 @@ def _stamp(*, seed: int, train_images: int, validation_images: int, crowd: float
     ):
         if value < least:
             raise ValueError(f"`{name} >= {least}` must hold, but got {name}={value}")
-    if not 0 <= crowd <= 1:
-        raise ValueError(f"`0 <= crowd <= 1` must hold, but got crowd={crowd}")
     return {
         "format": FORMAT_VERSION,
         "seed": seed,
         "train_images": train_images,
         "validation_images": validation_images,
-        # Left out without a crowd, so that the stamp of the demo set does not change.
-        **({"crowd": crowd} if crowd else {}),
     }
 
 

@@ -63,19 +63,12 @@ def lay_out(
     height: int,
     horizon: float,
     shrink: float,
-    close: bool = False,
 ) -> list[Pose]:
-    """A pose per thing, chosen among a few random ones for little overlap with those before.
-
-    ``close``: two of three stand right beside the one before, half behind or half in front of them.
-    """
+    """A pose per thing, chosen among a few random ones for little overlap with those before."""
     poses: list[Pose] = []
     crowding = shrink * float(np.interp(len(things), [1, 2, 3, 5, 8], [1.05, 0.92, 0.82, 0.7, 0.58]))
     allowed = 0.4 if sum(thing.kind in PEOPLE for thing in things) >= 5 else 0.2
     for thing in things:
-        if close and poses and rng.random() < 2 / 3:
-            poses.append(beside(poses[-1], rng, width=width, height=height))
-            continue
         # Decided once, not in every try: the edges are emptiest, so the least overlap would favour cut things.
         cut = not thing.group and rng.random() < 0.12
         tries: list[tuple[float, Pose]] = []
@@ -113,17 +106,6 @@ def random_pose(
     mirrored = 1.0 if rng.random() < 0.5 else -1.0
     rect = (x - wide / 2, y - tall, x + wide / 2, y)
     return Pose(x, y, tall, stretch * mirrored, float(rng.uniform(-form.tilt, form.tilt)), rect)
-
-
-def beside(other: Pose, rng: np.random.Generator, *, width: int, height: int) -> Pose:
-    """A pose a fifth to half of a width beside another one, a little nearer or farther, of about its size."""
-    tall = min(other.height * rng.uniform(0.86, 1.16), 0.9 * height)
-    wide = (other.rect[2] - other.rect[0]) * tall / other.height
-    side = 1.0 if rng.random() < 0.5 else -1.0
-    x = float(np.clip(other.x + side * rng.uniform(0.18, 0.5) * wide, wide / 2, width - wide / 2))
-    y = float(np.clip(other.y + rng.uniform(-0.1, 0.1) * tall, 1.1 * tall, 0.985 * height))
-    rect = (x - wide / 2, y - tall, x + wide / 2, y)
-    return Pose(x, y, tall, abs(other.stretch) * (1.0 if rng.random() < 0.5 else -1.0), other.tilt, rect)
 
 
 def overlap(a: Rect, b: Rect) -> float:

@@ -87,8 +87,6 @@ class ScenePlan:
     things: tuple[Thing, ...]
     hidden: frozenset[str]
     absent: tuple[str, ...]
-    close: bool = False
-    """People stand so close that boxes of one class overlap by half and more."""
 
     @property
     def present(self) -> frozenset[str]:
@@ -96,11 +94,8 @@ class ScenePlan:
         return frozenset(name for thing in self.things for name in thing.classes) - self.hidden
 
 
-def plan_split(split: str, *, images: int, seed: int, crowd: float = 0.0) -> tuple[ScenePlan, ...]:
-    """The images of ``split`` ("train" or "validation"), in the order of their ids.
-
-    ``crowd``: fraction of the images that are replaced by people who stand close, for studies of overlapping boxes.
-    """
+def plan_split(split: str, *, images: int, seed: int) -> tuple[ScenePlan, ...]:
+    """The images of ``split`` ("train" or "validation"), in the order of their ids."""
     training = split == "train"
     if images < 1:
         raise ValueError(f"a demo split needs at least one image, but got {images} for {split}")
@@ -112,14 +107,12 @@ def plan_split(split: str, *, images: int, seed: int, crowd: float = 0.0) -> tup
         if spec.train
     }
     scenes = deal(rng, people(rng, wanted), rest(rng, wanted), images=images)
-    # Drawn by a generator of its own: without a crowd the set is what it is to the byte.
-    close = gather(np.random.default_rng([seed, 1 if training else 2, 4]), scenes, wanted, fraction=crowd)
     add_groups(rng, scenes)
     hidden = hide(rng, scenes) if training else [set() for _ in scenes]
     ids = sorted({f"{'0' if training else '1'}{rng.bytes(8).hex()[1:]}" for _ in range(images)})
     return tuple(
-        ScenePlan(image_id, tuple(things), frozenset(lost), absent_classes(rng, things, dense=not training), n in close)
-        for n, (image_id, things, lost) in enumerate(zip(ids, scenes, hidden, strict=True))
+        ScenePlan(image_id, tuple(things), frozenset(lost), absent_classes(rng, things, dense=not training))
+        for image_id, things, lost in zip(ids, scenes, hidden, strict=True)
     )
 
 
@@ -160,29 +153,6 @@ def deal(rng: np.random.Generator, persons: list[Thing], others: list[Thing], *,
         target.append(pool.pop())
     scenes += slots + [[] for _ in range(images - len(scenes) - len(slots))]
     return [scenes[i] for i in rng.permutation(images)]
-
-
-def gather(
-    rng: np.random.Generator, scenes: list[list[Thing]], wanted: dict[str, int], *, fraction: float
-) -> frozenset[int]:
-    """Replace the things on a fraction of the images by two to six people who stand close. Returns these images.
-
-    Men, women, coats and hats are as frequent among them as in the rest of the set.
-    """
-    chosen = rng.permutation(len(scenes))[: round(fraction * len(scenes))]
-    crowd = sum(wanted[kind] for kind in PEOPLE)
-    hats = ("Sun hat", "Fedora", "")
-    chances = [wanted[hat] / crowd for hat in hats[:2]]
-    for n in chosen:
-        scenes[int(n)] = [
-            Thing(
-                PEOPLE[int(rng.random() < wanted["Woman"] / crowd)],
-                "Coat" if rng.random() < wanted["Coat"] / crowd else "Shirt",
-                hats[int(rng.choice(3, p=[*chances, 1 - sum(chances)]))],
-            )
-            for _ in range(int(rng.integers(2, 7)))
-        ]
-    return frozenset(chosen.tolist())
 
 
 def add_groups(rng: np.random.Generator, scenes: list[list[Thing]]) -> None:

@@ -50,11 +50,10 @@ def draw_scene(plan: ScenePlan, rng: np.random.Generator) -> tuple[NDArray[np.ui
     width, height = (round(LONGEST_SIDE * side / max(aspect)) for side in aspect)
     best: tuple[float, NDArray[np.uint8], tuple[DrawnBox, ...]] | None = None
     for attempt in range(ATTEMPTS):
-        seen, pixels, boxes = draw_once(plan, rng, size=(height, width), shrink=1.0 if plan.close else 0.93**attempt)
+        seen, pixels, boxes = draw_once(plan, rng, size=(height, width), shrink=0.93**attempt)
         if best is None or seen > best[0]:
             best = seen, pixels, boxes
-        # Of people who stand close, less is seen; ever smaller ones would not stand closer.
-        if seen >= (0.2 if plan.close else 0.45):
+        if seen >= 0.45:
             break
     assert best is not None
     return develop(best[1], rng, size=(height, width)), best[2]
@@ -71,7 +70,7 @@ def draw_once(
     ids = np.zeros((height, width), dtype=np.uint8)
     pen = Pen(pixels, ids, np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), {})
     clutter(pen, rng, width=width, height=height, horizon=horizon)
-    poses = lay_out(plan.things, rng, width=width, height=height, horizon=horizon, shrink=shrink, close=plan.close)
+    poses = lay_out(plan.things, rng, width=width, height=height, horizon=horizon, shrink=shrink)
     full: dict[int, int] = {}  # by the first id of a part: person and body share one, which is the person's
     for index in sorted(range(len(poses)), key=lambda i: poses[i].y):
         first = 1 + PARTS * index

@@ -41,10 +41,10 @@ class Checkpoints:
             self.best.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, self.best)
 
-    def save_best(self) -> None:
-        """Write ``best.pt`` from the present weights."""
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write ``best.pt``, the checkpoint that was evaluated."""
         if self._trainer.world.is_first:
-            save_checkpoint(self.current(), self.best)
+            save_checkpoint(checkpoint, self.best)
 
     def save_last(self, progress: Mapping[str, Any], *, must: bool = False) -> None:
         """Write ``last.pt``. ``progress``: what resuming needs besides the state of the trainer.

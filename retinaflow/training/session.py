@@ -114,7 +114,8 @@ class Session:
         config, world = self.config, self.trainer.world
         if epoch.epoch % config.eval_every and epoch.epoch != config.epochs:
             return None
-        validated = self._validate(self.trainer.evaluated_model, checkpoints.current(), stop, world)
+        checkpoint = checkpoints.current()
+        validated = self._validate(self.trainer.evaluated_model, checkpoint, stop, world)
         value = None
         if validated is not None:
             run.log_metrics(validated.evaluation.metrics, step=epoch.step)
@@ -127,7 +128,7 @@ class Session:
         assert value is not None
         if self.stopping.add(value):
             self._best = validated
-            checkpoints.save_best()
+            checkpoints.save_best(checkpoint)
         return validated
 
     def _validate(self, model: RetinaNet, checkpoint: Checkpoint, stop: StopRequest, world: World) -> Validated | None:

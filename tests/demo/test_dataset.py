@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 
-from retinaflow.boxes import iou
 from retinaflow.demo import dataset as demo
 from retinaflow.demo.dataset import CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES, demo_is_current, plan_split, write_demo
 from retinaflow.demo.plan import ScenePlan, Thing, ancestors
@@ -320,34 +319,12 @@ def test_a_folder_that_holds_something_else_is_never_replaced(tmp_path: Path) ->
         ({"train_images": 0}, r"`train_images >= 1` must hold, but got train_images=0"),
         ({"validation_images": -3}, r"`validation_images >= 1` must hold, but got validation_images=-3"),
         ({"seed": -1}, r"`seed >= 0` must hold, but got seed=-1"),
-        ({"crowd": 1.5}, r"`0 <= crowd <= 1` must hold, but got crowd=1.5"),
     ],
-    ids=["no training images", "negative validation images", "negative seed", "too much crowd"],
+    ids=["no training images", "negative validation images", "negative seed"],
 )
 def test_impossible_arguments_are_refused_by_name(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(message).replace(r"\`", "`")):
         write_demo(tmp_path / "set", **arguments)
-
-
-def test_the_crowded_variant_has_its_share_of_people_who_stand_close() -> None:
-    plans = plan_split("validation", images=60, seed=0, crowd=0.5)
-    close = [plan for plan in plans if plan.close]
-    assert len(close) == 30
-    assert all(thing.kind in ("Man", "Woman") for plan in close for thing in plan.things if not thing.group)
-    overlaps = []
-    for number, plan in enumerate(close[:12]):
-        _, found = draw_scene(plan, np.random.default_rng(number))
-        people = np.array([[b.x1, b.y1, b.x2, b.y2] for b in found if b.name in ("Man", "Woman")])
-        overlaps += [np.where(np.eye(len(people), dtype=bool), 0, iou(people, people)).max(axis=1)]
-    assert (np.concatenate(overlaps) > 0.5).mean() > 0.05
-
-
-def test_without_a_crowd_the_demo_set_is_not_touched(tmp_path: Path) -> None:
-    assert plan_split("train", images=90, seed=0, crowd=0.0) == plan_split("train", images=90, seed=0)
-    assert not any(plan.close for plan in plan_split("train", images=90, seed=0))
-    write_demo(tmp_path / "crowd", crowd=0.5, **TINY)
-    assert demo_is_current(tmp_path / "crowd", crowd=0.5, **TINY)
-    assert not demo_is_current(tmp_path / "crowd", **TINY)
 
 
 def test_progress_goes_to_stderr_only_when_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
