@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from retinaflow.errors import SettingError
+from retinaflow.settings.backbone_names import DEFAULT_BACKBONE, Backbone
 from retinaflow.settings.data_settings import SeedSettings, Settings
 from retinaflow.settings.value_types import (
     FREE,
@@ -26,7 +27,6 @@ from retinaflow.settings.value_types import (
     by_data,
 )
 
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 HeadNorm = Literal["none", "group"]
 P6Source = Literal["p5", "c5"]
 BatchNorm = Literal["train", "frozen"]
@@ -73,8 +73,8 @@ class AnchorSettings(Settings):
 class NetworkSettings(AnchorSettings, WeightSettings):
     """What a RetinaNet is made of: :class:`retinaflow.detector.network.RetinaNet`."""
 
-    backbone: Backbone = "resnet18"
-    """ResNet under the feature pyramid."""
+    backbone: Backbone = DEFAULT_BACKBONE
+    """Network under the feature pyramid: a classifier of torchvision (resnet50, convnext_tiny, ...), or timm:NAME."""
     head_norm: HeadNorm = auto("group; none with weights=coco", lambda v: "none" if v["weights"] == "coco" else "group")
     """Norm after each layer of the heads: group (trains better from scratch) or none."""
     fpn_channels: Annotated[int, Field(ge=1)] = _part(256, demo=64)

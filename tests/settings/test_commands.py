@@ -197,9 +197,11 @@ BAD: list[tuple[str, str, str]] = [
     ("empty_image_rate", "0", "empty_image_rate > 0 must hold, but got empty_image_rate=0"),
     (
         "backbone",
-        "vgg16",
-        "backbone must be 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', but got backbone=vgg16",
+        "convnet_tiny",
+        "backbone must be a classifier of torchvision or timm:NAME, but got backbone=convnet_tiny; did you mean "
+        "convnext_tiny?",
     ),
+    ("backbone", "timm:resnt50", "backbone must be a classifier of timm, but got backbone=timm:resnt50; did you mean "),
     ("score_threshold", "1", "score_threshold < 1 must hold, but got score_threshold=1"),
     ("sampling", "fair", "but got sampling=fair"),
     ("sampling", "bined", "but got sampling=bined; did you mean binned?"),
