@@ -26,11 +26,12 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.column_store import DOCUMENT, FORMAT
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import SourceFiles, read_annotations, read_image_sizes
+from retinaflow.data.openimages import SourceFiles, read_annotations
 from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.errors import DataError
 from retinaflow.files import lock

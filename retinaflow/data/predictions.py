@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from numpy.typing import NDArray
 
+from retinaflow.data.annotation_rows import CORNERS, with_class
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import CORNERS, with_class
-from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn, header_of, read_table
+from retinaflow.data.table_reader import header_of, read_table
+from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.cache import size_journal
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import SUFFIXES, BadImage, attach_sizes, files_by_stem
@@ -24,7 +25,6 @@ from retinaflow.data.openimages import (
     MissingAnnotationsError,
     is_plain_id,
     read_image_ids,
-    read_image_sizes,
     split_image_ids,
 )
 from retinaflow.data.tables import RowError, RowErrors

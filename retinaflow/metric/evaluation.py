@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from retinaflow.data.annotation_rows import build_annotations
 from retinaflow.data.class_files import read_hierarchy, read_taxonomy
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import build_annotations
 from retinaflow.data.predictions import read_predictions, source_of
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
