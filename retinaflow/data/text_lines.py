@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.errors import DataError
+from retinaflow.files import read_text
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without their ends. Raises DataError for a file that is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the file must be text in UTF-8, but is not: {error}") from None
+    """The lines of a text file without their ends, which are LF, CR LF or CR. Raises DataError for one that is no
+    text."""
+    return lines_of_text(read_text(path))
+
+
+def lines_of_text(text: str) -> list[str]:
+    """The lines of a text of :func:`~retinaflow.files.read_text`; other characters that Unicode counts as line ends
+    are part of a line."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def has_rows(path: Path) -> bool:
