@@ -77,9 +77,7 @@ def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Ta
     flat = words.take(pa.array(filled)).flatten()
     owner = np.repeat(np.arange(len(rows)), count)
     images = rows.texts[image_column]
-    table = Table(
-        rows.path, {}, {"ImageID": TextColumn(images.codes[owner], images.values)}, rows.rows[owner], rows.lines_of
-    )
+    table = Table(rows.path, {}, {"ImageID": TextColumn(images.codes[owner], images.values)}, rows.lines[owner])
     first = np.arange(len(owner)) * len(_WORDS)
     for number, name in enumerate(_WORDS):
         table.texts[name] = TextColumn.encode(pa.chunked_array([flat.take(pa.array(first + number))], type=pa.string()))

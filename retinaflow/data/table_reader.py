@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn
 from retinaflow.data.text_lines import LineBlock, flaw_of, line_blocks
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 
 _PARSED = 1 << 22
 """Bytes of a block that one thread parses at a time."""
@@ -51,7 +51,7 @@ def read_table(
     if missing:
         raise DataError(
             f"{path} line 1: the header must name {', '.join(wanted)}, but lacks {', '.join(missing)}; "
-            f"got {str(header)[:300]}"
+            f"got {shown(header, limit=300)}"
         )
     present = wanted + [name for name in optional if name in header]
     twice = sorted({name for name in present if header.count(name) > 1})

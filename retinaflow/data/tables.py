@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from numpy.typing import NDArray
 
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 from retinaflow.settings.data_settings import OnBadRow
 
 SHOWN = 5
@@ -199,7 +199,8 @@ class Table:
 
     def shown(self, row: int, names: Sequence[str]) -> str:
         """The named columns of a row, long texts cut."""
-        return ", ".join(f"{name}={str((self.texts.get(name) or self.columns[name])[row])[:100]}" for name in names)
+        values = {name: str((self.texts.get(name) or self.columns[name])[row]) for name in names}
+        return ", ".join(f"{name}={shown(value, quotes=False)}" for name, value in values.items())
 
     @staticmethod
     def join(tables: Sequence[Table]) -> Table:

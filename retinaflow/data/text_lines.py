@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retinaflow.errors import DataError
-from retinaflow.files import text_encoding
+from retinaflow.files import read_text, text_encoding
 
 _BLOCK = 1 << 25
 """Bytes of a file that are held at a time."""
@@ -17,11 +17,15 @@ _LONGEST = 1 << 28
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without their ends. Raises DataError for a file that is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the file must be text in UTF-8, but is not: {error}") from None
+    """The lines of a text file without their ends, which are LF, CR LF or CR. Raises DataError for one that is no
+    text."""
+    return lines_of_text(read_text(path))
+
+
+def lines_of_text(text: str) -> list[str]:
+    """The lines of a text of :func:`~retinaflow.files.read_text`; other characters that Unicode counts as line ends
+    are part of a line."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 @dataclass(frozen=True)
