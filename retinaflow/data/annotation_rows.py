@@ -8,6 +8,7 @@ are left out too, since the published file names some 20,000 classes. Both are c
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -284,9 +285,10 @@ def with_class(table: Table, taxonomy: Taxonomy, errors: RowErrors) -> Table:
 def with_plain_ids(table: Table, errors: RowErrors, *, column: str = "ImageID") -> Table:
     """The table with ids in one Unicode form (NFC), so that ``é`` in one or two characters is one id."""
     texts = table.texts[column]
-    normal = pa_compute.utf8_normalize(texts.values, form="NFC")
-    if not normal.equals(texts.values):
-        texts = texts.mapped(normal)
+    if not pa_compute.all(pa_compute.string_is_ascii(texts.values)).as_py():
+        # Not by Arrow, whose utf8_normalize takes the forms apart.
+        normal = [unicodedata.normalize("NFC", text) for text in texts.values.to_pylist()]
+        texts = texts.mapped(pa.array(normal, pa.string()))
         table = Table(table.path, table.columns, {**table.texts, column: texts}, table.lines)
     plain = ~pa_compute.match_substring_regex(texts.values, NOT_PLAIN).to_numpy(zero_copy_only=False).astype(bool)
     table = table.require(plain[texts.codes], f"{column} must be a plain file name", (column,), errors)
@@ -317,9 +319,12 @@ def read_image_sizes(path: Path, errors: RowErrors) -> tuple[NDArray[np.str_], N
 def image_ids_of(paths: Sequence[Path]) -> NDArray[np.str_]:
     """The ids in the ``ImageID`` columns of some files, ascending. Only ids are read."""
     errors = RowErrors("stop")
+
+    def check(table: Table) -> Table:
+        return with_plain_ids(table, errors)
+
     tables = [
-        read_table(path, text=("ImageID",), numbers=(), optional={}, errors=errors, check=lambda t: with_plain_ids(t, errors))
-        for path in paths
+        read_table(path, text=("ImageID",), numbers=(), optional={}, errors=errors, check=check) for path in paths
     ]
     errors.settle()
     ids = {image_id for table in tables for image_id in table.texts["ImageID"].used().to_pylist()}

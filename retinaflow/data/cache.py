@@ -38,6 +38,8 @@ from retinaflow.files import lock
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
+_READER = 2
+"""Version of what is read from the files; an index that another version has read is not used."""
 _SMALL = 1 << 26
 """Bytes of boxes and labels below which each worker gets a copy of a computed index."""
 
@@ -164,7 +166,7 @@ def size_journal(images: Sequence[Path]) -> Path:
 
 
 def _key(inputs: Sequence[Path], options: Sequence[Any]) -> str:
-    stamps: list[Any] = [FORMAT, *options]
+    stamps: list[Any] = [FORMAT, _READER, *options]
     # A folder's time changes when a file is added or removed; a file replaced in place is caught when it is decoded.
     for path in inputs:
         if not path.exists():

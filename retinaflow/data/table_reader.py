@@ -59,7 +59,7 @@ def read_table(
         raise DataError(f"{path} line 1: a column must be named once, but {', '.join(twice)} is named twice")
     is_text = {*text, *(name for name, value in optional.items() if isinstance(value, str))}
     types = {name: pa.string() if name in is_text else pa.float64() for name in present}
-    parts = []
+    parts: list[Table] = []
     for part in _blocks(source, path, header, types, errors):
         for name in (name for name in present if name not in is_text):
             part = part.require(np.isfinite(part.columns[name]), f"{name} must be a number", [name], errors)
@@ -117,9 +117,7 @@ def _blocks(
                 yield _parse(path, LineBlock(max(block.first_line, 2), content), header, types, errors)
 
 
-def _parse(
-    path: Path, block: LineBlock, header: list[str], types: dict[str, pa.DataType], errors: RowErrors
-) -> Table:
+def _parse(path: Path, block: LineBlock, header: list[str], types: dict[str, pa.DataType], errors: RowErrors) -> Table:
     try:
         arrow = pa_csv.read_csv(
             pa.BufferReader(block.content),

@@ -67,7 +67,9 @@ def line_blocks(path: Path, *, size: int = _BLOCK) -> Iterator[LineBlock]:
         end = content.rfind(b"\n") + 1
         rest = content[end:] + held
         if len(rest) > _LONGEST:
-            raise DataError(f"{path} line {first_line + content.count(10)}: a line must have at most {_LONGEST:,} bytes")
+            raise DataError(
+                f"{path} line {first_line + content.count(10)}: a line must have at most {_LONGEST:,} bytes"
+            )
         if end:
             block = LineBlock(first_line, content[:end])
             first_line += block.count

@@ -33,6 +33,7 @@ from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Evaluator, Scores, ap_by_threshold, score
 from retinaflow.metric.details import detail_tables, iou_column
+from retinaflow.progress import report
 from retinaflow.settings.data_settings import OnBadRow
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
@@ -155,7 +156,10 @@ def read_ground_truth(
     taxonomy = _taxonomy(classes, hierarchy)
     errors = RowErrors(on_bad_row)
     labels = [] if image_labels is None else [source_of(image_labels, "image_labels")]
-    return build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, errors, allow_repeats=True)
+    index = build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, errors, allow_repeats=True)
+    for notice in errors.notices:
+        report(notice)
+    return index
 
 
 def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad_row: OnBadRow = "stop") -> Detections:
