@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.batching import AspectBuckets, plan_batches
 from retinaflow.data.exposure import (
     compare_strategies,
@@ -35,7 +36,6 @@ from retinaflow.data.exposure import (
     exposure_table,
     imbalance,
 )
-from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.image_sizes import SizeTable
