@@ -54,7 +54,10 @@ def _closure(requirements: Iterable[str]) -> list[metadata.Distribution]:
         done.add((name, extras))
         found = seen.setdefault(name, metadata.distribution(name))
         # A local version (2.9.1+cpu) counts as the public one.
-        assert wanted.specifier.contains(found.version.partition("+")[0], prereleases=True), (str(wanted), found.version)
+        assert wanted.specifier.contains(found.version.partition("+")[0], prereleases=True), (
+            str(wanted),
+            found.version,
+        )
         for line in found.requires or []:
             own = Requirement(line)
             if own.marker is None or any(own.marker.evaluate({"extra": extra}) for extra in ("", *extras)):

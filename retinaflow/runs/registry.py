@@ -17,6 +17,7 @@ from retinaflow.errors import DataError, SettingError
 from retinaflow.runs.served_requirements import serving_requirements
 from retinaflow.runs.store import new_folder, refuses, store_errors, uri
 
+
 def fetch_model(name: str) -> Path:
     """The checkpoint of a registered or logged model (``models:/NAME@ALIAS``, ``models:/NAME/VERSION``).
 
