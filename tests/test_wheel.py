@@ -1,4 +1,4 @@
-"""The wheel is the whole program: built from the tree, installed where no checkout is, it trains, compares and serves."""
+"""The wheel is the whole program: built from the tree and installed where no checkout is, it trains and serves."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ from fresh_environment import fresh_environment, run_in
 pytestmark = pytest.mark.slow
 
 SMALL = {
-    **{"image_size": 64, "num_buckets": 1, "batch_size": 4, "fpn_channels": 64, "head_depth": 1, "epochs": 1},
-    **{"epoch_length": 8, "lr": 0.001, "weights": "none", "precision": "float32"},
+    "image_size": 64,
+    "num_buckets": 1,
+    "batch_size": 4,
+    "fpn_channels": 64,
+    "head_depth": 1,
+    "epochs": 1,
+    "epoch_length": 8,
+    "lr": 0.001,
+    "weights": "none",
+    "precision": "float32",
 }
 """The smallest training there is: as words of a command line in :func:`flags`."""
 

@@ -331,7 +331,7 @@ def test_a_batch_that_batch_norm_cannot_normalise_is_refused_with_its_settings(
     lab: Any, images: int, batch_size: int
 ) -> None:
     trainer = lab.trainer(epochs=1, batch_size=batch_size)
-    with pytest.raises(SettingError, match="batch of one image of 32 x 32 pixels .* image_size or batch_size"):
+    with pytest.raises(SettingError, match=r"batch of one image of 32 x 32 pixels .* image_size or batch_size"):
         list(trainer.fit(lab.dataset, AspectBuckets(((32, 32),)), lambda epoch: np.arange(images)))
 
 
