@@ -28,7 +28,6 @@ from retinaflow.settings.training_settings import GROUPS, NetworkSettings
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-PRIOR_PROBABILITY = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +132,9 @@ def _initialise(model: RetinaNet, generator: torch.Generator) -> None:
             else:
                 nn.init.normal_(module.weight, std=0.01, generator=generator)
             if module.bias is not None:
-                # A prior of 0.01 for every class, so that the many negatives do not drown the first steps.
-                prior = math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY) if name.endswith("cls_logits") else 0.0
+                # A small score for every class, so that the many negatives do not drown the first steps.
+                score = model.config.class_prior
+                prior = math.log((1 - score) / score) if name.endswith("cls_logits") else 0.0
                 nn.init.constant_(module.bias, -prior)
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()
