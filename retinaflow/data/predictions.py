@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from numpy.typing import NDArray
 
+from retinaflow.data.annotation_rows import CORNERS, with_class
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import CORNERS, with_class
-from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn, header_of, read_table
+from retinaflow.data.table_reader import header_of, read_table
+from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError
 
@@ -76,9 +77,7 @@ def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Ta
     flat = words.take(pa.array(filled)).flatten()
     owner = np.repeat(np.arange(len(rows)), count)
     images = rows.texts[image_column]
-    table = Table(
-        rows.path, {}, {"ImageID": TextColumn(images.codes[owner], images.values)}, rows.rows[owner], rows.lines_of
-    )
+    table = Table(rows.path, {}, {"ImageID": TextColumn(images.codes[owner], images.values)}, rows.lines[owner])
     first = np.arange(len(owner)) * len(_WORDS)
     for number, name in enumerate(_WORDS):
         table.texts[name] = TextColumn.encode(pa.chunked_array([flat.take(pa.array(first + number))], type=pa.string()))

@@ -236,8 +236,8 @@ def test_all_bad_values_are_named_at_once_one_a_line() -> None:
 BAD_FILES = [
     pytest.param(b"num_bins: 0\n", "num_bins >= 1 must hold, but got num_bins=0", id="a bad value"),
     pytest.param(b"data: 2018\n", "data must be text, but got data=2018", id="a number for a text"),
-    pytest.param(b"sampling: [a\n", "settings.yaml: not a readable YAML file", id="broken"),
-    pytest.param(b"\xff\xfe\x00", "settings.yaml: not a readable YAML file", id="not text"),
+    pytest.param(b"sampling: [a\n", "settings.yaml line 2: not a readable YAML file", id="broken"),
+    pytest.param(b"\xff\xfe\x00", "settings.yaml: the file must be text in UTF-8", id="not text"),
     pytest.param(b"- a\n", "settings.yaml: the file must map setting names to values, but holds list", id="a list"),
     pytest.param(b"nms_io: 1\n", "there is no setting nms_io", id="unknown setting"),
 ]
