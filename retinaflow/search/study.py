@@ -25,6 +25,7 @@ from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import StudyStorage, open_storage, storage_url
 from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
 from retinaflow.settings.value_types import OnResume
+from retinaflow.training.fit_to_data import fit_to_data
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
@@ -108,7 +109,8 @@ class _Setup:
     def read(cls, config: SearchConfig, space: Space) -> _Setup:
         """Load the data and check the objective against it."""
         data = load_training_data(space.base)
-        return cls(config, space, read_objective(config, num_bins=data.bins.num_bins), data)
+        config = fit_to_data(config, data.train)
+        return cls(config, read_space(config), read_objective(config, num_bins=data.bins.num_bins), data)
 
     def identity(self) -> dict[str, Any]:
         """The form in which the study stores it."""

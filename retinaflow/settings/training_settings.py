@@ -48,13 +48,13 @@ class WeightSettings(Settings):
     a file of either kind."""
 
 
-def _part(photos: Any, *, demo: Any) -> Any:
+def _part(photos: Any, *, demo: Any, text: str = "") -> Any:
     """A part of the network: smaller for the generated set, unless the weights of a whole detector bring theirs."""
 
     def rule(values: Mapping[str, Any]) -> Any:
         return demo if values.get("data") == "demo" and not _is_detector(values.get("weights", "none")) else photos
 
-    return auto(f"{photos}, demo {demo}", rule)
+    return auto(f"{text or photos}, demo {demo}", rule)
 
 
 def _is_detector(weights: str) -> bool:
@@ -66,7 +66,7 @@ class AnchorSettings(Settings):
 
     title = "Network"
 
-    anchor_scale: Positive = _part(4.0, demo=3.0)
+    anchor_scale: Positive = _part(4.0, demo=3.0, text="by the boxes; 4 with the weights of a detector")
     """Side of the smallest anchor of a level over the level's stride; torchvision has 4."""
 
 
@@ -108,7 +108,7 @@ class InputSettings(Settings):
 
     title = "Network"
 
-    image_size: Annotated[int, Field(ge=32)] = by_data(512, demo=112)
+    image_size: Annotated[int, Field(ge=32)] = by_data(512, demo=112, text="median image, at most 512")
     """Square root of the area that images are resized to, pixels."""
     num_buckets: AtLeastOne = by_data(7, demo=5)
     """Aspect buckets; 1: one fixed shape."""
@@ -156,7 +156,7 @@ class OptimizationSettings(BatchSettings, SeedSettings):
 
     accumulate: AtLeastOne = 1
     """Batches whose gradients make one step of the optimizer."""
-    epochs: Annotated[AtLeastOne, STEERS] = by_data(12, demo=3)
+    epochs: Annotated[AtLeastOne, STEERS] = by_data(12, demo=3, text="12, or more to see 24,000 images")
     """Epochs."""
     optimizer: OptimizerName = "adamw"
     """AdamW, or SGD with momentum."""
@@ -199,7 +199,7 @@ class CheckpointSettings(Settings):
 
     title = "Evaluation and checkpoints"
 
-    eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3)
+    eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3, text="at most 12 evaluations")
     """Epochs between evaluations; the last epoch is always evaluated."""
     keep_best: Annotated[Literal["val/mAP", "val/mAP_rare", "val/mAP_common", "val/mAP_frequent"], STEERS] = "val/mAP"
     """Metric of the best epoch, which is saved as best.pt, and of early stopping."""
