@@ -282,19 +282,26 @@ def with_class(table: Table, taxonomy: Taxonomy, errors: RowErrors) -> Table:
     return table.require(table.columns["class"] >= 0, _UNKNOWN_CLASS, ("LabelName",), errors)
 
 
-def with_plain_ids(table: Table, errors: RowErrors, *, column: str = "ImageID") -> Table:
-    """The table with ids in one Unicode form (NFC), so that ``é`` in one or two characters is one id."""
-    texts = table.texts[column]
-    if not pa_compute.all(pa_compute.string_is_ascii(texts.values)).as_py():
-        # Not by Arrow, whose utf8_normalize takes the forms apart.
-        normal = [unicodedata.normalize("NFC", text) for text in texts.values.to_pylist()]
-        texts = texts.mapped(pa.array(normal, pa.string()))
-        table = Table(table.path, table.columns, {**table.texts, column: texts}, table.lines)
+def with_normal_ids(table: Table) -> Table:
+    """The table with image ids in one Unicode form (NFC), so that ``é`` in one or two characters is one id."""
+    texts = table.texts["ImageID"]
+    if pa_compute.all(pa_compute.string_is_ascii(texts.values)).as_py():
+        return table
+    # Not by Arrow, whose utf8_normalize takes the forms apart.
+    normal = [unicodedata.normalize("NFC", text) for text in texts.values.to_pylist()]
+    texts = texts.mapped(pa.array(normal, pa.string()))
+    return Table(table.path, table.columns, {**table.texts, "ImageID": texts}, table.lines)
+
+
+def with_plain_ids(table: Table, errors: RowErrors) -> Table:
+    """The rows whose image id is a plain file name, ids in one Unicode form."""
+    table = with_normal_ids(table)
+    texts = table.texts["ImageID"]
     plain = ~pa_compute.match_substring_regex(texts.values, NOT_PLAIN).to_numpy(zero_copy_only=False).astype(bool)
-    table = table.require(plain[texts.codes], f"{column} must be a plain file name", (column,), errors)
-    texts = table.texts[column]
+    table = table.require(plain[texts.codes], "ImageID must be a plain file name", ("ImageID",), errors)
+    texts = table.texts["ImageID"]
     short = pa_compute.binary_length(texts.values).to_numpy(zero_copy_only=False) <= LONGEST_ID
-    return table.require(short[texts.codes], f"{column} must have at most {LONGEST_ID} bytes", (column,), errors)
+    return table.require(short[texts.codes], f"ImageID must have at most {LONGEST_ID} bytes", ("ImageID",), errors)
 
 
 def read_image_sizes(path: Path, errors: RowErrors) -> tuple[NDArray[np.str_], NDArray[np.int32]]:

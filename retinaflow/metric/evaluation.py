@@ -167,7 +167,8 @@ def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad
 
     Errors as in :func:`evaluate_detections`.
     """
-    return read_predictions(source_of(predictions, "predictions"), ground_truth, RowErrors(on_bad_row))
+    errors = RowErrors(on_bad_row)
+    return read_predictions(source_of(predictions, "predictions"), ground_truth, errors, explain=report)
 
 
 def expand_to_ancestors(detections: Detections, taxonomy: Taxonomy) -> Detections:
