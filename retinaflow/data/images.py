@@ -26,6 +26,8 @@ from retinaflow.errors import DataError, SettingError
 from retinaflow.settings.data_settings import OnBadImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+LEFT_OUT_SUFFIXES = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".dcm")
+"""Image files of other types: they are not read, and counted."""
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 _TAIL = 4096

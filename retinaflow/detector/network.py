@@ -26,8 +26,6 @@ from retinaflow.detector.pyramid import FeaturePyramid, body_of
 from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
 from retinaflow.settings.training_settings import GROUPS, NetworkSettings
 
-PRIOR_PROBABILITY = 0.01
-
 
 @dataclass(frozen=True, eq=False)
 class RawOutput:
@@ -140,8 +138,9 @@ def _initialise(model: RetinaNet, names: set[str], generator: torch.Generator) -
             else:
                 nn.init.normal_(module.weight, std=0.01, generator=generator)
             if module.bias is not None:
-                # A prior of 0.01 for every class, so that the many negatives do not drown the first steps.
-                prior = math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY) if name.endswith("cls_logits") else 0.0
+                # A small score for every class, so that the many negatives do not drown the first steps.
+                score = model.config.class_prior
+                prior = math.log((1 - score) / score) if name.endswith("cls_logits") else 0.0
                 nn.init.constant_(module.bias, -prior)
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()

@@ -95,9 +95,13 @@ def auto(text: str, rule: Callable[[Mapping[str, Any]], Any]) -> Any:
     return Field(default_factory=Auto(text, rule))
 
 
-def by_data(photos: Any, *, demo: Any) -> Any:
-    """A default for photographs, and another one for the generated set (small images, minutes on a laptop)."""
-    return auto(f"{photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
+def by_data(photos: Any, *, demo: Any, text: str = "") -> Any:
+    """A default for photographs, and another one for the generated set (small images, minutes on a laptop).
+
+    ``text``: how a training chooses it by its images (:mod:`retinaflow.training.fit_to_data`); ``photos`` then stands
+    for it until they are read.
+    """
+    return auto(f"{text or photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
 
 
 # Metadata
