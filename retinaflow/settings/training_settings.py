@@ -157,6 +157,8 @@ class AugmentSettings(Settings):
     """Augmentation strength for images of the most frequent bin; 0: none."""
     rare_augment: Annotated[Fraction, STEERS, Searched("0.1..1")] = by_data(0.8, demo=0.4)
     """Augmentation strength for images of the rarest bin; interpolated in between."""
+    copy_paste: Annotated[Fraction, STEERS, Searched("0..1")] = 0.0
+    """Probability that a sampled image gets a pasted crop of a rare class, the rarest most often; 0: none."""
     vertical_flip: Annotated[bool, STEERS] = False
     """Flip upside down too (microscopy, aerial images)."""
 
@@ -203,7 +205,7 @@ class OptimizationSettings(BatchSettings, SeedSettings):
     """Decay of the moving average of the weights, which is then evaluated and saved; 0: none."""
     # So few steps from scratch as in the demo have no time to learn from hard images, or for easy gradients to fade.
     balance_start: Annotated[float, Field(ge=0, lt=1), STEERS, Searched("0..0.8")] = by_data(0.5, demo=0.0)
-    """Fraction of the epochs sampled uniformly and augmented alike, before sampling and rare_augment take over."""
+    """Fraction of the epochs sampled and augmented uniformly, before sampling, rare_augment and copy_paste start."""
 
 
 def _learning_rate(values: Mapping[str, Any]) -> float:
