@@ -137,7 +137,12 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
     for name in names:
         if (data / name).is_file():
             return data / name
-    hint = f", or {setting}=none if there are none" if setting.endswith("image_labels") else ""
+    hint = ""
+    if setting == "image_labels":
+        hint = ", or image_labels=none if there are none"
+    elif setting.endswith("image_labels"):
+        # image_labels=none would take those of the training away.
+        hint = " (if there are none: a file of the header ImageID,LabelName,Confidence alone)"
     if setting.endswith("boxes") and (there := sorted(path.name for path in data.glob("*-annotations-bbox.csv"))):
         hint = f"; there are {', '.join(there[:5])}: train_splits= and eval_split= name the splits to read"
     raise MissingAnnotationsError(

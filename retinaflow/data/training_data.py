@@ -136,7 +136,7 @@ def _found_files(
         hint = None if boxes or has_boxes(folder) else conversion_hint(folder)
         if hint is None:
             raise
-        raise MissingAnnotationsError(f"data={folder}: {hint}") from None
+        raise MissingAnnotationsError(hint) from None
 
 
 def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -> list[Path]:
