@@ -25,7 +25,7 @@ Suppression = Literal["nms", "soft-nms"]
 def _is_no_rule(value: Any) -> Any:
     if isinstance(value, str) and (":" in value or value == "support-nms"):
         raise PydanticCustomError(
-            "old_rule",
+            "rule",
             "nms must be 'nms' or 'soft-nms', for all classes, with its IoU in nms_iou: rules by class group, numbers "
             "in nms, and support-nms are no longer available",
         )

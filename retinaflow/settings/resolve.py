@@ -173,8 +173,9 @@ def _explain(kind: type[Settings], name: str, items: Sequence[Any]) -> str:
         rules = [f"{name} must be {' or '.join([_KINDS[item['type']], *words])}"]
     elif item["type"] == "too_short":
         rules = [f"{name} must hold at least one value"]
-    elif item["type"] == "old_rule":
+    elif item["type"] in ("rule", "no_such_name"):
         rules = [item["msg"]]
+        hint = nearest(str(item["input"]), limits.get("known", ()))
     rule = rules[0] if rules else f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}"
     given = shown(item["input"], quotes=False) if item["input"] not in ("", ()) else "(empty)"
     return f"{rule}, but got {name}={given}{hint}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 # Writing and reading
 
@@ -51,6 +52,19 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def _folder_name(value: Any) -> Any:
+    name = str(value)
+    if name in ("", ".", "..") or len(name.encode()) > 200 or any(letter in "/\\" or letter < " " for letter in name):
+        raise PydanticCustomError(
+            "folder_name", "the name of a folder has 1 to 200 bytes and no / or \\, and is not . or .."
+        )
+    return name
+
+
+FolderName = Annotated[str, BeforeValidator(_folder_name)]
+"""A name that becomes a folder inside of ``output``."""
 
 
 def _number_or_list(value: Any) -> Any:
