@@ -8,11 +8,11 @@ published boxes of Open Images refer to the stored pixels.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -20,12 +20,13 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from retinaflow.data.image_folders import SUFFIXES as SUFFIXES
+from retinaflow.data.image_folders import locate_files
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError
 from retinaflow.settings.data_settings import OnBadImage
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _SCAN = 0xDA
 _TAIL = 4096
@@ -57,30 +58,41 @@ def attach_files(
     ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises DataError with
     their number and the first one, as both do when no image remains.
     """
-    root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
-    found = files_by_stem(folders, root)
-    files = np.array([found.get(str(image_id), "") for image_id in index.image_ids], dtype=np.str_)
-    located = replace(index, files=files, images_folder=str(root), path=None)
+    found = locate_files(index.image_ids, folders)
+    located = replace(index, files=found.files, images_folder=str(found.root), path=None)
     shown = " or ".join(str(folder) for folder in folders)
-    return attach_sizes(located, shown, on_bad_image=on_bad_image, given=given, journal=journal, quiet=quiet)
+    return attach_sizes(
+        located,
+        shown,
+        reasons=found.reasons,
+        on_bad_image=on_bad_image,
+        given=given,
+        journal=journal,
+        quiet=quiet,
+    )
 
 
 def attach_sizes(
     index: AnnotationIndex,
     searched: str,
     *,
+    reasons: Mapping[int, str] = MappingProxyType({}),
     on_bad_image: OnBadImage = "stop",
     given: SizeTable | None = None,
     journal: Path | None = None,
     quiet: bool = False,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
-    """As :func:`attach_files`, for an index with the paths of its files; empty: no file was found in ``searched``."""
+    """As :func:`attach_files`, for an index with the paths of its files; empty: no file was found in ``searched``,
+    and ``reasons`` may give why."""
     files, root = index.files, Path(index.images_folder)
-    bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
+    missing = np.flatnonzero(files == "").tolist()
+    bad = [BadImage(str(index.image_ids[image]), reasons.get(image, "no file")) for image in missing]
     if bad and (on_bad_image == "stop" or len(bad) == len(index)):
+        known = next((reasons[image] for image in missing if image in reasons), "")
+        why = f" ({known})" if known else ""
         raise DataError(
             f"{len(index) - len(bad):,} of {len(index):,} images have a file under {searched}; "
-            f"{bad[0].image_id} has none, for example. Check images=, or give on_bad_image=skip to leave them out."
+            f"{bad[0].image_id} has none, for example{why}. Check images=, or give on_bad_image=skip to leave them out."
         )
     sizes = np.zeros((len(index), 2), dtype=np.int32) if given is None else given.look_up(index.image_ids)
     sizes[files == ""] = 0
@@ -94,21 +106,6 @@ def attach_sizes(
         )
     complete = replace(index, sizes=sizes, path=None)
     return (complete.take(np.flatnonzero(sizes[:, 0] > 0)) if bad else complete), bad
-
-
-def files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
-    """Name without suffix -> path under ``root`` of the image files in some folders; the first folder comes first."""
-    found: dict[str, str] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise SettingError(f"images={folder}: no such folder")
-        prefix = os.path.relpath(folder.resolve(), root)
-        # Sorted, so that the first match is always the same.
-        for name in sorted(entry.name for entry in os.scandir(folder)):
-            stem, dot, suffix = name.rpartition(".")
-            if f"{dot}{suffix.lower()}" in SUFFIXES:
-                found.setdefault(stem, name if prefix == "." else f"{prefix}/{name}")
-    return found
 
 
 def _read_missing_sizes(

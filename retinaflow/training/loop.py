@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retinaflow.data.batching import AspectBuckets, plan_batches
+from retinaflow.data.batching import MULTIPLE, AspectBuckets, PlannedBatch, plan_batches
 from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset
 from retinaflow.data.images import BadImage
 from retinaflow.detector.detection_loss import LossConfig
@@ -206,6 +206,8 @@ class Trainer:
                 rank=self.world.rank,
                 world_size=self.world.size,
             )
+            if self.world.size == 1 and self.model.config.batch_norm == "train":
+                _check_batch_norm(batches)
             self.model.train()
             # From the present position on: no batch depends on those before it.
             loaded = loader.load(
@@ -237,6 +239,16 @@ class Trainer:
         self._losses.add(done.loss_class + done.loss_box)
         self.open.add(done, len(batches))
         return done
+
+
+def _check_batch_norm(batches: Sequence[PlannedBatch]) -> None:
+    """Raise SettingError for a batch in which batch norm has one value per channel, whose variance is nothing."""
+    if any(len(batch.images) == 1 and batch.shape == (MULTIPLE, MULTIPLE) for batch in batches):
+        raise SettingError(
+            f"batch_norm=train needs more than one value per channel, but a batch of one image of {MULTIPLE} x "
+            f"{MULTIPLE} pixels has one in its smallest feature map; give a larger image_size or batch_size, or more "
+            "images per epoch (epoch_length)"
+        )
 
 
 def _train_epoch(

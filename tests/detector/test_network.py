@@ -13,8 +13,8 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
 
-from retinaflow.detector.backbones import CoarseConv
 from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.pyramid import CoarseConv
 from retinaflow.detector.weights import COCO_V1_URL, COCO_V2_URL, load_weights
 from retinaflow.settings.training_settings import NetworkSettings
 

@@ -201,9 +201,11 @@ BAD: list[tuple[str, str, str]] = [
     ("empty_image_rate", "0", "empty_image_rate > 0 must hold, but got empty_image_rate=0"),
     (
         "backbone",
-        "vgg16",
-        "backbone must be 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', but got backbone=vgg16",
+        "convnet_tiny",
+        "backbone must be a classifier of torchvision or timm:NAME, but got backbone=convnet_tiny; did you mean "
+        "convnext_tiny?",
     ),
+    ("backbone", "timm:resnt50", "backbone must be a classifier of timm, but got backbone=timm:resnt50; did you mean "),
     ("score_threshold", "1", "score_threshold < 1 must hold, but got score_threshold=1"),
     ("sampling", "fair", "but got sampling=fair"),
     ("sampling", "bined", "but got sampling=bined; did you mean binned?"),
@@ -248,8 +250,8 @@ def test_all_bad_values_are_named_at_once_one_a_line() -> None:
 BAD_FILES = [
     pytest.param(b"num_bins: 0\n", "num_bins >= 1 must hold, but got num_bins=0", id="a bad value"),
     pytest.param(b"data: 2018\n", "data must be text, but got data=2018", id="a number for a text"),
-    pytest.param(b"sampling: [a\n", "settings.yaml: not a readable YAML file", id="broken"),
-    pytest.param(b"\xff\xfe\x00", "settings.yaml: not a readable YAML file", id="not text"),
+    pytest.param(b"sampling: [a\n", "settings.yaml line 2: not a readable YAML file", id="broken"),
+    pytest.param(b"\xff\xfe\x00", "settings.yaml: the file must be text in UTF-8", id="not text"),
     pytest.param(b"- a\n", "settings.yaml: the file must map setting names to values, but holds list", id="a list"),
     pytest.param(b"nms_io: 1\n", "there is no setting nms_io", id="unknown setting"),
 ]

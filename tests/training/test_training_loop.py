@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retinaflow.data.batching import AspectBuckets
-from retinaflow.errors import TrainingError
+from retinaflow.errors import SettingError, TrainingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinaflow.settings.training_settings import OptimizationSettings
 from retinaflow.training.distributed import World
@@ -365,3 +365,18 @@ def test_biases_and_norms_do_not_decay(lab: Any) -> None:
 def test_a_batch_that_cannot_be_shared_out_is_refused(lab: Any) -> None:
     with pytest.raises(ValueError, match=r"batch_size must be a multiple .* batch_size=4, nproc=3"):
         lab.trainer(epochs=1, world=World(0, 3, 0))
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(3, 1), (1, 4)])
+def test_a_batch_that_batch_norm_cannot_normalise_is_refused_with_its_settings(
+    lab: Any, images: int, batch_size: int
+) -> None:
+    trainer = lab.trainer(epochs=1, batch_size=batch_size)
+    with pytest.raises(SettingError, match=r"batch of one image of 32 x 32 pixels .* image_size or batch_size"):
+        list(trainer.fit(lab.dataset, AspectBuckets(((32, 32),)), lambda epoch: np.arange(images)))
+
+
+def test_an_odd_image_of_one_cell_is_trained_on(lab: Any) -> None:
+    trainer = lab.trainer(epochs=1, batch_size=4)
+    list(trainer.fit(lab.dataset, AspectBuckets(((32, 32),)), lambda epoch: np.arange(5)))
+    assert trainer.step == 2
