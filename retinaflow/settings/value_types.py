@@ -13,7 +13,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+from retinaflow.files import is_file_name
 
 # Writing and reading
 
@@ -51,6 +54,16 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def _as_file_name(value: str) -> str:
+    if not is_file_name(value):
+        raise PydanticCustomError("rule", "must be a name without /, as a folder in output gets it")
+    return value
+
+
+FileName = Annotated[str, AfterValidator(_as_file_name)]
+"""A name that becomes that of a file or folder in ``output``."""
 
 
 def _number_or_list(value: Any) -> Any:
