@@ -1,4 +1,4 @@
-"""A sqlite store is whole or absent: stopped while it is made, made twice at once, left half-made by another program."""
+"""A sqlite store is whole or absent: stopped while it is made, made twice at once, left half-made by another."""
 
 from __future__ import annotations
 
