@@ -36,10 +36,10 @@ from retinaflow.data.exposure import (
     imbalance,
 )
 from retinaflow.data.frequency_bins import ClassBins, make_bins
+from retinaflow.data.id_columns import read_image_sizes
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import read_image_sizes
 from retinaflow.data.sampling import STRATEGIES, epoch_plan, expected_samples, image_weights
 from retinaflow.data.tables import RowErrors
 from retinaflow.settings.data_settings import BinStrategy, SamplingSettings, Strategy

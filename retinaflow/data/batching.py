@@ -83,8 +83,9 @@ def plan_batches(
     """The batches of one rank, in the order of the plan: a batch comes at the position of its last image.
 
     ``batch_size`` is per rank. Images left over in the buckets are ordered by shape and cut into batches that take the
-    bucket of their middle image; with ``batch_size`` 1 one of these may hold two. Raises SettingError when a plan has
-    fewer images than there are ranks.
+    bucket of their middle image. No batch is of one image unless ``batch_size`` or the plan is: batch norm has little
+    to normalise in it, and nothing in a map of one cell. So one of these may hold an image more than ``batch_size``.
+    Raises SettingError when a plan has fewer images than there are ranks.
     """
     if 0 < len(plan) < world_size:
         raise SettingError(f"an epoch must have an image per rank, but got images={len(plan)}, nproc={world_size}")
@@ -99,12 +100,13 @@ def plan_batches(
         left.append(positions[whole:])
     ready.sort(key=lambda item: item[0])
     rest = np.concatenate(left)
-    if 0 < len(rest) < world_size:
+    least = max(world_size, min(full, 2))
+    if 0 < len(rest) < least and ready:
         rest = np.concatenate([ready.pop()[2], rest])
         rest = rest[np.argsort(bucket[rest], kind="stable")]
     # Parts of nearly equal size with an image for every rank.
-    parts = min(-(-len(rest) // full), len(rest) // world_size)
-    for part in np.array_split(rest, parts) if parts else ():
+    parts = min(-(-len(rest) // full), max(len(rest) // least, 1))
+    for part in np.array_split(rest, parts) if len(rest) else ():
         ready.append((len(plan), int(bucket[part[len(part) // 2]]), part))
     own = [(number, part[rank::world_size]) for _, number, part in ready]
     return [PlannedBatch(buckets.shapes[number], plan[positions], positions) for number, positions in own]

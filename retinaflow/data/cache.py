@@ -19,24 +19,30 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 
 from retinaflow.data.column_store import DOCUMENT, FORMAT
+from retinaflow.data.id_columns import read_image_sizes
+from retinaflow.data.image_folders import locate_files
+from retinaflow.data.image_headers import depth_notice
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import SourceFiles, read_annotations, read_image_sizes
-from retinaflow.data.tables import RowError, RowErrors
+from retinaflow.data.openimages import SourceFiles, read_annotations
+from retinaflow.data.tables import RowError, RowErrors, errors_frame
 from retinaflow.errors import DataError
 from retinaflow.files import lock
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
+_READER = 2
+"""Version of what is read from the files; an index that another version has read is not used."""
 _SMALL = 1 << 26
 """Bytes of boxes and labels below which each worker gets a copy of a computed index."""
 
@@ -88,18 +94,38 @@ def load_index(
             return found
         errors = RowErrors(on_bad_row)
         index = read_annotations(files, errors, allow_repeats=allow_repeats, progress=report)
+        table = SizeTable(*read_image_sizes(image_sizes, errors)) if image_sizes else None
+        if images and files.list_other_images:
+            index = _only_with_files(index, images, errors)
+        if table is not None:
+            index = replace(index, sizes=table.look_up(index.image_ids))
         if images:
-            table = SizeTable(*read_image_sizes(image_sizes, errors)) if image_sizes else None
             journal = size_journal(images)
             index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
+            if notice := depth_notice([index.file_of(image) for image in range(len(index))]):
+                errors.notices.append(notice)
             rule = "an image must have a readable file"
-            errors.found += [RowError(image.image_id, 0, rule, image.reason) for image in bad]
+            errors.add(RowError(image.image_id, 0, rule, image.reason) for image in bad)
         if _key(inputs, [*options, image_sizes is not None]) != key:
             raise DataError(
                 f"{', '.join(path.name for path in files.all)}: the files must not change while they are read, but "
                 "did; start the command again"
             )
-        return _save(index, errors.frame(), path, report)
+        for notice in errors.notices:
+            report(notice)
+        return _save(index, errors, path, report)
+
+
+def _only_with_files(index: AnnotationIndex, images: Sequence[Path], errors: RowErrors) -> AnnotationIndex:
+    """The images that are there, of tables that name others too."""
+    there = locate_files(index.image_ids, images).files != ""
+    if there.all() or not there.any():
+        return index
+    errors.notices.append(
+        f"{np.count_nonzero(~there):,} of {len(index):,} images in the tables have no file and are left out: an export "
+        f"of some images keeps the rows of all ({index.image_ids[~there][0]} for example)"
+    )
+    return index.take(np.flatnonzero(there))
 
 
 def _open(path: Path, report: Callable[[str], None]) -> LoadedIndex | None:
@@ -108,15 +134,19 @@ def _open(path: Path, report: Callable[[str], None]) -> LoadedIndex | None:
         return None
     try:
         index = AnnotationIndex.open(path)
-        return LoadedIndex(index, pd.DataFrame(index.notes["dropped"], columns=list(RowError._fields)))
+        dropped = errors_frame(RowError(*row) for row in index.notes["dropped"])
+        for notice in index.notes["notices"]:
+            report(notice)
+        return LoadedIndex(index, dropped)
     except (DataError, KeyError) as error:
         report(f"the cached index is rebuilt: {error}")
         return None
 
 
-def _save(index: AnnotationIndex, dropped: pd.DataFrame, path: Path, report: Callable[[str], None]) -> LoadedIndex:
+def _save(index: AnnotationIndex, errors: RowErrors, path: Path, report: Callable[[str], None]) -> LoadedIndex:
+    dropped = errors.frame()
     try:
-        index.save(path, notes={"dropped": dropped.to_numpy().tolist()})
+        index.save(path, notes={"dropped": dropped.to_numpy().tolist(), "notices": errors.notices})
         return LoadedIndex(AnnotationIndex.open(path, verify=False), dropped)
     except (OSError, DataError) as error:
         report(f"the index is not cached: {error}; is the disk of {path.parent} full?")
@@ -157,7 +187,7 @@ def size_journal(images: Sequence[Path]) -> Path:
 
 
 def _key(inputs: Sequence[Path], options: Sequence[Any]) -> str:
-    stamps: list[Any] = [FORMAT, *options]
+    stamps: list[Any] = [FORMAT, _READER, *options]
     # A folder's time changes when a file is added or removed; a file replaced in place is caught when it is decoded.
     for path in inputs:
         if not path.exists():

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retinaflow.data.batching import AspectBuckets, plan_batches
+from retinaflow.data.batching import MULTIPLE, AspectBuckets, PlannedBatch, plan_batches
 from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset
 from retinaflow.data.images import BadImage
 from retinaflow.detector.detection_loss import LossConfig
@@ -161,6 +161,7 @@ class Trainer:
             "open": vars(self.open) | {"sums": list(self.open.sums)},
             "average_updates": None if average is None else average.updates,
             "last_weights": None if average is None else self.model.state_dict(),
+            "class_gradients": self._stepper.class_gradients.cpu(),
         }
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -170,6 +171,7 @@ class Trainer:
             self.model.load_state_dict(state["last_weights"])
             self._average.updates = state["average_updates"]
         self._optimizer.load_state_dict(state["optimizer"])
+        self._stepper.class_gradients.copy_(state.get("class_gradients", torch.zeros(())))
         self.epoch, self.step = state["epoch"], state["step"]
         self.open = OpenEpoch(**{**state["open"], "sums": tuple(state["open"]["sums"])})
 
@@ -204,6 +206,8 @@ class Trainer:
                 rank=self.world.rank,
                 world_size=self.world.size,
             )
+            if self.world.size == 1 and self.model.config.batch_norm == "train":
+                _check_batch_norm(batches)
             self.model.train()
             # From the present position on: no batch depends on those before it.
             loaded = loader.load(
@@ -235,6 +239,16 @@ class Trainer:
         self._losses.add(done.loss_class + done.loss_box)
         self.open.add(done, len(batches))
         return done
+
+
+def _check_batch_norm(batches: Sequence[PlannedBatch]) -> None:
+    """Raise SettingError for a batch in which batch norm has one value per channel, whose variance is nothing."""
+    if any(len(batch.images) == 1 and batch.shape == (MULTIPLE, MULTIPLE) for batch in batches):
+        raise SettingError(
+            f"batch_norm=train needs more than one value per channel, but a batch of one image of {MULTIPLE} x "
+            f"{MULTIPLE} pixels has one in its smallest feature map; give a larger image_size or batch_size, or more "
+            "images per epoch (epoch_length)"
+        )
 
 
 def _train_epoch(
