@@ -38,7 +38,8 @@ def run(config: MainConfig) -> None:
     data = load_training_data(config)
     config = fit_to_data(config, data.train)
     # The baseline is what people do without retinaflow: every image has the same weight and the same augmentation.
-    baseline = config.model_copy(update={"sampling": "uniform", "rare_augment": config.augment, "register_as": None})
+    plain = {"sampling": "uniform", "rare_augment": config.augment, "copy_paste": 0.0, "register_as": None}
+    baseline = config.model_copy(update=plain)
     with tracking.start_run("main", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")

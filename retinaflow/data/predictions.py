@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from numpy.typing import NDArray
 
-from retinaflow.data.annotation_rows import CORNERS, with_class, with_normal_ids
+from retinaflow.data.annotation_rows import CORNERS
 from retinaflow.data.coco_results import read_coco_results
+from retinaflow.data.id_columns import with_class, with_normal_ids
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.prediction_checks import check_predictions
 from retinaflow.data.table_reader import header_of, read_table

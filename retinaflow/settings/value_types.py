@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 # Writing and reading
 
@@ -51,6 +52,19 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def _folder_name(value: Any) -> Any:
+    name = str(value)
+    if name in ("", ".", "..") or len(name.encode()) > 200 or any(letter in "/\\" or letter < " " for letter in name):
+        raise PydanticCustomError(
+            "folder_name", "the name of a folder has 1 to 200 bytes and no / or \\, and is not . or .."
+        )
+    return name
+
+
+FolderName = Annotated[str, BeforeValidator(_folder_name)]
+"""A name that becomes a folder inside of ``output``."""
 
 
 def _number_or_list(value: Any) -> Any:
@@ -102,6 +116,30 @@ def by_data(photos: Any, *, demo: Any, text: str = "") -> Any:
     for it until they are read.
     """
     return auto(f"{text or photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
+
+
+SHORT_TRAINING = 100_000
+"""A training that sees fewer images than this is short: it wants small batches, mild augmentation and balance from the
+start."""
+
+
+@dataclass(frozen=True)
+class ByLength(Auto):
+    """A default for short trainings and another one for long ones; until the images are read, that of long ones."""
+
+    short: Any
+    long: Any
+
+
+def by_length(short: Any, long: Any) -> Any:
+    """A default that a training chooses by the number of images that it will see; on the generated set it is short."""
+    rule = ByLength(
+        f"short trainings {short}, else {long}",
+        lambda values: short if values.get("data") == "demo" else long,
+        short,
+        long,
+    )
+    return Field(default_factory=rule)
 
 
 # Metadata
