@@ -1,4 +1,4 @@
-"""What the header of an image file says: its size, whether it is whole, and how many bits a value has.
+"""What is in the header of an image file: its size, whether it is whole, and how many bits a value has.
 
 No pixel is decoded. A file is whole when what ends or measures its format is there: the end marker of a JPEG, the last
 chunk of a PNG, the size in the header of a BMP; a cut WebP cannot be opened.
