@@ -62,6 +62,8 @@ class RowErrors:
     """All errors, listed or not."""
     notices: list[str] = field(default_factory=list)
     """What is left out without being an error, a line each; printed whenever the data is loaded."""
+    left_out: int = 0
+    """The rows of :attr:`notices`."""
     hints: list[str] = field(default_factory=list)
     """What may have caused the errors, a line each."""
     _listed: dict[tuple[str, str], int] = field(default_factory=dict)
