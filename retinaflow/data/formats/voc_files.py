@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from retinaflow.data.formats.folders import SPLIT_NAMES, FileFinder, files_under, safe_name, split_of_folders
 from retinaflow.data.formats.ids import same_name
 from retinaflow.data.formats.source import note
-from retinaflow.data.images import SUFFIXES
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, shown
