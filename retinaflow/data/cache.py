@@ -30,6 +30,7 @@ import psutil
 from retinaflow.data.column_store import DOCUMENT, FORMAT
 from retinaflow.data.id_columns import read_image_sizes
 from retinaflow.data.image_folders import locate_files
+from retinaflow.data.image_headers import depth_notice
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex
@@ -101,6 +102,8 @@ def load_index(
         if images:
             journal = size_journal(images)
             index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
+            if notice := depth_notice([index.file_of(image) for image in range(len(index))]):
+                errors.notices.append(notice)
             rule = "an image must have a readable file"
             errors.add(RowError(image.image_id, 0, rule, image.reason) for image in bad)
         if _key(inputs, [*options, image_sizes is not None]) != key:

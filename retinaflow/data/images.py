@@ -1,13 +1,14 @@
 """Image files of an index: their paths, their sizes, and their pixels.
 
 Sizes come from a given table, and where it lacks an image from the file header, without decoding
-(:mod:`retinaflow.data.image_sizes`). JPEGs are decoded in full size by libjpeg-turbo with its fast transforms
-(simplejpeg); OpenCV decodes JPEGs at reduced size and all other formats. Both ignore the EXIF orientation, because the
+(:mod:`retinaflow.data.image_sizes`). JPEGs are decoded by libjpeg-turbo (simplejpeg), in full
+size with its fast transforms; OpenCV decodes all other formats. Both ignore the EXIF orientation, because the
 published boxes of Open Images refer to the stored pixels.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,19 +19,17 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from retinaflow.data.image_folders import SUFFIXES as SUFFIXES
 from retinaflow.data.image_folders import locate_files
+from retinaflow.data.image_headers import header_size, is_cut_jpeg, is_jpeg
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.errors import DataError
 from retinaflow.settings.data_settings import OnBadImage
 
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_SCAN = 0xDA
-_TAIL = 4096
-"""Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""
+_LEFT_OVER = 0.02
+"""Fraction of a JPEG that may be left over after its last pixel without a report."""
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 """(factor, flag of OpenCV that decodes at 1 / factor of the size)."""
 
@@ -140,21 +139,6 @@ def file_states(index: AnnotationIndex) -> NDArray[np.int64]:
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
-def header_size(path: Path) -> tuple[int, int] | str:
-    """(height, width) of the stored pixels from the header of an image file, or the reason why it cannot be used."""
-    try:
-        with Image.open(path) as image:
-            size = image.height, image.width
-            is_jpeg = image.format in ("JPEG", "MPO")
-        # OpenCV fills the missing rows of a cut JPEG with grey, without an error.
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - _TAIL, 0))
-            is_cut = is_jpeg and _JPEG_END not in file.read() and _is_cut(np.fromfile(path, dtype=np.uint8))
-        return "the JPEG is cut short" if is_cut else size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        return "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
 class UnreadableImageError(DataError):
     """An image file that is missing, damaged, or no image; the message begins with its path."""
 
@@ -177,9 +161,9 @@ def decode_bytes(
     """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
     shrink = min(size[0] / target[0], size[1] / target[1])
     # OpenCV decodes other formats whole before it reduces them.
-    reduced = _REDUCED if _is_jpeg(data) else ()
-    flag = next((flag for factor, flag in reduced if shrink >= factor), cv2.IMREAD_COLOR)
-    pixels = _whole_jpeg(data) if flag == cv2.IMREAD_COLOR else None
+    reduced = _REDUCED if is_jpeg(data) else ()
+    factor, flag = next(((factor, flag) for factor, flag in reduced if shrink >= factor), (1, cv2.IMREAD_COLOR))
+    pixels = _jpeg(name, data, factor)
     if pixels is None:
         pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
@@ -192,39 +176,36 @@ def decode_bytes(
     return pixels
 
 
-def _whole_jpeg(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """RGB pixels of an intact, ordinary JPEG in full size, faster than by OpenCV; None for any other file."""
-    if not _is_jpeg(data) or _is_cut(data):
+def _jpeg(name: str, data: NDArray[np.uint8], factor: int) -> NDArray[np.uint8] | None:
+    """RGB pixels of an ordinary JPEG at 1 / ``factor`` of its size; None for any other file.
+
+    In full size the fast transforms are used; at reduced size the pixels are those of OpenCV, which does not notice
+    damage. Raises UnreadableImageError for a JPEG of which pixels are missing.
+    """
+    if not is_jpeg(data) or is_cut_jpeg(data):
         return None
     try:
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
-    except ValueError:
-        # CMYK, 12 bits, or a warning of libjpeg: OpenCV decodes the file, or gives the reason why it cannot.
+        if factor == 1:
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        least = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", **least))
+    except ValueError as error:
+        if _is_damage(str(error), len(data)):
+            raise UnreadableImageError(f"{name}: the JPEG is damaged: {error}") from None
+        # CMYK, 12 bits, or a harmless warning of libjpeg: OpenCV decodes the file, or gives the reason why it cannot.
         return None
 
 
-def _is_jpeg(data: NDArray[np.uint8]) -> bool:
-    return data[:2].tobytes() == _JPEG_START
-
-
-def _is_cut(data: NDArray[np.uint8]) -> bool:
-    """Whether a JPEG lacks its end marker in its last bytes and, because phones append whole videos, also after the
-    start of its pixels (before that, a thumbnail may have an end marker of its own)."""
-    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[_start_of_scan(data) :].tobytes()
-
-
-def _start_of_scan(data: NDArray[np.uint8]) -> int:
-    """Offset at which the pixels of a JPEG begin, after its segments of a marker and a length each."""
-    offset = 2
-    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != _SCAN:
-        is_fill = data[offset + 1] == 0xFF
-        offset += 1 if is_fill else 2 + int(data[offset + 2]) * 256 + int(data[offset + 3])
-    return offset
+def _is_damage(warning: str, size: int) -> bool:
+    """Whether a warning of libjpeg means that pixels are missing: data ends early, or much of it is left over."""
+    left_over = re.search(r"(\d+) extraneous bytes", warning)
+    return "premature end" in warning or bool(left_over and int(left_over[1]) > _LEFT_OVER * size)
 
 
 def _pixels(path: str, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:
     """RGB pixels of the bytes of an image file."""
-    if _is_jpeg(data) and _is_cut(data):
+    if is_jpeg(data) and is_cut_jpeg(data):
         raise UnreadableImageError(f"{path}: the JPEG is cut short")
     try:
         pixels = cv2.imdecode(data, flags) if len(data) else None

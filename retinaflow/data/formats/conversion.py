@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from retinaflow.data.formats.as_written import writable
 from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.image_files import put_images
@@ -53,7 +54,7 @@ def _read(
     config: ConvertConfig, path: Path, layout: Layout, target: Layout, errors: RowErrors, *, quiet: bool
 ) -> DetectionSet:
     if layout == "openimages":
-        return read_published(config, path, target, errors)
+        return writable(read_published(config, path, target, errors), target, errors)
     source = read_source(config, path, layout, errors)
     if not source.images:
         errors.settle()
@@ -62,6 +63,7 @@ def _read(
     return check(
         source,
         errors,
+        target=target,
         exhaustive=not source.federated if config.exhaustive == "auto" else config.exhaustive,
         on_bad_image=config.on_bad_image,
         orientation=config.orientation,
