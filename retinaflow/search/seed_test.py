@@ -48,56 +48,29 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SeedScores:
-    """The objective of each training of a trial: ``values [S]``, and ``resampled [S, R]`` on resamples of the images
-    that are the same for all trials; NaN without ground truth."""
+    """The objective of each training of a trial.
+
+    ``values [S]``; ``resampled [S, R]`` on resamples of the images that are the same for all trials, NaN without ground
+    truth; ``num_images``: images with ground truth of a class of the objective; ``unseen``: variance of a difference
+    that is added for disagreement in images that were not seen.
+    """
 
     values: FloatArray
     resampled: FloatArray
+    num_images: int = 0
+    unseen: float = 0.0
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> SeedScores:
         """Those stored with a trial; of no training where none are."""
-        stored = trial.system_attrs.get(SCORES, {"values": [], "resampled": []})
-        return cls(*(np.array(stored[name], dtype=np.float64) for name in ("values", "resampled")))
+        stored = dict(trial.system_attrs.get(SCORES, {"values": [], "resampled": []}))
+        values, resampled = (np.array(stored.pop(name), dtype=np.float64) for name in ("values", "resampled"))
+        return cls(values, resampled, **stored)
 
     def document(self) -> dict[str, Any]:
         """The form in which they are stored."""
         rows = [[None if math.isnan(value) else round(value, 6) for value in row] for row in self.resampled.tolist()]
-        return {"values": self.values.tolist(), "resampled": rows}
-
-
-@dataclass(frozen=True)
-class ObjectiveClasses:
-    """The classes of the objective on the evaluated images.
-
-    ``weights [K]``: it is the mean of AP with these weights; ``num_images``: images with ground truth of a class with a
-    weight; ``unseen``: variance of a difference that is added for disagreement in images that were not seen.
-    """
-
-    weights: FloatArray
-    num_images: int
-    unseen: float
-
-    @classmethod
-    def of(cls, matches: Matches, parts: Sequence[tuple[NDArray[np.bool_], float]]) -> ObjectiveClasses:
-        """``parts``: groups of classes ``[K]``, each with the weight of its mean."""
-        images = np.bincount(matches.gt_class, minlength=len(matches.evaluated))
-        known = matches.evaluated & (matches.num_truths > 0)
-        weights = np.zeros(len(known))
-        for members, weight in parts:
-            weights += weight * (members & known) / max(1, (members & known).sum())
-        weights /= weights.sum() or 1
-        num_images = len(np.unique(matches.gt_image[weights[matches.gt_class] > 0]))
-        return cls(weights, num_images, float((weights**2 * disagreement_variance(images)).sum()))
-
-    def resample(self, matches: Matches) -> FloatArray:
-        """``[R]`` the objective on each resample of the images."""
-        (ap,) = resampled_ap([matches], resamples=RESAMPLES, seed=0)
-        weights = np.where(np.isnan(ap), 0.0, self.weights)
-        total = weights.sum(axis=1)
-        result = np.full(len(ap), np.nan)
-        np.divide((np.nan_to_num(ap) * weights).sum(axis=1), total, out=result, where=total > 0)
-        return result
+        return {**vars(self), "values": self.values.tolist(), "resampled": rows}
 
 
 @dataclass(frozen=True)
@@ -120,21 +93,44 @@ class SeedTest:
 
     def add(self, trial: optuna.Trial, value: float, matches: Matches) -> str | None:
         """Store what a training of the trial reached; returns why its other seeds are not trained, or None."""
-        classes = ObjectiveClasses.of(matches, self.parts)
         before = SeedScores.of(trial.study.get_trials(deepcopy=False)[trial.number])
-        scores = SeedScores(np.append(before.values, value), np.array([*before.resampled, classes.resample(matches)]))
+        scores = self.with_training(before, value, matches)
         set_system_attr(trial, SCORES, scores.document())
         best, done = best_trial(trial.study), len(scores.values)
         if not self.ends_trials or best is None or done >= self.seeds:
             return None
         everyone = [SeedScores.of(other).values for other in trial.study.get_trials(deepcopy=False)]
-        p = p_value(scores, SeedScores.of(best), everyone, classes)
+        p = p_value(scores, SeedScores.of(best), everyone)
         if p > LEVEL / (self.seeds - 1):
             return None
         return f"worse than trial {best.number} after {done} of {self.seeds} seeds (p = {p:.2g})"
 
+    def with_training(self, scores: SeedScores, value: float, matches: Matches) -> SeedScores:
+        """The scores of a trial with those of one more training."""
+        weights = self.weights(matches)
+        (ap,) = resampled_ap([matches], resamples=RESAMPLES, seed=0)
+        known = np.where(np.isnan(ap), 0.0, weights)
+        total = known.sum(axis=1)
+        row = np.full(len(ap), np.nan)
+        np.divide((np.nan_to_num(ap) * known).sum(axis=1), total, out=row, where=total > 0)
+        images = np.bincount(matches.gt_class, minlength=len(weights))
+        return SeedScores(
+            np.append(scores.values, value),
+            np.array([*scores.resampled, row]),
+            num_images=len(np.unique(matches.gt_image[weights[matches.gt_class] > 0])),
+            unseen=float((weights**2 * disagreement_variance(images)).sum()),
+        )
 
-def p_value(trial: SeedScores, best: SeedScores, everyone: Sequence[FloatArray], classes: ObjectiveClasses) -> float:
+    def weights(self, matches: Matches) -> FloatArray:
+        """``[K]`` the objective is the mean of AP with these weights; 0 for classes without ground truth."""
+        known = matches.evaluated & (matches.num_truths > 0)
+        weights = np.zeros(len(known))
+        for members, weight in self.parts:
+            weights += weight * (members & known) / max(1, (members & known).sum())
+        return np.asarray(weights / (weights.sum() or 1))
+
+
+def p_value(trial: SeedScores, best: SeedScores, everyone: Sequence[FloatArray]) -> float:
     """Of the hypothesis that the trial is as good as the best one, against its being worse.
 
     ``everyone``: the values of the trainings of each trial of the study. 1 while no trial has two, as nothing shows how
@@ -149,13 +145,13 @@ def p_value(trial: SeedScores, best: SeedScores, everyone: Sequence[FloatArray],
     difference = float(trial.values.mean() - best.values.mean())
     moved = trial.resampled.mean(axis=0) - best.resampled.mean(axis=0)
     moved = moved[~np.isnan(moved)]
-    reach = normal_quantile(CONFIDENCE) * math.sqrt((float(moved.var()) if len(moved) else 0.0) + classes.unseen)
+    reach = normal_quantile(CONFIDENCE) * math.sqrt((float(moved.var()) if len(moved) else 0.0) + trial.unseen)
     (p,) = p_values(
         np.array([difference]),
         np.array([difference - reach]),
         np.array([difference + reach]),
         SeedSpread(np.array([seeds]), np.array([float(freedom)])),
-        num_images=np.array([classes.num_images]),
+        num_images=np.array([trial.num_images]),
         confidence=CONFIDENCE,
     )
     return float(p / 2 if difference < 0 else 1 - p / 2)
