@@ -35,6 +35,7 @@ from sqlalchemy.exc import (
 )
 
 from retinaflow import files
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import SettingError, StoreError, first_line
 from retinaflow.files import growing_waits
 from retinaflow.interrupts import StopRequest
@@ -67,17 +68,12 @@ def storage_url(storage: str, *, beside: str, output: Path) -> str:
         return _file_url(Path(url.database))
     if url.drivername in ("postgresql", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    raise SettingError(f"storage must be a file, sqlite:/// or postgresql://, but got {without_password(storage)}")
+    raise SettingError(f"storage must be a file, sqlite:/// or postgresql://, but got {without_secrets(storage)}")
 
 
 def _file_url(file: Path) -> str:
     """The URL of a sqlite file, in which characters with a meaning in URLs (``%``, ``?``) are quoted."""
     return URL.create("sqlite", database=str(file.resolve())).render_as_string()
-
-
-def without_password(url: str) -> str:
-    """A URL that may be printed and logged."""
-    return make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
 class StudyStorage:
@@ -101,8 +97,8 @@ class StudyStorage:
 
     @property
     def address(self) -> str:
-        """The URL without its password, to be printed and logged."""
-        return without_password(self._url)
+        """The URL without its secrets, to be printed and logged."""
+        return without_secrets(self._url)
 
     def transaction(self, study: str, action: Callable[[], Result]) -> Result:
         """The result of an action on a study, as one transaction; transactions of a study follow each other, in
@@ -175,7 +171,7 @@ class StudyStorage:
 def open_storage(url: str, *, stop: StopRequest) -> StudyStorage:
     """Connect, and create the tables where there are none. Raises StoreError for a database that cannot be opened in a
     few seconds: its address may be wrong."""
-    shown = f"storage={without_password(url)}"
+    shown = f"storage={without_secrets(url)}"
     if url.startswith("sqlite"):
         Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -19,6 +19,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import Interrupted, StoreError
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns
@@ -163,7 +164,7 @@ def _ending(runs: SearchRuns, run: Run, trial: optuna.Trial) -> Iterator[None]:
         runs.end(run, "KILLED", state="lost", reason=str(error))
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = without_secrets(f"{type(error).__name__}: {error}")
         runs.end(run, "FAILED", state="failed", reason=reason)
         trial.set_user_attr(REASON, reason[:1000])
         raise

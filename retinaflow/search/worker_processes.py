@@ -124,7 +124,7 @@ def run_worker(config: SearchConfig, stage: str, store_uri: str, log: Path, erro
         except (Interrupted, KeyboardInterrupt) as error:
             report(f"stopped: {error}")
         except Exception as error:
-            traceback.print_exc()
+            report(traceback.format_exc())
             if isinstance(error, SHOWN):
                 errors.put(error)
             sys.exit(1)
