@@ -100,6 +100,19 @@ def test_the_same_command_resumes_and_adds_only_what_is_missing(
         assert len(study.get_trials()) == number
 
 
+@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
+def test_a_search_stops_when_its_last_trials_gained_nothing(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
+    # The value of a trial is its focal_gamma, drawn at random.
+    config = config.model_copy(update={"trials": 60, "search_patience": 4})
+    study = prepare(config)
+    for patience in (4, 8):
+        assert finish(start_worker(config.model_copy(update={"search_patience": patience}), hold, seconds=0)) == [0]
+        trials = study.get_trials()
+        # The first five are the defaults with each sampling strategy, and do not count.
+        assert len(trials) - 1 - max(study.best_trial.number, 4) == patience
+        assert len(trials) < 60
+
+
 @pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(
     config: SearchConfig, hold: Path, prepare: Prepare
