@@ -67,7 +67,7 @@ def read_voc(
             raise SettingError(f"images={path}: no such folder")
     source = SourceSet("fraction" if unit == "fraction" else "pixel", classes)
     finder = FileFinder([*images, folder], ReadableFolders(folder, [*images, *linked]), SUFFIXES)
-    rows, unlisted = listed(folder, annotation_files(folder), report)
+    rows, unlisted = listed(folder, annotation_files(folder, finder.readable), report)
     reader = _Reader(source, folder, finder, images, errors, first_pixel, difficult)
     for split, path in rows:
         reader.read(split, path)
