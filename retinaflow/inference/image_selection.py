@@ -25,6 +25,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import (
     MissingAnnotationsError,
     is_plain_id,
+    lists_other_images,
     read_image_ids,
     split_image_ids,
 )
@@ -110,7 +111,10 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
                 "give a folder as images=, or a file of ids or paths as image_list="
             )
         return _unique((path.stem, path) for folder in own for path in images_under(folder)), searched
-    return _looked_up(ids.tolist(), folders), searched
+    found = _looked_up(ids.tolist(), folders)
+    if any(lists_other_images(data_folder(settings), split) for split in splits):
+        found = {image_id: path for image_id, path in found.items() if path is not None}
+    return found, searched
 
 
 def _ids_of_splits(settings: DataSettings, splits: Sequence[str], trained: Mapping[str, Any]) -> NDArray[np.str_]:
