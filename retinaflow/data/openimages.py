@@ -24,7 +24,7 @@ from retinaflow.data.id_columns import LONGEST_ID, NOT_PLAIN, image_ids_of
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 
 BOX_FILES = (
     "{split}-annotations-bbox.csv",
@@ -206,4 +206,8 @@ def read_image_ids(path: Path, *, setting: str = "eval_ids") -> NDArray[np.str_]
     ids = [line for line in lines if line and line != "ImageID"]
     if not ids:
         raise SettingError(f"{setting}={path}: the list must hold at least one image id, but is empty")
+    wrong = next((image_id for image_id in ids if len(image_id.encode()) > LONGEST_ID), None)
+    if wrong is not None:
+        got = shown(wrong, quotes=False)
+        raise DataError(f"{setting}={path}: an image id must have at most {LONGEST_ID} bytes, but got {got}")
     return np.array(sorted(set(ids)), dtype=np.str_)

@@ -32,7 +32,7 @@ from retinaflow.data.openimages import (
 from retinaflow.data.tables import RowError, RowErrors, errors_frame
 from retinaflow.data.text_lines import read_lines
 from retinaflow.data.training_data import data_folder, image_folders, load_training_data, read_split
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.data_settings import DataSettings
@@ -191,7 +191,7 @@ def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> t
         else:
             raise DataError(
                 f"{path.name} line {number}: an image id must be a plain file name, and a path must end in "
-                f"{', '.join(SUFFIXES)}, but got {entry}"
+                f"{', '.join(SUFFIXES)}, but got {shown(entry, quotes=False)}"
             )
     found = _unique(iter(paths))
     if not ids:
