@@ -25,8 +25,8 @@ from retinaflow.data.formats.detection_set import CORNERS, FLAGS, DetectionSet
 from retinaflow.data.formats.ids import image_ids
 from retinaflow.data.formats.orientation import SWAPPED, Header, read_header, to_stored
 from retinaflow.data.formats.source import SourceImage, SourceSet, note, report_alike
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.image_sizes import THREADS
-from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import SHOWN, RowError, RowErrors
 from retinaflow.errors import DataError
 from retinaflow.settings.conversion_settings import Layout, Orientation
@@ -75,7 +75,7 @@ def check(
     boxes = _boxes(source, frames, errors, target, report)
     errors.settle()
     # After settle(): a setting of its own decides about images.
-    errors.found += bad
+    errors.add(bad)
     names = [image.name for image in source.images]
     images = pd.DataFrame(
         {

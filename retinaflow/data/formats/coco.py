@@ -35,7 +35,7 @@ from retinaflow.data.formats.folders import (
 )
 from retinaflow.data.formats.json_lists import elements
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
-from retinaflow.data.images import SUFFIXES
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import SHOWN, RowErrors
 from retinaflow.errors import DataError, shown
 from retinaflow.settings.conversion_settings import BoxUnit, CocoBbox, Difficult

@@ -26,7 +26,7 @@ from retinaflow.data.formats.detection_set import FLAGS
 from retinaflow.data.formats.folders import FileFinder, ReadableFolders, bare_name, existing
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.voc_files import annotation_files, is_annotation, listed, read_root, report_left_out
-from retinaflow.data.images import SUFFIXES
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import SettingError, shown
 from retinaflow.settings.conversion_settings import BoxUnit, Difficult, FirstPixel

@@ -21,7 +21,7 @@ from retinaflow.data.formats.folders import (
 )
 from retinaflow.data.formats.ids import same_name
 from retinaflow.data.formats.source import note
-from retinaflow.data.images import SUFFIXES
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, shown
