@@ -44,6 +44,11 @@ def convert(
     found = with_validation_split(found, fraction=config.validation_fraction, seed=config.seed)
     if target == "openimages":
         found = without_unknown_images(found)
+    if not len(found.images):
+        raise DataError(
+            f"data={path}: at least one image must remain, but none has a box or a label that is known; give "
+            "exhaustive=true if images without objects are meant"
+        )
     put_images(image_paths(found, target, folder), config.image_files, quiet=quiet, after_image=stop)
     write_annotations(found, target, folder, first_pixel=config.voc_first_pixel)
     _copy_hierarchy(path if path.is_dir() else path.parent, folder)
