@@ -50,9 +50,9 @@ FloatArray = NDArray[np.float64]
 class SeedScores:
     """The objective of each training of a trial.
 
-    ``values [S]``; ``resampled [S, R]`` on resamples of the images that are the same for all trials, NaN without ground
-    truth; ``num_images``: images with ground truth of a class of the objective; ``unseen``: variance of a difference
-    that is added for disagreement in images that were not seen.
+    ``values [S]``; ``resampled [S, R]`` on resamples of the images that are the same for all trials, NaN where these
+    have no ground truth; ``num_images``: images with ground truth of a class of the objective; ``unseen``: variance of
+    a difference that is added for disagreement in images that were not seen.
     """
 
     values: FloatArray
