@@ -29,8 +29,7 @@ from optuna.trial import FrozenTrial
 from retinaflow.data.training_data import TrainingData
 from retinaflow.metric.matches import Matches
 from retinaflow.metric.per_class import class_groups
-from retinaflow.search.storage import set_system_attr
-from retinaflow.search.trial import best_trial
+from retinaflow.search.trial import best_trial, set_system_attr
 from retinaflow.statistics.intervals import disagreement_variance, normal_quantile
 from retinaflow.statistics.resampling import resampled_ap
 from retinaflow.statistics.significance import SeedSpread, p_values
