@@ -20,6 +20,14 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from retinaflow.data.decoding_limits import (
+    MAX_PIXELS,
+    MAX_SCANS,
+    has_many_scans,
+    open_header,
+    start_of_scan,
+    without_compressed_parts,
+)
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.errors import DataError, SettingError
@@ -27,7 +35,6 @@ from retinaflow.settings.data_settings import OnBadImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_SCAN = 0xDA
 _TAIL = 4096
 """Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
@@ -146,7 +153,7 @@ def file_states(index: AnnotationIndex) -> NDArray[np.int64]:
 def header_size(path: Path) -> tuple[int, int] | str:
     """(height, width) of the stored pixels from the header of an image file, or the reason why it cannot be used."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, open_header(file) as image:
             size = image.height, image.width
             is_jpeg = image.format in ("JPEG", "MPO")
         # OpenCV fills the missing rows of a cut JPEG with grey, without an error.
@@ -178,13 +185,15 @@ def decode_bytes(
     data: NDArray[np.uint8], size: tuple[int, int], target: tuple[int, int], *, name: str
 ) -> NDArray[np.uint8]:
     """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
+    if _is_jpeg(data) and has_many_scans(data):
+        raise UnreadableImageError(f"{name}: a JPEG may have {MAX_SCANS} scans, but has more")
     shrink = min(size[0] / target[0], size[1] / target[1])
     # OpenCV decodes other formats whole before it reduces them.
     reduced = _REDUCED if _is_jpeg(data) else ()
     flag = next((flag for factor, flag in reduced if shrink >= factor), cv2.IMREAD_COLOR)
     pixels = _whole_jpeg(data) if flag == cv2.IMREAD_COLOR else None
     if pixels is None:
-        pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = _pixels(name, without_compressed_parts(data), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
     if (height, width) != target:
         # After reduced decoding of a JPEG the factor is below 2, where linear interpolation skips no pixel; averaging
@@ -200,6 +209,10 @@ def _whole_jpeg(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     if not _is_jpeg(data) or _is_cut(data):
         return None
     try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        # OpenCV knows the limit, and refuses the file.
+        if height * width > MAX_PIXELS:
+            return None
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
     except ValueError:
         # CMYK, 12 bits, or a warning of libjpeg: OpenCV decodes the file, or gives the reason why it cannot.
@@ -213,16 +226,7 @@ def _is_jpeg(data: NDArray[np.uint8]) -> bool:
 def _is_cut(data: NDArray[np.uint8]) -> bool:
     """Whether a JPEG lacks its end marker in its last bytes and, because phones append whole videos, also after the
     start of its pixels (before that, a thumbnail may have an end marker of its own)."""
-    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[_start_of_scan(data) :].tobytes()
-
-
-def _start_of_scan(data: NDArray[np.uint8]) -> int:
-    """Offset at which the pixels of a JPEG begin, after its segments of a marker and a length each."""
-    offset = 2
-    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != _SCAN:
-        is_fill = data[offset + 1] == 0xFF
-        offset += 1 if is_fill else 2 + int(data[offset + 2]) * 256 + int(data[offset + 3])
-    return offset
+    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[start_of_scan(data) :].tobytes()
 
 
 def _pixels(path: str, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:
