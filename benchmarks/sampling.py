@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.batching import AspectBuckets, plan_batches
 from retinaflow.data.exposure import (
     compare_strategies,
@@ -39,7 +40,6 @@ from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import read_image_sizes
 from retinaflow.data.sampling import STRATEGIES, epoch_plan, expected_samples, image_weights
 from retinaflow.data.tables import RowErrors
 from retinaflow.settings.data_settings import BinStrategy, SamplingSettings, Strategy

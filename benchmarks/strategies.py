@@ -1,94 +1,159 @@
-"""Which sampling strategy helps the rare classes of the demo set: every strategy, several seeds, equal numbers of
-images.
+"""What helps the rare classes of a data set: sampling strategies x losses x copy-paste, several seeds, equal numbers of
+images seen.
 
-    python benchmarks/strategies.py --seeds 0,1,2 --output outputs/strategies
+    python benchmarks/strategies.py --data DATA --strategies uniform,class-aware,binned --copy_paste 0,0.5 \\
+        --losses focal,equalized-focal --seeds 0,1 --set image_size=160 --set epochs=8 --output outputs/strategies
 
-Each training is a process of its own with one thread, ``--jobs`` of them at a time; those that are finished in the
-output folder are not run again. Prints mean and standard deviation over seeds of AP for rare, common and frequent
-classes (thirds by training images) and of each bin, and writes them as ``strategies.csv``. Extra ``--set name=value``
-apply to every training.
+Each training is a process of its own with ``--threads`` threads, ``--jobs`` of them at a time; one that is finished in
+the output folder is not run again, and one that was interrupted is resumed. ``--arm "NAME: a=1 b=2"`` adds a
+combination by its settings, ``--set`` applies to all. ``uniform`` augments all classes alike, as people do without
+balancing; the first arm is the baseline.
+
+Prints AP of the thirds of the classes (by training images) and of each bin, mean over seeds, and the difference from
+the first arm with its paired 95% interval over images and seeds, by the code of ``compare``. Writes both as CSV.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 
+from retinaflow.comparison.comparison import LETTERS, Comparison, Side, compare_runs
+from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.settings.commands import TrainConfig
 
-ARMS: Mapping[str, Mapping[str, str]] = {
-    "uniform, no augmentation": {"sampling": "uniform", "augment": "0", "rare_augment": "0"},
-    "uniform": {"sampling": "uniform", "rare_augment": str(TrainConfig().augment)},
-    "uniform, rare augmentation": {"sampling": "uniform"},
-    "repeat-factor t=0.1": {"sampling": "repeat-factor", "repeat_threshold": "0.1"},
-    "instance-repeat-factor t=0.1": {"sampling": "instance-repeat-factor", "repeat_threshold": "0.1"},
-    "class-aware": {"sampling": "class-aware"},
-    "binned": {"sampling": "binned"},
-    "binned, second half": {"sampling": "binned", "balance_start": "0.5"},
-    "binned, no augmentation": {"sampling": "binned", "augment": "0", "rare_augment": "0"},
-}
-SHOWN = ("mAP", "mAP_rare", "mAP_common", "mAP_frequent")
+GROUPS = ("mAP_rare", "mAP_common", "mAP_frequent", "mAP")
+Arms = dict[str, dict[str, str]]
 
 
 def main() -> None:
     arguments = parse()
-    chosen = {name: ARMS[name] for name in arguments.arms.split(";")} if arguments.arms else ARMS
-    extra = dict(item.split("=", 1) for item in arguments.set)
-    work = [(name, seed) for seed in map(int, arguments.seeds.split(",")) for name in chosen]
+    arms, seeds = chosen_arms(arguments), arguments.seeds.split(",")
+    shared = {"data": arguments.data, **settings_of(arguments.set)}
+    work = list(itertools.product(seeds, arms))
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(lambda item: train(*item, {**ARMS[item[0]], **extra}, arguments.output), work))
-    frame = pd.DataFrame(results)
-    frame.to_csv(arguments.output / "strategies.csv", index=False)
-    grouped = frame.groupby("arm", sort=False)[[*SHOWN, *[c for c in frame if c.startswith("mAP_bin")]]]
-    mean, spread = grouped.mean(), grouped.std()
-    shown = mean.map("{:.3f}".format) + " ± " + spread.map("{:.3f}".format)
-    print(markdown(shown) if arguments.markdown else shown.to_string())
+        done = pool.map(
+            lambda item: train(
+                arguments.output / folder_name(*item),
+                {**shared, **arms[item[1]], "seed": item[0]},
+                threads=arguments.threads,
+            ),
+            work,
+        )
+        folders = dict(zip(work, done, strict=True))
+    runs = {name: tuple(read_matches(str(folders[seed, name])) for seed in seeds) for name in arms}
+    baseline, *others = arms
+    parts = [others[i : i + len(LETTERS) - 1] for i in range(0, len(others), len(LETTERS) - 1)] or [[]]
+    tables = []
+    for part in parts:
+        sides = [Side(letter, name, runs[name]) for letter, name in zip(LETTERS, [baseline, *part], strict=False)]
+        if len(sides) > 1:
+            tables.append(arms_by_group(compare_runs(sides)))
+    if tables:
+        table = pd.concat(tables).drop_duplicates(["arm", "group"])
+        table.to_csv(arguments.output / "strategies.csv", index=False)
+        print(markdown(table, baseline))
 
 
-def markdown(shown: pd.DataFrame) -> str:
-    columns = [name for name in ("mAP_bin_1", "mAP_rare", "mAP_common", "mAP_frequent", "mAP") if name in shown]
-    rows = [["arm", *columns], ["---"] * (len(columns) + 1), *shown[columns].reset_index().to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+def chosen_arms(arguments: argparse.Namespace) -> Arms:
+    """Name -> settings: the grid of strategies, losses and copy-paste, then those that are given one by one."""
+    arms: Arms = {}
+    grid = itertools.product(
+        arguments.strategies.split(",") if arguments.strategies else [],
+        arguments.losses.split(","),
+        arguments.copy_paste.split(","),
+    )
+    for strategy, loss, paste in grid:
+        name = ", ".join(
+            [strategy, *([loss] if loss != "focal" else []), *([f"copy-paste {paste}"] if float(paste) else [])]
+        )
+        arms[name] = {"sampling": strategy, "loss": loss, "copy_paste": paste}
+    for text in arguments.arm:
+        name, _, settings = text.partition(":")
+        arms[name.strip()] = settings_of(settings.split())
+    return arms
 
 
-def train(name: str, seed: int, settings: Mapping[str, str], output: Path) -> dict[str, object]:
-    """One training in a process of its own; its aggregates."""
-    folder = output / f"{name.replace(',', '').replace(' ', '-').replace('=', '')}-seed{seed}"
-    result = folder / "train" / "metrics.json"
-    if not result.is_file():
-        flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
-        command = [sys.executable, "-m", "retinaflow", "train", "--track", "false", "--output", str(folder)]
+def settings_of(texts: Sequence[str]) -> dict[str, str]:
+    return dict(text.split("=", 1) for text in texts)
+
+
+def folder_name(seed: str, arm: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in arm) + f"-seed{seed}"
+
+
+def train(folder: Path, settings: Mapping[str, str], *, threads: int) -> Path:
+    """One training in a process of its own; the folder of its results."""
+    own = dict(settings)
+    if own.get("sampling") == "uniform":
+        own["rare_augment"] = own.setdefault("augment", str(TrainConfig(data=own["data"]).augment))
+    result = folder / "train"
+    if not (result / "metrics.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("w") as log:
+        last = result / "checkpoints" / "last.pt"
+        resume = ["--resume", str(last)] if last.is_file() else []
+        flags = [part for key, value in own.items() for part in (f"--{key}", value)]
+        command = [sys.executable, "-m", "retinaflow", "train", "--track", "false", "--output", str(folder)]
+        with (folder / "log.txt").open("a") as log:
             subprocess.run(
-                [*command, "--seed", str(seed), *flags],
+                [*command, *flags, *resume],
                 check=True,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
-    metrics = json.loads(result.read_text())["metrics"]
-    row = {"arm": name, "seed": seed, **{key.removeprefix("val/"): value for key, value in metrics.items()}}
-    print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-    return row
+        print(f"finished: {folder.name}", file=sys.stderr, flush=True)
+    return result
+
+
+def arms_by_group(comparison: Comparison) -> pd.DataFrame:
+    """One row per arm and group of classes: ap, difference, low, high (NaN for the first arm)."""
+    rows = []
+    for side in comparison.sides:
+        for row in comparison.groups.to_dict("records"):
+            ends = [row.get(f"{side.letter}_difference{end}") for end in ("", "_low", "_high")]
+            rows.append([side.name, row["group"], row["classes"], row[side.letter], *ends])
+    return pd.DataFrame(rows, columns=["arm", "group", "classes", "ap", "difference", "low", "high"])
+
+
+def markdown(table: pd.DataFrame, baseline: str) -> str:
+    """A row per arm; a cell is AP and, after the first arm, the difference with its interval."""
+    bins = [name for name in table["group"].unique() if name.startswith("mAP_bin")]
+    columns = [*[name for name in GROUPS if name in set(table["group"])], *bins]
+    cells = {(row.arm, row.group): row for row in table.itertuples()}
+    lines = [f"| arm | {' | '.join(columns)} |", "|" + " --- |" * (len(columns) + 1)]
+    for arm in table["arm"].unique():
+        texts = []
+        for group in columns:
+            row = cells[arm, group]
+            shown = f"{row.ap:.3f}"
+            if arm != baseline:
+                shown += f" ({row.difference:+.3f} [{row.low:.3f}, {row.high:.3f}])"
+            texts.append(shown)
+        lines.append(f"| {arm} | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo")
+    parser.add_argument("--strategies", default="", help="comma-separated; the first arm is the baseline")
+    parser.add_argument("--losses", default="focal", help="focal, equalized-focal or both")
+    parser.add_argument("--copy_paste", default="0", help="strengths, comma-separated")
+    parser.add_argument("--arm", action="append", default=[], help='"NAME: setting=value ...", may be repeated')
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--output", type=Path, default=Path("outputs/strategies"))
-    parser.add_argument("--arms", default="", help="names from ARMS separated by ; (all)")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], help="name=value for every training")
-    parser.add_argument("--markdown", action="store_true")
     return parser.parse_args()
 
 

@@ -6,6 +6,8 @@ SettingError and DataError are ValueErrors, so that code which calls retinaflow 
 from __future__ import annotations
 
 import errno
+import reprlib
+from typing import Any
 
 
 class SettingError(ValueError):
@@ -49,3 +51,24 @@ def is_refused_write(error: OSError) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class name where there is no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class _Cut(reprlib.Repr):
+    """``repr`` that cuts while it formats: a value of 400 bytes (nested YAML anchors) may have a text of gigabytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong, self.maxother = 3, 100, 100, 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        """An integer of too many digits has no text in Python."""
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"an integer of {x.bit_length():,} bits"
+
+
+def shown(value: Any, *, limit: int = 100, quotes: bool = True) -> str:
+    """A value from a file or a setting as it stands in a message: its ``repr``, of at most ``limit`` characters.
+
+    ``quotes=False``: texts without quotes.
+    """
+    text = value[: limit + 1] if isinstance(value, str) and not quotes else _Cut().repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

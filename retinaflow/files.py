@@ -1,12 +1,16 @@
-"""Files and folders that are whole or absent, locks between processes, and calls that are made again after a wait.
+"""Files and folders that are whole or absent, text files of any origin, locks between processes, and retries.
 
 A file is written beside its path, flushed to disk and renamed, so it is whole after the end of the process and after a
 loss of power. A folder is made beside its path and renamed: it is whole after the end of the process. Its files are not
 flushed one by one, which would take longer than to make the folder again.
+
+Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark; a file that is neither is named, with the line.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
 import platform
 import random
@@ -18,15 +22,121 @@ from contextlib import contextmanager
 from itertools import count as counted
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import filelock
 import psutil
+import yaml
+
+from retinaflow.errors import DataError, first_line
 
 Result = TypeVar("Result")
 _PARTIAL = ".partial"
 _open_folders: set[Path] = set()
 """Partial folders that this process writes now."""
+_MARKS = {
+    # UTF-32 before UTF-16, whose mark it begins with.
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+
+
+def text_encoding(start: bytes) -> str:
+    """The encoding of a text file that begins with these bytes (4 are enough): by its byte order mark, else UTF-8."""
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8-sig")
+
+
+def decoded(data: bytes, path: Path | str) -> str:
+    """The text of a file's content; line ends (CR LF, or CR alone) become LF.
+
+    Raises DataError, which names ``path`` and the line, for bytes that are no text in the encodings that are read.
+    """
+    encoding = text_encoding(data[:4])
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = "" if encoding != "utf-8-sig" else f" line {data.count(bytes([10]), 0, error.start) + 1}"
+        flaw = f"the byte 0x{data[error.start]:02x}" if error.start < len(data) else "its end"
+        raise DataError(
+            f"{path}{line}: the file must be text in UTF-8, or in UTF-16 with a byte order mark, but {flaw} is not; "
+            "save it as UTF-8 (older programs on Windows write cp1252 or another local encoding)"
+        ) from None
+    if "\0" in text:
+        raise DataError(
+            f"{path}: the file must be text in UTF-8, or in UTF-16 with a byte order mark, but holds zero bytes; "
+            "save it as UTF-8"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, as :func:`decoded` reads it. Raises DataError for a file that is not text."""
+    return decoded(path.read_bytes(), path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises DataError for one that cannot be read."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise DataError(f"{path}: not a readable JSON file: its values are nested too deep") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} line {error.lineno}: not a readable JSON file: {error.msg}") from None
+    except DataError:
+        raise
+    except ValueError as error:  # an integer of more than 4,300 digits
+        raise DataError(f"{path}: not a readable JSON file: {first_line(error)}") from None
+
+
+def read_yaml(path: Path, *, as_written: bool = False) -> Any:
+    """The content of a YAML file; with ``as_written`` all scalars are texts (``on``, ``010``, ``12:30``; empty: "").
+
+    Raises DataError for one that cannot be read, or that gives a key twice.
+    """
+    text = read_text(path)
+    try:
+        return yaml.load(text, _AsWritten if as_written else _Typed)
+    except RecursionError:
+        raise DataError(f"{path}: not a readable YAML file: its values are nested too deep") from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise DataError(f"{path}{line}: not a readable YAML file: {reason:.200}") from None
+
+
+class _Typed(yaml.SafeLoader):
+    """YAML's own types. A mapping gives each key once."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._looked_at: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put merge keys in. What they bring may repeat a key: a mapping is looked at before it is flattened."""
+        if id(node) not in self._looked_at:
+            _refuse_repeated_keys(node)
+            self._looked_at.add(id(node))
+        super().flatten_mapping(node)
+
+
+class _AsWritten(yaml.BaseLoader):
+    """Texts, lists and mappings only. A mapping gives each key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The entries of a mapping."""
+        _refuse_repeated_keys(node)
+        return super().construct_mapping(node, deep)
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if key.value in seen:
+                problem = f"the key {key.value:.60} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Hierarchy:
             for kind, found in links.items():
                 children = node.get(kind) or []
                 if not isinstance(children, list):
-                    raise DataError(f"the {kind} of {name or 'the root'} must be a list, but got {children!r:.60}")
+                    raise DataError(f"the {kind} of {name or 'the root'} must be a list, but got {shown(children)}")
                 for child in children:
                     if not isinstance(child, dict) or not isinstance(child.get("LabelName"), str):
                         parent = name or "the root"
-                        raise DataError(f"every {kind} of {parent} must have a LabelName, but got {child!r:.200}")
+                        raise DataError(f"every {kind} of {parent} must have a LabelName, but got {shown(child)}")
                     nodes[child["LabelName"]] = None
                     if name is not None:
                         found[(name, child["LabelName"])] = None

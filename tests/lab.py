@@ -68,6 +68,7 @@ class Lab:
         frozen: bool = False,
         world: World = ALONE,
         precision: Precision = "float32",
+        equalized_scale: float | None = None,
         **more: Any,
     ) -> Trainer:
         """A new detector that nothing was done to."""
@@ -75,7 +76,7 @@ class Lab:
         return Trainer(
             on_device(self.model(seed=seed, frozen=frozen), CPU),
             settings,
-            loss=LossConfig(learn_ancestors=True, box_loss="l1"),
+            loss=LossConfig(learn_ancestors=True, box_loss="l1", equalized_scale=equalized_scale),
             precision=precision,
             device=CPU,
             ancestors=torch.from_numpy(self.index.taxonomy.is_ancestor),

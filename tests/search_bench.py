@@ -38,7 +38,7 @@ class Waiting:
     def __call__(self, trial: optuna.Trial) -> float:
         search = self.search
         settings = search.space.settings(trial)
-        with trial_run(trial, search.runs, search.storage, name=trial_name(trial.number)):
+        with trial_run(trial, search.runs, name=trial_name(trial.number), heartbeat=search.config.heartbeat):
             trial.report(0.0, 1)
             time.sleep(self.seconds)
             while self.hold.exists():

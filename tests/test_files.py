@@ -14,7 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from retinaflow.files import atomic_file, atomic_folder, growing_waits, lock, remove_partial_files, retry
+from retinaflow.errors import DataError, shown
+from retinaflow.files import (
+    atomic_file,
+    atomic_folder,
+    growing_waits,
+    lock,
+    read_json,
+    read_text,
+    read_yaml,
+    remove_partial_files,
+    retry,
+)
 
 
 def holding(folder: Path) -> list[str]:
@@ -207,3 +218,93 @@ def test_waits_end_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append(wait)
         now += wait
     assert found == [1, 2, 4, 5], "the last wait begins within the patience"
+
+
+# Text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_is_read_in_every_unicode_encoding_with_a_mark_and_with_any_line_ends(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_bytes(f"Straße{end}猫\u2028😀{end}".encode(encoding))
+    assert read_text(path) == "Straße\n猫\u2028😀\n"
+
+
+UNREADABLE = {
+    "cp1252": ("cat\nStraße\n".encode("cp1252"), r"a\.txt line 2: .* but the byte 0xdf is not; save it as UTF-8"),
+    "cut": ("cat\n猫".encode()[:-1], r"a\.txt line 2: .* but the byte 0xe7 is not"),
+    "utf-16 without a mark": ("cat\n".encode("utf-16-le"), r"a\.txt: .* but holds zero bytes; save it as UTF-8"),
+    "half of utf-16": ("cat\n".encode("utf-16")[:-1], r"a\.txt: the file must be text in UTF-8, or in UTF-16"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_file_that_is_no_unicode_text_is_named_with_the_line(tmp_path: Path, case: tuple[bytes, str]) -> None:
+    (tmp_path / "a.txt").write_bytes(case[0])
+    with pytest.raises(DataError, match=case[1]):
+        read_text(tmp_path / "a.txt")
+
+
+def test_merge_keys_may_bring_the_same_key_twice_and_do_not_multiply(tmp_path: Path) -> None:
+    lines = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], y: {n}}}" for n in range(1, 12)]
+    (tmp_path / "a.yaml").write_text("\n".join(["a0: &a0 {x: 1, y: 0}", *lines]))
+    assert read_yaml(tmp_path / "a.yaml")["a11"] == {"x": 1, "y": 11}
+
+
+def test_yaml_is_typed_or_as_written(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("names: [on, 010, 12:30, 1_000, null]\ntest:\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"names": [True, 8, 750, 1000, None], "test": None}
+    expected = {"names": ["on", "010", "12:30", "1_000", "null"], "test": ""}
+    assert read_yaml(tmp_path / "a.yaml", as_written=True) == expected
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [", "line 1: not a readable YAML file"),
+        ("a: 1\nb: 2\na: 3", "line 3: .*the key a is given twice"),
+        ("[" * 100_000, "nested too deep"),
+        (f"a: {'9' * 5000}", "not a readable YAML file"),
+        ("? [1, 2]\n: 3\n? {}\n: 4", "not a readable YAML file"),
+        ("a: 2001-99-99", "not a readable YAML file"),
+        ("!!python/object/apply:os.system ['true']", "not a readable YAML file"),
+    ],
+    ids=["open", "twice", "deep", "long number", "key", "date", "python"],
+)
+def test_a_yaml_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(DataError, match=rf"a\.yaml.*{problem}") as refused:
+        read_yaml(tmp_path / "a.yaml")
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"a": 1,\n"b"}', "line 2: not a readable JSON file"),
+        ("[" * 100_000, "nested too deep"),
+        ("9" * 5000, "not a readable JSON file"),
+        ("", "line 1: not a readable JSON file"),
+    ],
+    ids=["colon", "deep", "long number", "empty"],
+)
+def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=rf"a\.json.*{problem}"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_value_is_cut_before_it_is_formatted(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(LAUGHS)
+    # Written out the last list has 2 x 9^11 texts.
+    value = read_yaml(tmp_path / "a.yaml")["a11"]
+    assert len(shown(value)) == 100
+    assert shown("x" * 10**6, quotes=False) == "x" * 97 + "..."
+    assert shown(1 << 20_000) == "an integer of 20,001 bits"
+    assert (shown("a"), shown("a", quotes=False), shown([1, {"b": None}])) == ("'a'", "a", "[1, {'b': None}]")

@@ -53,7 +53,7 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
 }
 """Library -> the files or folders that may import it."""
 COLUMN_FILES = re.compile(
-    r"(demo/\w+|taxonomy|data/(openimages|index|class_files|predictions|formats/published|download/tables))\.py"
+    r"(demo/\w+|taxonomy|data/(annotation_rows|openimages|index|class_files|predictions|formats/published|download/tables))\.py"
 )
 MAX_FILE, MAX_FUNCTION = 350, 60
 

@@ -185,7 +185,7 @@ def test_a_class_list_may_be_written_in_several_ways(name: str, tmp_path: Path) 
             b"/m/a,A\n/m/b,B,C\n", "classes.csv line 2: a row must have 2 fields, a name with a comma", id="comma"
         ),
         pytest.param(b"/m/a,A\n/m/a,B\n", "classes.csv: class ids must be unique, but got twice: /m/a", id="twice"),
-        pytest.param(b"/m/a,Caf\xe9\n", "classes.csv: the class list must be a CSV file in UTF-8", id="latin-1"),
+        pytest.param(b"/m/a,Caf\xe9\n", "classes.csv line 1: the file must be text in UTF-8", id="latin-1"),
     ],
 )
 def test_a_faulty_class_list_is_refused_with_its_rule(content: bytes, message: str, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_faulty_class_list_is_refused_with_its_rule(content: bytes, message: s
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"{oops", r"hierarchy\.json: Expecting property name", id="no JSON"),
+        pytest.param(b"{oops", r"hierarchy\.json line 1: not a readable JSON file: Expecting prop", id="no JSON"),
         pytest.param(b"[]", r"hierarchy\.json: the hierarchy must be one node, but got a list", id="list"),
         pytest.param(
             json.dumps(node("r", node("a", node("b", node("a"))))).encode(),

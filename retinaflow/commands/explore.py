@@ -19,6 +19,7 @@ from retinaflow.reports.page import Report
 from retinaflow.runs.run import FolderRun
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import ExploreConfig
+from retinaflow.training.fit_to_data import fit_to_data
 
 PAGE = "explore.html"
 
@@ -26,6 +27,7 @@ PAGE = "explore.html"
 def run(config: ExploreConfig) -> Path:
     """Read the annotations, write the page, log it. Returns its path."""
     data = _load(config)
+    config = fit_to_data(config, data.index)
     with start_run("explore", track=config.track, experiment=config.experiment, output=config.output) as run:
         run.log_params(config.model_dump())
         targets = [run, FolderRun(config.output)] if config.track else [run]

@@ -18,6 +18,7 @@ from retinaflow.runs import store, tracking
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MainConfig
 from retinaflow.statistics.bootstrap import paired_differences
+from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.side_by_side import train_side_by_side
 
 RESAMPLES = 1000
@@ -35,8 +36,10 @@ def run(config: MainConfig) -> None:
     if config.resume is not None:
         raise SettingError(f"main trains two detectors anew, but got resume={config.resume}; run train to resume one")
     data = load_training_data(config)
+    config = fit_to_data(config, data.train)
     # The baseline is what people do without retinaflow: every image has the same weight and the same augmentation.
-    baseline = config.model_copy(update={"sampling": "uniform", "rare_augment": config.augment, "register_as": None})
+    plain = {"sampling": "uniform", "rare_augment": config.augment, "copy_paste": 0.0, "register_as": None}
+    baseline = config.model_copy(update=plain)
     with tracking.start_run("main", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")

@@ -26,6 +26,7 @@ from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
+from retinaflow.training.fit_to_data import fit_to_data
 
 ONE_MODEL, PLAIN, CALIBRATED = "one_model", "merged", "calibrated"
 """Columns of the comparison: one model for all classes, and the merged models without and with calibration."""
@@ -41,6 +42,8 @@ def run(config: SplitConfig) -> Comparison:
     """
     groups = read_groups(config.groups)
     refuse_settings(config, groups)
+    # One choice for all groups: models of other anchors or lengths would not be comparable.
+    config = fit_to_data(config, load_training_data(config).train)
     base = None if config.from_run is None else chosen_run(config.from_run).stored
     with tracking.start_run("split", track=config.track, experiment=config.experiment, output=config.output) as parent:
         parent.log_params(config.model_dump())

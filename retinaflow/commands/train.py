@@ -27,6 +27,7 @@ from retinaflow.runs import store, tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
+from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
 from retinaflow.training.resume import Resumed, prepare
 from retinaflow.training.session import Session, machine_tags, start_session
@@ -63,6 +64,7 @@ def run(
         folder_name = name or (resumed.run_id if resumed and not config.track else "train")
         with world.first_on_machine():
             data = data or load_training_data(config)
+        config = config if resumed else fit_to_data(config, data.train)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             _run(config, name, folder_name, resumed, world) as run,

@@ -106,7 +106,7 @@ def _detections(
     """Of the file or of the model, from the minimum score on."""
     index = wanted.index
     if config.predictions is not None:
-        found = read_predictions(config.predictions, index, RowErrors("stop"))
+        found = read_predictions(config.predictions, index, RowErrors("stop"), ids=config.prediction_ids)
         found = found.take(found.image_index >= 0)
     else:
         assert checkpoint is not None

@@ -71,7 +71,7 @@ class Augmentation:
         seed: int,
         by_class: bool = True,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
-        """Augment ``image [H, W, 3]`` and ``boxes [P, 4]`` (normalised xyxy) by the strength of ``labels [P]``.
+        """Augment ``image [H, W, 3]`` and ``boxes [P, 4]`` (normalised xyxy) by the strength of the classes ``labels``.
 
         Returns the image (same shape), the boxes still in view, clipped to it, and their row numbers in the input.
         """

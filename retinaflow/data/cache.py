@@ -26,17 +26,20 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.column_store import DOCUMENT, FORMAT
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import SourceFiles, read_annotations, read_image_sizes
-from retinaflow.data.tables import RowError, RowErrors
+from retinaflow.data.openimages import SourceFiles, read_annotations
+from retinaflow.data.tables import RowError, RowErrors, errors_frame
 from retinaflow.errors import DataError
 from retinaflow.files import lock
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
+_READER = 2
+"""Version of what is read from the files; an index that another version has read is not used."""
 _SMALL = 1 << 26
 """Bytes of boxes and labels below which each worker gets a copy of a computed index."""
 
@@ -93,13 +96,15 @@ def load_index(
             journal = size_journal(images)
             index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
             rule = "an image must have a readable file"
-            errors.found += [RowError(image.image_id, 0, rule, image.reason) for image in bad]
+            errors.add(RowError(image.image_id, 0, rule, image.reason) for image in bad)
         if _key(inputs, [*options, image_sizes is not None]) != key:
             raise DataError(
                 f"{', '.join(path.name for path in files.all)}: the files must not change while they are read, but "
                 "did; start the command again"
             )
-        return _save(index, errors.frame(), path, report)
+        for notice in errors.notices:
+            report(notice)
+        return _save(index, errors, path, report)
 
 
 def _open(path: Path, report: Callable[[str], None]) -> LoadedIndex | None:
@@ -108,15 +113,19 @@ def _open(path: Path, report: Callable[[str], None]) -> LoadedIndex | None:
         return None
     try:
         index = AnnotationIndex.open(path)
-        return LoadedIndex(index, pd.DataFrame(index.notes["dropped"], columns=list(RowError._fields)))
+        dropped = errors_frame(RowError(*row) for row in index.notes["dropped"])
+        for notice in index.notes["notices"]:
+            report(notice)
+        return LoadedIndex(index, dropped)
     except (DataError, KeyError) as error:
         report(f"the cached index is rebuilt: {error}")
         return None
 
 
-def _save(index: AnnotationIndex, dropped: pd.DataFrame, path: Path, report: Callable[[str], None]) -> LoadedIndex:
+def _save(index: AnnotationIndex, errors: RowErrors, path: Path, report: Callable[[str], None]) -> LoadedIndex:
+    dropped = errors.frame()
     try:
-        index.save(path, notes={"dropped": dropped.to_numpy().tolist()})
+        index.save(path, notes={"dropped": dropped.to_numpy().tolist(), "notices": errors.notices})
         return LoadedIndex(AnnotationIndex.open(path, verify=False), dropped)
     except (OSError, DataError) as error:
         report(f"the index is not cached: {error}; is the disk of {path.parent} full?")
@@ -157,7 +166,7 @@ def size_journal(images: Sequence[Path]) -> Path:
 
 
 def _key(inputs: Sequence[Path], options: Sequence[Any]) -> str:
-    stamps: list[Any] = [FORMAT, *options]
+    stamps: list[Any] = [FORMAT, _READER, *options]
     # A folder's time changes when a file is added or removed; a file replaced in place is caught when it is decoded.
     for path in inputs:
         if not path.exists():

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 from retinaflow.errors import DataError
+from retinaflow.files import read_json, read_text
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 
@@ -29,10 +29,10 @@ def _read_class_list(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the class list as classes=")
     try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+        reader = csv.reader(io.StringIO(read_text(path)))
         rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(map(str.strip, row))]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: the class list must be a CSV file in UTF-8: {error}") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: the class list must be a CSV file: {error}") from None
     width = len(rows[0][1]) if rows else 0
     if rows and rows[0][1][0] == "LabelName":
         del rows[0]
@@ -53,6 +53,6 @@ def read_hierarchy(path: Path) -> Hierarchy:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the hierarchy as hierarchy=, or hierarchy=none")
     try:
-        return Hierarchy.from_tree(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (UnicodeDecodeError, json.JSONDecodeError, DataError) as error:
-        raise DataError(f"{path}: {error}") from None
+        return Hierarchy.from_tree(read_json(path))
+    except DataError as error:
+        raise DataError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None

@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from retinaflow.boxes import pixels_from_normalised
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import PlannedBatch
+from retinaflow.data.copy_paste import CopyPaste, Paste
 from retinaflow.data.images import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.known_classes import known_classes
+from retinaflow.data.sampling import seed_of_position
 from retinaflow.errors import DataError
 
 
@@ -72,7 +74,7 @@ MAX_REPLACEMENTS = 8
 
 class Request(NamedTuple):
     """One dataset item: the image, its (height, width), the seed of its augmentation (None: none), and whether the
-    strength depends on its classes."""
+    strength depends on its classes and a crop of a rare class may be pasted."""
 
     image: int
     shape: tuple[int, int]
@@ -91,7 +93,7 @@ class Sample(NamedTuple):
     number: int
     """Index of the image."""
     instead_of: tuple[BadImage, ...] = ()
-    """Unreadable images that this one replaces."""
+    """Unreadable images: those that this one replaces, and one of which a crop should have been pasted."""
 
 
 class NoSample(NamedTuple):
@@ -114,13 +116,16 @@ class DetectionDataset(Dataset[Sample | NoSample]):
     keep_rate: NDArray[np.float64] | None = None
     """``[K]`` probability, from :func:`keep_rates`, that a box is used when its image is sampled; otherwise it becomes
     an ignore region, like a group-of box. None: every box is used."""
+    copy_paste: CopyPaste | None = None
+    """Crops of rare classes that are pasted into other images. None: none."""
 
     def __getitem__(self, request: Request) -> Sample | NoSample:
         bad: tuple[BadImage, ...] = ()
         for step in range(min(self.replacements + 1, len(self.index))):
             image = (request.image + step) % len(self.index)
             try:
-                return self.sample(request._replace(image=image))._replace(instead_of=bad)
+                sample = self.sample(request._replace(image=image))
+                return sample._replace(instead_of=bad + sample.instead_of)
             except UnreadableImageError as error:
                 bad += (BadImage(str(self.index.image_ids[image]), str(error)),)
         return NoSample(bad)
@@ -130,23 +135,39 @@ class DetectionDataset(Dataset[Sample | NoSample]):
         index, image = self.index, request.image
         height, width = (int(side) for side in index.sizes[image])
         pixels = decode(index.file_of(image), (height, width), request.shape)
-        rows = np.arange(index.box_start[image], index.box_start[image + 1])
-        boxes = np.asarray(index.boxes[rows])
-        ignored = self._ignored(rows, request.seed)
+        own = rows = np.arange(index.box_start[image], index.box_start[image + 1])
+        boxes, regions, negatives = np.asarray(index.boxes[rows]), _no_classes(), known_classes(index, image)
+        pixels, paste, bad = self._pasted(pixels, request)
+        if self.copy_paste is not None and paste is not None:
+            regions = self.copy_paste.unknown(image, paste)
+            region = paste.region / np.tile(request.shape[::-1], 2)
+            boxes = np.concatenate([boxes[~paste.covered], paste.boxes, np.tile(region, (len(regions), 1))])
+            rows = np.concatenate([rows[~paste.covered], paste.rows])
+            negatives = negatives | (np.arange(len(negatives)) == index.labels[paste.rows[0]])
+        labels = np.concatenate([index.labels[rows], regions])
+        is_group_of = np.ones(len(labels), dtype=bool)
+        is_group_of[: len(rows)] = index.is_group_of[rows] | self._ignored(rows, request.seed)
         if self.augmentation is not None and request.seed is not None:
-            labels = np.asarray(index.labels[rows])
+            # A crop has its own changes: the strength is that of the image it is pasted into.
             pixels, boxes, visible = self.augmentation.apply(
-                pixels, boxes, labels=labels, seed=request.seed, by_class=request.by_class
+                pixels, boxes, labels=np.asarray(index.labels[own]), seed=request.seed, by_class=request.by_class
             )
-            rows, ignored = rows[visible], ignored[visible]
-        return Sample(
-            pixels,
-            pixels_from_normalised(boxes, request.shape),
-            index.labels[rows],
-            index.is_group_of[rows] | ignored,
-            known_classes(index, image),
-            image,
-        )
+            labels, is_group_of = labels[visible], is_group_of[visible]
+        return Sample(pixels, pixels_from_normalised(boxes, request.shape), labels, is_group_of, negatives, image, bad)
+
+    def _pasted(
+        self, pixels: NDArray[np.uint8], request: Request
+    ) -> tuple[NDArray[np.uint8], Paste | None, tuple[BadImage, ...]]:
+        """The image with the crop that this request gets, the crop, and the image of the crop if it is unreadable."""
+        if self.copy_paste is None or request.seed is None or not request.by_class:
+            return pixels, None, ()
+        paste = self.copy_paste.choose(request.image, request.shape, seed=request.seed)
+        if paste is None:
+            return pixels, None, ()
+        try:
+            return self.copy_paste.draw(pixels, paste), paste, ()
+        except UnreadableImageError as error:
+            return pixels, None, (BadImage(str(self.index.image_ids[paste.source]), str(error)),)
 
     def _ignored(self, rows: NDArray[np.int64], seed: int | None) -> NDArray[np.bool_]:
         if self.keep_rate is None or seed is None:
@@ -154,6 +175,10 @@ class DetectionDataset(Dataset[Sample | NoSample]):
         # The second number makes this independent of the augmentation.
         chance = np.random.default_rng([seed, 1]).random(len(rows))
         return np.asarray(chance >= self.keep_rate[self.index.labels[rows]])
+
+
+def _no_classes() -> NDArray[np.int32]:
+    return np.zeros(0, dtype=np.int32)
 
 
 def keep_rates(index: AnnotationIndex, *, most: int) -> NDArray[np.float64] | None:
@@ -270,9 +295,7 @@ class BatchLoader:
 
 def _requests(batch: PlannedBatch, seed: Sequence[int] | None, by_class: bool) -> Iterator[Request]:
     for image, position in zip(batch.images, batch.positions, strict=True):
-        # The seed depends on the position in the plan, not on worker or rank: a repeated image is augmented
-        # differently.
-        own = None if seed is None else int(np.random.SeedSequence([*seed, int(position)]).generate_state(1)[0])
+        own = None if seed is None else seed_of_position(seed, int(position))
         yield Request(int(image), batch.shape, own, by_class)
 
 

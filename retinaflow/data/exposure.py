@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from retinaflow.data.copy_paste import CopyPaste
 from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.sampling import (
@@ -21,6 +22,7 @@ from retinaflow.data.sampling import (
     epoch_plan,
     expected_samples,
     image_weights,
+    seed_of_position,
 )
 from retinaflow.settings.data_settings import SamplingSettings, Strategy
 from retinaflow.taxonomy import Taxonomy
@@ -80,12 +82,63 @@ def compare_strategies(
     return result
 
 
+COUNTED = 5_000
+"""Samples of a plan whose pastes are counted."""
+
+
+@dataclass(frozen=True)
+class PasteExposure:
+    """Boxes that pasted crops add and cover in an epoch; a box counts for the ancestors of its class as in
+    ``train_boxes``."""
+
+    pasted_expected: FloatArray
+    """``[K]`` expected boxes of pasted crops, those that come along with a crop included."""
+    pasted_planned: FloatArray
+    """``[K]`` such boxes in the plan of an epoch."""
+    covered_planned: FloatArray
+    """``[K]`` boxes that these crops cover, so that they are dropped."""
+
+
+def measure_pastes(
+    copy_paste: CopyPaste,
+    plan: NDArray[np.int64],
+    shapes: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    expand: bool,
+) -> PasteExposure:
+    """What is pasted in the plan ``[L]`` of an epoch (from 0), in images of ``shapes [I, 2]`` (height, width).
+
+    The first ``COUNTED`` samples of a longer plan are counted and scaled up: a plan is in random order.
+    """
+    index, counted = copy_paste.index, plan[:COUNTED]
+    pasted, covered = np.zeros(index.num_classes), np.zeros(index.num_classes)
+    for position, image in enumerate(counted):
+        height, width = shapes[image]
+        own = seed_of_position((seed, epoch), position)
+        paste = copy_paste.choose(int(image), (int(height), int(width)), seed=own)
+        if paste is not None:
+            np.add.at(pasted, index.labels[paste.rows], 1)
+            own_rows = slice(index.box_start[image], index.box_start[image + 1])
+            np.add.at(covered, index.labels[own_rows][paste.covered], 1)
+    lineage = np.eye(index.num_classes) + (index.taxonomy.is_ancestor if expand else 0)
+    scale = len(plan) / max(len(counted), 1)
+    expected = copy_paste.expected_boxes(len(plan))
+    return PasteExposure(expected @ lineage, scale * pasted @ lineage, scale * covered @ lineage)
+
+
 def exposure_table(
-    exposures: Mapping[Strategy, Exposure], pairs: ImageClassPairs, bins: ClassBins, taxonomy: Taxonomy
+    exposures: Mapping[Strategy, Exposure],
+    pairs: ImageClassPairs,
+    bins: ClassBins,
+    taxonomy: Taxonomy,
+    *,
+    pastes: PasteExposure | None = None,
 ) -> pd.DataFrame:
     """One row per class, rarest first: class, class_id, bin, train_images, train_boxes, then for every strategy the
     columns ``{strategy}_expected`` and ``{strategy}_planned`` (samples per epoch) and ``{strategy}_repeats`` (samples
-    per image)."""
+    per image). With ``pastes`` also pasted_expected, pasted_planned and covered_planned (boxes per epoch)."""
     images = pairs.images_per_class
     number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
     table = pd.DataFrame(
@@ -103,6 +156,8 @@ def exposure_table(
         table[f"{strategy}_repeats"] = np.divide(
             exposure.expected_per_class, images, out=np.zeros(len(images)), where=images > 0
         )
+    for name, boxes in ({} if pastes is None else vars(pastes)).items():
+        table[name] = boxes
     return table.sort_values(["train_images", "class_id"], ignore_index=True)
 
 

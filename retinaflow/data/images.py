@@ -34,6 +34,8 @@ from retinaflow.errors import DataError, SettingError
 from retinaflow.settings.data_settings import OnBadImage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+LEFT_OUT_SUFFIXES = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".dcm")
+"""Image files of other types: they are not read, and counted."""
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _TAIL = 4096
 """Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""

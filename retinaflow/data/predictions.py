@@ -1,9 +1,10 @@
-"""Predictions in their three usual forms -> :class:`~retinaflow.detections.Detections`.
+"""Predictions in their usual forms -> :class:`~retinaflow.detections.Detections`.
 
 - the published columns ``ImageID, LabelName, Score, XMin, XMax, YMin, YMax``, found by name, in a CSV or Parquet file;
 - the same in a pandas frame;
 - the Kaggle submission of the Challenge: ``ImageId, PredictionString``, one row per image, six words per detection:
-  ``{MID} {score} {XMin} {YMin} {XMax} {YMax}``.
+  ``{MID} {score} {XMin} {YMin} {XMax} {YMax}``;
+- COCO results in JSON (:mod:`retinaflow.data.coco_results`).
 
 Rows keep their order, by which the metric breaks equal scores. Boxes are kept as given, valid or not, inside the image
 or not (METRIC rules 3 and 9); a score or coordinate that is no finite number, and a class outside the class list, is an
@@ -12,7 +13,7 @@ error with file and line. An image that is not in the annotations gets index -1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from numpy.typing import NDArray
 
+from retinaflow.data.annotation_rows import CORNERS, with_class, with_normal_ids
+from retinaflow.data.coco_results import read_coco_results
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import CORNERS, with_class
-from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn, header_of, read_table
+from retinaflow.data.prediction_checks import check_predictions
+from retinaflow.data.table_reader import header_of, read_table
+from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError
 
@@ -36,18 +40,22 @@ SCHEMA = pa.schema(
 """The published columns, as they are written."""
 
 
-def read_predictions(source: Source, index: AnnotationIndex, errors: RowErrors) -> Detections:
+def read_predictions(
+    source: Source,
+    index: AnnotationIndex,
+    errors: RowErrors,
+    *,
+    ids: Path | None = None,
+    explain: Callable[[str], None] | None = None,
+) -> Detections:
     """The detections of a file or frame; ``image_index`` counts the images of ``index``, -1 is none of them.
 
-    Raises DataError with file, line, rule and value, or drops rows with errors, by the setting in ``errors``.
+    ``ids``: a COCO file of the images and categories that a JSON file names by number. ``explain`` is given a line for
+    each reason why detections cannot count (:func:`~retinaflow.data.prediction_checks.check_predictions`). Raises
+    DataError with file, line, rule and value, or drops rows with errors, by the setting in ``errors``.
     """
-    header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(source)
-    if _STRING in header:
-        table = _read_submission(source, header, errors)
-    else:
-        text = ("ImageID", "LabelName")
-        table = read_table(source, text=text, numbers=("Score", *CORNERS), optional={}, errors=errors)
-    table = with_class(table, index.taxonomy, errors)
+    table = _read(source, index, errors, ids)
+    table = with_class(with_normal_ids(table), index.taxonomy, errors)
     errors.settle()
     images = table.texts["ImageID"]
     position = pd.Index(index.image_ids).get_indexer(pd.Index(images.values.to_pylist(), dtype=object))
@@ -55,7 +63,28 @@ def read_predictions(source: Source, index: AnnotationIndex, errors: RowErrors) 
     for column, name in enumerate(CORNERS):
         boxes[:, column] = table.columns.pop(name)
     image_index = position.astype(np.int32)[images.codes]
-    return Detections(image_index, table.columns["class"], table.columns["Score"], boxes)
+    detections = Detections(image_index, table.columns["class"], table.columns["Score"], boxes)
+    if explain is not None:
+        check_predictions(
+            detections,
+            index,
+            name=table.path.name,
+            where=lambda row: f"line {table.lines[row]}",
+            image_id=images.__getitem__,
+            report=explain,
+        )
+    return detections
+
+
+def _read(source: Source, index: AnnotationIndex, errors: RowErrors, ids: Path | None) -> Table:
+    if isinstance(source, Path) and source.suffix.lower() == ".json":
+        if not source.is_file():
+            raise DataError(f"{source}: no such file")
+        return read_coco_results(source, index, errors, ids=ids)
+    header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(source)
+    if _STRING in header:
+        return _read_submission(source, header, errors)
+    return read_table(source, text=("ImageID", "LabelName"), numbers=("Score", *CORNERS), optional={}, errors=errors)
 
 
 def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Table:
@@ -76,9 +105,7 @@ def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Ta
     flat = words.take(pa.array(filled)).flatten()
     owner = np.repeat(np.arange(len(rows)), count)
     images = rows.texts[image_column]
-    table = Table(
-        rows.path, {}, {"ImageID": TextColumn(images.codes[owner], images.values)}, rows.rows[owner], rows.lines_of
-    )
+    table = Table(rows.path, {}, {"ImageID": TextColumn(images.codes[owner], images.values)}, rows.lines[owner])
     first = np.arange(len(owner)) * len(_WORDS)
     for number, name in enumerate(_WORDS):
         table.texts[name] = TextColumn.encode(pa.chunked_array([flat.take(pa.array(first + number))], type=pa.string()))

@@ -24,7 +24,7 @@ image is capped at 2, and the remaining 2 samples are divided 10 : 1 : 1 into 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import numpy as np
@@ -163,3 +163,11 @@ def first_balanced_epoch(epochs: int, *, balance_start: float) -> int:
     hybrid form of Peng et al. 2020.
     """
     return round(balance_start * epochs)
+
+
+def seed_of_position(seed: Sequence[int], position: int) -> int:
+    """The seed of what is random about one sample. ``seed``: (seed, epoch); ``position``: in the plan of the epoch.
+
+    It depends on the position and not on worker or rank, and a repeated image is augmented differently.
+    """
+    return int(np.random.SeedSequence([*seed, position]).generate_state(1)[0])

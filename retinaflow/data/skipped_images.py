@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from retinaflow.data.images import BadImage
-from retinaflow.data.tables import RowError
+from retinaflow.data.tables import RowError, errors_frame
 from retinaflow.progress import report
 
 
@@ -36,9 +36,9 @@ class SkippedImages:
         self._found[image.image_id] = image
 
     def table(self, dropped: pd.DataFrame) -> pd.DataFrame:
-        """``dropped`` (columns file, line, rule, value) with a row for each image."""
+        """``dropped`` (columns of :func:`~retinaflow.data.tables.errors_frame`) with a row for each image."""
         rows = [RowError(i.image_id, 0, "an image must stay readable", i.reason) for i in self._found.values()]
-        return pd.concat([dropped, pd.DataFrame(rows, columns=list(RowError._fields))], ignore_index=True)
+        return pd.concat([dropped, errors_frame(rows)], ignore_index=True)
 
     def log(self, log_csv: Callable[[pd.DataFrame, str], None], dropped: pd.DataFrame) -> None:
         """If there are any, log ``dropped.csv`` again with them, and report how many."""

@@ -1,62 +1,103 @@
-"""Backbones: the networks whose stages at strides 8, 16 and 32 feed the feature pyramid (Lin et al. 2017, "Feature
-Pyramid Networks for Object Detection"), with torchvision's parameter names.
+"""Backbones: networks whose stages at strides 8, 16 and 32 feed the feature pyramid (Lin et al. 2017, "Feature Pyramid
+Networks for Object Detection"). The library that defines a network determines which stages those are.
 
-A further family is a new branch here, a name in the setting ``backbone`` and, for published values, in ``weights``.
+Parameters keep the names of their library, so that its published weights fit.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from retinaflow.settings.training_settings import NetworkSettings
+from retinaflow.errors import SettingError
+
+STRIDES = (8, 16, 32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class CoarseConv(nn.Conv2d):
-    """The 3 x 3 convolution of stride 2 that makes P6 and P7: ``[B, in, h, w]`` -> ``[B, out, ceil(h/2), ceil(w/2)]``.
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A backbone without its classifier.
 
-    On a CPU, a map one pixel wide is computed in float32 also under bfloat16 autocast: oneDNN's bfloat16 gradient of
-    the weights of such a map is uninitialised memory (torch 2.14; width 2 and stride 1 are correct). The map is tiny,
-    so this costs nothing.
+    module: ``[B, 3, H, W]``, H and W multiples of 32 unless ``any_size`` -> a list of maps, of which those of
+    ``picks`` have strides 8, 16 and 32: ``[B, C, h, w]`` or, where ``channels_last``, ``[B, h, w, C]``. channels: of
+    these maps. stage_of: the name of each parameter -> its stage, from 5 (stride 32) to 1 (stride 2 and less). mean,
+    std: of images in 0..1, as the published weights were trained.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+    module: nn.Module
+    channels: tuple[int, ...]
+    stage_of: Mapping[str, int]
+    picks: tuple[int, ...] = (0, 1, 2)
+    channels_last: tuple[bool, ...] = (False, False, False)
+    any_size: bool = False
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input: ``[B, in, h, w]`` float."""
-        if input.device.type == "cpu" and input.shape[-1] == 1 and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(input.float())
-        return super().forward(input)
+    def freeze(self, *, trained: int, batch_norms: bool) -> None:
+        """Train the last ``trained`` of the five stages only; with ``batch_norms``, make constants of batch norms."""
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(self.stage_of[name] > 5 - trained)
+        if batch_norms:
+            freeze_batch_norms(self.module)
 
 
-def feature_pyramid(config: NetworkSettings) -> nn.Module:
-    """The backbone of ``config`` with a pyramid: ``[B, 3, H, W]`` -> maps P3 to P7 ``[B, fpn_channels, h, w]`` by name.
+def with_seed(build: Callable[[], Any], generator: torch.Generator) -> Any:
+    """What ``build`` makes with a global CPU generator seeded from ``generator``, whose state is put back."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    state = torch.get_rng_state()
+    try:
+        with warnings.catch_warnings():
+            # Of how later versions of the library will draw these values.
+            warnings.simplefilter("ignore")
+            torch.default_generator.manual_seed(seed)
+            return build()
+    finally:
+        torch.set_rng_state(state)
 
-    Its last ``trainable_layers`` stages are trained; values are not set yet.
-    """
-    norm_layer = nn.BatchNorm2d if config.batch_norm == "train" else FrozenBatchNorm2d
-    body = getattr(resnet, config.backbone)(weights=None, norm_layer=norm_layer)
-    learning = ("layer4", "layer3", "layer2", "layer1", "conv1")[: config.trainable_layers]
-    # The stem's norm learns only together with everything else, as in torchvision.
-    prefixes = learning if config.trainable_layers < 5 else (*learning, "bn1")
-    for name, parameter in body.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes) if prefixes else False)
-    width_c5 = body.inplanes
-    top = LastLevelP6P7(config.fpn_channels if config.p6_from == "p5" else width_c5, config.fpn_channels)
-    # Torchvision guesses the source from the channel numbers, wrongly where those of P5 and C5 agree.
-    top.use_P5 = config.p6_from == "p5"
-    top.p6, top.p7 = (CoarseConv(level.in_channels, level.out_channels) for level in (top.p6, top.p7))
-    pyramid: nn.Module = BackboneWithFPN(
-        body,
-        return_layers={"layer2": "0", "layer3": "1", "layer4": "2"},
-        in_channels_list=[width_c5 // 4, width_c5 // 2, width_c5],
-        out_channels=config.fpn_channels,
-        extra_blocks=top,
+
+class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]
+    """A batch norm as constants, which keeps its epsilon; what the norm held (timm: its activation) comes after it."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, eps=norm.eps)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            setattr(self, part, getattr(norm, part).detach())
+        for name, child in norm.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, h, w]`` -> the same."""
+        x = super().forward(x)
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Make constants of every batch norm below a module, in place. Names and values stay; other norms do too."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenNorm(child))
+        else:
+            freeze_batch_norms(child)
+
+
+def stage_at(stride: int) -> int:
+    """5 for stride 32 to 1 for stride 2 and less."""
+    return max(1, stride.bit_length() - 1)
+
+
+def unfit(name: str, reason: str) -> SettingError:
+    """The error for a network that no feature pyramid can stand on."""
+    return SettingError(
+        f"backbone: the feature pyramid needs stages at strides 8, 16 and 32, but {name} has none: {reason}; "
+        "try resnet50, mobilenet_v3_large, efficientnet_b0 or convnext_tiny"
     )
-    return pyramid

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
 from retinaflow.detector.anchors import decode, encode
-from retinaflow.detector.focal_loss import ClassTargets, Pairs, focal_loss
+from retinaflow.detector.focal_loss import ClassTargets, Pairs, equalized_focal_loss, focal_loss
+from retinaflow.detector.gradient_ratio import equalized
 from retinaflow.detector.network import RawOutput, check_ancestors
 from retinaflow.detector.targets import BETWEEN, FOREGROUND, Targets, ignore_masks, match_anchors
 from retinaflow.settings.training_settings import BoxLoss
@@ -28,6 +29,7 @@ class LossConfig:
 
     gamma: focusing of the focal loss, >= 0; 0 is weighted cross-entropy. A number, or ``[K]`` float.
     alpha: weight of positives in [0, 1], negatives get 1 - alpha; None weighs neither. A number, or ``[K]`` float.
+    equalized_scale: largest addition to gamma by the equalized focal loss, which needs gamma > 0; None: focal loss.
     learn_ancestors: True makes a box positive for its class and every ancestor; False only keeps the ancestors from
         being negatives there. Without ``ancestors`` both are the same.
     box_loss: "l1" (torchvision's v1), "smooth_l1" (on the box code), or "giou" (Rezatofighi et al. 2019, on boxes).
@@ -39,6 +41,7 @@ class LossConfig:
 
     gamma: float | Tensor = 2.0
     alpha: float | Tensor | None = 0.25
+    equalized_scale: float | None = None
     learn_ancestors: bool = False
     box_loss: BoxLoss = "smooth_l1"
     box_beta: float = 0.1
@@ -51,11 +54,16 @@ class LossConfig:
 @dataclass(frozen=True, eq=False)
 class Losses:
     """Scalars, float32: ``class_loss`` and ``box_loss``, both divided by the normaliser, and ``num_positives``, the
-    positive anchors of this batch on this rank (a tensor without gradient; reading it waits for the device)."""
+    positive anchors of this batch on this rank (a tensor without gradient; reading it waits for the device).
+
+    class_gradients: ``[2, K]`` float64, the sums of the absolute gradients of ``class_loss`` by the logits of each
+    class, over its positives and over its negatives; zeros unless the loss is the equalized focal loss.
+    """
 
     class_loss: Tensor
     box_loss: Tensor
     num_positives: Tensor
+    class_gradients: Tensor
 
     @property
     def total(self) -> Tensor:
@@ -70,11 +78,13 @@ def detection_loss(
     config: LossConfig,
     ancestors: Tensor | None = None,
     normaliser: Tensor | float | None = None,
+    ratio: Tensor | None = None,
 ) -> Losses:
     """Both losses of a batch, divided by ``normaliser``, or by max(1, number of positive anchors) if that is None.
 
     output: of the network, for B images. anchors: ``[A, 4]`` xyxy pixels, ``AnchorGrid.boxes``. All on one device.
     ancestors: ``[K, K]`` bool, row c marks the strict ancestors of class c; None for classes without a hierarchy.
+    ratio: ``[K]``, g of the equalized focal loss (:mod:`retinaflow.detector.gradient_ratio`); None: 1, its start.
 
     Under DistributedDataParallel over W ranks (which averages gradients) pass ``normaliser=1`` and divide the losses by
     max(1, sum of num_positives over ranks) / W. Raises ValueError where shapes disagree.
@@ -84,13 +94,25 @@ def detection_loss(
     positive = (matched >= 0).flatten().nonzero().squeeze(1)
     box = matched.flatten()[positive]
     class_targets = _class_targets(matched, positive, box, anchors, targets, config, ancestors)
-    class_loss = focal_loss(output.class_logits, class_targets, alpha=config.alpha, gamma=config.gamma)
+    class_loss, class_gradients = _class_loss(output.class_logits, class_targets, config, ratio)
     box_loss = _box_loss(
         output.box_deltas.flatten(0, 1)[positive], anchors[positive % len(anchors)], targets.boxes[box], config=config
     )
     count = torch.tensor(float(len(positive)), device=anchors.device)
     divisor = count.clamp(min=1) if normaliser is None else normaliser
-    return Losses(class_loss / divisor, config.box_weight * box_loss / divisor, count)
+    return Losses(class_loss / divisor, config.box_weight * box_loss / divisor, count, class_gradients / divisor)
+
+
+def _class_loss(
+    logits: Tensor, targets: ClassTargets, config: LossConfig, ratio: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The sum over all pairs, and the sums of its absolute gradients by class ``[2, K]``."""
+    none = torch.zeros(2, logits.shape[2], dtype=torch.float64, device=logits.device)
+    if config.equalized_scale is None:
+        return focal_loss(logits, targets, alpha=config.alpha, gamma=config.gamma), none
+    ratio = torch.ones_like(none[0]) if ratio is None else ratio
+    gamma, factor = equalized(config.gamma, ratio, scale=config.equalized_scale)
+    return equalized_focal_loss(logits, targets, alpha=config.alpha, gamma=gamma, factor=factor)
 
 
 def _class_targets(
@@ -138,6 +160,8 @@ def _check_shapes(
             f"but got {tuple(output.class_logits.shape)} and {tuple(output.box_deltas.shape)}."
         )
     check_ancestors(ancestors, num_classes)
+    if config.equalized_scale is not None and not torch.all(torch.as_tensor(config.gamma) > 0):
+        raise ValueError(f"gamma > 0 must hold for the equalized focal loss, but got {config.gamma}.")
     for name, value in (("gamma", config.gamma), ("alpha", config.alpha)):
         if isinstance(value, Tensor) and value.shape not in ((), (num_classes,)):
             raise ValueError(f"{name} must be a number or [{num_classes}], but got shape {tuple(value.shape)}.")

@@ -11,13 +11,16 @@ Neither has a logarithm of a probability nor a negative power, so both are finit
 and gamma < 1. Nearly all pairs are negatives: those are computed densely, block by block, and the few positives are
 gathered, computed and scattered back. No one-hot target is made. The gradient is made together with the loss, so
 the extra memory is one tensor like the logits and a few blocks (torchvision's formula keeps about ten such tensors).
+
+``equalized_focal_loss`` is the same pass with an exponent and a factor of each class; it also returns the sums of the
+absolute gradients, from which ``equalized`` derives the next exponents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -67,34 +70,51 @@ def focal_loss(
     a number in [0, 1] or ``[K]``. gamma: a number >= 0 or ``[K]``. Differentiable once, by the logits.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    alpha_k, gamma_k = (v.to(logits.device, dtype) if isinstance(v, Tensor) else v for v in (alpha, gamma))
-    return cast(Tensor, _FocalLoss.apply(logits, targets, alpha_k, gamma_k))
+    alpha = alpha.to(logits.device, dtype) if isinstance(alpha, Tensor) else alpha
+    gamma = gamma.to(logits.device, dtype) if isinstance(gamma, Tensor) else gamma
+    return cast(Tensor, _FocalLoss.apply(logits, targets, _Focal(alpha, gamma)))
+
+
+def equalized_focal_loss(
+    logits: Tensor, targets: ClassTargets, *, alpha: float | Tensor | None, gamma: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum of factor * focal loss over all pairs that count, and the sums of its absolute gradients by the logits.
+
+    As :func:`focal_loss`, with gamma ``[K]`` > 0 and factor ``[K]`` >= 0. The second result is ``[2, K]`` float64
+    without gradient: over the positives and over the negatives of each class; zeros if the logits need no gradient.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    gamma, factor = (v.to(logits.device, dtype) for v in (gamma, factor))
+    alpha = alpha.to(logits.device, dtype) if isinstance(alpha, Tensor) else alpha
+    weights = (factor, factor) if alpha is None else (factor * alpha, factor * (1 - alpha))
+    sums = torch.zeros(2, logits.shape[2], dtype=torch.float64, device=logits.device)
+    loss = _FocalLoss.apply(logits, targets, _Equalized(gamma, weights[0].log(), weights[1].log(), sums))
+    # A second backward adds to the sums of the form once more.
+    return cast(Tensor, loss), sums.clone()
 
 
 class _FocalLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, targets: ClassTargets, alpha: float | Tensor | None, gamma: float | Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: ClassTargets, form: _Form) -> Tensor:
         gradient = _gradient_like(logits) if ctx.needs_input_grad[0] else None
-        loss = _focal_pass(logits, targets, alpha, gamma, gradient)
+        loss = _focal_pass(logits, targets, form, gradient)
         ctx.save_for_backward(logits)
-        ctx.arguments = (targets, alpha, gamma)
+        ctx.arguments = (targets, form)
         ctx.gradient = gradient
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         (logits,) = ctx.saved_tensors
         # Scaled in place and let go, so that no second tensor of this size is needed. A second backward (retain_graph)
         # is rare and makes it anew.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            targets, alpha, gamma = ctx.arguments
+            targets, form = ctx.arguments
             gradient = _gradient_like(logits)
-            _focal_pass(logits, targets, alpha, gamma, gradient)
-        return gradient.mul_(grad_output).to(logits.dtype), None, None, None
+            _focal_pass(logits, targets, form, gradient)
+        return gradient.mul_(grad_output).to(logits.dtype), None, None
 
 
 def _gradient_like(logits: Tensor) -> Tensor:
@@ -103,19 +123,26 @@ def _gradient_like(logits: Tensor) -> Tensor:
     return torch.empty(logits.shape, dtype=dtype, device=logits.device)
 
 
-def _focal_pass(
-    logits: Tensor, targets: ClassTargets, alpha: float | Tensor | None, gamma: float | Tensor, gradient: Tensor | None
-) -> Tensor:
+class _Form(Protocol):
+    """A form of the loss."""
+
+    def terms(self, z: Tensor, slope: Tensor | None, label: Tensor | None = None) -> Tensor:
+        """The sum of weight * f(z), z may be overwritten; weight * f'(z) is written to ``slope`` unless that is None.
+
+        z, slope: ``[b, a, K]`` of negatives, or ``[n]`` of positives, whose classes are then ``label [n]``.
+        """
+
+
+def _focal_pass(logits: Tensor, targets: ClassTargets, form: _Form, gradient: Tensor | None) -> Tensor:
     """The loss, and its gradient written to ``gradient`` unless that is None."""
     logits = logits.detach().contiguous()
-    weight = None if alpha is None else 1 - alpha
     sums = []
     for block in _blocks(logits, targets.silent.row):
         x = _negative_logits(logits, targets, block)
         out = None if gradient is None else gradient[block.images, block.anchors]
-        sums.append(_focal_terms(x, gamma, weight, out))
+        sums.append(form.terms(x, out))
     # Last, because the dense pass leaves a zero at each positive.
-    sums.append(_positive_pass(logits, targets.positives, alpha, gamma, gradient))
+    sums.append(_positive_pass(logits, targets.positives, form, gradient))
     return torch.stack(sums).sum()
 
 
@@ -158,34 +185,69 @@ def _negative_logits(logits: Tensor, targets: ClassTargets, block: _Block) -> Te
     return torch.where(counts, x, SILENT)
 
 
-def _positive_pass(
-    logits: Tensor, pairs: Pairs, alpha: float | Tensor | None, gamma: float | Tensor, gradient: Tensor | None
-) -> Tensor:
+def _positive_pass(logits: Tensor, pairs: Pairs, form: _Form, gradient: Tensor | None) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     at = (pairs.row // max(1, logits.shape[1]), pairs.row % max(1, logits.shape[1]), pairs.label)
-    weight = alpha[pairs.label] if isinstance(alpha, Tensor) and alpha.dim() else alpha
-    power = gamma[pairs.label] if isinstance(gamma, Tensor) and gamma.dim() else gamma
     z = -logits[at].to(dtype)
     slope = None if gradient is None else torch.empty_like(z)
-    loss = _focal_terms(z, power, weight, slope)
+    loss = form.terms(z, slope, pairs.label)
     if gradient is not None and slope is not None:
         gradient[at] = slope.neg_().to(gradient.dtype)
     return loss
 
 
-def _focal_terms(z: Tensor, gamma: float | Tensor, weight: float | Tensor | None, slope: Tensor | None) -> Tensor:
-    """The sum of weight * f(z); weight * f'(z) is written to ``slope`` unless that is None.
+class _Focal(NamedTuple):
+    """Equation 5: one alpha and gamma, or ``[K]``."""
 
-    Overwrites z: blocks are as large as the cache allows, so another temporary is what costs.
-    """
-    softplus = F.softplus(z, threshold=40.0)
-    p = z.sigmoid_()
-    factor = p.pow(gamma)
-    if weight is not None:
-        factor.mul_(weight)
-    if slope is None:
-        return softplus.mul_(factor).sum()
-    loss = (softplus * factor).sum()
-    softplus.mul_(1 - p).mul_(gamma).add_(p)
-    torch.mul(softplus, factor, out=slope)
-    return loss
+    alpha: float | Tensor | None
+    gamma: float | Tensor
+
+    def terms(self, z: Tensor, slope: Tensor | None, label: Tensor | None = None) -> Tensor:
+        weight, gamma = self.alpha, self.gamma
+        if label is None:
+            weight = None if weight is None else 1 - weight
+        else:
+            weight = weight[label] if isinstance(weight, Tensor) and weight.dim() else weight
+            gamma = gamma[label] if isinstance(gamma, Tensor) and gamma.dim() else gamma
+        # Blocks are as large as the cache allows, so another temporary is what costs.
+        softplus = F.softplus(z, threshold=40.0)
+        p = z.sigmoid_()
+        factor = p.pow(gamma)
+        if weight is not None:
+            factor.mul_(weight)
+        if slope is None:
+            return softplus.mul_(factor).sum()
+        loss = (softplus * factor).sum()
+        softplus.mul_(1 - p).mul_(gamma).add_(p)
+        torch.mul(softplus, factor, out=slope)
+        return loss
+
+
+class _Equalized(NamedTuple):
+    """Equation 5 with ``gamma [K]`` and the logarithms ``[K]`` of the weights; adds the absolute gradients of positives
+    and of negatives to ``sums [2, K]``."""
+
+    gamma: Tensor
+    log_positive: Tensor
+    log_negative: Tensor
+    sums: Tensor
+
+    def terms(self, z: Tensor, slope: Tensor | None, label: Tensor | None = None) -> Tensor:
+        gamma, log_weight = self.gamma, self.log_negative
+        if label is not None:
+            gamma, log_weight = gamma[label], self.log_positive[label]
+        softplus = F.logsigmoid(-z).neg_()
+        # log p = z - softplus(z), and one exp gives weight * p^gamma: a power with another exponent for each class
+        # costs four times as much.
+        factor = torch.addcmul(log_weight, z - softplus, gamma).exp_()
+        if slope is None:
+            return softplus.mul_(factor).sum()
+        p = z.sigmoid_()
+        loss = (softplus * factor).sum()
+        steep = softplus.mul_(1 - p).mul_(gamma).add_(p).mul_(factor)
+        if label is None:
+            self.sums[1] += steep.sum((0, 1))
+        else:
+            self.sums[0].index_add_(0, label, steep.to(self.sums.dtype))
+        slope.copy_(steep)
+        return loss

@@ -22,13 +22,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.misc import Conv2dNormActivation
 
 from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
-from retinaflow.detector.backbones import feature_pyramid
+from retinaflow.detector.pyramid import FeaturePyramid, body_of
 from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
 from retinaflow.settings.training_settings import GROUPS, NetworkSettings
-
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
-PRIOR_PROBABILITY = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,21 +90,23 @@ class RetinaNet(nn.Module):
             raise ValueError(f"num_classes >= 1 must hold, but got num_classes={num_classes}")
         self.config = config
         self.num_classes = num_classes
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        body = body_of(config, generator)
         # Built without storage: the parts would draw their initial values from the global generator.
         with torch.device("meta"):
-            self.backbone = feature_pyramid(config)
+            self.backbone = FeaturePyramid(body, config)
             self.head = nn.ModuleDict(
                 {
                     "classification_head": Head(config, outputs=num_classes, name="cls_logits"),
                     "regression_head": Head(config, outputs=4, name="bbox_reg"),
                 }
             )
-            use_conv3x3(self)
-        self.to_empty(device="cpu")
-        self.register_buffer("mean", torch.tensor(IMAGE_MEAN, device="cpu").view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGE_STD, device="cpu").view(1, 3, 1, 1), persistent=False)
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        _initialise(self, generator)
+        use_conv3x3(self)
+        own = {name for name, module in self.named_modules() if _is_empty(module)}
+        self._apply(lambda values: torch.empty_like(values, device="cpu") if values.is_meta else values)  # type: ignore[no-untyped-call]
+        self.register_buffer("mean", torch.tensor(body.mean, device="cpu").view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(body.std, device="cpu").view(1, 3, 1, 1), persistent=False)
+        _initialise(self, own, generator)
 
     def forward(self, images: Tensor) -> RawOutput:
         """images: ``[B, 3, H, W]`` uint8 or float, RGB in 0..255, on the network's device; any H and W."""
@@ -121,10 +119,17 @@ class RetinaNet(nn.Module):
         return anchor_grid(image_size, anchor_scale=self.config.anchor_scale, device=self.mean.device)
 
 
+def _is_empty(module: nn.Module) -> bool:
+    values = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(value.is_meta for value in values)
+
+
 @torch.no_grad()
-def _initialise(model: RetinaNet, generator: torch.Generator) -> None:
-    """Fills every parameter and buffer: torchvision's distributions, drawn in the order of the modules' names."""
+def _initialise(model: RetinaNet, names: set[str], generator: torch.Generator) -> None:
+    """Fills the parameters and buffers of these modules: torchvision's distributions, drawn in the modules' order."""
     for name, module in model.named_modules():
+        if name not in names:
+            continue
         if isinstance(module, nn.Conv2d):
             if name.startswith("backbone.body"):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -133,8 +138,9 @@ def _initialise(model: RetinaNet, generator: torch.Generator) -> None:
             else:
                 nn.init.normal_(module.weight, std=0.01, generator=generator)
             if module.bias is not None:
-                # A prior of 0.01 for every class, so that the many negatives do not drown the first steps.
-                prior = math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY) if name.endswith("cls_logits") else 0.0
+                # A small score for every class, so that the many negatives do not drown the first steps.
+                score = model.config.class_prior
+                prior = math.log((1 - score) / score) if name.endswith("cls_logits") else 0.0
                 nn.init.constant_(module.bias, -prior)
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()

@@ -10,6 +10,7 @@ layer alone may differ (another number of classes) and then keeps its initial va
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 import sys
@@ -25,7 +26,9 @@ from torchvision.models import get_model_weights
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
 from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.timm_backbones import plain_name, published_values
 from retinaflow.errors import DataError, SettingError
+from retinaflow.settings.backbone_names import TIMM
 from retinaflow.settings.training_settings import NetworkSettings
 
 CLASS_LAYER = "head.classification_head.cls_logits."
@@ -72,14 +75,32 @@ def load_weights(model: RetinaNet, source: str) -> WeightReport:
     """
     if source == "none":
         return WeightReport(source, "", (), tuple(_wanted(model)), (), ())
+    if model.config.backbone.startswith(TIMM) and source in CLASSIFIERS:
+        state = published_values(model.config.backbone, source)
+        return _load(model, _in_body(model, state), source=source, path=Path("timm"), is_detector=False)
     path = _file_of(source, model.config)
     state = _renamed(_read(path))
-    is_detector = any(key.startswith(("head.", BODY)) for key in state)
+    is_detector = any(key.startswith(BODY) for key in state)
     if not is_detector:
-        state = {key if key.startswith("fc.") else BODY + key: value for key, value in state.items()}
+        state = _in_body(model, state)
     if path.name == _name_of(COCO_V1_URL):
         _absorb_zero_eps(state)
     return _load(model, state, source=source, path=path, is_detector=is_detector)
+
+
+def _in_body(model: RetinaNet, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier's tensors by the names they have in the network; what follows its last map keeps its name."""
+    # timm's networks of maps join names that its classifiers separate: stages.0 is stages_0.
+    names = {plain_name(key): key for key in model.backbone.body.state_dict()}
+    stages = tuple({f"{plain_name(name)}_" for name, _ in model.backbone.body.named_children()})
+    renamed = {}
+    for key, value in state.items():
+        if name := names.get(plain_name(key)):
+            renamed[BODY + name] = value
+        else:
+            # A stage of another depth is no classifier.
+            renamed[BODY + key if plain_name(key).startswith(stages) else key] = value
+    return renamed
 
 
 def _wanted(model: RetinaNet) -> dict[str, Tensor]:
@@ -93,7 +114,7 @@ def _load(model: RetinaNet, state: dict[str, Tensor], *, source: str, path: Path
     missing = [key for key in wanted if key not in state and (is_detector or key.startswith(BODY))]
     misfits = [key for key in wanted if key in state and key not in replaced and not _fits(state, wanted, key)]
     unused = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
-    if missing or misfits or any(not key.startswith("fc.") for key in unused):
+    if missing or misfits or (unused if is_detector else [key for key in unused if key.startswith(BODY)]):
         raise SettingError(_misfit_message(model.config, state, wanted, path, missing, misfits, unused))
     loaded = [key for key in wanted if key in state and key not in replaced]
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
@@ -135,9 +156,10 @@ def _file_of(source: str, config: NetworkSettings) -> Path:
     if source in CLASSIFIERS:
         published = get_model_weights(config.backbone).__members__
         if CLASSIFIERS[source] not in published:
+            others = [name for name, recipe in CLASSIFIERS.items() if recipe in published] or ["none"]
             raise SettingError(
-                f"weights={source} is not published for backbone={config.backbone}; use weights=imagenet, "
-                "or backbone=resnet50, resnet101 or resnet152."
+                f"weights={source} is not published for backbone={config.backbone}; use weights={others[0]}, "
+                "or the path of a .pth file, or another backbone (resnet50 has both)."
             )
         return _published(published[CLASSIFIERS[source]].url)
     if source in DETECTORS:
@@ -181,6 +203,8 @@ def _published(url: str) -> Path:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        if path.suffix == ".safetensors":
+            return dict(importlib.import_module("safetensors.torch").load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -11,7 +11,7 @@ import pandas as pd
 
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_ids
-from retinaflow.data.training_data import load_training_data, read_split
+from retinaflow.data.training_data import has_images, load_training_data, read_split
 from retinaflow.errors import DataError, SettingError
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
@@ -51,10 +51,12 @@ def images_for_model(config: EvaluateConfig, taxonomy: Taxonomy, trained: Mappin
 
 
 def images_for_predictions(config: EvaluateConfig) -> EvaluatedImages:
-    """The images that a file of predictions is evaluated on; no image file is opened.
+    """The images that a file of predictions is evaluated on. Image files are opened for predictions in pixels only.
 
     Raises SettingError where the settings name no annotations.
     """
+    assert config.predictions is not None
+    in_pixels = config.predictions.suffix.lower() == ".json"
     labels = None if config.image_labels == "none" else config.image_labels
     if config.data == "trained" and (not config.boxes or labels == () or config.classes is None):
         raise SettingError(
@@ -62,9 +64,18 @@ def images_for_predictions(config: EvaluateConfig) -> EvaluatedImages:
             "classes must be given, but got data=trained"
         )
     loaded = read_split(
-        config, [config.eval_split], boxes=config.boxes, image_labels=labels, with_images=False, allow_repeats=True
+        config,
+        [config.eval_split],
+        boxes=config.boxes,
+        image_labels=labels,
+        with_images=in_pixels and _has_images(config),
+        allow_repeats=True,
     )
     return EvaluatedImages(_listed_only(loaded.index, config), loaded.dropped)
+
+
+def _has_images(config: EvaluateConfig) -> bool:
+    return bool(config.images) or (config.data != "trained" and has_images(config, [config.eval_split]))
 
 
 def _refuse_choice_of_data(config: EvaluateConfig, trained: Mapping[str, Any]) -> None:

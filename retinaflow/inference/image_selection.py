@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.cache import size_journal
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import SUFFIXES, BadImage, attach_sizes, files_by_stem
@@ -24,10 +25,9 @@ from retinaflow.data.openimages import (
     MissingAnnotationsError,
     is_plain_id,
     read_image_ids,
-    read_image_sizes,
     split_image_ids,
 )
-from retinaflow.data.tables import RowError, RowErrors
+from retinaflow.data.tables import RowError, RowErrors, errors_frame
 from retinaflow.data.training_data import data_folder, image_folders, load_training_data, read_split
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
@@ -53,7 +53,7 @@ class WantedImages:
         """Columns file, line, rule, value, as of every list of what was left out."""
         rule = "an image must have a readable file"
         rows = [RowError(image.image_id, 0, rule, image.reason) for image in self.unreadable]
-        return pd.DataFrame(rows, columns=list(RowError._fields))
+        return errors_frame(rows)
 
 
 def wanted_images(

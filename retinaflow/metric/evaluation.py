@@ -25,14 +25,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from retinaflow.data.annotation_rows import build_annotations
 from retinaflow.data.class_files import read_hierarchy, read_taxonomy
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import build_annotations
 from retinaflow.data.predictions import read_predictions, source_of
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Evaluator, Scores, ap_by_threshold, score
 from retinaflow.metric.details import detail_tables, iou_column
+from retinaflow.progress import report
 from retinaflow.settings.data_settings import OnBadRow
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
@@ -155,7 +156,10 @@ def read_ground_truth(
     taxonomy = _taxonomy(classes, hierarchy)
     errors = RowErrors(on_bad_row)
     labels = [] if image_labels is None else [source_of(image_labels, "image_labels")]
-    return build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, errors, allow_repeats=True)
+    index = build_annotations(taxonomy, [source_of(boxes, "boxes")], labels, errors, allow_repeats=True)
+    for notice in errors.notices:
+        report(notice)
+    return index
 
 
 def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad_row: OnBadRow = "stop") -> Detections:
@@ -163,7 +167,8 @@ def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad
 
     Errors as in :func:`evaluate_detections`.
     """
-    return read_predictions(source_of(predictions, "predictions"), ground_truth, RowErrors(on_bad_row))
+    errors = RowErrors(on_bad_row)
+    return read_predictions(source_of(predictions, "predictions"), ground_truth, errors, explain=report)
 
 
 def expand_to_ancestors(detections: Detections, taxonomy: Taxonomy) -> Detections:

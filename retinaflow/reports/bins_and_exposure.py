@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from retinaflow.data.exposure import compare_strategies, exposure_summary, exposure_table
-from retinaflow.data.training_data import TrainingData, epoch_length
+import numpy as np
+
+from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.copy_paste import CopyPaste
+from retinaflow.data.exposure import (
+    PasteExposure,
+    compare_strategies,
+    exposure_summary,
+    exposure_table,
+    measure_pastes,
+)
+from retinaflow.data.sampling import first_balanced_epoch
+from retinaflow.data.training_data import TrainingData, epoch_length, plans
 from retinaflow.progress import report
 from retinaflow.reports.class_figures import class_frequency, exposure_curves
 from retinaflow.runs.run import Run
+from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.data_settings import SampledDataSettings
 
 
@@ -28,7 +40,8 @@ def log_bins(run: Run, data: TrainingData) -> None:
 
 
 def log_exposure(run: Run, config: SampledDataSettings, data: TrainingData) -> None:
-    """``exposure.csv`` (samples per class and strategy), ``exposure_summary.csv`` and their figure."""
+    """``exposure.csv`` (samples per class and strategy, for a training with what is pasted and covered),
+    ``exposure_summary.csv`` and their figure."""
     exposures = compare_strategies(
         data.pairs,
         data.bins,
@@ -37,7 +50,9 @@ def log_exposure(run: Run, config: SampledDataSettings, data: TrainingData) -> N
         seed=config.seed,
     )
     summary = exposure_summary(exposures)
-    run.log_csv(exposure_table(exposures, data.pairs, data.bins, data.train.taxonomy), "exposure.csv")
+    pastes = _pastes(config, data) if isinstance(config, TrainConfig) else None
+    table = exposure_table(exposures, data.pairs, data.bins, data.train.taxonomy, pastes=pastes)
+    run.log_csv(table, "exposure.csv")
     run.log_csv(summary, "exposure_summary.csv")
     run.log_figure(
         exposure_curves(
@@ -47,3 +62,29 @@ def log_exposure(run: Run, config: SampledDataSettings, data: TrainingData) -> N
         "exposure.png",
     )
     report(summary.to_string(index=False, float_format="%.3g"))
+
+
+def _pastes(config: TrainConfig, data: TrainingData) -> PasteExposure | None:
+    """What is pasted in the first balanced epoch; None without copy-paste."""
+    copy_paste = CopyPaste.by_rarity(data.train, data.bins, probability=config.copy_paste, balance=config.balance)
+    if copy_paste is None:
+        if config.copy_paste > 0:
+            report("copy_paste has no effect: no class is rarer than the others and has a box that can be cropped")
+        return None
+    sizes = np.asarray(data.train.sizes)
+    buckets = AspectBuckets.fit(sizes, image_size=config.image_size, num_buckets=config.num_buckets)
+    epoch = first_balanced_epoch(config.epochs, balance_start=config.balance_start)
+    pastes = measure_pastes(
+        copy_paste,
+        plans(config, data)(epoch),
+        np.array(buckets.shapes)[buckets.assign(sizes)],
+        seed=config.seed,
+        epoch=epoch,
+        expand=config.parents != "ignore",
+    )
+    classes = len(np.unique(data.train.labels[copy_paste.rows]))
+    report(
+        f"copy_paste={config.copy_paste:g}: crops of {len(copy_paste.rows):,} boxes of {classes} classes are pasted "
+        f"from epoch {epoch + 1} on; {copy_paste.expected_boxes(epoch_length(config, data)).sum():,.0f} boxes per epoch"
+    )
+    return pastes

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data import exploration
 from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.copy_paste import CopyPaste
 from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.image_class_pairs import ImageClassPairs
 from retinaflow.data.index import AnnotationIndex
@@ -24,6 +25,8 @@ from retinaflow.reports import data_figures
 from retinaflow.reports.class_figures import class_frequency
 from retinaflow.reports.class_sheet import one_image_per_class
 from retinaflow.reports.page import Report
+from retinaflow.reports.paste_sheet import pasted_images
+from retinaflow.settings.data_settings import SamplingSettings
 from retinaflow.training.anchor_fit import BoxSample, advice, class_reach, reach_of_settings
 
 HEAT_MAP_CLASSES = 20
@@ -80,6 +83,8 @@ def write_sections(page: Report, data: ExploredData, settings: TrainingSettings,
     if samples > 0:
         report("images of the rarest classes")
         _rarest_images(page, data, samples)
+        report("pasted crops")
+        _pasted_crops(page, data, settings, samples)
     return suspicious
 
 
@@ -253,3 +258,19 @@ def _rarest_images(page: Report, data: ExploredData, most: int) -> None:
     classes = [data.index.taxonomy.index_of[str(row.class_id)] for row in data.table.itertuples()]
     sheet = one_image_per_class(data.index, classes, data.given.images_per_class, most=most)
     page.figure(sheet, "rarest_classes.png", photographs=True)
+
+
+def _pasted_crops(page: Report, data: ExploredData, settings: TrainingSettings, most: int) -> None:
+    page.section(
+        "Pasted crops",
+        "What copy_paste would train on: images with a crop of a rare class, and the boxes that are learned from them "
+        "(a dashed box is an ignored region).",
+    )
+    balance = SamplingSettings().balance
+    copy_paste = CopyPaste.by_rarity(data.index, data.bins, probability=1.0, balance=balance)
+    if copy_paste is None:
+        page.text("Left out: no class is rarer than the others and has a box that can be cropped.")
+        return
+    sizes = np.asarray(data.index.sizes)
+    buckets = AspectBuckets.fit(sizes, image_size=settings.image_size, num_buckets=settings.num_buckets)
+    page.figure(pasted_images(copy_paste, buckets, most=most, seed=0), "pasted_crops.png", photographs=True)

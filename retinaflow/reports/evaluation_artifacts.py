@@ -191,9 +191,26 @@ def report_evaluation(evaluation: EvaluationResult) -> None:
         report(f"{name:<20} {value:.4f}")
     for reason in evaluation.scores.not_a_challenge_score:
         report(f"not an Open Images Challenge score: {reason}")
+    if evaluation.scores.mean_ap == 0:
+        report(f"no detection matches a ground-truth box; detections left out: {_left_out(evaluation)}")
     repeated = evaluation.scores.matches.repeated_ground_truths
     if repeated:
         report(
             f"{repeated:,} ground-truth boxes repeat a box of their class on the same image (a box given under child "
             "and parent?)"
         )
+
+
+_REASONS = {
+    "unknown_image": "of images that are not evaluated",
+    "class_not_evaluated": "of classes that are not evaluated",
+    "not_verified": "of classes that are not verified on their image (exhaustive=true if every object has a box)",
+    "invalid_box": "without width or height",
+    "over_limit": "beyond the 10,000 of an image and class",
+}
+
+
+def _left_out(evaluation: EvaluationResult) -> str:
+    """The detections that do not count, by reason."""
+    counts = {text: getattr(evaluation.scores.dropped, name) for name, text in _REASONS.items()}
+    return "; ".join(f"{count:,} {text}" for text, count in counts.items() if count) or "none"

@@ -9,17 +9,16 @@ above 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
 from retinaflow.progress import report
 from retinaflow.search.runs import TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import quiet, sampler_of
+from retinaflow.search.storage import as_optuna
 from retinaflow.search.study import Search
 from retinaflow.search.training import log_trial, train_once
 from retinaflow.search.trial import METRICS, best_trial, counts, trial_run
@@ -40,10 +39,12 @@ class Confirmation:
         self._search = search
         self.settings = arms(search)
         name = f"{search.config.study}-confirm"
-        with suppress(DuplicatedStudyError):
-            optuna.create_study(study_name=name, storage=search.storage, direction="maximize")
-        self.study = optuna.load_study(
-            study_name=name, storage=search.storage, sampler=sampler_of("random", seed=0, trial=0, trials=1)
+        self.study = optuna.create_study(
+            study_name=name,
+            storage=as_optuna(search.storage),
+            direction="maximize",
+            sampler=sampler_of("random", seed=0, trial=0, trials=1),
+            load_if_exists=True,
         )
 
     @property
@@ -69,7 +70,8 @@ class Confirmation:
         search = self._search
         arm, seed = trial.user_attrs[ARM], trial.user_attrs[SEED]
         settings = self.settings[arm].model_copy(update={"seed": seed})
-        with trial_run(trial, search.runs, search.storage, name=f"confirm-{arm}-seed-{seed}") as run:
+        name = f"confirm-{arm}-seed-{seed}"
+        with trial_run(trial, search.runs, name=name, heartbeat=search.config.heartbeat) as run:
             run.log_params(settings.model_dump())
             watched = TrialRun(run, curves=True, evaluated=lambda metrics: None)
             evaluation = train_once(settings, search.data, watched, folder=search.objective.folder, stop=search.stop)
@@ -77,7 +79,7 @@ class Confirmation:
             trial.set_user_attr(METRICS, dict(evaluation.metrics))
             return search.metrics.values(evaluation.metrics)[0]
 
-    def log_progress(self, trials: Sequence[FrozenTrial]) -> None:
+    def log_progress(self) -> None:
         """Nothing: the table at the end holds all results."""
 
 

@@ -18,6 +18,7 @@ from retinaflow.search.sampler_and_pruner import evaluations
 from retinaflow.search.space import read_space
 from retinaflow.search.training import train_once
 from retinaflow.settings.commands import SearchConfig, TrainConfig
+from retinaflow.training.fit_to_data import fit_to_data
 
 TIMED_BATCHES = 6
 QUICKEST = 1e-4
@@ -28,8 +29,8 @@ TIMED_EVALUATED = 96
 
 def estimate(config: SearchConfig, stop: StopRequest) -> None:
     """Print the images and time of all trials and of the comparison at the end. Creates neither a study nor a run."""
-    settings = read_space(config).base
-    data = load_training_data(settings)
+    data = load_training_data(read_space(config).base)
+    settings = read_space(fit_to_data(config, data.train)).base
     trainings = config.trials * config.seeds + 2 * config.confirm_seeds
     trained = epoch_length(settings, data) * settings.epochs
     evaluated = len(data.evaluated) * evaluations(settings)

@@ -27,7 +27,6 @@ from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import evaluations, quiet
 from retinaflow.search.space import Space
-from retinaflow.search.storage import StudyStorage
 from retinaflow.search.training import log_trial, train_once
 from retinaflow.search.trial import METRICS, OVERHEAD, SECONDS, trial_run
 from retinaflow.settings.commands import SearchConfig, TrainConfig
@@ -130,14 +129,15 @@ class Objective:
     """``objective(trial)``: a float, or a pair for two objectives. Raises TrialPruned, or what the training raised.
 
     ``data``: that of the defaults, whose bins AP is averaged over in every trial; ``folder``: for checkpoints, which
-    are deleted after each training; ``prunes``: whether the study's pruner may end a trial.
+    are deleted after each training; ``prunes``: whether the study's pruner may end a trial; ``heartbeat``: seconds
+    between two heartbeats.
     """
 
     space: Space
     metrics: ObjectiveMetrics
     data: TrainingData
     runs: SearchRuns
-    storage: StudyStorage
+    heartbeat: int
     folder: Path
     seeds: int
     prunes: bool
@@ -146,7 +146,7 @@ class Objective:
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         start = time.perf_counter()
         settings = self.space.settings(trial)
-        with trial_run(trial, self.runs, self.storage, name=trial_name(trial.number)) as run:
+        with trial_run(trial, self.runs, name=trial_name(trial.number), heartbeat=self.heartbeat) as run:
             run.log_params(settings.model_dump())
             results, trained = self._train(trial, settings, run)
             metrics = mean_metrics([result.metrics for result in results])
@@ -156,7 +156,7 @@ class Objective:
             run.log_metrics(named, step=trial.number)
             seconds = time.perf_counter() - start
             cost = {SECONDS: round(seconds, 3), OVERHEAD: round(seconds - trained, 3)}
-            self.storage.retry(lambda: _record(trial, metrics, self.metrics, **cost))
+            _record(trial, metrics, self.metrics, **cost)
         return values[0] if self.metrics.is_single else values
 
     def _train(self, trial: optuna.Trial, settings: TrainConfig, run: Run) -> tuple[list[EvaluationResult], float]:
@@ -164,7 +164,7 @@ class Objective:
         results, seconds = [], 0.0
         for number in range(self.seeds):
             prunes = self.prunes and number == 0
-            reports = TrialReports(trial, self.metrics, self.storage, evaluations(settings), prunes=prunes)
+            reports = TrialReports(trial, self.metrics, evaluations(settings), prunes=prunes)
             watched = TrialRun(run, curves=number == 0, evaluated=reports)
             start = time.perf_counter()
             one = settings.model_copy(update={"seed": settings.seed + number})
@@ -180,18 +180,15 @@ class TrialReports:
 
     trial: optuna.Trial
     objective: ObjectiveMetrics
-    storage: StudyStorage
     total: int
     prunes: bool
     count: int = 0
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
         self.count += 1
-        if self.objective.is_single and self.prunes:
-            value = self.objective.values(metrics)[0]
-            self.storage.retry(lambda: self._report(metrics, value))
-
-    def _report(self, metrics: Mapping[str, float], value: float) -> None:
+        if not self.objective.is_single or not self.prunes:
+            return
+        value = self.objective.values(metrics)[0]
         self.trial.report(value, self.count)
         # After the last evaluation the work is done, and there is nothing left to save.
         if self.count < self.total and self.trial.should_prune():

@@ -92,9 +92,11 @@ def _columns(names: Sequence[str]) -> list[str]:
 
 def log_results(search: Search) -> None:
     """Log tables, figures and ``best.yaml`` of the trials so far to the parent run."""
-    # With the lock, so that of several commands on one study the one that logs last has the last trial.
-    with search.storage.lock(search.config.study):
+    logged: list[FrozenTrial] | None = None
+    # Of several commands on one study, the one that logs last then has the last trial.
+    while logged != (ended := [trial for trial in search.study.get_trials() if trial.state.is_finished()]):
         _log_results(search)
+        logged = ended
 
 
 def _log_results(search: Search) -> None:

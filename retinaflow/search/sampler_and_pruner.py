@@ -61,13 +61,11 @@ def evaluations(config: TrainConfig) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Optuna's log lines, and without its warnings about experimental features and about heartbeats outside of
-    ``study.optimize``, where :class:`retinaflow.search.trial.Heartbeat` sends them."""
+    """Without Optuna's log lines, and without its warnings about experimental features."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Heartbeat of storage")
             warnings.simplefilter("ignore", ExperimentalWarning)
             yield
     finally:

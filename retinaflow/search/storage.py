@@ -1,44 +1,49 @@
-"""The storage of a study: Optuna's RDBStorage on sqlite (one machine) or PostgreSQL (many), with a lock per study.
+"""The storage of a study: Optuna's RDBStorage on sqlite (one machine) or PostgreSQL (many), waited for when away.
 
 How a search gets through a restart of its database:
 
-- Before each transaction SQLAlchemy checks the connection (``pool_pre_ping``) and replaces a dead one. A new connection
-  is tried until the database is back, for at most :data:`PATIENCE_SECONDS`. A training in progress therefore waits.
-- A connection can still break within a transaction, which takes milliseconds. :meth:`StudyStorage.retry` repeats the
-  calls that would otherwise end a search or lose a training: taking a trial, heartbeats, reports, the results of a
-  trial, ``tell``, and the progress that is printed. Each may be repeated: attributes are overwritten, ``tell`` skips a
-  trial that is finished, and a trial that was taken without an answer is later found without a worker. A trial whose
-  connection breaks in any other call, most of which come before its training, is queued again.
-- Optuna cannot distinguish a dead worker from one that could not reach the database, so no worker counts as dead until
-  :attr:`StudyStorage.grace_seconds` after an outage.
+- :class:`StudyStorage` stands between Optuna and its RDBStorage. A call whose connection breaks is repeated until the
+  database is back, for at most :data:`PATIENCE_SECONDS`; a training in progress waits. Such a call reads, or writes a
+  value that a second call writes again.
+- What several workers must not do at the same time, such as taking a trial, is a :meth:`StudyStorage.transaction`:
+  one transaction of the database, which holds the lock of the study. When its connection breaks, the database undoes
+  the transaction and releases the lock, and it is repeated as a whole.
+- A worker is dead when it is silent while others can reach the database (:class:`retinaflow.search.trial.LostTrials`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    ProgrammingError,
+)
 
 from retinaflow import files
 from retinaflow.errors import SettingError, StoreError, first_line
 from retinaflow.files import growing_waits
+from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 
 PATIENCE_SECONDS = 600.0
 """How long a search waits for a database that cannot be reached."""
-GRACE_BEATS = 4
-"""Number of missed heartbeats after which a worker counts as dead."""
-ATTEMPTS = 5
-"""Number of attempts at a call whose connection breaks."""
+LONGEST_WAIT = 5.0
+"""Seconds between two attempts to reach it."""
 
 Result = TypeVar("Result")
 
@@ -50,19 +55,24 @@ def storage_url(storage: str, *, beside: str, output: Path) -> str:
     Raises SettingError for a database that is not supported.
     """
     if storage == "auto":
-        file = beside.removeprefix("sqlite:///")
-        storage = str(Path(file).with_name("optuna.db") if file != beside else output / "optuna.db")
+        is_file = beside.startswith("sqlite:///")
+        return _file_url((Path(make_url(beside).database or "") if is_file else output / "_").with_name("optuna.db"))
     if "://" not in storage:
-        return f"sqlite:///{Path(storage).resolve()}"
+        return _file_url(Path(storage))
     try:
         url = make_url(storage)
     except ArgumentError:
         raise SettingError("storage must be a file or a database URL, but got a URL that cannot be parsed") from None
     if url.drivername == "sqlite" and url.database:
-        return f"sqlite:///{Path(url.database).resolve()}"
+        return _file_url(Path(url.database))
     if url.drivername in ("postgresql", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     raise SettingError(f"storage must be a file, sqlite:/// or postgresql://, but got {without_password(storage)}")
+
+
+def _file_url(file: Path) -> str:
+    """The URL of a sqlite file, in which characters with a meaning in URLs (``%``, ``?``) are quoted."""
+    return URL.create("sqlite", database=str(file.resolve())).render_as_string()
 
 
 def without_password(url: str) -> str:
@@ -70,139 +80,164 @@ def without_password(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
-def is_connection_error(error: BaseException | None) -> bool:
-    """Whether the cause of an error is a connection that broke or a database that is busy.
+class StudyStorage:
+    """A storage for Optuna that waits for its database. It has all methods of ``optuna.storages.BaseStorage``."""
 
-    SQLAlchemy's PendingRollbackError has the error of the connection in its ``__context__``. A StoreError is raised
-    after retries, here or for MLflow's store.
-    """
-    while error is not None and not isinstance(error, StoreError):
-        if isinstance(error, OperationalError | InterfaceError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-class StudyStorage(RDBStorage):
-    """An RDBStorage that waits for its database and has a lock per study."""
-
-    def __init__(self, url: str, *, heartbeat: int) -> None:
-        """heartbeat: seconds between two heartbeats of a trial."""
-        self._away_at = float("-inf")
-        sqlite = url.startswith("sqlite")
+    def __init__(self, url: str, *, stop: StopRequest, new: bool) -> None:
+        """``new``: connect at once, create the tables where there are none, and check their version. ``stop`` ends the
+        waiting."""
+        timeout = {"timeout": 60} if url.startswith("sqlite") else {}
         with warnings.catch_warnings():
-            # Heartbeats are experimental in Optuna, and SQLAlchemy 2.1 deprecates what Optuna's tables are made with.
+            # SQLAlchemy 2.1 deprecates what Optuna's tables are made with.
             warnings.simplefilter("ignore")
-            super().__init__(
+            self._database = RDBStorage(
                 url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True},
-                heartbeat_interval=heartbeat,
-                grace_period=GRACE_BEATS * heartbeat,
+                engine_kwargs={"connect_args": timeout},
+                skip_compatibility_check=not new,
+                skip_table_creation=not new,
             )
-        # After the first connection: a wrong address must be reported at once.
-        sqlalchemy.event.listen(self.engine, "do_connect", self._connect)
+        self._optuna = optuna.storages.get_storage(self._database)
+        self._stop = stop
+        self._thread = threading.local()
+        self._away_since: float | None = None
+        self.last_outage = float("-inf")
+        """When the database could not be reached last, by ``time.monotonic()``."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """A method of Optuna's storage."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *values, **named: self._repeat(lambda: getattr(self._optuna, name)(*values, **named))
 
     @property
     def address(self) -> str:
         """The URL without its password, to be printed and logged."""
-        return without_password(self.url)
+        return without_password(self._database.url)
 
-    @property
-    def grace_seconds(self) -> float:
-        """Silence after which a worker counts as dead."""
-        assert self.heartbeat_interval is not None
-        return float(GRACE_BEATS * self.heartbeat_interval)
+    def transaction(self, study: str, action: Callable[[], Result]) -> Result:
+        """The result of an action on a study, as one transaction; transactions of a study follow each other, in
+        whichever process and on whichever machine.
 
-    @property
-    def was_away(self) -> bool:
-        """Whether the database could not be reached within the last grace period, so that silence proves nothing."""
-        return time.monotonic() - self._away_at < self.grace_seconds
-
-    def retry(self, call: Callable[[], Result]) -> Result:
-        """The result of a call that is repeated when its connection breaks. The call must be safe to repeat.
-
-        Raises StoreError when the database stays out of reach.
+        The action is repeated when its connection breaks. It should be short and change nothing but the study. Where
+        the connection breaks during the commit, what the action did may be stored already.
         """
-        try:
-            # No pauses: a new connection waits for the database.
-            return files.retry(call, waits=[0.0] * (ATTEMPTS - 1), may_pass=is_connection_error)
-        except Exception as error:
-            if is_connection_error(error):
-                raise StoreError(f"storage={self.address}: {_first_line(error)}") from error
-            raise
-
-    @contextlib.contextmanager
-    def lock(self, study: str) -> Iterator[Callable[[], None]]:
-        """The lock of a study among all processes on all machines: who holds it may count the trials and take one.
-
-        It is released with the process or connection that holds it. Yields a function that raises when the lock was
-        lost with its connection.
-        """
-        url = self.engine.url
-        if url.get_backend_name() == "sqlite":
-            with files.lock(Path(f"{url.database}.lock")):
-                yield lambda: None
-            return
-        key = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)
-        connection = self.retry(lambda: _locked(self.engine, key))
-        try:
-            yield lambda: connection.execute(sqlalchemy.text("SELECT 1")).close()
-        finally:
-            # A server that was restarted meanwhile has released the lock.
-            with contextlib.suppress(DBAPIError):
-                connection.close()
+        return self._repeat(lambda: self._transact(study, action))
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
-        self.remove_session()
-        self.engine.dispose()
+        self._database.remove_session()
+        self._database.engine.dispose()
 
-    def _connect(self, dialect: Any, record: Any, args: Any, parameters: Any) -> Any:
-        """A new connection (SQLAlchemy's ``do_connect`` event), tried until the database is there."""
-        del record
+    def _transact(self, study: str, action: Callable[[], Result]) -> Result:
+        sessions = self._database.scoped_session
+        sessions.remove()
+        try:
+            with self._database.engine.begin() as connection:
+                _lock(connection, study)
+                # Optuna takes the session of the thread: what it commits becomes a part of this transaction.
+                sessions(bind=connection, join_transaction_mode="create_savepoint")
+                self._thread.transacts = True
+                return action()
+        except BaseException:
+            # Optuna must not remember what was undone.
+            self._optuna = optuna.storages.get_storage(self._database)
+            raise
+        finally:
+            self._thread.transacts = False
+            sessions.remove()
 
-        def is_away(error: Exception) -> bool:
-            if not isinstance(error, dialect.loaded_dbapi.OperationalError):
-                return False
-            if not self.was_away:
-                report(f"waiting for the storage {self.address}")
-            self._away_at = time.monotonic()
-            return True
+    def _repeat(self, call: Callable[[], Result]) -> Result:
+        """The result of a call that is repeated while its connection breaks; in a transaction the whole is repeated.
 
-        waits = growing_waits(0.1, 5.0, patience=PATIENCE_SECONDS)
-        return files.retry(lambda: dialect.connect(*args, **parameters), waits=waits, may_pass=is_away)
+        Raises StoreError when the database stays out of reach.
+        """
+        if getattr(self._thread, "transacts", False):
+            return call()
+        try:
+            result = files.retry(call, waits=self._waits(), may_pass=self._is_away, sleep=self._sleep)
+        except Exception as error:
+            if _is_connection_error(error):
+                raise StoreError(f"storage={self.address}: {_first_line(error)}") from error
+            raise
+        self._away_since = None
+        return result
+
+    def _is_away(self, error: Exception) -> bool:
+        if not _is_connection_error(error):
+            return False
+        now = time.monotonic()
+        if now - self.last_outage > 2 * LONGEST_WAIT:
+            report(f"waiting for the storage {self.address}: {_first_line(error)}")
+        self.last_outage, self._away_since = now, self._away_since or now
+        return True
+
+    def _waits(self) -> Iterator[float]:
+        for wait in growing_waits(0.1, LONGEST_WAIT):
+            if time.monotonic() - (self._away_since or time.monotonic()) > PATIENCE_SECONDS:
+                return
+            yield wait
+
+    def _sleep(self, seconds: float) -> None:
+        self._stop.check()
+        time.sleep(seconds)
 
 
-def open_storage(url: str, *, heartbeat: int) -> StudyStorage:
-    """Connect, and create the tables where there are none. Raises StoreError for a database that cannot be opened."""
+def open_storage(url: str, *, stop: StopRequest) -> StudyStorage:
+    """Connect, and create the tables where there are none. Raises StoreError for a database that cannot be opened in a
+    few seconds: its address may be wrong."""
     shown = f"storage={without_password(url)}"
     if url.startswith("sqlite"):
         Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
     try:
         return files.retry(
-            lambda: StudyStorage(url, heartbeat=heartbeat), waits=growing_waits(0.2, 1.0, count=4), may_pass=_is_race
+            lambda: StudyStorage(url, stop=stop, new=True),
+            waits=growing_waits(0.2, 1.0, count=4),
+            may_pass=lambda error: _is_connection_error(error) or _is_race(error),
         )
     except ImportError:
         raise SettingError(f"{shown} needs psycopg; pip install 'psycopg[binary]'") from None
-    except (OperationalError, IntegrityError, ProgrammingError) as error:
-        raise StoreError(f"{shown} cannot be opened: {_first_line(error)}") from None
+    except Exception as error:
+        if _is_connection_error(error) or _is_race(error):
+            raise StoreError(f"{shown} cannot be opened: {_first_line(error)}") from None
+        raise
+
+
+def as_optuna(storage: StudyStorage) -> BaseStorage:
+    """The storage as Optuna's functions take it."""
+    return cast(BaseStorage, storage)
+
+
+def _lock(connection: sqlalchemy.Connection, study: str) -> None:
+    """Take the lock of a study, which ends with the transaction."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    key = int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)
+    connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _is_connection_error(error: BaseException | None) -> bool:
+    """Whether the cause of an error is a connection that broke or a database that is busy.
+
+    SQLAlchemy raises PendingRollbackError for later calls on a connection that broke.
+    """
+    while error is not None:
+        if isinstance(error, OperationalError | InterfaceError | PendingRollbackError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _is_race(error: Exception) -> bool:
     """Whether another process is creating the tables at the same time."""
-    return isinstance(error, IntegrityError | ProgrammingError) or "already exists" in str(error)
+    return isinstance(error, IntegrityError | ProgrammingError)
 
 
 def _first_line(error: Exception) -> str:
-    """Without SQLAlchemy's statement and parameters."""
-    return first_line(getattr(error, "orig", None) or error)
-
-
-def _locked(engine: sqlalchemy.Engine, key: int) -> sqlalchemy.Connection:
-    connection = engine.connect()
-    try:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    """Without the lines that Optuna and SQLAlchemy add."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "orig", None):
+            return first_line(cause.orig)  # type: ignore[attr-defined]
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error)

@@ -22,9 +22,10 @@ from retinaflow.search.objective import Objective, ObjectiveMetrics, read_object
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
 from retinaflow.search.sampler_and_pruner import pruner_of, quiet
 from retinaflow.search.space import SEARCHABLE, Space, read_space
-from retinaflow.search.storage import StudyStorage, open_storage, storage_url
+from retinaflow.search.storage import StudyStorage, as_optuna, open_storage, storage_url
 from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
 from retinaflow.settings.value_types import OnResume
+from retinaflow.training.fit_to_data import fit_to_data
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
@@ -63,11 +64,11 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
     """
     space, joined = _checked_space(config), tracking.launched_by_mlflow() and config.track
     # The storage first, as annotations may take minutes to read.
-    with closing(_open_storage(config)) as storage:
+    stop = stop or StopRequest()
+    with closing(open_storage(_storage_url(config), stop=stop)) as storage:
         setup = _Setup.read(config, space)
-        with storage.lock(config.study):
-            study = _open_study(storage, setup)
-            parent = study.user_attrs.get(PARENT)
+        study = storage.transaction(config.study, lambda: _open_study(storage, setup))
+        parent = study.user_attrs.get(PARENT)
         with tracking.start_run(
             "search",
             track=config.track,
@@ -76,23 +77,23 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
             name=config.study,
             resume=None if joined else parent,
         ) as run:
-            with storage.lock(config.study):
-                parent = study.user_attrs.get(PARENT) or run.run_id
-                study.set_user_attr(PARENT, parent)
+            parent = storage.transaction(config.study, lambda: _parent_of(study, otherwise=run.run_id))
             if parent != run.run_id:
                 # `mlflow run` has made a run of its own; the trials stay together under the study's first.
                 run.set_tags({"retinaflow.command": "search-worker", "retinaflow.continues": parent})
             with _parent_run(config, run, parent) as parent_run:
-                search = _search(setup, storage, study, parent_run, stop or StopRequest())
+                search = _search(setup, storage, study, parent_run, stop)
                 _log_inputs(search)
                 yield search
 
 
 def attach(config: SearchConfig, *, stop: StopRequest) -> Search:
     """The search in a worker process: the study and its parent run are there, and nothing is logged to the latter."""
-    space, storage = _checked_space(config), _open_storage(config)
-    setup = _Setup.read(config, space)
-    return _search(setup, storage, _open_study(storage, setup), NullRun(), stop)
+    setup = _Setup.read(config, _checked_space(config))
+    # The database may be away just now, but it is there.
+    storage = StudyStorage(_storage_url(config), stop=stop, new=False)
+    study = storage.transaction(config.study, lambda: _open_study(storage, setup))
+    return _search(setup, storage, study, NullRun(), stop)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class _Setup:
     def read(cls, config: SearchConfig, space: Space) -> _Setup:
         """Load the data and check the objective against it."""
         data = load_training_data(space.base)
-        return cls(config, space, read_objective(config, num_bins=data.bins.num_bins), data)
+        config = fit_to_data(config, data.train)
+        return cls(config, read_space(config), read_objective(config, num_bins=data.bins.num_bins), data)
 
     def identity(self) -> dict[str, Any]:
         """The form in which the study stores it."""
@@ -142,9 +144,8 @@ def _checked_space(config: SearchConfig) -> Space:
     return space
 
 
-def _open_storage(config: SearchConfig) -> StudyStorage:
-    url = storage_url(config.storage, beside=store.uri() if config.track else "", output=config.output)
-    return open_storage(url, heartbeat=config.heartbeat)
+def _storage_url(config: SearchConfig) -> str:
+    return storage_url(config.storage, beside=store.uri() if config.track else "", output=config.output)
 
 
 def _open_study(storage: StudyStorage, setup: _Setup) -> optuna.Study:
@@ -153,7 +154,7 @@ def _open_study(storage: StudyStorage, setup: _Setup) -> optuna.Study:
     config, names = setup.config, setup.metrics.names
     study = optuna.create_study(
         study_name=config.study,
-        storage=storage,
+        storage=as_optuna(storage),
         directions=["maximize"] * len(names),
         pruner=pruner_of(config),
         load_if_exists=True,
@@ -173,6 +174,13 @@ def _open_study(storage: StudyStorage, setup: _Setup) -> optuna.Study:
             study.set_metric_names([name.removeprefix("val/") for name in names])
         study.set_user_attr(IDENTITY, identity)
     return study
+
+
+def _parent_of(study: optuna.Study, *, otherwise: str) -> str:
+    """The run that holds those of the trials, which is the first that asks."""
+    parent = str(study.user_attrs.get(PARENT) or otherwise)
+    study.set_user_attr(PARENT, parent)
+    return parent
 
 
 def differences(made_with: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -211,7 +219,7 @@ def _search(setup: _Setup, storage: StudyStorage, study: optuna.Study, parent_ru
         metrics=metrics,
         data=data,
         runs=runs,
-        storage=storage,
+        heartbeat=config.heartbeat,
         folder=folder,
         seeds=config.seeds,
         prunes=not isinstance(study.pruner, optuna.pruners.NopPruner),

@@ -1,8 +1,8 @@
 """A trial: its state, its user attributes, its run with heartbeats, and what happens when its process ends early.
 
 A trial counts when it is waiting, running, complete, pruned, or failed by an error of its own, which is then its
-``reason``. A trial that failed without a reason is *lost*: its process was killed or stopped, or its connection to the
-database broke. A lost trial does not count; its parameters are queued again as a new trial.
+``reason``. A trial that failed without a reason is *lost*: its process was killed or stopped, or a store stayed out of
+reach. A lost trial does not count; its parameters are queued again as a new trial.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Self
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.errors import Interrupted
-from retinaflow.progress import report
+from retinaflow.errors import Interrupted, StoreError
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns
-from retinaflow.search.sampler_and_pruner import quiet
-from retinaflow.search.storage import StudyStorage, is_connection_error
+from retinaflow.search.storage import StudyStorage
 
-WORKER, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, RETRY_OF, DEATHS = (
-    *("worker", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "retry_of", "deaths"),
+WORKER, HEARTBEAT, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, RETRY_OF, DEATHS = (
+    *("worker", "heartbeat", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "retry_of", "deaths"),
 )
 """User attributes of a trial."""
+GRACE_BEATS = 4
+"""Number of missed heartbeats after which a worker counts as dead."""
 MAX_DEATHS = 3
 """Parameters are not queued again once so many workers died while they ran them."""
 TAKEN_OVER = "another worker found it without heartbeats and queued it again"
@@ -88,7 +88,7 @@ def all_equal(study: optuna.Study) -> bool:
 
 def queue_again(study: optuna.Study, trial: FrozenTrial, *, died: bool) -> None:
     """Queue the parameters of a lost trial, unless too many workers died while they ran them; then a new trial
-    replaces it. To be called with the lock of the study."""
+    replaces it. A part of a transaction."""
     deaths = int(trial.user_attrs.get(DEATHS, 0)) + died
     queued = any(other.user_attrs.get(RETRY_OF) == trial.number for other in study.get_trials(deepcopy=False))
     if deaths < MAX_DEATHS and not queued:
@@ -96,39 +96,28 @@ def queue_again(study: optuna.Study, trial: FrozenTrial, *, died: bool) -> None:
 
 
 class LostTrials:
-    """Finds trials whose process has ended, and queues them again."""
+    """Finds trials whose process has ended: their heartbeat stays the same for :data:`GRACE_BEATS` heartbeats, in which
+    the process that looks could reach the database. No clocks of two machines are compared."""
 
-    def __init__(self, storage: StudyStorage, runs: SearchRuns) -> None:
-        self._storage, self._runs = storage, runs
-        self._without_worker: dict[int, float] = {}
+    def __init__(self, storage: StudyStorage, *, heartbeat: float) -> None:
+        """``heartbeat``: seconds between two heartbeats of a trial."""
+        self._storage, self._grace = storage, GRACE_BEATS * heartbeat
+        self._seen: dict[int, tuple[str | None, float]] = {}
 
-    def check(self, study: optuna.Study) -> None:
-        """Fail and queue again what is lost. To be called with the lock of the study."""
-        if self._storage.was_away:
-            return
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        with quiet():
-            optuna.storages.fail_stale_trials(study)
-        self._fail_without_worker(study, running)
-        for number in (trial.number for trial in running):
-            trial = study.get_trials(deepcopy=False)[number]
-            if is_lost(trial):
-                self._end(study, trial)
-
-    def _fail_without_worker(self, study: optuna.Study, running: Sequence[FrozenTrial]) -> None:
-        """Fail trials whose process ended between ``ask`` and the first heartbeat, which Optuna does not find."""
-        now, since = time.monotonic(), self._without_worker
-        numbers = [trial.number for trial in running if WORKER not in trial.user_attrs]
-        self._without_worker = {number: since.get(number, now) for number in numbers}
-        for number, seen in self._without_worker.items():
-            if now - seen > self._storage.grace_seconds:
-                study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-
-    def _end(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        reason = f"its worker {trial.user_attrs.get(WORKER, '')} sent no heartbeat"
-        queue_again(study, trial, died=True)
-        self._runs.end_lost(study=study.study_name, trial=trial.number, reason=reason)
-        report(f"trial {trial.number}: {reason}; it is queued again")
+    def among(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those of the trials that have ended so."""
+        now, seen = time.monotonic(), self._seen
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        self._seen = {}
+        for trial in running:
+            beat = trial.user_attrs.get(HEARTBEAT)
+            before, since = seen.get(trial.number, (beat, now))
+            self._seen[trial.number] = (beat, since if beat == before else now)
+        return [
+            trial
+            for trial in running
+            if now - max(self._seen[trial.number][1], self._storage.last_outage) > self._grace
+        ]
 
 
 # The run of a trial
@@ -140,16 +129,16 @@ def worker_name() -> str:
 
 
 @contextmanager
-def trial_run(trial: optuna.Trial, runs: SearchRuns, storage: StudyStorage, *, name: str) -> Iterator[Run]:
-    """The run of a trial, with heartbeats until it ends."""
-    with Heartbeat(storage, trial):
+def trial_run(trial: optuna.Trial, runs: SearchRuns, *, name: str, heartbeat: float) -> Iterator[Run]:
+    """The run of a trial, with a heartbeat every ``heartbeat`` seconds until it ends."""
+    with _heartbeats(trial, heartbeat):
         if WORKER not in trial.user_attrs:
             trial.set_user_attr(WORKER, worker_name())
         run = runs.start(name, study=trial.study.study_name, trial=trial.number)
         trial.set_user_attr(RUN_ID, run.run_id)
         with _ending(runs, run, trial):
             yield run
-            if not storage.retry(lambda: _is_running(trial)):
+            if not _is_running(trial):
                 raise UpdateFinishedTrialError(f"trial {trial.number}: {TAKEN_OVER}")
 
 
@@ -168,11 +157,11 @@ def _ending(runs: SearchRuns, run: Run, trial: optuna.Trial) -> Iterator[None]:
     except UpdateFinishedTrialError:
         runs.end(run, "KILLED", state="lost", reason=TAKEN_OVER)
         raise
+    except StoreError as error:
+        runs.end(run, "KILLED", state="lost", reason=str(error))
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        if is_connection_error(error):
-            runs.end(run, "KILLED", state="lost", reason=reason)
-            raise
         runs.end(run, "FAILED", state="failed", reason=reason)
         trial.set_user_attr(REASON, reason[:1000])
         raise
@@ -184,29 +173,28 @@ def _is_running(trial: optuna.Trial) -> bool:
     return any(other.number == trial.number for other in running)
 
 
-class Heartbeat:
+def beat(trial: optuna.Trial) -> None:
+    """Send a heartbeat."""
+    trial.set_user_attr(HEARTBEAT, datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+
+@contextmanager
+def _heartbeats(trial: optuna.Trial, seconds: float) -> Iterator[None]:
     """Heartbeats of a trial, sent by a thread while the block runs."""
+    over = threading.Event()
 
-    def __init__(self, storage: StudyStorage, trial: optuna.Trial) -> None:
-        self._storage = storage
-        study = storage.get_study_id_from_name(trial.study.study_name)
-        self._trial = storage.get_trial_id_from_study_id_trial_number(study, trial.number)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=f"heartbeat of trial {trial.number}", daemon=True)
+    def work() -> None:
+        # A trial that another worker took over needs none; without the database the training reports the error.
+        with suppress(UpdateFinishedTrialError, Interrupted):
+            while not over.wait(seconds):
+                with suppress(StoreError):
+                    beat(trial)
 
-    def beat(self) -> None:
-        """Send one heartbeat."""
-        self._storage.retry(lambda: self._storage.record_heartbeat(self._trial))
-
-    def __enter__(self) -> Self:
-        self.beat()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._over.set()
-        self._thread.join(timeout=5)
-
-    def _work(self) -> None:
-        while not self._over.wait(self._storage.get_heartbeat_interval()):
-            self.beat()
+    beat(trial)
+    thread = threading.Thread(target=work, name=f"heartbeats of trial {trial.number}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)

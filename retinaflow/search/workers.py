@@ -1,8 +1,8 @@
 """Workers: take a trial, run it, report its value to the study, until the requested number of trials is done.
 
-A worker takes a trial while it holds the lock of the study, so that all workers of all machines together run exactly
-the requested number. Before that it queues the trials of dead processes again. When no trial is left to take, it waits
-for those that other workers run, as one of these may have to be run again.
+A worker takes a trial in a transaction of the study, so that all workers of all machines together run exactly the
+requested number. In it, it first queues the trials of dead processes again. When no trial is left to take, it waits for
+those that other workers run, as one of these may have to be run again.
 
 Several workers on one machine are processes that divide its cores evenly. A process that is killed is replaced.
 Neither ``multiprocessing.Pool`` nor ``ProcessPoolExecutor`` does that: the death of a process makes the first wait for
@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing, redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -34,15 +34,14 @@ from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.search.confirmation import ARM, SEED, Confirmation
 from retinaflow.search.sampler_and_pruner import quiet, sampler_of
-from retinaflow.search.storage import is_connection_error
 from retinaflow.search.study import Search, attach
 from retinaflow.search.trial import (
     METRICS,
     REASON,
     TAKEN_OVER,
     WORKER,
-    Heartbeat,
     LostTrials,
+    beat,
     best_trial,
     counts,
     is_done,
@@ -67,13 +66,13 @@ class Stage(Protocol):
         """The study that holds its trials."""
 
     def take(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
-        """The next trial, now RUNNING, or None when none is left; called with the lock of the study."""
+        """The next trial, now RUNNING, or None when none is left; a part of a transaction."""
 
     def run(self, trial: optuna.Trial) -> float | Sequence[float]:
         """Run a trial; returns its values."""
 
-    def log_progress(self, trials: Sequence[FrozenTrial]) -> None:
-        """Log the state of the study; called with the lock, in the process that opened the search."""
+    def log_progress(self) -> None:
+        """Log the state of the study; called in the process that opened the search."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +101,24 @@ class Trials:
     def run(self, trial: optuna.Trial) -> float | Sequence[float]:
         return self.search.objective(trial)
 
-    def log_progress(self, trials: Sequence[FrozenTrial]) -> None:
+    def log_progress(self) -> None:
         """The metrics of the best trial so far, under the names that they have in trials, with one point per trial."""
-        done = sum(map(is_done, trials))
+        search = self.search
+        point = search.storage.transaction(self.study.study_name, self._next_point)
+        if point is not None:
+            search.runs.parent.log_metrics(point, step=int(point["search/trials"]))
+
+    def _next_point(self) -> dict[str, float] | None:
+        """What no process has logged yet, marked as logged."""
+        done = sum(map(is_done, self.study.get_trials(deepcopy=False)))
         best = best_trial(self.study)
         if best is None or self.study.user_attrs.get("retinaflow_announced") == done:
-            return
+            return None
+        self.study.set_user_attr("retinaflow_announced", done)
         metrics = dict(best.user_attrs.get(METRICS, {}))
         metrics |= {f"best/{name.removeprefix('val/')}": value for name, value in metrics.items()}
         values = {f"search/objective{'' if n == 0 else f'_{n + 1}'}": value for n, value in enumerate(best.values)}
-        self.search.runs.parent.log_metrics({**metrics, **values, "search/trials": done}, step=done)
-        self.study.set_user_attr("retinaflow_announced", done)
+        return {**metrics, **values, "search/trials": done}
 
 
 def stage_of(name: str, search: Search) -> Stage:
@@ -139,10 +145,10 @@ def work(search: Search, stage: Stage, update: Callable[[], None] = lambda: None
     Raises Interrupted on request, after the current trial has been queued again, and the error of the last trial when
     several failed in a row.
     """
-    failed, lost = 0, LostTrials(search.storage, search.runs)
+    failed, lost = 0, LostTrials(search.storage, heartbeat=search.config.heartbeat)
     while True:
         search.stop.check()
-        trial, others = search.storage.retry(lambda: _take(search, stage, lost))
+        trial, others = _take(search, stage, lost)
         if trial is None:
             update()
             if not others:
@@ -159,79 +165,83 @@ def work(search: Search, stage: Stage, update: Callable[[], None] = lambda: None
 
 def _take(search: Search, stage: Stage, lost: LostTrials) -> tuple[optuna.Trial | None, bool]:
     """A trial to run, if there is one, and whether others are running."""
-    with search.storage.lock(search.config.study) as check_lock:
-        lost.check(stage.study)
-        trials = stage.study.get_trials(deepcopy=False)
-        # A restart of the database has released the lock: another worker may have taken a trial since.
-        check_lock()
+    study = stage.study
+
+    def take() -> tuple[optuna.Trial | None, list[FrozenTrial], bool]:
+        dead = lost.among(study.get_trials(deepcopy=False))
+        for other in dead:
+            study.tell(other.number, state=TrialState.FAIL)
+            queue_again(study, other, died=True)
+        trials = study.get_trials(deepcopy=False)
         trial = stage.take(trials)
         if trial is not None:
-            # At once, as Optuna finds a trial without a process only if it has had a heartbeat.
-            Heartbeat(search.storage, trial).beat()
             trial.set_user_attr(WORKER, worker_name())
-        return trial, any(other.state == TrialState.RUNNING for other in trials)
+            beat(trial)
+        return trial, dead, any(other.state == TrialState.RUNNING for other in trials)
+
+    trial, dead, others = search.storage.transaction(study.study_name, take)
+    for other in dead:
+        reason = f"its worker {other.user_attrs.get(WORKER, '')} sent no heartbeat"
+        search.runs.end_lost(study=study.study_name, trial=other.number, reason=reason)
+        report(f"trial {other.number}: {reason}; it is queued again")
+    return trial, others
 
 
 def _run(search: Search, stage: Stage, trial: optuna.Trial) -> Exception | None:
     """Run a trial and report to the study how it ended; returns the error that it failed with."""
+    study = stage.study
 
-    def tell(values: float | Sequence[float] | None = None, *, state: TrialState | None = None) -> None:
-        search.storage.retry(lambda: stage.study.tell(trial, values, state=state, skip_if_finished=True))
+    def tell(
+        values: float | Sequence[float] | None = None, *, state: TrialState | None = None, again: bool = False
+    ) -> None:
+        """``again``: queue the parameters again."""
+        study.tell(trial, values, state=state, skip_if_finished=True)
+        if again:
+            queue_again(study, study.get_trials(deepcopy=False)[trial.number], died=False)
+
+    def end(*values: Any, **named: Any) -> None:
+        search.storage.transaction(study.study_name, lambda: tell(*values, **named))
 
     try:
-        tell(stage.run(trial))
+        end(stage.run(trial))
     except optuna.TrialPruned:
-        tell(state=TrialState.PRUNED)
+        end(state=TrialState.PRUNED)
     except UpdateFinishedTrialError:
         report(f"trial {trial.number}: {TAKEN_OVER}; its result is dropped")
-    except (Interrupted, KeyboardInterrupt):
-        search.storage.retry(lambda: _return(search, stage.study, trial))
+    except (Interrupted, KeyboardInterrupt, StoreError):
+        with suppress(StoreError):
+            end(state=TrialState.FAIL, again=True)
         raise
     except Exception as error:
-        if is_connection_error(error):
-            search.storage.retry(lambda: _return(search, stage.study, trial))
-        else:
-            tell(state=TrialState.FAIL)
+        end(state=TrialState.FAIL)
         return error
     return None
-
-
-def _return(search: Search, study: optuna.Study, trial: optuna.Trial) -> None:
-    """Queue the parameters of a trial again that was not finished."""
-    with search.storage.lock(search.config.study):
-        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        queue_again(study, study.get_trials(deepcopy=False)[trial.number], died=False)
 
 
 class Progress:
     """Prints a line for every trial that has ended since the last update, and logs the best so far."""
 
     def __init__(self, search: Search, stage: Stage) -> None:
-        self._search, self._stage, self._study = search, stage, stage.study
+        self._metrics, self._stage, self._study = search.metrics, stage, stage.study
         self._known = {trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()}
         self._logged = -1
 
     def update(self) -> None:
         """Print and log what is new."""
-        self._search.storage.retry(self._update)
-
-    def _update(self) -> None:
         trials = self._study.get_trials(deepcopy=False)
         fresh = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._known]
         for trial in fresh:
             self._known.add(trial.number)
             report(self._line(trial, done=sum(map(is_done, trials))))
         if self._logged != sum(map(is_done, trials)):
-            with self._search.storage.lock(self._search.config.study):
-                trials = self._study.get_trials(deepcopy=False)
-                self._stage.log_progress(trials)
+            self._stage.log_progress()
             self._logged = sum(map(is_done, trials))
 
     def _line(self, trial: FrozenTrial, *, done: int) -> str:
         attributes = trial.user_attrs
         outcome = "stopped" if is_lost(trial) else trial.state.name.lower()
         if trial.state == TrialState.COMPLETE:
-            named = zip(self._search.metrics.names, trial.values, strict=False)
+            named = zip(self._metrics.names, trial.values, strict=False)
             outcome = ", ".join(f"{name} {value:.4f}" for name, value in named)
         elif REASON in attributes:
             outcome += f": {attributes[REASON]}"

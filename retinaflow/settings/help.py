@@ -17,7 +17,7 @@ _HELP_COLUMN = 30
 
 _TRAINING = (
     *("data", "class_group", "backbone", "weights", "image_size", "batch_size", "epochs", "lr", "sampling", "num_bins"),
-    *("balance", "augment", "rare_augment", "focal_gamma"),
+    *("balance", "augment", "rare_augment", "copy_paste", "focal_gamma", "loss"),
 )
 MAIN_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "main": (*_TRAINING, "seed"),
@@ -32,7 +32,8 @@ MAIN_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "promote": ("runs", "filter", "register_as", "alias", "force", "confidence"),
     "search": (
         *("data", "study", "trials", "objective", "seeds", "confirm_seeds", "search_workers", "storage", "dry_run"),
-        *("epochs", "sampling", "num_bins", "balance", "augment", "rare_augment", "focal_gamma", "lr"),
+        *("epochs", "sampling", "num_bins", "balance", "augment", "rare_augment", "copy_paste", "focal_gamma"),
+        *("loss", "lr"),
     ),
     "convert": ("data", "output", "to", "exhaustive", "validation_fraction", "image_files"),
     "download": ("class_group", "per_class", "image_ids", "splits", "output", "dry_run"),

@@ -25,7 +25,7 @@ Suppression = Literal["nms", "soft-nms"]
 def _is_no_rule(value: Any) -> Any:
     if isinstance(value, str) and (":" in value or value == "support-nms"):
         raise PydanticCustomError(
-            "old_rule",
+            "rule",
             "nms must be 'nms' or 'soft-nms', for all classes, with its IoU in nms_iou: rules by class group, numbers "
             "in nms, and support-nms are no longer available",
         )
@@ -74,7 +74,10 @@ class PredictionFileSettings(Settings):
     title = "Model"
 
     predictions: OptionalPath = None
-    """CSV, Parquet or Kaggle submission of detections to use instead of a model."""
+    """Detections to use instead of a model: CSV, Parquet, a Kaggle submission, or COCO results in JSON."""
+    prediction_ids: OptionalPath = None
+    """predictions=*.json: COCO file that lists its images and categories (instances_val.json); none: ids are those of
+    the data, categories count the class list from 1."""
 
 
 class FromRunSettings(Settings):

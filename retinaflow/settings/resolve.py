@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
+from retinaflow.files import read_yaml
 from retinaflow.progress import report
 from retinaflow.settings.data_settings import FOLDER_SETTINGS, DataSettings, Settings, TrackingSettings
 
@@ -86,9 +86,10 @@ def of_folder(kind: type[Settings], data: Any, chosen: Collection[str]) -> dict[
     for name, value in values.items():
         if name not in FOLDER_SETTINGS or (name in ("image_labels", "hierarchy") and value not in ("none", "auto")):
             raise DataError(
-                f"{path}: a data folder may give {', '.join(FOLDER_SETTINGS)}, and no paths, but got {name}={value}"
+                f"{path}: a data folder may give {', '.join(FOLDER_SETTINGS)}, and no paths, but got "
+                f"{shown(name, quotes=False)}={shown(value, quotes=False)}"
             )
-    values = {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    values = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
     return {name: value for name, value in values.items() if name in kind.model_fields and name not in chosen}
 
 
@@ -124,10 +125,7 @@ def _from_config(config: Any, fetch: Callable[[str], Path] | None) -> dict[str, 
 def _from_file(path: Path, *, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise SettingError(f"{what}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{what}: not a readable YAML file: {error}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise DataError(f"{what}: the file must map setting names to values, but holds {type(values).__name__}")
     return values
@@ -162,7 +160,7 @@ def _explain(kind: type[Settings], name: str, items: Sequence[Any]) -> str:
         return str(limits.get("error", item["msg"]))
     if item["type"] == "extra_forbidden":
         hint = nearest(name, kind.model_fields) or "; the command's --help lists the settings"
-        return f"there is no setting {name}, but got {name}={item['input']}{hint}"
+        return f"there is no setting {name}, but got {name}={shown(item['input'], quotes=False)}{hint}"
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     rules = [f"{name} {signs[key]} {limits[key]:g} must hold" for key in signs if key in limits]
     hint = ""
@@ -175,7 +173,9 @@ def _explain(kind: type[Settings], name: str, items: Sequence[Any]) -> str:
         rules = [f"{name} must be {' or '.join([_KINDS[item['type']], *words])}"]
     elif item["type"] == "too_short":
         rules = [f"{name} must hold at least one value"]
-    elif item["type"] == "old_rule":
+    elif item["type"] in ("rule", "no_such_name"):
         rules = [item["msg"]]
+        hint = nearest(str(item["input"]), limits.get("known", ()))
     rule = rules[0] if rules else f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}"
-    return f"{rule}, but got {name}={item['input'] if item['input'] not in ('', ()) else '(empty)'}{hint}"
+    given = shown(item["input"], quotes=False) if item["input"] not in ("", ()) else "(empty)"
+    return f"{rule}, but got {name}={given}{hint}"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from retinaflow.settings.conversion_settings import DryRunSettings
-from retinaflow.settings.value_types import AtLeastOne, Count, Fraction, Names, Numbers, auto, none_of
+from retinaflow.settings.value_types import AtLeastOne, Count, FolderName, Fraction, Names, Numbers, auto, none_of
 
 
 class SearchSettings(DryRunSettings):
@@ -15,7 +15,7 @@ class SearchSettings(DryRunSettings):
 
     title = "Search"
 
-    study: str = "search"
+    study: FolderName = "search"
     """Name of the study; the same command with the same name resumes it."""
     trials: AtLeastOne = 40
     """Trials of the study in all, including those of earlier commands and other machines."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from retinaflow.errors import SettingError
+from retinaflow.settings.backbone_names import DEFAULT_BACKBONE, Backbone
 from retinaflow.settings.data_settings import SeedSettings, Settings
 from retinaflow.settings.value_types import (
     FREE,
@@ -22,14 +23,15 @@ from retinaflow.settings.value_types import (
     OptionalText,
     Positive,
     Searched,
+    as_text,
     auto,
     by_data,
 )
 
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 HeadNorm = Literal["none", "group"]
 P6Source = Literal["p5", "c5"]
 BatchNorm = Literal["train", "frozen"]
+ClassLoss = Literal["focal", "equalized-focal"]
 BoxLoss = Literal["l1", "smooth_l1", "giou"]
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "steps", "constant"]
@@ -46,15 +48,18 @@ class WeightSettings(Settings):
     weights: str = "none"
     """Initial weights: none (random), imagenet or imagenet_v2 (backbone), coco or coco_v2 (torchvision's detector), or
     a file of either kind."""
+    class_prior: Annotated[float, Field(gt=0, lt=1), Searched()] = 0.01
+    """Score of every class before training, in a class layer that is not loaded (Lin et al. 2017); hundreds of classes:
+    0.001."""
 
 
-def _part(photos: Any, *, demo: Any) -> Any:
+def _part(photos: Any, *, demo: Any, text: str = "") -> Any:
     """A part of the network: smaller for the generated set, unless the weights of a whole detector bring theirs."""
 
     def rule(values: Mapping[str, Any]) -> Any:
         return demo if values.get("data") == "demo" and not _is_detector(values.get("weights", "none")) else photos
 
-    return auto(f"{photos}, demo {demo}", rule)
+    return auto(f"{text or photos}, demo {demo}", rule)
 
 
 def _is_detector(weights: str) -> bool:
@@ -66,15 +71,15 @@ class AnchorSettings(Settings):
 
     title = "Network"
 
-    anchor_scale: Positive = _part(4.0, demo=3.0)
+    anchor_scale: Positive = _part(4.0, demo=3.0, text="by the boxes; 4 with the weights of a detector")
     """Side of the smallest anchor of a level over the level's stride; torchvision has 4."""
 
 
 class NetworkSettings(AnchorSettings, WeightSettings):
     """What a RetinaNet is made of: :class:`retinaflow.detector.network.RetinaNet`."""
 
-    backbone: Backbone = "resnet18"
-    """ResNet under the feature pyramid."""
+    backbone: Backbone = DEFAULT_BACKBONE
+    """Network under the feature pyramid: a classifier of torchvision (resnet50, convnext_tiny, ...), or timm:NAME."""
     head_norm: HeadNorm = auto("group; none with weights=coco", lambda v: "none" if v["weights"] == "coco" else "group")
     """Norm after each layer of the heads: group (trains better from scratch) or none."""
     fpn_channels: Annotated[int, Field(ge=1)] = _part(256, demo=64)
@@ -108,7 +113,7 @@ class InputSettings(Settings):
 
     title = "Network"
 
-    image_size: Annotated[int, Field(ge=32)] = by_data(512, demo=112)
+    image_size: Annotated[int, Field(ge=32)] = by_data(512, demo=112, text="median image, at most 512")
     """Square root of the area that images are resized to, pixels."""
     num_buckets: AtLeastOne = by_data(7, demo=5)
     """Aspect buckets; 1: one fixed shape."""
@@ -119,6 +124,11 @@ class LossSettings(Settings):
 
     title = "Loss"
 
+    loss: Annotated[ClassLoss, STEERS, Searched("focal,equalized-focal")] = "focal"
+    """Class loss; equalized-focal: with a larger focal_gamma for classes whose positives have small gradients (Li et
+    al. 2022)."""
+    equalized_scale: Annotated[Positive, STEERS, Searched("2..12", when={"loss": ("equalized-focal",)})] = 8.0
+    """equalized-focal: largest addition to focal_gamma, which must be above 0."""
     focal_gamma: Annotated[GammaByBin, STEERS, Searched("0.5..4")] = by_data(2.0, demo=1.0)
     """Focal loss exponent (Lin et al. 2017); 0: cross-entropy; a list (1,1.5,2): per frequency bin, rarest first."""
     focal_alpha: Annotated[AlphaByBin, STEERS, Searched("0.1..0.75")] = 0.25
@@ -127,6 +137,15 @@ class LossSettings(Settings):
     """Regression loss."""
     max_boxes_per_class: Count = 0
     """Boxes of a class learned in a pass over all images, on average; the others are ignored regions; 0: all."""
+
+    @model_validator(mode="after")
+    def _has_an_exponent_to_raise(self) -> LossSettings:
+        gammas = self.focal_gamma if isinstance(self.focal_gamma, tuple) else (self.focal_gamma,)
+        if self.loss == "equalized-focal" and not all(gamma > 0 for gamma in gammas):
+            raise SettingError(
+                f"focal_gamma > 0 must hold with loss=equalized-focal, but got focal_gamma={as_text(self.focal_gamma)}"
+            )
+        return self
 
 
 class AugmentSettings(Settings):
@@ -138,6 +157,8 @@ class AugmentSettings(Settings):
     """Augmentation strength for images of the most frequent bin; 0: none."""
     rare_augment: Annotated[Fraction, STEERS, Searched("0.1..1")] = by_data(0.8, demo=0.4)
     """Augmentation strength for images of the rarest bin; interpolated in between."""
+    copy_paste: Annotated[Fraction, STEERS, Searched("0..1")] = 0.0
+    """Probability that a sampled image gets a pasted crop of a rare class, the rarest most often; 0: none."""
     vertical_flip: Annotated[bool, STEERS] = False
     """Flip upside down too (microscopy, aerial images)."""
 
@@ -156,7 +177,7 @@ class OptimizationSettings(BatchSettings, SeedSettings):
 
     accumulate: AtLeastOne = 1
     """Batches whose gradients make one step of the optimizer."""
-    epochs: Annotated[AtLeastOne, STEERS] = by_data(12, demo=3)
+    epochs: Annotated[AtLeastOne, STEERS] = by_data(12, demo=3, text="12, or more to see 24,000 images")
     """Epochs."""
     optimizer: OptimizerName = "adamw"
     """AdamW, or SGD with momentum."""
@@ -184,7 +205,7 @@ class OptimizationSettings(BatchSettings, SeedSettings):
     """Decay of the moving average of the weights, which is then evaluated and saved; 0: none."""
     # So few steps from scratch as in the demo have no time to learn from hard images, or for easy gradients to fade.
     balance_start: Annotated[float, Field(ge=0, lt=1), STEERS, Searched("0..0.8")] = by_data(0.5, demo=0.0)
-    """Fraction of the epochs sampled uniformly and augmented alike, before sampling and rare_augment take over."""
+    """Fraction of the epochs sampled and augmented uniformly, before sampling, rare_augment and copy_paste start."""
 
 
 def _learning_rate(values: Mapping[str, Any]) -> float:
@@ -199,7 +220,7 @@ class CheckpointSettings(Settings):
 
     title = "Evaluation and checkpoints"
 
-    eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3)
+    eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3, text="at most 12 evaluations")
     """Epochs between evaluations; the last epoch is always evaluated."""
     keep_best: Annotated[Literal["val/mAP", "val/mAP_rare", "val/mAP_common", "val/mAP_frequent"], STEERS] = "val/mAP"
     """Metric of the best epoch, which is saved as best.pt, and of early stopping."""

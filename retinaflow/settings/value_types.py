@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 # Writing and reading
 
@@ -51,6 +52,19 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+def _folder_name(value: Any) -> Any:
+    name = str(value)
+    if name in ("", ".", "..") or len(name.encode()) > 200 or any(letter in "/\\" or letter < " " for letter in name):
+        raise PydanticCustomError(
+            "folder_name", "the name of a folder has 1 to 200 bytes and no / or \\, and is not . or .."
+        )
+    return name
+
+
+FolderName = Annotated[str, BeforeValidator(_folder_name)]
+"""A name that becomes a folder inside of ``output``."""
 
 
 def _number_or_list(value: Any) -> Any:
@@ -95,9 +109,13 @@ def auto(text: str, rule: Callable[[Mapping[str, Any]], Any]) -> Any:
     return Field(default_factory=Auto(text, rule))
 
 
-def by_data(photos: Any, *, demo: Any) -> Any:
-    """A default for photographs, and another one for the generated set (small images, minutes on a laptop)."""
-    return auto(f"{photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
+def by_data(photos: Any, *, demo: Any, text: str = "") -> Any:
+    """A default for photographs, and another one for the generated set (small images, minutes on a laptop).
+
+    ``text``: how a training chooses it by its images (:mod:`retinaflow.training.fit_to_data`); ``photos`` then stands
+    for it until they are read.
+    """
+    return auto(f"{text or photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
 
 
 # Metadata

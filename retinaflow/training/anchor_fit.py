@@ -90,7 +90,7 @@ def reach_of_settings(
     for factor in (1, 1.5, 2):
         side = round(image_size * factor)
         buckets = AspectBuckets.fit(sizes, image_size=side, num_buckets=num_buckets)
-        rows[side] = {f"anchor_scale={scale:g}": _mean_reach(sample, buckets, scale) for scale in SCALES}
+        rows[side] = {f"anchor_scale={scale:g}": mean_reach(sample, buckets, scale) for scale in SCALES}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -115,7 +115,7 @@ def advice(
         for row in missed[:_NAMED].itertuples()
     ]
     more = f" and {len(missed) - _NAMED} more" if len(missed) > _NAMED else ""
-    means = {scale: _mean_reach(sample, buckets, scale) for scale in scales}
+    means = {scale: mean_reach(sample, buckets, scale) for scale in scales}
     means[anchor_scale] = float(table["reached"].mean())
     best = max(means, key=lambda scale: (means[scale], scale))
     other = f" or anchor_scale={best:g} (a mean over classes of {means[best]:.0%} instead of {means[anchor_scale]:.0%})"
@@ -126,5 +126,6 @@ def advice(
     )
 
 
-def _mean_reach(sample: BoxSample, buckets: AspectBuckets, anchor_scale: float) -> float:
+def mean_reach(sample: BoxSample, buckets: AspectBuckets, anchor_scale: float) -> float:
+    """Fraction of the boxes of a class that match an anchor, mean over the classes with boxes."""
     return float(np.nanmean(sample.by_class(sample.reached(buckets, anchor_scale))))

@@ -6,6 +6,7 @@ import torch
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
+from retinaflow.data.copy_paste import CopyPaste
 from retinaflow.data.dataset import MAX_REPLACEMENTS, DetectionDataset, keep_rates
 from retinaflow.data.training_data import TrainingData
 from retinaflow.detector.device import device_of, loader_workers, precision_on
@@ -63,6 +64,7 @@ def build_dataset(config: TrainConfig, data: TrainingData) -> DetectionDataset:
         augmentation,
         replacements=MAX_REPLACEMENTS if config.on_bad_image == "skip" else 0,
         keep_rate=keep_rates(data.train, most=config.max_boxes_per_class),
+        copy_paste=CopyPaste.by_rarity(data.train, data.bins, probability=config.copy_paste, balance=config.balance),
     )
 
 

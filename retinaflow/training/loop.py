@@ -161,6 +161,7 @@ class Trainer:
             "open": vars(self.open) | {"sums": list(self.open.sums)},
             "average_updates": None if average is None else average.updates,
             "last_weights": None if average is None else self.model.state_dict(),
+            "class_gradients": self._stepper.class_gradients.cpu(),
         }
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -170,6 +171,7 @@ class Trainer:
             self.model.load_state_dict(state["last_weights"])
             self._average.updates = state["average_updates"]
         self._optimizer.load_state_dict(state["optimizer"])
+        self._stepper.class_gradients.copy_(state.get("class_gradients", torch.zeros(())))
         self.epoch, self.step = state["epoch"], state["step"]
         self.open = OpenEpoch(**{**state["open"], "sums": tuple(state["open"]["sums"])})
 

@@ -20,6 +20,7 @@ def loss_config(settings: LossSettings, bins: ClassBins, *, learn_ancestors: boo
     return LossConfig(
         gamma=by_class("focal_gamma", settings.focal_gamma, bins),
         alpha=by_class("focal_alpha", settings.focal_alpha, bins),
+        equalized_scale=settings.equalized_scale if settings.loss == "equalized-focal" else None,
         learn_ancestors=learn_ancestors,
         box_loss=settings.box_loss,
     )

@@ -4,6 +4,9 @@ The losses are divided by the positive anchors of the whole step, over all its b
 accumulation nor the number of ranks changes what is learned; only the statistics of trained batch norms are those of
 one batch (over all ranks). A step whose losses or gradients are not finite is not taken and changes nothing.
 
+The equalized focal loss takes its exponents from the absolute gradients by class of all steps before: they are the same
+for all batches of a step, on all ranks.
+
 Gradients are summed after the backward pass, without DistributedDataParallel: the divisor is known only then.
 """
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from retinaflow.data.dataset import Batch
 from retinaflow.detector.detection_loss import LossConfig, Losses, detection_loss
 from retinaflow.detector.device import Precision, autocast
+from retinaflow.detector.gradient_ratio import gradient_ratio
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
 from retinaflow.training.distributed import World
@@ -47,7 +51,10 @@ class StepValues:
 
 
 class Stepper:
-    """Takes steps with a model and its optimizer. ``clip``: maximum gradient norm; 0 disables clipping."""
+    """Takes steps with a model and its optimizer. ``clip``: maximum gradient norm; 0 disables clipping.
+
+    class_gradients: ``[2, K]`` float64, :attr:`Losses.class_gradients` summed over all steps.
+    """
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class Stepper:
         self._model, self._optimizer = model, optimizer
         self._loss, self._clip, self._ancestors = loss, clip, ancestors
         self._precision, self._device, self._world = precision, device, world
+        self.class_gradients = torch.zeros(2, model.num_classes, dtype=torch.float64, device=device)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
@@ -75,7 +83,7 @@ class Stepper:
         # The forward pass moves the statistics of batch norms before its loss is known to be finite.
         statistics = [buffer.clone() for buffer in self._statistics]
         self._optimizer.zero_grad(set_to_none=True)
-        losses, images = self._backward(batches)
+        losses, images, class_gradients = self._backward(batches)
         norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         loss_class, loss_box, gradient_norm = *losses.tolist(), norm.item()
         if not all(map(math.isfinite, (loss_class, loss_box, gradient_norm))):
@@ -92,6 +100,7 @@ class Stepper:
         if self._clip > 0:
             nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
         self._optimizer.step()
+        self.class_gradients += class_gradients
         return StepValues(loss_class, loss_box, gradient_norm, images)
 
     def _of_parameter(self) -> str:
@@ -104,19 +113,22 @@ class Stepper:
         more = f" and {len(names) - 1} other parameters" if len(names) > 1 else ""
         return f" of {names[0]}{more}" if names else ""
 
-    def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, int]:
-        """Fill the gradients; returns the losses ``[2]`` (class, box) and the images, over all batches and ranks."""
+    def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, int, Tensor]:
+        """Fill the gradients; returns the losses ``[2]`` (class, box), the images and the absolute gradients by class
+        ``[2, K]``, over all batches and ranks."""
         if len(batches) == 1 and self._world.size == 1:
             losses = self._losses(batches[0], None)
             losses.total.backward()  # type: ignore[no-untyped-call]
-            return torch.stack([losses.class_loss.detach(), losses.box_loss.detach()]), len(batches[0])
-        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+            both = torch.stack([losses.class_loss.detach(), losses.box_loss.detach()])
+            return both, len(batches[0]), losses.class_gradients
+        sums = torch.zeros(4 + self.class_gradients.numel(), dtype=torch.float64, device=self._device)
         for batch in batches:
             losses = self._losses(batch, 1.0)
             losses.total.backward()  # type: ignore[no-untyped-call]
             positives = losses.num_positives
             values = [losses.class_loss.detach(), losses.box_loss.detach(), positives]
-            sums += torch.stack([*values, positives.new_tensor(len(batch))])
+            sums[:4] += torch.stack([*values, positives.new_tensor(len(batch))])
+            sums[4:] += losses.class_gradients.flatten()
         self._world.sum_(sums)
         gradients = []
         for parameter in self._trained:
@@ -127,7 +139,7 @@ class Stepper:
         divisor = sums[2].clamp(min=1)
         for gradient in gradients:
             gradient.div_(divisor)
-        return sums[:2] / divisor, int(sums[3])
+        return sums[:2] / divisor, int(sums[3]), (sums[4:] / divisor).view_as(self.class_gradients)
 
     def _losses(self, batch: Batch, normaliser: float | None) -> Losses:
         batch = batch.to(self._device)
@@ -135,7 +147,13 @@ class Stepper:
             output = self._model(batch.images)
         anchors = self._model.anchors((batch.images.shape[2], batch.images.shape[3])).boxes
         return detection_loss(
-            output, anchors, targets_of(batch), config=self._loss, ancestors=self._ancestors, normaliser=normaliser
+            output,
+            anchors,
+            targets_of(batch),
+            config=self._loss,
+            ancestors=self._ancestors,
+            normaliser=normaliser,
+            ratio=gradient_ratio(self.class_gradients),
         )
 
 

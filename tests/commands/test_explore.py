@@ -19,6 +19,7 @@ from retinaflow.settings.resolve import resolve
 PICTURES = {
     "class_frequency.png", "tail.png", "boxes_per_image.png", "box_sizes.png", "shapes.png",
     "cooccurrence_frequent.png", "label_coverage.png", "group_of.png", "rarest_classes.png",
+    "pasted_crops.png",
 }  # fmt: skip
 
 
@@ -90,8 +91,9 @@ def test_without_samples_no_image_file_is_needed(workshop: Any, tiny_dataset: An
     settings = {"data": str(folder), "track": False, "samples": 0, "output": workshop.folder / "bare_explored"}
     path = explore.run(resolve(ExploreConfig, settings))
     names = {file.name for file in path.parent.iterdir()}
-    assert names >= PICTURES - {"shapes.png", "rarest_classes.png"}
-    assert not names & {"shapes.png", "rarest_classes.png"}
+    from_images = {"shapes.png", "rarest_classes.png", "pasted_crops.png"}
+    assert names >= PICTURES - from_images
+    assert not names & from_images
     assert "image sizes are not known" in path.read_text(encoding="utf-8")
 
 

@@ -88,6 +88,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_bits_of_one_left_alon
 ) -> None:
     given = {**workshop.settings(epochs=2).model_dump(mode="json", exclude_defaults=True)}
     given |= {"track": "false", "ema": 0.9, "accumulate": 2, "batch_size": 2, "save_minutes": 0.01, "patience": 5}
+    given |= {"loss": "equalized-focal"}
     given = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     job = json.dumps([given, str(tmp_path / "whole"), str(tmp_path / "broken"), 3, 7])
     done = subprocess.run(

@@ -124,9 +124,12 @@ REFUSED = {
         lambda folder: (folder / BOXES).write_bytes((folder / BOXES).read_bytes() + b"\xff" + box().encode()),  # type: ignore[arg-type, return-value]
         "a row must be text in UTF-8",
     ),
-    "an unknown class among the labels": Refused(
-        add(LABELS, "train001,v,/m/0cat,1"), "LabelName must be in the class list"
+    "a name among the labels": Refused(
+        add(LABELS, "train001,v,Car,1"), "(?s)LabelName must be in the class list.*Car is the name of /m/0car"
     ),
+    "a label that is neither present nor absent": Refused(add(LABELS, "train001,v,/m/0car,2"), "Confidence must be 1"),
+    "a flag that is neither 0 nor 1": Refused(add(BOXES, box(IsGroupOf=2)), "IsGroupOf must be 1"),
+    "an id longer than a file name": Refused(add(BOXES, box(ImageID="a" * 256)), "ImageID must have at most 255 bytes"),
     "a hierarchy with a cycle": Refused(
         lambda folder: (folder / HIERARCHY).write_text(  # type: ignore[arg-type, return-value]
             json.dumps({"LabelName": "r", "Subcategory": [cycle("/m/0car", "/m/0bus", "/m/0car")]})

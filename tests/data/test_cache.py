@@ -58,7 +58,7 @@ def test_a_second_start_reads_neither_rows_nor_image_headers(
     assert second.index.file_of(0) == folder / "images" / "train000.jpg"
     assert second.index.sizes[:4].tolist() == [[64, 96], [96, 64], [80, 80], [48, 128]]
     assert second.dropped.equals(first.dropped)
-    assert list(second.dropped.columns) == ["file", "line", "rule", "value"]
+    assert list(second.dropped.columns) == ["file", "line", "rule", "value", "rows"]
     assert cache.is_dir()
 
 

@@ -25,7 +25,10 @@ READERS: dict[str, Callable[[Path], object]] = {
 def test_a_list_that_is_not_utf_8_is_refused_with_its_path(read: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_bytes("Stra\xdfe\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"list\.txt: the file must be text in UTF-8, but is not: "):
+    with pytest.raises(
+        DataError,
+        match=r"list\.txt line 1: .* but the byte 0xdf is not; save it as UTF-8",
+    ):
         read(path)
 
 

@@ -13,8 +13,8 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
 
-from retinaflow.detector.backbones import CoarseConv
 from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.pyramid import CoarseConv
 from retinaflow.detector.weights import COCO_V1_URL, COCO_V2_URL, load_weights
 from retinaflow.settings.training_settings import NetworkSettings
 
@@ -224,7 +224,8 @@ def test_weights_that_are_not_published_for_a_backbone_are_an_error(source: str,
         load_weights(RetinaNet(NetworkSettings(**TINY), 2), source)
 
 
-def test_the_published_detectors_by_name_fill_all_but_the_class_layer(no_network: Path) -> None:
+@pytest.mark.parametrize("prior", [0.01, 0.001])
+def test_the_published_detectors_by_name_fill_all_but_the_class_layer(prior: float, no_network: Path) -> None:
     """With torchvision's own models of 91 classes in the place where the published files belong."""
     no_network.mkdir()
     for build, url, source, parts in (
@@ -232,7 +233,10 @@ def test_the_published_detectors_by_name_fill_all_but_the_class_layer(no_network
         (retinanet_resnet50_fpn_v2, COCO_V2_URL, "coco_v2", {**V2, "batch_norm": "frozen"}),
     ):
         torch.save(build(weights=None, weights_backbone=None).state_dict(), no_network / url.rsplit("/", 1)[1])
-        report = load_weights(RetinaNet(NetworkSettings(**parts), 5), source)
+        model = RetinaNet(NetworkSettings(**parts, class_prior=prior), 5)
+        report = load_weights(model, source)
+        bias = model.state_dict()["head.classification_head.cls_logits.bias"]
+        torch.testing.assert_close(bias.sigmoid(), torch.full((45,), prior))
         assert {name.rsplit(".", 1)[0] for name in report.replaced} == {"head.classification_head.cls_logits"}
         assert (report.initial, report.unused) == ((), ())
 
@@ -299,11 +303,12 @@ def test_every_tensor_is_initialised_by_the_seed_and_a_foreign_global_seed_has_n
     assert differing == weights
 
 
-def test_a_new_network_gives_every_class_the_prior_of_one_percent(images: Tensor) -> None:
-    model = RetinaNet(NetworkSettings(**TINY), 3).eval()
+@pytest.mark.parametrize(("settings", "prior"), [({}, 0.01), ({"class_prior": 0.001}, 0.001)])
+def test_a_new_network_gives_every_class_its_prior(settings: dict[str, Any], prior: float, images: Tensor) -> None:
+    model = RetinaNet(NetworkSettings(**TINY, **settings), 3).eval()
     with torch.no_grad():
         score = model(images).class_logits.sigmoid()
-    assert 0.005 < float(score.min()) <= float(score.max()) < 0.02
+    assert prior / 2 < float(score.min()) <= float(score.max()) < prior * 2
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (50, 71)])

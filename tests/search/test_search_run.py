@@ -25,7 +25,6 @@ from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, con
 from retinaflow.search.objective import ObjectiveMetrics, TrialReports
 from retinaflow.search.results import importances
 from retinaflow.search.sampler_and_pruner import quiet, sampler_of
-from retinaflow.search.storage import open_storage
 from retinaflow.search.study import open_search
 from retinaflow.search.trial import METRICS, WORKER, best_trial
 from retinaflow.settings.commands import SearchConfig, TrainConfig
@@ -254,19 +253,17 @@ class AlwaysPrune(optuna.pruners.BasePruner):
 OBJECTIVE = ObjectiveMetrics(("val/mAP_rare",), (), 0.5, "val/mAP_frequent")
 
 
-def test_a_trial_is_pruned_with_its_floor_and_its_metrics_but_not_after_its_last_evaluation(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db", heartbeat=60)
-    study = optuna.create_study(storage=storage, direction="maximize", pruner=AlwaysPrune())
+def test_a_trial_is_pruned_with_its_floor_and_its_metrics_but_not_after_its_last_evaluation() -> None:
+    study = optuna.create_study(direction="maximize", pruner=AlwaysPrune())
     metrics = {"val/mAP_rare": 0.1, "val/mAP_frequent": 0.2}
     with quiet():
         early, late = study.ask(), study.ask()
     with pytest.raises(optuna.TrialPruned, match=r"val/mAP_rare 0\.1000 at evaluation 1 of 2"):
-        TrialReports(early, OBJECTIVE, storage, 2, prunes=True)(metrics)
+        TrialReports(early, OBJECTIVE, 2, prunes=True)(metrics)
     assert early.constraints == {"floor": pytest.approx(0.3)}
     assert early.user_attrs[METRICS] == metrics
-    TrialReports(late, OBJECTIVE, storage, 1, prunes=True)(metrics)
+    TrialReports(late, OBJECTIVE, 1, prunes=True)(metrics)
     assert study.trials[1].intermediate_values == {1: 0.1}
-    storage.close()
 
 
 def test_the_best_trial_meets_the_floor_and_two_objectives_are_averaged() -> None:

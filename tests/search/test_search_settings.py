@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
+from sqlalchemy.engine import URL, make_url
 
 from retinaflow.cli import without_defaults
+from retinaflow.interrupts import StopRequest
 from retinaflow.search.objective import mean_metrics, read_objective
 from retinaflow.search.results import as_yaml_values
 from retinaflow.search.sampler_and_pruner import pruner_of
 from retinaflow.search.space import SEARCHABLE, Choices, Range, Space, read_space
-from retinaflow.search.storage import storage_url, without_password
+from retinaflow.search.storage import open_storage, storage_url, without_password
 from retinaflow.search.study import differences
 from retinaflow.settings.commands import SearchConfig, TrainConfig, searchable
 from retinaflow.settings.resolve import resolve
@@ -49,7 +52,7 @@ def _silent() -> None:
 
 
 def test_the_space_holds_what_decides_the_tail_and_nothing_that_was_not_asked_for() -> None:
-    assert set(space().domains) == set(SEARCHABLE) - {"lr", "empty_image_rate", "nms", "nms_iou"}
+    assert set(space().domains) == set(SEARCHABLE) - {"lr", "class_prior", "empty_image_rate", "nms", "nms_iou"}
     assert "lr" in space(lr="3e-4..3e-3:log").domains
 
 
@@ -240,6 +243,29 @@ def test_the_default_lies_beside_the_mlflow_store(tmp_path: Any) -> None:
     expected = f"sqlite:///{tmp_path / 'optuna.db'}"
     assert storage_url("auto", beside=f"sqlite:///{tmp_path / 'mlflow.db'}", output=tmp_path / "out") == expected
     assert storage_url("auto", beside="http://tracking:5000", output=tmp_path) == expected
+
+
+@pytest.mark.parametrize("name", ["a%20b/o.db", "what?.db", "a b/ö#1.db", "{x}.db", "%2e%2e.db"])
+@pytest.mark.parametrize("written", ["{}", "sqlite:///{}"])
+def test_a_file_is_that_of_its_name(name: str, written: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    # In a URL these letters are quoted, in a path they are not.
+    given = str(path) if written == "{}" else URL.create("sqlite", database=str(path)).render_as_string()
+    with closing(open_storage(storage_url(given, beside="", output=tmp_path), stop=StopRequest())):
+        assert [item for item in tmp_path.rglob("*") if item.is_file()] == [path]
+
+
+def test_the_default_lies_beside_an_mlflow_store_whose_path_is_quoted(tmp_path: Path) -> None:
+    beside = URL.create("sqlite", database=str(tmp_path / "50%25 a?b" / "mlflow.db")).render_as_string()
+    found = make_url(storage_url("auto", beside=beside, output=tmp_path)).database
+    assert found == str(tmp_path / "50%25 a?b" / "optuna.db")
+
+
+@pytest.mark.parametrize("study", ["../../x", "/tmp", "a/b", "..", "a\\b", "a\nb", "x" * 201])
+def test_a_study_is_a_folder_inside_of_the_output(study: str) -> None:
+    with pytest.raises(ValueError, match="study: the name of a folder has 1 to 200 bytes and no / or"):
+        settings(study=study)
+    assert settings(study="my study.2").study == "my study.2"
 
 
 @pytest.mark.parametrize("storage", ["mysql://ada:secret@host/db", "redis://host", "sqlite://"])

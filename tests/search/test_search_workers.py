@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import tempfile
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Protocol
 
-import numpy as np
 import optuna
 import pytest
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from postgres_server import Server, running_server
 from search_bench import finish, start_worker, wait_for
-from sqlalchemy.exc import OperationalError, PendingRollbackError
+from sqlalchemy import event
 
-from retinaflow.errors import StoreError
-from retinaflow.search.storage import open_storage
+from retinaflow.errors import DataError, Interrupted, StoreError
+from retinaflow.interrupts import StopRequest
+from retinaflow.search.storage import StudyStorage, as_optuna, open_storage
 from retinaflow.search.study import open_search
-from retinaflow.search.trial import RETRY_OF, WORKER, counts, is_lost
+from retinaflow.search.trial import HEARTBEAT, RETRY_OF, WORKER, LostTrials, counts, is_lost
 from retinaflow.settings.commands import SearchConfig
 from retinaflow.settings.resolve import resolve
 
@@ -37,50 +38,9 @@ class TinyDataset(Protocol):
     def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
 
 
-class Server:
-    """A throw-away PostgreSQL cluster on a socket in a folder of its own, run as a user that is not root."""
-
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder, self._programs = folder, programs
-        self._user = "postgres" if os.geteuid() == 0 else None
-        if self._user:
-            shutil.chown(folder, self._user)
-        self._run("initdb", "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8")
-
-    @property
-    def url(self) -> str:
-        """For ``storage=``."""
-        return f"postgresql://postgres@/postgres?host={self.folder}"
-
-    def control(self, action: str, *, mode: str = "fast") -> None:
-        """Start, stop or restart."""
-        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync=off"
-        words = [action, "-w", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"), "-o", options]
-        self._run("pg_ctl", *words, *(() if action == "start" else ("-m", mode)))
-
-    def _run(self, program: str, *words: str) -> None:
-        more: dict[str, Any] = {"user": self._user, "group": self._user} if self._user else {}
-        command = [str(self._programs / program), *words]
-        subprocess.run(
-            command, check=True, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, **more
-        )
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
-    found = shutil.which("pg_ctl")
-    folders = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    programs = next((folder for folder in reversed(folders) if (folder / "initdb").is_file()), None)
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    # Not below pytest's folder, which no other user may enter.
-    folder = Path(tempfile.mkdtemp(prefix="retinaflow-postgres-"))
-    server = Server(folder, programs)
-    server.control("start")
-    yield server
-    server.control("stop")
-    shutil.rmtree(folder, ignore_errors=True)
+    yield from running_server()
 
 
 @pytest.fixture
@@ -208,52 +168,133 @@ def test_a_search_survives_a_restart_of_the_database(
     assert capfd.readouterr().out.count("waiting for the storage postgresql") >= 2, "no worker met the outage"
 
 
-@pytest.mark.slow
-@pytest.mark.postgres
-@pytest.mark.parametrize("config", ["postgresql"], indirect=True)
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restarts_of_the_database_at_any_moment_lose_and_duplicate_no_trial(
-    config: SearchConfig, hold: Path, server: Server, prepare: Prepare, mode: str
+class Breaking:
+    """Breaks the connections of a storage: the next ``left`` statements fail as they do when the server stops."""
+
+    def __init__(self, storage: StudyStorage) -> None:
+        self.left = 0
+        event.listen(storage._database.engine, "before_cursor_execute", self)
+
+    def __call__(self, *values: object) -> None:
+        del values
+        if self.left:
+            self.left -= 1
+            raise sqlite3.OperationalError("server closed the connection")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[StudyStorage]:
+    with closing(open_storage(f"sqlite:///{tmp_path}/optuna.db", stop=StopRequest())) as opened:
+        yield opened
+
+
+def test_a_call_waits_for_its_database_and_another_error_is_raised(
+    storage: StudyStorage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config.model_copy(update={"trials": 20, "heartbeat": 2})
-    study = prepare(config)
-    moments = np.random.default_rng(0).uniform(0.2, 2, size=4)
-    workers = [start_worker(config, hold, seconds=0.3) for _ in range(2)]
-    for moment in moments:
-        time.sleep(moment)
-        server.control("restart", mode=mode)
-    assert finish(*workers) == [0, 0]
-    trials = study.get_trials()
-    assert len(done(trials)) == sum(map(counts, trials)) == 20
-    again = [trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs]
-    assert len(again) == len(set(again)), "a lost trial was queued twice"
-
-
-def test_a_call_whose_connection_breaks_is_repeated_and_another_error_is_not(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path}/optuna.db", heartbeat=60)
-    calls = []
-
-    def call() -> int:
-        calls.append(len(calls))
-        if len(calls) < 3:
-            # As SQLAlchemy raises it when a connection breaks within a transaction: the cause is the context.
-            try:
-                raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
-            except OperationalError:
-                raise PendingRollbackError("Can't reconnect until invalid transaction is rolled back")  # noqa: B904
-        return calls[-1]
-
-    assert storage.retry(call) == 2
+    study, breaking = optuna.create_study(storage=as_optuna(storage), study_name="s"), Breaking(storage)
+    for _ in range(2):
+        breaking.left = 2
+        study.set_user_attr("key", "value")
+        assert breaking.left == 0
+    assert study.user_attrs == {"key": "value"}
+    assert capsys.readouterr().out.count("waiting for the storage sqlite:///") == 1
     with pytest.raises(KeyError):
-        storage.retry(lambda: calls.append(0) or {}["key"])
-    assert len(calls) == 4
+        storage.get_study_id_from_name("another")
+
+
+def test_a_transaction_whose_connection_breaks_leaves_nothing_and_is_repeated_as_a_whole(storage: StudyStorage) -> None:
+    study, breaking, attempts = optuna.create_study(storage=as_optuna(storage), study_name="s"), Breaking(storage), []
+
+    def action() -> int:
+        attempts.append(len(study.trials))
+        study.enqueue_trial({"x": 1.0})
+        number = study.ask().number
+        breaking.left = 1 if len(attempts) < 3 else 0
+        study.set_user_attr("taken", number)
+        return number
+
+    assert storage.transaction("s", action) == 0
+    assert attempts == [0, 0, 0]
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+
+
+def test_what_an_error_undoes_is_undone_for_optuna_too(storage: StudyStorage) -> None:
+    study = optuna.create_study(storage=as_optuna(storage), study_name="s")
+    running = study.ask()
+
+    def action() -> None:
+        study.tell(running, 1.0)
+        study.ask()
+        raise DataError("no")
+
+    with pytest.raises(DataError):
+        storage.transaction("s", action)
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
+
+
+def test_transactions_follow_each_other(storage: StudyStorage) -> None:
+    study = optuna.create_study(storage=as_optuna(storage), study_name="s")
+
+    def add_one() -> None:
+        study.set_user_attr("count", study.user_attrs.get("count", 0) + 1)
+
+    threads = [threading.Thread(target=lambda: [storage.transaction("s", add_one) for _ in range(20)]) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert study.user_attrs == {"count": 40}
+
+
+def test_a_database_that_stays_away_is_an_error_that_later_calls_do_not_wait_for(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retinaflow.search.storage.PATIENCE_SECONDS", 0.5)
+    study, breaking = optuna.create_study(storage=as_optuna(storage), study_name="s"), Breaking(storage)
+    breaking.left = 1000
     with pytest.raises(StoreError, match="server closed the connection"):
-        storage.retry(lambda: raised(OperationalError("SELECT 1", {}, Exception("server closed the connection"))))
-    storage.close()
+        study.set_user_attr("key", "value")
+    left = breaking.left
+    with pytest.raises(StoreError):
+        study.set_user_attr("key", "value")
+    assert breaking.left == left - 1
+    breaking.left = 0
+    study.set_user_attr("key", "value")
 
 
-def raised(error: Exception) -> None:
-    raise error
+def test_a_request_to_stop_ends_the_waiting(tmp_path: Path) -> None:
+    stop = StopRequest()
+    with closing(open_storage(f"sqlite:///{tmp_path}/optuna.db", stop=stop)) as storage:
+        study, breaking = optuna.create_study(storage=as_optuna(storage), study_name="s"), Breaking(storage)
+        breaking.left = 1000
+        stop._note(signal.SIGINT, None)
+        with pytest.raises(Interrupted):
+            study.set_user_attr("key", "value")
+
+
+def test_a_trial_is_lost_when_its_heartbeat_stays_the_same_and_the_database_was_there(
+    storage: StudyStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("retinaflow.search.trial.time", SimpleNamespace(monotonic=lambda: now[0]))
+    lost = LostTrials(storage, heartbeat=1)
+
+    def at(second: float, *beats: str | None) -> list[int]:
+        now[0] = second
+        trials = [
+            create_trial(state=TrialState.RUNNING, user_attrs={} if beat is None else {HEARTBEAT: beat})
+            for beat in beats
+        ]
+        for number, trial in enumerate(trials):
+            trial.number = number
+        return [trial.number for trial in lost.among(trials)]
+
+    assert at(100, "a", "a", None) == []
+    assert at(104, "a", "b", None) == []
+    assert at(104.5, "a", "b", None) == [0, 2]
+    storage.last_outage = 105.0
+    assert at(108.9, "a", "b") == []
+    assert at(109.1, "a", "b") == [0, 1]
 
 
 def test_a_database_that_cannot_be_reached_is_named_without_its_password(

@@ -186,6 +186,10 @@ BAD: list[tuple[str, str, str]] = [
     ("focal_alpha", "0.5,3", "focal_alpha <= 1 must hold, but got focal_alpha=3"),
     ("focal_gamma", "1,x", "focal_gamma must be a number or 'auto', but got focal_gamma=x"),
     ("focal_gamma", "none", "focal_gamma must be a number or 'auto', but got focal_gamma=none"),
+    ("loss", "equalised", "loss must be 'focal' or 'equalized-focal', but got loss=equalised"),
+    ("equalized_scale", "0", "equalized_scale > 0 must hold, but got equalized_scale=0"),
+    ("class_prior", "0", "class_prior > 0 must hold, but got class_prior=0"),
+    ("class_prior", "1", "class_prior < 1 must hold, but got class_prior=1"),
     ("nms", "hard", "nms must be 'nms' or 'soft-nms', but got nms=hard"),
     ("nms", "rest:nms:0.6", "rules by class group, numbers in nms, and support-nms are no longer available, but got"),
     ("nms", "support-nms", "support-nms are no longer available, but got nms=support-nms"),
@@ -197,9 +201,11 @@ BAD: list[tuple[str, str, str]] = [
     ("empty_image_rate", "0", "empty_image_rate > 0 must hold, but got empty_image_rate=0"),
     (
         "backbone",
-        "vgg16",
-        "backbone must be 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152', but got backbone=vgg16",
+        "convnet_tiny",
+        "backbone must be a classifier of torchvision or timm:NAME, but got backbone=convnet_tiny; did you mean "
+        "convnext_tiny?",
     ),
+    ("backbone", "timm:resnt50", "backbone must be a classifier of timm, but got backbone=timm:resnt50; did you mean "),
     ("score_threshold", "1", "score_threshold < 1 must hold, but got score_threshold=1"),
     ("sampling", "fair", "but got sampling=fair"),
     ("sampling", "bined", "but got sampling=bined; did you mean binned?"),
@@ -227,6 +233,14 @@ def test_an_error_names_rule_and_value(name: str, word: str, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("gamma", ["0.0", "1.0,0.0,2.0"])
+def test_the_equalized_loss_needs_an_exponent_above_0(gamma: str) -> None:
+    assert resolve(TrainConfig, {"focal_gamma": gamma}).loss == "focal"
+    words = f"focal_gamma > 0 must hold with loss=equalized-focal, but got focal_gamma={gamma}"
+    with pytest.raises(SettingError, match=words):
+        resolve(TrainConfig, {"loss": "equalized-focal", "focal_gamma": gamma})
+
+
 def test_all_bad_values_are_named_at_once_one_a_line() -> None:
     with pytest.raises(ValueError) as caught:
         resolve(TrainConfig, {"num_bins": "0", "epochs": "x"})
@@ -236,8 +250,8 @@ def test_all_bad_values_are_named_at_once_one_a_line() -> None:
 BAD_FILES = [
     pytest.param(b"num_bins: 0\n", "num_bins >= 1 must hold, but got num_bins=0", id="a bad value"),
     pytest.param(b"data: 2018\n", "data must be text, but got data=2018", id="a number for a text"),
-    pytest.param(b"sampling: [a\n", "settings.yaml: not a readable YAML file", id="broken"),
-    pytest.param(b"\xff\xfe\x00", "settings.yaml: not a readable YAML file", id="not text"),
+    pytest.param(b"sampling: [a\n", "settings.yaml line 2: not a readable YAML file", id="broken"),
+    pytest.param(b"\xff\xfe\x00", "settings.yaml: the file must be text in UTF-8", id="not text"),
     pytest.param(b"- a\n", "settings.yaml: the file must map setting names to values, but holds list", id="a list"),
     pytest.param(b"nms_io: 1\n", "there is no setting nms_io", id="unknown setting"),
 ]

@@ -104,21 +104,25 @@ def test_a_synced_norm_keeps_the_names_of_a_network_and_normalises_alone_in_use(
         assert torch.equal(plain.eval()(images).class_logits, synced.eval()(images).class_logits)
 
 
-def test_two_ranks_take_the_steps_of_one(lab: Any) -> None:
+@pytest.mark.parametrize("scale", [None, 8.0], ids=["focal", "equalized"])
+def test_two_ranks_take_the_steps_of_one(scale: float | None, lab: Any) -> None:
     """A learning rate so small that rounding is not carried on from step to step."""
     recipe = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "lr": 1e-5, "clip": 0.0}
 
     # Threads must not share the augmentation's pipelines, as processes do not.
     dataset = DetectionDataset(lab.index)
 
-    def trained(world: World) -> tuple[list[StepResult], dict[str, Tensor], list[int]]:
-        trainer: Trainer = lab.trainer(epochs=1, world=world, **recipe)
+    def trained(world: World) -> tuple[list[StepResult], dict[str, Tensor], list[int], Tensor]:
+        trainer: Trainer = lab.trainer(epochs=1, world=world, equalized_scale=scale, **recipe)
         steps: list[StepResult] = []
         result = list(trainer.fit(dataset, lab.buckets, lab.plans, after_step=steps.append))
-        return steps, trainer.model.state_dict(), [epoch.images for epoch in result]
+        gradients = trainer.state()["class_gradients"]
+        return steps, trainer.model.state_dict(), [epoch.images for epoch in result], gradients
 
-    alone, weights, images = trained(World())
-    for steps, others, seen in _both(trained):
+    alone, weights, images, gradients = trained(World())
+    assert bool(gradients.any()) is (scale is not None)
+    for steps, others, seen, same in _both(trained):
+        torch.testing.assert_close(same, gradients, rtol=1e-4, atol=1e-9)
         assert seen == images
         assert [step.images for step in steps] == [step.images for step in alone]
         for name in ("loss_class", "loss_box", "gradient_norm"):

@@ -191,6 +191,7 @@ def _broken_after(lab: Any, steps: int, **settings: Any) -> Trainer:
 RECIPES = {
     "as it comes": {},
     "averaged, two batches a step": {"ema": 0.9, "accumulate": 2, "batch_size": 2},
+    "equalized focal loss": {"equalized_scale": 8.0},
     "sgd": {"optimizer": "sgd", "schedule": "steps", "milestones": (0.5,)},
 }
 
@@ -207,6 +208,7 @@ def test_going_on_in_mid_epoch_gives_the_same_bits(lab: Any, recipe: dict[str, A
     assert [(r.epoch, r.step, r.loss_class, r.loss_box, r.lr, r.images) for r in found] == figures[-len(found) :]
     _assert_same_bits(whole.model.state_dict(), resumed.model.state_dict())
     _assert_same_bits(whole.evaluated_model.state_dict(), resumed.evaluated_model.state_dict())
+    assert torch.equal(whole.state()["class_gradients"], resumed.state()["class_gradients"])
 
 
 def test_an_epoch_that_was_trained_but_not_finished_gives_its_result_again(lab: Any) -> None:
@@ -228,18 +230,21 @@ def test_another_plan_is_refused_in_mid_epoch(lab: Any) -> None:
         list(resumed.fit(lab.dataset, lab.buckets, lambda epoch: lab.plans(epoch)[::-1]))
 
 
-def test_a_step_of_two_batches_is_a_step_of_one_batch_as_large(lab: Any) -> None:
+@pytest.mark.parametrize("scale", [None, 8.0], ids=["focal", "equalized"])
+def test_a_step_of_two_batches_is_a_step_of_one_batch_as_large(scale: float | None, lab: Any) -> None:
     """With frozen statistics, which batches of two would estimate differently; SGD, which keeps rounding small."""
     results = []
     for settings in ({"batch_size": 4}, {"batch_size": 2, "accumulate": 2}):
         recipe = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", **settings}
-        trainer = lab.trainer(epochs=1, frozen=True, **recipe)
+        trainer = lab.trainer(epochs=1, frozen=True, equalized_scale=scale, **recipe)
         # One shape for all, so that batches of two are halves of batches of four.
         buckets = AspectBuckets(((64, 64),))
         steps: list[StepResult] = []
         list(trainer.fit(lab.dataset, buckets, lab.plans, after_step=steps.append))
-        results.append((steps, trainer.model.state_dict()))
-    (one, weights), (two, others) = results
+        results.append((steps, trainer.model.state_dict(), trainer.state()["class_gradients"]))
+    (one, weights, sums), (two, others, other_sums) = results
+    torch.testing.assert_close(other_sums, sums, rtol=1e-4, atol=1e-9)
+    assert bool(sums.any()) is (scale is not None)
     assert [step.images for step in one] == [step.images for step in two] == [4, 8, 12]
     for name in ("loss_class", "loss_box", "gradient_norm"):
         np.testing.assert_allclose([getattr(s, name) for s in two], [getattr(s, name) for s in one], rtol=1e-4)
@@ -253,6 +258,42 @@ def test_a_finished_training_has_nothing_left_to_do(lab: Any) -> None:
     weights = _copy(trainer.model.state_dict())
     assert _train(lab, trainer) == []
     _assert_same_bits(weights, trainer.model.state_dict())
+
+
+def test_the_equalized_loss_is_the_focal_loss_in_the_first_step_only(lab: Any) -> None:
+    losses = []
+    for scale in (None, 8.0):
+        steps: list[StepResult] = []
+        trainer = lab.trainer(epochs=1, equalized_scale=scale)
+        list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=steps.append))
+        losses.append([step.loss_class for step in steps])
+    (first, second, *_), (same, other, *_) = losses
+    assert same == pytest.approx(first, rel=1e-5)
+    assert other != pytest.approx(second, rel=1e-2)
+
+
+def test_a_step_that_is_not_taken_adds_no_gradients_of_classes(lab: Any) -> None:
+    trainer = lab.trainer(epochs=1, equalized_scale=8.0)
+    hooked = trainer.model.backbone.fpn.layer_blocks[0][0].weight
+    hooked.register_hook(lambda gradient: gradient * (float("nan") if trainer.step else 1.0))
+    with pytest.raises(TrainingError):
+        list(trainer.fit(lab.dataset, lab.buckets, lab.plans))
+    alone = lab.trainer(epochs=1, equalized_scale=8.0)
+
+    def stop(result: StepResult) -> None:
+        if result.step == 1:
+            raise _Break
+
+    with pytest.raises(_Break):
+        list(alone.fit(lab.dataset, lab.buckets, lab.plans, after_step=stop))
+    assert torch.equal(trainer.state()["class_gradients"], alone.state()["class_gradients"])
+
+
+def test_a_checkpoint_of_an_earlier_version_starts_with_the_focal_loss(lab: Any) -> None:
+    trainer = lab.trainer(epochs=1, equalized_scale=8.0)
+    state = {name: value for name, value in trainer.state().items() if name != "class_gradients"}
+    trainer.load(trainer.model.state_dict(), state)
+    assert not trainer.state()["class_gradients"].any()
 
 
 def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from retinaflow.data.class_groups import keys_of_file
 from retinaflow.data.download.http import Fetcher
 from retinaflow.data.openimages import is_plain_id, read_image_ids
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 from retinaflow.files import atomic_file
 from retinaflow.settings.conversion_settings import DownloadConfig
 
@@ -55,7 +55,7 @@ def read_ids(path: Path | None) -> frozenset[str] | None:
     ids = {str(text).rpartition("/")[2] for text in read_image_ids(path, setting="image_ids")}
     wrong = sorted(image_id for image_id in ids if not is_plain_id(image_id))
     if wrong:
-        raise DataError(f"image_ids={path}: an id must be a plain file name, but got {wrong[0]!r:.80}")
+        raise DataError(f"image_ids={path}: an id must be a plain file name, but got {shown(wrong[0])}")
     return frozenset(ids)
 
 

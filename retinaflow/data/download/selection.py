@@ -21,7 +21,7 @@ from retinaflow.data.download.images import RemoteImage
 from retinaflow.data.download.request import Request
 from retinaflow.data.download.tables import fetch_originals, image_classes, images_of
 from retinaflow.data.openimages import is_plain_id
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 from retinaflow.progress import report
 from retinaflow.taxonomy import Taxonomy
 
@@ -74,7 +74,7 @@ def remote_images(request: Request, split: str, ids: Sequence[str]) -> list[Remo
     """URL and target file of each image of a split. Images that the table of originals lacks are left out."""
     unsafe = [image_id for image_id in ids if not is_plain_id(image_id)]
     if unsafe:
-        raise DataError(f"{urls.BOXES[split]}: an id must be a plain file name, but got {unsafe[0]!r:.80}")
+        raise DataError(f"{urls.BOXES[split]}: an id must be a plain file name, but got {shown(unsafe[0])}")
     base, folder = request.config.images_url.rstrip("/"), request.folder / "images"
     if not request.config.originals:
         paths = {image_id: urls.IMAGE.format(split=split, image_id=image_id) for image_id in ids}

@@ -22,7 +22,7 @@ from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.class_groups import select_classes
 from retinaflow.data.download import urls
 from retinaflow.data.download.request import Request
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 from retinaflow.files import atomic_file
 from retinaflow.progress import report
 from retinaflow.taxonomy import Taxonomy
@@ -121,7 +121,7 @@ def filtered(lines: Iterable[bytes], wanted: Mapping[str, frozenset[str]], *, na
     names = [column.strip() for column in header.decode("utf-8", errors="replace").split(",")]
     missing = [column for column in (IMAGE, *wanted) if column not in names]
     if missing:
-        raise DataError(f"{name} line 1: the header must name {', '.join(missing)}, but got {names!r:.200}")
+        raise DataError(f"{name} line 1: the header must name {', '.join(missing)}, but got {shown(names)}")
     tests = [(names.index(column), {value.encode() for value in values}) for column, values in wanted.items()]
     columns = max((column for column, _ in tests), default=0) + 1
     yield header

@@ -23,7 +23,7 @@ from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
 from retinaflow.data.formats.folders import existing, find_image, safe_name, split_of
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.tables import RowErrors
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 
 SHORT = {"validation": "val"}
 """Names of splits in COCO."""
@@ -144,7 +144,7 @@ def _categories(listed: list[Any], path: Path, classes: ClassNames, errors: RowE
     for number, category in enumerate(listed, 1):
         where = f"{path.name} category {number}"
         if not isinstance(category, dict) or not isinstance(category.get("name"), str) or not category["name"].strip():
-            raise DataError(f"{where}: a category must have an id and a name, but got {category!r:.120}")
+            raise DataError(f"{where}: a category must have an id and a name, but got {shown(category)}")
         key = category.get("id")
         if not isinstance(key, int | str) or key in found:
             raise DataError(f"{where}: a category must have an id of its own, but got id={key!r}")
@@ -172,14 +172,14 @@ def _images(
     for number, image in enumerate(listed, 1):
         where = f"{path.name} image {number}"
         if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-            raise DataError(f"{where}: an image must have an id, but got {image!r:.120}")
+            raise DataError(f"{where}: an image must have an id, but got {shown(image)}")
         url = str(image.get("coco_url", ""))
         # LVIS has no file names: the URL ends with train2017/000000391895.jpg.
         given = image.get("file_name") or "/".join(url.split("/")[-2:])
         try:
             name = safe_name(given, where)
         except DataError:
-            note(errors, where, "file_name must stay inside the image folder", f"file_name={given!r:.120}")
+            note(errors, where, "file_name must stay inside the image folder", f"file_name={shown(given)}")
             continue
         if image["id"] in positions or name in names:
             note(errors, where, "an image must be listed once", f"id={image['id']}, file_name={name}")
@@ -198,7 +198,7 @@ def _images(
             source.federated = True
             negatives = image["neg_category_ids"] or []
             if not isinstance(negatives, list):
-                raise DataError(f"{where}: neg_category_ids must be a list of category ids, but got {negatives!r:.80}")
+                raise DataError(f"{where}: neg_category_ids must be a list of category ids, but got {shown(negatives)}")
             absent = [index for key in negatives if (index := _at(categories, key)) is not None]
             source.absent += [(positions[image["id"]], index) for index in absent if index >= 0]
     return positions
@@ -223,7 +223,7 @@ def _annotation(
     errors: RowErrors,
 ) -> None:
     if not isinstance(annotation, dict):
-        note(errors, where, "an annotation must be an object", f"{annotation!r:.80}")
+        note(errors, where, "an annotation must be an object", f"{shown(annotation)}")
         return
     image, category = (
         _at(table, annotation.get(key)) for table, key in ((positions, "image_id"), (categories, "category_id"))
@@ -235,7 +235,7 @@ def _annotation(
         rule = "category_id must be that of a listed category"
         note(errors, where, rule, f"category_id={annotation.get('category_id')!r}")
     elif not _is_box(box):
-        note(errors, where, "bbox must be four numbers [x, y, width, height]", f"bbox={box!r:.80}")
+        note(errors, where, "bbox must be four numbers [x, y, width, height]", f"bbox={shown(box)}")
     elif category >= 0:
         assert isinstance(box, list)
         x, y, width, height = map(float, box)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "trainval": "train",
@@ -37,7 +37,7 @@ def safe_name(name: Any, where: str) -> str:
     path = PurePosixPath(text)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in text
     if not isinstance(name, str) or not inside or re.match(r"[A-Za-z]:", text):
-        raise DataError(f"{where}: a file name must stay inside the image folder, but got {name!r:.120}")
+        raise DataError(f"{where}: a file name must stay inside the image folder, but got {shown(name)}")
     return str(path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.formats import coco, published, voc, yolo
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.recognition import other_layouts
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.openimages import CLASS_FILES
 from retinaflow.data.tables import RowErrors
@@ -27,13 +28,7 @@ def layout_of(path: Path) -> Layout:
         raise SettingError(f"data={path}: no such file or folder")
     if published.splits_in(path):
         return "openimages"
-    found: list[Layout] = []
-    if coco.find_coco(path):
-        found.append("coco")
-    if voc.has_voc(path):
-        found.append("voc")
-    if yolo.find_yolo(path):
-        found.append("yolo")
+    found = other_layouts(path)
     if len(found) == 1:
         return found[0]
     if found:

@@ -32,7 +32,7 @@ from retinaflow.data.formats.yolo_files import (
 )
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 
 SHORT = {"validation": "val"}
 """Names of splits in YOLO."""
@@ -124,7 +124,7 @@ def _document(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path}: the file must map names to values, but got {document!r:.100}")
+        raise DataError(f"{path}: the file must map names to values, but got {shown(document)}")
     return document
 
 
@@ -132,10 +132,10 @@ def _names(names: Any, path: Path) -> list[str]:
     """Class names of data.yaml in the order of their numbers."""
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
-            raise DataError(f"{path}: names must be numbered 0, 1, 2, ..., but got {list(names)!r:.100}")
+            raise DataError(f"{path}: names must be numbered 0, 1, 2, ..., but got {shown(list(names))}")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{path}: names must list the classes, but got {names!r:.100}")
+        raise DataError(f"{path}: names must list the classes, but got {shown(names)}")
     return _each_once([str(name).strip() for name in names], path)
 
 
@@ -170,7 +170,7 @@ def _keypoint_values(shape: Any, path: Path) -> int:
     if shape is None:
         return 0
     if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise DataError(f"{path}: kpt_shape must be two whole numbers [points, values of each], but got {shape!r:.60}")
+        raise DataError(f"{path}: kpt_shape must be two whole numbers [points, values of each], but got {shown(shape)}")
     return int(shape[0] * shape[1])
 
 

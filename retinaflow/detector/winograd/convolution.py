@@ -50,13 +50,12 @@ class Conv3x3(nn.Conv2d):
 
 
 def use_conv3x3(module: nn.Module) -> None:
-    """Replace every plain convolution of that kind below a module by a :class:`Conv3x3`. The
-    module has no values yet: it is on the meta device."""
+    """Replace every plain convolution of that kind below a module by a :class:`Conv3x3` of the same parameters."""
     for name, child in module.named_children():
         if type(child) is nn.Conv2d and _is_plain(child):
-            replacement = Conv3x3(child.in_channels, child.out_channels, bias=child.bias is not None)
-            for part, parameter in child.named_parameters():
-                replacement.get_parameter(part).requires_grad_(parameter.requires_grad)
+            with torch.device("meta"):
+                replacement = Conv3x3(child.in_channels, child.out_channels, bias=child.bias is not None)
+            replacement.weight, replacement.bias = child.weight, child.bias
             module.add_module(name, replacement)
         else:
             use_conv3x3(child)

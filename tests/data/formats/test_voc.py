@@ -152,7 +152,7 @@ def test_ids_may_have_spaces_and_end_in_a_number(tmp_path: Path, write_image: An
     lists(tmp_path, train="my photo 0,b -1", val=" my photo 1 \r")
     assert splits(read(tmp_path)) == {"my photo 0.png": "train", "b.png": "train", "my photo 1.png": "validation"}
     (tmp_path / "ImageSets/Main/val.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"val.txt: the file must be text in UTF-8"):
+    with pytest.raises(ValueError, match=r"val.txt line 1: the file must be text in UTF-8"):
         read(tmp_path)
 
 

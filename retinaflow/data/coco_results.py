@@ -1,0 +1,189 @@
+"""Detections as COCO results JSON -> rows in the published columns.
+
+A results file is a list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``, boxes in pixels.
+Which image and class an id stands for is in a COCO file of the images (``prediction_ids``); a file of predictions that
+lists its own images and categories needs none. Without either, an image id is the id of an image as a text or a number
+(``000000391895`` is 391895, as in COCO), and a category id is the id of a class or counts the class list from 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from retinaflow.data.annotation_rows import CORNERS
+from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.tables import RowErrors, Table, TextColumn
+from retinaflow.errors import DataError, shown
+from retinaflow.files import read_json, read_text
+from retinaflow.progress import report
+
+_SPACE = re.compile(r"[\s,]*")
+
+
+@dataclass
+class _Ids:
+    """Image and category ids of COCO -> ids here, and (width, height) of images by their id here."""
+
+    images: dict[Any, str] = field(default_factory=dict)
+    classes: dict[Any, str] = field(default_factory=dict)
+    sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def read_coco_results(path: Path, index: AnnotationIndex, errors: RowErrors, *, ids: Path | None = None) -> Table:
+    """One row per detection: ImageID, LabelName, Score and the normalised corners; a line is the number of an entry.
+
+    Ids that stand for nothing known stay as they are. Raises DataError for a file that is no such list, and when the
+    sizes of no image are known; entries that break a rule go to ``errors``.
+    """
+    text = read_text(path)
+    document = read_json(path) if text.lstrip().startswith("{") else None
+    entries = _entries(text, path) if document is None else iter(_listed(document, "annotations", path))
+    known, here = _ids_here(index), set(map(str, index.image_ids))
+    if ids is not None:
+        known = _ids_of_document(read_json(ids), ids, index, known)
+    elif document is not None:
+        known = _ids_of_document(document, path, index, known)
+    else:
+        _report_assumed_classes(known, index)
+    rows: dict[str, list[Any]] = {name: [] for name in ("ImageID", "LabelName", "Score", *CORNERS)}
+    lines: list[int] = []
+    without_size = 0
+    for number, entry in enumerate(entries, 1):
+        flaw = _flaw(entry)
+        if flaw is not None:
+            errors.note(path.name, flaw, np.array([number]), lambda _, entry=entry: shown(entry))  # type: ignore[misc]
+            continue
+        image = known.images.get(entry["image_id"], str(entry["image_id"]))
+        width, height = known.sizes.get(image, (0.0, 0.0))
+        if not width and image in here:
+            without_size += 1
+        x, y, w, h = map(float, entry["bbox"])
+        sides = (x / width, y / height, (x + w) / width, (y + h) / height) if width and height else (0.0,) * 4
+        values = (
+            image,
+            known.classes.get(entry["category_id"], str(entry["category_id"])),
+            float(entry["score"]),
+            *sides,
+        )
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+        lines.append(number)
+    if without_size:
+        raise DataError(
+            f"{path}: boxes in JSON are in pixels, but the sizes of {without_size:,} images are not known; give the "
+            "folder of the images as images=, their sizes as size_table=, or a COCO file of them as prediction_ids="
+        )
+    return Table(
+        path,
+        {name: np.array(rows[name], dtype=np.float64) for name in ("Score", *CORNERS)},
+        {
+            name: TextColumn.encode(pa.chunked_array([pa.array(rows[name], pa.string())]))
+            for name in ("ImageID", "LabelName")
+        },
+        np.array(lines, dtype=np.int64),
+    )
+
+
+def _entries(text: str, path: Path) -> Iterator[Any]:
+    """The entries of a JSON list, one at a time: all at once take ten times the memory of the text."""
+    decoder, position = json.JSONDecoder(), len(text) - len(text.lstrip())
+    if text[position : position + 1] != "[":
+        raise DataError(f"{path}: COCO results must be a list of detections, but begin with {shown(text[position:])}")
+    position += 1
+    try:
+        while True:
+            position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+            if text[position : position + 1] == "]":
+                return
+            entry, position = decoder.raw_decode(text, position)
+            yield entry
+    except (ValueError, RecursionError) as error:
+        line = text.count("\n", 0, position) + 1
+        raise DataError(f"{path} line {line}: not a readable JSON file: {shown(str(error), quotes=False)}") from None
+
+
+def _flaw(entry: Any) -> str | None:
+    """The rule that an entry breaks, or None."""
+    if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= set(entry):
+        return "a detection must have image_id, category_id, bbox and score"
+    if not all(isinstance(entry[key], int | str) for key in ("image_id", "category_id")):
+        return "image_id and category_id must be numbers or texts"
+    box = entry["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
+        return "bbox must be four numbers [x, y, width, height]"
+    return None if _is_number(entry["score"]) else "score must be a number"
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _ids_here(index: AnnotationIndex) -> _Ids:
+    """What ids stand for where no file names them."""
+    ids = list(map(str, index.image_ids))
+    numbers = Counter(int(text) for text in ids if text.isdecimal())
+    images: dict[Any, str] = {int(text): text for text in ids if text.isdecimal() and numbers[int(text)] == 1}
+    classes: dict[Any, str] = dict(enumerate(index.taxonomy.ids, 1))
+    if any(mid.isdecimal() for mid in index.taxonomy.ids):
+        classes = {int(mid): mid for mid in index.taxonomy.ids if mid.isdecimal()}
+    sizes = {
+        text: (float(width), float(height))
+        for text, (height, width) in zip(ids, index.sizes.tolist(), strict=True)
+        if width
+    }
+    return _Ids({**images, **{text: text for text in ids}}, classes, sizes)
+
+
+def _ids_of_document(document: Any, path: Path, index: AnnotationIndex, here: _Ids) -> _Ids:
+    """What the ids of a COCO file stand for."""
+    found = _Ids(sizes=dict(here.sizes))
+    known, taxonomy = set(map(str, index.image_ids)), index.taxonomy
+    for image in _listed(document, "images", path):
+        if not isinstance(image, Mapping) or not isinstance(image.get("id"), int | str):
+            raise DataError(f"{path}: an image must have an id, but got {shown(image)}")
+        name = PurePosixPath(str(image.get("file_name") or image.get("coco_url") or image["id"]).replace("\\", "/"))
+        options = [name.stem, "__".join(name.with_suffix("").parts), str(image["id"])]
+        found.images[image["id"]] = next((option for option in options if option in known), name.stem)
+        sides = [float(image[key]) for key in ("width", "height") if _is_number(image.get(key)) and image[key] > 0]
+        if len(sides) == 2:
+            found.sizes[found.images[image["id"]]] = sides[0], sides[1]
+    by_name = {name.casefold(): mid for mid, name in zip(taxonomy.ids, taxonomy.names, strict=True)}
+    for category in _listed(document, "categories", path):
+        if not isinstance(category, Mapping) or not isinstance(category.get("id"), int | str):
+            raise DataError(f"{path}: a category must have an id, but got {shown(category)}")
+        name_here, mid = str(category.get("name", "")), category.get("label_name")
+        found.classes[category["id"]] = (
+            mid if mid in taxonomy.index_of else by_name.get(name_here.casefold(), name_here)
+        )
+    return found
+
+
+def _listed(document: Any, name: str, path: Path) -> list[Any]:
+    if not isinstance(document, Mapping) or not isinstance(document.get(name), list):
+        raise DataError(f"{path}: a COCO file must hold a list of {name}, but holds none")
+    return list(document[name])
+
+
+def _report_assumed_classes(known: _Ids, index: AnnotationIndex) -> None:
+    first = next(iter(known.classes.items()), None)
+    if first is not None:
+        name = index.taxonomy.names[index.taxonomy.index_of[first[1]]]
+        report(
+            f"category ids are taken in the order of the class list: {first[0]} is {name}, and so on; the COCO file "
+            "that defines them can be given as prediction_ids="
+        )
