@@ -58,7 +58,7 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
             f"epoch; start a new training, from its weights if they fit (weights={path})"
         )
     best = path.with_name("best.pt")
-    return Resumed(checkpoint, best if best.is_file() else None, run_id or progress["run_id"])
+    return Resumed(checkpoint, best if best.is_file() else None, run_id or str(progress.get("run_id", "")))
 
 
 def _last_of(resume: str, config: TrainConfig) -> tuple[Path, str | None]:
