@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import DataError, first_line
-from retinaflow.files import atomic_file
+from retinaflow.files import atomic_file, check_archive
 from retinaflow.settings.resolve import current_names
 from retinaflow.settings.training_settings import NetworkSettings
 from retinaflow.taxonomy import Taxonomy
@@ -125,23 +124,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint file")
     try:
-        _check_archive(path)
+        # torch reads a damaged tensor without an error; the archive has checksums.
+        check_archive(path)
         document = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or foreign pickle makes torch raise whatever its parsing meets.
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint: {first_line(error)[:_SHOWN]}") from None
     return checkpoint_of(document, path)
-
-
-def _check_archive(path: Path) -> None:
-    """torch reads a damaged tensor without an error; the archive has checksums. Nothing in it may expand."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        stored = sum(entry.file_size for entry in entries)
-        if stored > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise zipfile.BadZipFile("its entries must be stored uncompressed, each once")
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def checkpoint_of(document: object, path: Path) -> Checkpoint:

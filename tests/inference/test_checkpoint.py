@@ -280,7 +280,7 @@ def test_a_file_that_expands_is_refused_before_it_does(checkpoint: Checkpoint, t
     ):
         for entry in plain.infolist():
             bomb.writestr(entry.filename, plain.read(entry))
-    with pytest.raises(DataError, match="its entries must be stored uncompressed"):
+    with pytest.raises(DataError, match=r"its entries may have [0-9,]+ bytes in all, but have 4,"):
         load_checkpoint(tmp_path / "bomb.pt")
 
 
