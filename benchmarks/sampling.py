@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.batching import AspectBuckets, plan_batches
 from retinaflow.data.exposure import (
     compare_strategies,
@@ -37,6 +36,7 @@ from retinaflow.data.exposure import (
     imbalance,
 )
 from retinaflow.data.frequency_bins import ClassBins, make_bins
+from retinaflow.data.id_columns import read_image_sizes
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.index import AnnotationIndex

@@ -2,7 +2,8 @@
 
 The map of the package, in reading order. Imports point one way: a line may import from the lines above it.
 
-- ``errors``: what users can cause or meet; the command line shows these without a traceback.
+- ``addresses``, ``errors``: addresses without their passwords; what users can cause or meet, which the command line
+  shows without a traceback.
 - ``boxes``, ``detections``, ``taxonomy``: values in numpy: box arithmetic, detections as columns, the class hierarchy.
 - ``files``, ``progress``, ``interrupts``: atomic files and locks; progress bars and lines; stopping on request.
 - ``settings``: every setting, declared once: types, groups of one subject, commands, and how values are merged.

@@ -12,38 +12,95 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from retinaflow.errors import SHOWN, Interrupted, SettingError, is_refused_write
+from retinaflow.interrupts import stopping_at_once
+from retinaflow.progress import print_to, report
 from retinaflow.settings.commands import COMMANDS
 from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.help import MAIN_SETTINGS, SettingsParser, add_settings
-from retinaflow.settings.resolve import FOLDER_FILE, RENAMED, of_folder, resolve
+from retinaflow.settings.resolve import FOLDER_FILE, of_folder, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
-    given = vars(build_parser().parse_args(arguments))
-    command = given.pop("command")
-    if "MLFLOW_RUN_ID" in os.environ:
-        given = without_defaults(COMMANDS[command], given)
-    try:
-        _refuse_several_processes(command)
-        config = resolve(COMMANDS[command], given, fetch=_fetched)
-        for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
-            print(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}", flush=True)
-        importlib.import_module(f"retinaflow.commands.{command}").run(config)
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"stopped: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
-    except (*SHOWN, OSError) as error:
-        is_bug = isinstance(error, OSError) and not is_refused_write(error)
-        if is_bug or os.environ.get("RETINAFLOW_TRACEBACK") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    sys.excepthook = _show_traceback
+    with stopping_at_once():
+        given = vars(build_parser().parse_args(arguments))
+        try:
+            _run(given.pop("command"), given)
+        except (Interrupted, KeyboardInterrupt) as error:
+            print_to(sys.stderr, f"stopped: {str(error) or 'interrupted'}")
+            return 130
+        except (*SHOWN, OSError) as error:
+            is_bug = isinstance(error, OSError) and not is_refused_write(error)
+            if is_bug or os.environ.get("RETINAFLOW_TRACEBACK") == "1":
+                raise
+            print_to(sys.stderr, f"error: {error}{_where_paths_begin(str(error), given)}")
+            return 2
     return 0
+
+
+def _run(command: str, given: Mapping[str, str]) -> None:
+    _refuse_several_processes(command)
+    config = resolve(COMMANDS[command], given, fetch=_fetched)
+    for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
+        report(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}")
+    if not getattr(config, "dry_run", False) and int(os.environ.get("RANK", "0")) == 0:
+        _verify_before_work(command, config)
+    importlib.import_module(f"retinaflow.commands.{command}").run(config)
+
+
+def _verify_before_work(command: str, config: TrackingSettings) -> None:
+    """Whether the results can be stored, before minutes are spent on reading annotations."""
+    _verify_output(config.output.parent if command == "export" else config.output)
+    if config.track:
+        # Here, as MLflow takes seconds to load.
+        from retinaflow.runs.before_work import verify_store
+
+        verify_store(
+            experiment=config.experiment if "experiment" in config.model_fields_set else None,
+            register_as=getattr(config, "register_as", None),
+            alias=getattr(config, "alias", None),
+            resumes=getattr(config, "resume", None) is not None,
+        )
+
+
+def _verify_output(folder: Path) -> None:
+    """Raise SettingError for a folder that cannot be written, or that a file stands in the way of."""
+    present = folder.absolute()
+    while not present.exists() and present != present.parent:
+        present = present.parent
+    if not present.is_dir():
+        what = "it is a file" if present == folder.absolute() else f"{present} is a file"
+        raise SettingError(f"output={folder}: must be a folder, but {what}")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise SettingError(f"output={folder}: the folder {present} cannot be written by this user")
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug, without secrets."""
+    print_to(sys.stderr, "".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+
+def _where_paths_begin(message: str, given: Mapping[str, str]) -> str:
+    """What a missing relative path of the message is relative to: under ``mlflow run`` not the caller's folder."""
+    words = {word for value in given.values() for word in value.split(",")} - {""}
+    if "no such" not in message or not any(word in message and _is_missing_path(word) for word in words):
+        return ""
+    why = ", the project's folder, in which mlflow run starts it; give an absolute path"
+    return f"\n(paths are relative to {Path.cwd()}{why if 'MLFLOW_RUN_ID' in os.environ else ''})"
+
+
+def _is_missing_path(word: str) -> bool:
+    try:
+        return not Path(word).is_absolute() and not Path(word).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _fetched(address: str) -> Path:
@@ -81,20 +138,3 @@ def build_parser() -> argparse.ArgumentParser:
         )
         add_settings(command, settings, MAIN_SETTINGS[name])
     return parser
-
-
-def without_defaults(settings: type[TrackingSettings], given: Mapping[str, str]) -> dict[str, str]:
-    """Flags whose value is not the default.
-
-    ``mlflow run`` hands on every declared parameter, so a default there was chosen by nobody and must not override the
-    file named by ``config``.
-    """
-    defaults = {name: settings.default_text(name) for name in settings.model_fields}
-    return {name: value for name, value in given.items() if not _same(value, defaults.get(RENAMED.get(name, name), ""))}
-
-
-def _same(first: str, second: str) -> bool:
-    try:
-        return float(first) == float(second)
-    except ValueError:
-        return first == second

@@ -9,6 +9,8 @@ import errno
 import reprlib
 from typing import Any
 
+from retinaflow.addresses import without_secrets
+
 
 class SettingError(ValueError):
     """A setting, or a combination of settings, that breaks a rule. The message names setting, rule and value."""
@@ -49,8 +51,9 @@ def is_refused_write(error: OSError) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class name where there is no message."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """The first line of an error's message without secrets, or its class name where there is no message."""
+    lines = str(error).strip().splitlines()
+    return without_secrets(lines[0]) if lines else type(error).__name__
 
 
 class _Cut(reprlib.Repr):

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 import time
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from retinaflow.addresses import without_secrets
 
 SECONDS_PER_LINE = 60.0
 """Seconds between lines of progress where there is no terminal for a bar."""
 
 
 def report(text: str) -> None:
-    """Print a line at once, even when the output goes to a file."""
-    print(text, flush=True)
+    """Print a line at once, even when the output goes to a file; without secrets."""
+    print_to(sys.stdout, text)
+
+
+def print_to(stream: TextIO, text: str) -> None:
+    """Print a line on a stream at once, without secrets.
+
+    When nobody reads the stream any more (a closed terminal, ``| tee`` that Ctrl-C has ended too), the work continues,
+    as it may be about to store its results, and later lines are dropped.
+    """
+    try:
+        print(without_secrets(text), file=stream, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.cache import load_index
+from retinaflow.data.copy_paste import CopyPaste
 from retinaflow.data.dataset import DetectionDataset
 from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
@@ -42,7 +43,11 @@ class Lab:
     @property
     def dataset(self) -> DetectionDataset:
         """Augmented, as in training."""
-        return DetectionDataset(self.index, Augmentation.by_rarity(self.bins, base=0.3, rare=0.8, balance=0.75))
+        return DetectionDataset(
+            self.index,
+            Augmentation.by_rarity(self.bins, base=0.3, rare=0.8, balance=0.75),
+            copy_paste=CopyPaste.by_rarity(self.index, self.bins, probability=0.5, balance=0.75),
+        )
 
     @property
     def plans(self) -> Callable[[int], NDArray[np.int64]]:

@@ -28,6 +28,9 @@ SHOWN = (
 )
 
 
+UNTRACKED = ["binning", "--data", "demo", "--track", "false"]
+
+
 def _plant(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise error
@@ -39,7 +42,7 @@ def _plant(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bug_is_not_caught(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     _plant(bug, monkeypatch)
     with pytest.raises(type(bug)) as caught:
-        main(["binning", "--data", "demo"])
+        main(UNTRACKED)
     assert caught.value is bug
 
 
@@ -48,7 +51,7 @@ def test_the_shape_error_of_a_bug_ends_with_its_traceback_and_exit_code_1(tmp_pa
     script = (
         "import numpy as np; from retinaflow.cli import main; from retinaflow.commands import binning\n"
         "binning.run = lambda config: np.zeros(2) + np.zeros(3)\n"
-        "raise SystemExit(main(['binning', '--data', 'demo']))"
+        "raise SystemExit(main(['binning', '--data', 'demo', '--track', 'false']))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -61,7 +64,7 @@ def test_what_a_user_can_cause_is_a_message_and_exit_code_2(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _plant(error, monkeypatch)
-    assert main(["binning", "--data", "demo"]) == 2
+    assert main(UNTRACKED) == 2
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
@@ -72,7 +75,7 @@ def test_a_stop_on_request_is_exit_code_130(
     stop: BaseException, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _plant(stop, monkeypatch)
-    assert main(["binning", "--data", "demo"]) == 130
+    assert main(UNTRACKED) == 130
     assert capsys.readouterr().err == f"stopped: {text}\n"
 
 
@@ -80,7 +83,7 @@ def test_every_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) ->
     _plant(SettingError("planted"), monkeypatch)
     monkeypatch.setenv("RETINAFLOW_TRACEBACK", "1")
     with pytest.raises(SettingError, match="planted"):
-        main(["binning", "--data", "demo"])
+        main(UNTRACKED)
 
 
 def test_an_output_that_is_a_file_is_a_message(tmp_path: Path, tiny_dataset: Callable[[], Path]) -> None:

@@ -8,11 +8,9 @@ are left out too, since the published file names some 20,000 classes. Both are c
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pa_compute
 from numpy.typing import NDArray
 
+from retinaflow.data.id_columns import as_text, with_class, with_plain_ids
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
 from retinaflow.data.table_reader import read_table
 from retinaflow.data.tables import RowErrors, Source, Table, TextColumn
@@ -28,12 +27,6 @@ from retinaflow.errors import DataError
 from retinaflow.taxonomy import Taxonomy
 
 CORNERS = ("XMin", "YMin", "XMax", "YMax")
-NOT_PLAIN = r"[/\\\x00:]|^[. ]*$"
-"""What an image id must not be: ids are never trusted as paths."""
-LONGEST_ID = 255
-"""Bytes of a file name that file systems take."""
-_MOST_PIXELS = 1 << 16
-_UNKNOWN_CLASS = "LabelName must be in the class list"
 _MACHINE = "machine"
 
 
@@ -83,7 +76,7 @@ def _assemble(taxonomy: Taxonomy, box_tables: Sequence[Table], label_tables: Seq
         flags=flags[box_order],
         label_start=row_starts(label_image, count),
         verified_class=_column(label_tables, "class", np.int32)[label_order],
-        verified_present=(_column(label_tables, "Confidence", np.float64) == 1)[label_order],
+        verified_present=_column(label_tables, "present", np.bool_)[label_order],
     )
 
 
@@ -103,8 +96,7 @@ def _number_images(tables: Sequence[Table]) -> tuple[NDArray[np.str_], list[NDAr
         of_value[is_used] = rank[together.codes[start : start + count]]
         numbers.append(of_value[texts.codes])
         start += count
-    ids = together.values.take(pa.array(order)).to_numpy(zero_copy_only=False)
-    return (ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1")), numbers
+    return as_text(together.values.take(pa.array(order))), numbers
 
 
 def _ascending(values: pa.StringArray) -> NDArray[np.int64]:
@@ -220,7 +212,10 @@ def _read_labels(source: Source, taxonomy: Taxonomy, errors: RowErrors) -> Table
         table = unverified.without(table, is_verified)
         is_known = np.isin(table.columns["Confidence"], (0, 1))
         rule = "Confidence must be 1 (verified present) or 0 (verified absent)"
-        return table.require(is_known, rule, ("Confidence",), errors)
+        table = table.require(is_known, rule, ("Confidence",), errors)
+        # No more than the index needs: these columns have millions of rows.
+        columns = {"class": table.columns["class"], "present": table.columns["Confidence"] == 1}
+        return Table(table.path, columns, {"ImageID": table.texts["ImageID"]}, table.lines)
 
     table = read_table(
         source,
@@ -263,79 +258,6 @@ class _LeftOut:
             self.example = f"line {table.lines[row]}: {table.shown(row, (self.column,))}"
         self.rows += len(other)
         return table.take(wanted)
-
-
-# Ids, classes and sizes
-
-
-def with_class(table: Table, taxonomy: Taxonomy, errors: RowErrors) -> Table:
-    """The table with a column ``class``: the index of the class that a row names."""
-    texts = table.texts["LabelName"]
-    given = texts.values.to_pylist()
-    known = np.array([taxonomy.index_of.get(mid, -1) for mid in given], dtype=np.int32)
-    unknown = [given[value] for value in np.unique(texts.codes[known[texts.codes] < 0]).tolist()]
-    named = next((name for name in unknown if name in taxonomy.names), None)
-    if named is not None:
-        hint = f"LabelName is the id of a class: {named} is the name of {taxonomy.ids[taxonomy.names.index(named)]}."
-        errors.hints += [hint] if hint not in errors.hints else []
-    table = table.with_columns({"class": known[texts.codes]})
-    return table.require(table.columns["class"] >= 0, _UNKNOWN_CLASS, ("LabelName",), errors)
-
-
-def with_normal_ids(table: Table) -> Table:
-    """The table with image ids in one Unicode form (NFC), so that ``é`` in one or two characters is one id."""
-    texts = table.texts["ImageID"]
-    if pa_compute.all(pa_compute.string_is_ascii(texts.values)).as_py():
-        return table
-    # Not by Arrow, whose utf8_normalize takes the forms apart.
-    normal = [unicodedata.normalize("NFC", text) for text in texts.values.to_pylist()]
-    texts = texts.mapped(pa.array(normal, pa.string()))
-    return Table(table.path, table.columns, {**table.texts, "ImageID": texts}, table.lines)
-
-
-def with_plain_ids(table: Table, errors: RowErrors) -> Table:
-    """The rows whose image id is a plain file name, ids in one Unicode form."""
-    table = with_normal_ids(table)
-    texts = table.texts["ImageID"]
-    plain = ~pa_compute.match_substring_regex(texts.values, NOT_PLAIN).to_numpy(zero_copy_only=False).astype(bool)
-    table = table.require(plain[texts.codes], "ImageID must be a plain file name", ("ImageID",), errors)
-    texts = table.texts["ImageID"]
-    short = pa_compute.binary_length(texts.values).to_numpy(zero_copy_only=False) <= LONGEST_ID
-    return table.require(short[texts.codes], f"ImageID must have at most {LONGEST_ID} bytes", ("ImageID",), errors)
-
-
-def read_image_sizes(path: Path, errors: RowErrors) -> tuple[NDArray[np.str_], NDArray[np.int32]]:
-    """A table of image sizes (ImageID, Width, Height, in pixels): ids ``[S]`` and (height, width) ``[S, 2]``."""
-    table = read_table(path, text=("ImageID",), numbers=("Width", "Height"), optional={}, errors=errors)
-    table = with_plain_ids(table, errors)
-    sides = np.stack([table.columns["Height"], table.columns["Width"]], axis=1)
-    whole = np.asarray(((sides >= 1) & (sides < _MOST_PIXELS) & (sides == np.floor(sides))).all(axis=1))
-    table = table.require(
-        whole, f"sizes must be whole numbers from 1 to {_MOST_PIXELS - 1}", ("Width", "Height"), errors
-    )
-    texts = table.texts["ImageID"]
-    repeated = np.ones(len(table), dtype=bool)
-    repeated[np.unique(texts.codes, return_index=True)[1]] = False
-    table = table.require(~repeated, "an image must have one size", ("ImageID",), errors)
-    errors.settle()
-    ids = texts.values.take(pa.array(table.texts["ImageID"].codes)).to_numpy(zero_copy_only=False)
-    sides = np.stack([table.columns["Height"], table.columns["Width"]], axis=1)
-    return ids.astype(np.str_) if len(ids) else np.zeros(0, dtype="<U1"), sides.astype(np.int32)
-
-
-def image_ids_of(paths: Sequence[Path]) -> NDArray[np.str_]:
-    """The ids in the ``ImageID`` columns of some files, ascending. Only ids are read."""
-    errors = RowErrors("stop")
-
-    def check(table: Table) -> Table:
-        return with_plain_ids(table, errors)
-
-    tables = [
-        read_table(path, text=("ImageID",), numbers=(), optional={}, errors=errors, check=check) for path in paths
-    ]
-    errors.settle()
-    ids = {image_id for table in tables for image_id in table.texts["ImageID"].used().to_pylist()}
-    return np.array(sorted(ids), dtype=np.str_)
 
 
 def _refuse_shared_images(tables: Sequence[Table]) -> None:

@@ -19,15 +19,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 
-from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.column_store import DOCUMENT, FORMAT
+from retinaflow.data.id_columns import read_image_sizes
+from retinaflow.data.image_folders import locate_files
+from retinaflow.data.image_headers import depth_notice
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import attach_files
 from retinaflow.data.index import AnnotationIndex
@@ -91,10 +94,16 @@ def load_index(
             return found
         errors = RowErrors(on_bad_row)
         index = read_annotations(files, errors, allow_repeats=allow_repeats, progress=report)
+        table = SizeTable(*read_image_sizes(image_sizes, errors)) if image_sizes else None
+        if images and files.list_other_images:
+            index = _only_with_files(index, images, errors)
+        if table is not None:
+            index = replace(index, sizes=table.look_up(index.image_ids))
         if images:
-            table = SizeTable(*read_image_sizes(image_sizes, errors)) if image_sizes else None
             journal = size_journal(images)
             index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
+            if notice := depth_notice([index.file_of(image) for image in range(len(index))]):
+                errors.notices.append(notice)
             rule = "an image must have a readable file"
             errors.add(RowError(image.image_id, 0, rule, image.reason) for image in bad)
         if _key(inputs, [*options, image_sizes is not None]) != key:
@@ -105,6 +114,18 @@ def load_index(
         for notice in errors.notices:
             report(notice)
         return _save(index, errors, path, report)
+
+
+def _only_with_files(index: AnnotationIndex, images: Sequence[Path], errors: RowErrors) -> AnnotationIndex:
+    """The images that are there, of tables that name others too."""
+    there = locate_files(index.image_ids, images).files != ""
+    if there.all() or not there.any():
+        return index
+    errors.notices.append(
+        f"{np.count_nonzero(~there):,} of {len(index):,} images in the tables have no file and are left out: an export "
+        f"of some images keeps the rows of all ({index.image_ids[~there][0]} for example)"
+    )
+    return index.take(np.flatnonzero(there))
 
 
 def _open(path: Path, report: Callable[[str], None]) -> LoadedIndex | None:

@@ -82,7 +82,7 @@ def compare_strategies(
     return result
 
 
-COUNTED = 5_000
+COUNTED = 2_000
 """Samples of a plan whose pastes are counted."""
 
 

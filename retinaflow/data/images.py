@@ -1,44 +1,36 @@
 """Image files of an index: their paths, their sizes, and their pixels.
 
 Sizes come from a given table, and where it lacks an image from the file header, without decoding
-(:mod:`retinaflow.data.image_sizes`). JPEGs are decoded in full size by libjpeg-turbo with its fast transforms
-(simplejpeg); OpenCV decodes JPEGs at reduced size and all other formats. Both ignore the EXIF orientation, because the
+(:mod:`retinaflow.data.image_sizes`). JPEGs are decoded by libjpeg-turbo (simplejpeg), in full
+size with its fast transforms; OpenCV decodes all other formats. Both ignore the EXIF orientation, because the
 published boxes of Open Images refer to the stored pixels.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from retinaflow.data.decoding_limits import (
-    MAX_PIXELS,
-    MAX_SCANS,
-    has_many_scans,
-    open_header,
-    start_of_scan,
-    without_compressed_parts,
-)
+from retinaflow.data.decoding_limits import MAX_PIXELS, MAX_SCANS, has_many_scans, without_compressed_parts
+from retinaflow.data.image_folders import SUFFIXES as SUFFIXES
+from retinaflow.data.image_folders import locate_files
+from retinaflow.data.image_headers import header_size, is_cut_jpeg, is_jpeg
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError
 from retinaflow.settings.data_settings import OnBadImage
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-LEFT_OUT_SUFFIXES = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".dcm")
-"""Image files of other types: they are not read, and counted."""
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_TAIL = 4096
-"""Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""
+_LEFT_OVER = 0.02
+"""Fraction of a JPEG that may be left over after its last pixel without a report."""
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 """(factor, flag of OpenCV that decodes at 1 / factor of the size)."""
 
@@ -66,30 +58,41 @@ def attach_files(
     ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises DataError with
     their number and the first one, as both do when no image remains.
     """
-    root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
-    found = files_by_stem(folders, root)
-    files = np.array([found.get(str(image_id), "") for image_id in index.image_ids], dtype=np.str_)
-    located = replace(index, files=files, images_folder=str(root), path=None)
+    found = locate_files(index.image_ids, folders)
+    located = replace(index, files=found.files, images_folder=str(found.root), path=None)
     shown = " or ".join(str(folder) for folder in folders)
-    return attach_sizes(located, shown, on_bad_image=on_bad_image, given=given, journal=journal, quiet=quiet)
+    return attach_sizes(
+        located,
+        shown,
+        reasons=found.reasons,
+        on_bad_image=on_bad_image,
+        given=given,
+        journal=journal,
+        quiet=quiet,
+    )
 
 
 def attach_sizes(
     index: AnnotationIndex,
     searched: str,
     *,
+    reasons: Mapping[int, str] = MappingProxyType({}),
     on_bad_image: OnBadImage = "stop",
     given: SizeTable | None = None,
     journal: Path | None = None,
     quiet: bool = False,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
-    """As :func:`attach_files`, for an index with the paths of its files; empty: no file was found in ``searched``."""
+    """As :func:`attach_files`, for an index with the paths of its files; empty: no file was found in ``searched``,
+    and ``reasons`` may give why."""
     files, root = index.files, Path(index.images_folder)
-    bad = [BadImage(str(index.image_ids[image]), "no file") for image in np.flatnonzero(files == "")]
+    missing = np.flatnonzero(files == "").tolist()
+    bad = [BadImage(str(index.image_ids[image]), reasons.get(image, "no file")) for image in missing]
     if bad and (on_bad_image == "stop" or len(bad) == len(index)):
+        known = next((reasons[image] for image in missing if image in reasons), "")
+        why = f" ({known})" if known else ""
         raise DataError(
             f"{len(index) - len(bad):,} of {len(index):,} images have a file under {searched}; "
-            f"{bad[0].image_id} has none, for example. Check images=, or give on_bad_image=skip to leave them out."
+            f"{bad[0].image_id} has none, for example{why}. Check images=, or give on_bad_image=skip to leave them out."
         )
     sizes = np.zeros((len(index), 2), dtype=np.int32) if given is None else given.look_up(index.image_ids)
     sizes[files == ""] = 0
@@ -103,21 +106,6 @@ def attach_sizes(
         )
     complete = replace(index, sizes=sizes, path=None)
     return (complete.take(np.flatnonzero(sizes[:, 0] > 0)) if bad else complete), bad
-
-
-def files_by_stem(folders: Iterable[Path], root: Path) -> dict[str, str]:
-    """Name without suffix -> path under ``root`` of the image files in some folders; the first folder comes first."""
-    found: dict[str, str] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise SettingError(f"images={folder}: no such folder")
-        prefix = os.path.relpath(folder.resolve(), root)
-        # Sorted, so that the first match is always the same.
-        for name in sorted(entry.name for entry in os.scandir(folder)):
-            stem, dot, suffix = name.rpartition(".")
-            if f"{dot}{suffix.lower()}" in SUFFIXES:
-                found.setdefault(stem, name if prefix == "." else f"{prefix}/{name}")
-    return found
 
 
 def _read_missing_sizes(
@@ -152,21 +140,6 @@ def file_states(index: AnnotationIndex) -> NDArray[np.int64]:
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
-def header_size(path: Path) -> tuple[int, int] | str:
-    """(height, width) of the stored pixels from the header of an image file, or the reason why it cannot be used."""
-    try:
-        with path.open("rb") as file, open_header(file) as image:
-            size = image.height, image.width
-            is_jpeg = image.format in ("JPEG", "MPO")
-        # OpenCV fills the missing rows of a cut JPEG with grey, without an error.
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - _TAIL, 0))
-            is_cut = is_jpeg and _JPEG_END not in file.read() and _is_cut(np.fromfile(path, dtype=np.uint8))
-        return "the JPEG is cut short" if is_cut else size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        return "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
 class UnreadableImageError(DataError):
     """An image file that is missing, damaged, or no image; the message begins with its path."""
 
@@ -187,13 +160,13 @@ def decode_bytes(
     data: NDArray[np.uint8], size: tuple[int, int], target: tuple[int, int], *, name: str
 ) -> NDArray[np.uint8]:
     """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
-    if _is_jpeg(data) and has_many_scans(data):
+    if is_jpeg(data) and has_many_scans(data):
         raise UnreadableImageError(f"{name}: a JPEG may have {MAX_SCANS} scans, but has more")
     shrink = min(size[0] / target[0], size[1] / target[1])
     # OpenCV decodes other formats whole before it reduces them.
-    reduced = _REDUCED if _is_jpeg(data) else ()
-    flag = next((flag for factor, flag in reduced if shrink >= factor), cv2.IMREAD_COLOR)
-    pixels = _whole_jpeg(data) if flag == cv2.IMREAD_COLOR else None
+    reduced = _REDUCED if is_jpeg(data) else ()
+    factor, flag = next(((factor, flag) for factor, flag in reduced if shrink >= factor), (1, cv2.IMREAD_COLOR))
+    pixels = _jpeg(name, data, factor)
     if pixels is None:
         pixels = _pixels(name, without_compressed_parts(data), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
@@ -206,34 +179,39 @@ def decode_bytes(
     return pixels
 
 
-def _whole_jpeg(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """RGB pixels of an intact, ordinary JPEG in full size, faster than by OpenCV; None for any other file."""
-    if not _is_jpeg(data) or _is_cut(data):
+def _jpeg(name: str, data: NDArray[np.uint8], factor: int) -> NDArray[np.uint8] | None:
+    """RGB pixels of an ordinary JPEG at 1 / ``factor`` of its size; None for any other file.
+
+    In full size the fast transforms are used; at reduced size the pixels are those of OpenCV, which does not notice
+    damage. Raises UnreadableImageError for a JPEG of which pixels are missing.
+    """
+    if not is_jpeg(data) or is_cut_jpeg(data):
         return None
     try:
-        height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        # OpenCV knows the limit, and refuses the file.
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if height * width > MAX_PIXELS:
+            # OpenCV has the same limit, and refuses the file.
             return None
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
-    except ValueError:
-        # CMYK, 12 bits, or a warning of libjpeg: OpenCV decodes the file, or gives the reason why it cannot.
+        if factor == 1:
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
+        least = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", **least))
+    except ValueError as error:
+        if _is_damage(str(error), len(data)):
+            raise UnreadableImageError(f"{name}: the JPEG is damaged: {error}") from None
+        # CMYK, 12 bits, or a harmless warning of libjpeg: OpenCV decodes the file, or gives the reason why it cannot.
         return None
 
 
-def _is_jpeg(data: NDArray[np.uint8]) -> bool:
-    return data[:2].tobytes() == _JPEG_START
-
-
-def _is_cut(data: NDArray[np.uint8]) -> bool:
-    """Whether a JPEG lacks its end marker in its last bytes and, because phones append whole videos, also after the
-    start of its pixels (before that, a thumbnail may have an end marker of its own)."""
-    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[start_of_scan(data) :].tobytes()
+def _is_damage(warning: str, size: int) -> bool:
+    """Whether a warning of libjpeg means that pixels are missing: data ends early, or much of it is left over."""
+    left_over = re.search(r"(\d+) extraneous bytes", warning)
+    return "premature end" in warning or bool(left_over and int(left_over[1]) > _LEFT_OVER * size)
 
 
 def _pixels(path: str, data: NDArray[np.uint8], flags: int) -> NDArray[np.uint8]:
     """RGB pixels of the bytes of an image file."""
-    if _is_jpeg(data) and _is_cut(data):
+    if is_jpeg(data) and is_cut_jpeg(data):
         raise UnreadableImageError(f"{path}: the JPEG is cut short")
     try:
         pixels = cv2.imdecode(data, flags) if len(data) else None

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.data.annotation_rows import LONGEST_ID, NOT_PLAIN, build_annotations, image_ids_of
+from retinaflow.data.annotation_rows import build_annotations
 from retinaflow.data.class_files import read_taxonomy
+from retinaflow.data.id_columns import LONGEST_ID, NOT_PLAIN, image_ids_of
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
@@ -58,6 +59,8 @@ _EXPORT_CLASSES = tuple(f"{split}/metadata/classes.csv" for split in ("train", "
 _EXPORT_HIERARCHY = tuple(f"{split}/metadata/hierarchy.json" for split in ("train", "validation", "test"))
 _OTHER_NAMES = {"validation": ("val", "valid"), "val": ("validation",), "valid": ("validation",)}
 """Names of one split in published files: V7 has oidv7-val-annotations-human-imagelabels.csv."""
+SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
+"""Names of folders that hold the images of one split."""
 
 
 class MissingAnnotationsError(DataError):
@@ -83,9 +86,19 @@ class SourceFiles:
         return any(path.parts[-2:] == Path(_EXPORT_BOXES).parts[-2:] for path in self.boxes)
 
 
+def split_names(split: str) -> tuple[str, ...]:
+    """The names that a split may have in files and folders, its own first."""
+    return (split, *_OTHER_NAMES.get(split, ()))
+
+
 def names_for(patterns: Sequence[str], split: str) -> list[str]:
     """The names that a file of a split may have."""
-    return [name.format(split=word) for word in (split, *_OTHER_NAMES.get(split, ())) for name in patterns]
+    return [name.format(split=word) for word in split_names(split) for name in patterns]
+
+
+def has_boxes(data: Path) -> bool:
+    """Whether a folder holds published boxes of any split."""
+    return any(True for name in (*BOX_FILES, _EXPORT_BOXES) for _ in data.glob(name.format(split="*")))
 
 
 def find_files(
@@ -124,7 +137,12 @@ def _first(data: Path, names: Sequence[str], setting: str) -> Path:
     for name in names:
         if (data / name).is_file():
             return data / name
-    hint = f", or {setting}=none if there are none" if setting.endswith("image_labels") else ""
+    hint = ""
+    if setting == "image_labels":
+        hint = ", or image_labels=none if there are none"
+    elif setting.endswith("image_labels"):
+        # image_labels=none would take those of the training away.
+        hint = " (if there are none: a file of the header ImageID,LabelName,Confidence alone)"
     if setting.endswith("boxes") and (there := sorted(path.name for path in data.glob("*-annotations-bbox.csv"))):
         hint = f"; there are {', '.join(there[:5])}: train_splits= and eval_split= name the splits to read"
     raise MissingAnnotationsError(

@@ -9,7 +9,7 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.data.images import LEFT_OUT_SUFFIXES, SUFFIXES
+from retinaflow.data.image_folders import OTHER_SUFFIXES, SUFFIXES
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError
@@ -93,7 +93,7 @@ def _check_images(
 def _id_hint(image_id: str, index: AnnotationIndex) -> str:
     """How an id would have to be written to be that of an image of the index; empty if nothing similar is known."""
     path = PurePath(image_id.replace("\\", "/"))
-    plain = path.stem if path.suffix.lower() in (*SUFFIXES, *LEFT_OUT_SUFFIXES) else path.name
+    plain = path.stem if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) else path.name
     known = set(map(str, index.image_ids))
     if plain != image_id and plain in known:
         return f"; an id is the file name without folder and suffix ({plain})"

@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index, share_index
 from retinaflow.data.class_groups import SeenImages, limit_background, select_classes
+from retinaflow.data.formats.recognition import conversion_hint
 from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.image_class_pairs import ImageClassPairs, image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.known_classes import with_absent_labels
-from retinaflow.data.openimages import find_files, read_image_ids
+from retinaflow.data.openimages import (
+    MissingAnnotationsError,
+    SourceFiles,
+    find_files,
+    has_boxes,
+    read_image_ids,
+    split_names,
+)
 from retinaflow.data.sampling import epoch_plan, expected_samples, first_balanced_epoch, image_weights
 from retinaflow.demo.dataset import demo_is_current, write_demo
 from retinaflow.errors import DataError, SettingError
@@ -69,29 +77,23 @@ def read_split(
     with_images: bool = True,
     allow_repeats: bool = False,
     fill_in: bool = True,
+    prefix: str = "",
 ) -> LoadedIndex:
     """The index of some splits with all classes of the class list.
 
+    ``prefix``: of the names of the settings for ``boxes`` and ``image_labels``, in errors.
     ``allow_repeats``: repeated boxes are kept. ``fill_in``: the absent classes of an exhaustive set are entered as
     labels for an evaluation, one for every class on every image; otherwise the index only notes that all classes are
     known.
     """
     folder = data_folder(settings)
-    hierarchy = settings.hierarchy
-    files = find_files(
-        folder,
-        splits,
-        boxes=boxes,
-        image_labels=image_labels,
-        classes=settings.classes,
-        hierarchy=Path(hierarchy) if hierarchy not in (None, "auto") else None,
-        use_hierarchy=hierarchy is not None,
-    )
+    files = _found_files(settings, folder, splits, boxes, image_labels, prefix)
+    with_images = with_images or (files.list_other_images and has_images(settings, splits))
     images = image_folders(settings, folder, splits) if with_images else []
     loaded = load_index(
         files,
         images,
-        image_sizes=settings.size_table if images else None,
+        image_sizes=settings.size_table,
         on_bad_row=settings.on_bad_row,
         on_bad_image=settings.on_bad_image,
         allow_repeats=allow_repeats,
@@ -110,6 +112,33 @@ def read_split(
     return loaded
 
 
+def _found_files(
+    settings: DataSettings,
+    folder: Path,
+    splits: Sequence[str],
+    boxes: Sequence[Path],
+    image_labels: Sequence[Path] | None,
+    prefix: str,
+) -> SourceFiles:
+    hierarchy = settings.hierarchy
+    try:
+        return find_files(
+            folder,
+            splits,
+            boxes=boxes,
+            image_labels=image_labels,
+            classes=settings.classes,
+            hierarchy=Path(hierarchy) if hierarchy not in (None, "auto") else None,
+            use_hierarchy=hierarchy is not None,
+            prefix=prefix,
+        )
+    except MissingAnnotationsError:
+        hint = None if boxes or has_boxes(folder) else conversion_hint(folder)
+        if hint is None:
+            raise
+        raise MissingAnnotationsError(hint) from None
+
+
 def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -> list[Path]:
     """The folders with the images of some splits. Raises DataError when there is none."""
     if settings.images:
@@ -122,7 +151,9 @@ def image_folders(settings: DataSettings, folder: Path, splits: Sequence[str]) -
 
 
 def _image_candidates(folder: Path, splits: Sequence[str]) -> list[Path]:
-    return [folder / "images", *(base / split for split in splits for base in (folder / "images", folder))]
+    """``images``, and for each split ``images/SPLIT`` and ``SPLIT`` (where FiftyOne has ``SPLIT/data``)."""
+    words = [word for split in splits for word in split_names(split)]
+    return [folder / "images", *(base / word for word in words for base in (folder / "images", folder))]
 
 
 def has_images(settings: DataSettings, splits: Sequence[str]) -> bool:
@@ -188,6 +219,7 @@ def _split(
         boxes=settings.eval_boxes,
         image_labels=eval_labels,
         with_images=with_images,
+        prefix="eval_",
     )
     shared = np.intersect1d(whole.image_ids, evaluated.index.image_ids)
     if len(shared):

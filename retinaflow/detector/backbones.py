@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from retinaflow.errors import SettingError
 
@@ -42,7 +43,13 @@ class Body:
     std: tuple[float, ...] = IMAGENET_STD
 
     def freeze(self, *, trained: int, batch_norms: bool) -> None:
-        """Train the last ``trained`` of the five stages only; with ``batch_norms``, make constants of batch norms."""
+        """Train the last ``trained`` of the five stages only; with ``batch_norms``, make constants of batch norms.
+
+        Nothing is dropped at random either way: a training is a function of its seed and its images.
+        """
+        for module in self.module.modules():
+            if isinstance(module, _DropoutNd | StochasticDepth):
+                module.p = 0.0
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(self.stage_of[name] > 5 - trained)
         if batch_norms:

@@ -236,15 +236,16 @@ class _Equalized(NamedTuple):
         gamma, log_weight = self.gamma, self.log_negative
         if label is not None:
             gamma, log_weight = gamma[label], self.log_positive[label]
-        softplus = F.logsigmoid(-z).neg_()
+        softplus = F.softplus(z, threshold=40.0)
         # log p = z - softplus(z), and one exp gives weight * p^gamma: a power with another exponent for each class
-        # costs four times as much.
-        factor = torch.addcmul(log_weight, z - softplus, gamma).exp_()
+        # costs four times as much. Every pass over the block counts, so the sums are written with as few as there are.
+        log_p = z - softplus
+        factor = torch.addcmul(log_weight, log_p, gamma, out=log_p).exp_()
+        loss = torch.dot(softplus.flatten(), factor.flatten())
         if slope is None:
-            return softplus.mul_(factor).sum()
-        p = z.sigmoid_()
-        loss = (softplus * factor).sum()
-        steep = softplus.mul_(1 - p).mul_(gamma).add_(p).mul_(factor)
+            return loss
+        p, steep = z.sigmoid_(), softplus.mul_(gamma)
+        steep.addcmul_(steep, p, value=-1).add_(p).mul_(factor)
         if label is None:
             self.sums[1] += steep.sum((0, 1))
         else:

@@ -21,7 +21,7 @@ from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import DataError, first_line
 from retinaflow.files import atomic_file, check_archive
-from retinaflow.settings.resolve import current_names
+from retinaflow.settings.resolve import current_names, resolve
 from retinaflow.settings.training_settings import NetworkSettings
 from retinaflow.taxonomy import Taxonomy
 
@@ -115,7 +115,7 @@ def _network_document(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _network_of(document: dict[str, Any]) -> NetworkSettings:
     own = {name: value for name, value in document.items() if name not in ("num_classes", "norm")}
-    return NetworkSettings(**own, batch_norm="frozen" if document["norm"] == "frozen" else "train")
+    return resolve(NetworkSettings, {**own, "batch_norm": "frozen" if document["norm"] == "frozen" else "train"})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.cache import size_journal
+from retinaflow.data.id_columns import read_image_sizes
+from retinaflow.data.image_folders import SUFFIXES, images_under, locate_files
 from retinaflow.data.image_sizes import SizeTable
-from retinaflow.data.images import SUFFIXES, BadImage, attach_sizes, files_by_stem
+from retinaflow.data.images import BadImage, attach_sizes
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import (
     MissingAnnotationsError,
@@ -28,6 +29,7 @@ from retinaflow.data.openimages import (
     split_image_ids,
 )
 from retinaflow.data.tables import RowError, RowErrors, errors_frame
+from retinaflow.data.text_lines import read_lines
 from retinaflow.data.training_data import data_folder, image_folders, load_training_data, read_split
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
@@ -95,7 +97,7 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
         return _listed(config.image_list, config, trained)
     if config.images:
         searched = " or ".join(map(str, config.images))
-        return _unique((path.stem, path) for folder in config.images for path in _files_under(folder)), searched
+        return _unique((path.stem, path) for folder in config.images for path in images_under(folder)), searched
     settings, splits = _data(config, trained)
     folders = image_folders(settings, data_folder(settings), splits)
     searched = " or ".join(map(str, folders))
@@ -107,7 +109,7 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
                 f"split={splits[0]}: {data_folder(settings)} has neither annotations of it nor a folder of its images; "
                 "give a folder as images=, or a file of ids or paths as image_list="
             )
-        return _unique((path.stem, path) for folder in own for path in _files_under(folder)), searched
+        return _unique((path.stem, path) for folder in own for path in images_under(folder)), searched
     return _looked_up(ids.tolist(), folders), searched
 
 
@@ -170,7 +172,7 @@ def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> t
     """A list of paths, relative to its own folder, and ids, looked up in ``images`` or the folders of the split."""
     if not path.is_file():
         raise SettingError(f"image_list={path}: no such file")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_lines(path)]
     is_table = bool(lines) and lines[0].split(",")[0].strip('"').lower() == "imageid"
     paths: list[tuple[str, Path | None]] = []
     ids: list[str] = []
@@ -193,7 +195,7 @@ def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> t
     if config.images:
         folders = list(config.images)
         wanted = set(ids)
-        there = _unique((file.stem, file) for folder in folders for file in _files_under(folder) if file.stem in wanted)
+        there = _unique((file.stem, file) for folder in folders for file in images_under(folder) if file.stem in wanted)
         by_id = {image_id: there.get(image_id) for image_id in ids}
     else:
         settings, splits = _data(config, trained)
@@ -203,23 +205,8 @@ def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> t
 
 
 def _looked_up(ids: Sequence[str], folders: Sequence[Path]) -> dict[str, Path | None]:
-    root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    found = files_by_stem(folders, root)
-    return {image_id: root / found[image_id] if image_id in found else None for image_id in ids}
-
-
-def _files_under(folder: Path) -> Iterator[Path]:
-    """The image files of a folder and its subfolders, hidden ones left out, absolute and sorted."""
-    if not folder.is_dir():
-        raise SettingError(f"images={folder}: no such folder")
-    for parent, folders, names in os.walk(folder.absolute()):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                path = Path(parent) / name
-                if _not_unicode(str(path)):
-                    raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
-                yield path
+    found = locate_files(np.array(ids, dtype=np.str_), folders)
+    return {image_id: found.root / file if file else None for image_id, file in zip(ids, found.files, strict=True)}
 
 
 def _unique(pairs: Iterator[tuple[str, Path | None]]) -> dict[str, Path | None]:
@@ -231,11 +218,6 @@ def _unique(pairs: Iterator[tuple[str, Path | None]]) -> dict[str, Path | None]:
                 f"and {path}; rename one, or take the folders one by one, each with an output= of its own"
             )
     return found
-
-
-def _not_unicode(name: str) -> bool:
-    """Whether bytes of a file name could not be read as text (Python keeps them as lone surrogates)."""
-    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _bare(ids: NDArray[np.str_], taxonomy: Taxonomy) -> AnnotationIndex:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from retinaflow.data.images import BadImage
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import SCHEMA, predictions_frame, submission_rows
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import atomic_file, lock, remove_partial_files
@@ -163,7 +164,7 @@ class PredictionFolder:
                 pd.DataFrame(columns=SCHEMA.names).to_csv(partial, index=False)
                 for shard in self.shards:
                     frame = pa_parquet.read_table(shard.path).to_pandas()
-                    frame.to_csv(partial, mode="a", header=False, index=False)
+                    for_spreadsheet(frame).to_csv(partial, mode="a", header=False, index=False)
         return path
 
     def write_submission(self, path: Path, image_ids: NDArray[np.str_], *, without_file: Sequence[str] = ()) -> None:

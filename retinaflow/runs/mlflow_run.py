@@ -13,21 +13,25 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
 from mlflow.entities import Metric
 
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import first_line
+from retinaflow.progress import print_to
 from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
 from retinaflow.runs.registry import log_checkpoint
-from retinaflow.runs.run import FileRun
+from retinaflow.runs.run import FileRun, as_parameters
 from retinaflow.runs.store import refuses, uri
-from retinaflow.settings.value_types import as_text
 
+Value = TypeVar("Value")
+_LONGEST = 6000
+"""Letters of a parameter, after which MLflow cuts it."""
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 """The tag in which ``mlflow ui`` finds the tables of a run."""
 
@@ -49,14 +53,14 @@ class MlflowRun(FileRun):
         What it logged is not always what was used (a file of settings wins over its declared defaults); MLflow lets no
         parameter be changed, so such a value is logged as ``used/NAME``.
         """
-        self._outbox.put("params", {"params": {name: as_text(value) for name, value in params.items()}})
+        self._outbox.put("params", {"params": as_parameters(params)})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         self._outbox.put("metrics", {"time": int(time.time() * 1000), "step": step, "metrics": values})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._outbox.put("tags", {"tags": dict(tags)})
+        self._outbox.put("tags", {"tags": {name: without_secrets(value) for name, value in tags.items()}})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._outbox.put("file", {"folder": folder}, path)
@@ -84,6 +88,8 @@ class MlflowRun(FileRun):
     def _deliver(self, item: Item) -> None:
         try:
             getattr(self, f"_deliver_{item.kind}")(item)
+        except Refused:
+            raise
         except Exception as error:
             # What has arrived by now must be looked up again.
             self._known.clear()
@@ -100,20 +106,28 @@ class MlflowRun(FileRun):
 
     def _deliver_params(self, item: Item) -> None:
         known = self._client.get_run(self.run_id).data.params
+        for name in [name for name, value in known.items() if without_secrets(value) != value]:
+            warn(
+                f"the parameter {name}, which mlflow run has logged, holds a password, and MLflow lets no parameter be "
+                "changed: delete the run, and give passwords in PGPASSWORD or PGPASSFILE"
+            )
         given: dict[str, str] = item.content["params"]
         new = {name: value for name, value in given.items() if name not in known}
         # A resumed run has the parameters it was started with.
         for name in () if self._resumed else given.keys() & known.keys():
             if f"used/{name}" not in known and not _same_value(known[name], given[name]):
                 new[f"used/{name}"] = given[name]
-        mlflow.log_params(new, synchronous=True, run_id=self.run_id)
+        self._each(new, lambda some: mlflow.log_params(dict(some), synchronous=True, run_id=self.run_id))
 
     def _deliver_metrics(self, item: Item) -> None:
         content = item.content
         points = {name: value for name, value in content["metrics"].items() if not self._has(name, value, item)}
-        metrics = [Metric(name, value, content["time"], content["step"]) for name, value in points.items()]
-        if metrics:
+
+        def send(some: Mapping[str, float]) -> None:
+            metrics = [Metric(name, value, content["time"], content["step"]) for name, value in some.items()]
             self._client.log_batch(self.run_id, metrics, synchronous=True)
+
+        self._each(points, send)
         for name in points.keys() & self._known.keys():
             self._known[name].add((content["step"], _stored(points[name])))
 
@@ -127,8 +141,11 @@ class MlflowRun(FileRun):
         return (step, _stored(value)) in known or (self._resumed and any(step == other for other, _ in known))
 
     def _deliver_tags(self, item: Item) -> None:
-        for name, value in item.content["tags"].items():
-            self._client.set_tag(self.run_id, name, value)
+        def send(some: Mapping[str, str]) -> None:
+            for name, value in some.items():
+                self._client.set_tag(self.run_id, name, value)
+
+        self._each(item.content["tags"], send)
 
     def _deliver_file(self, item: Item) -> None:
         self._client.log_artifact(self.run_id, str(item.file), item.content["folder"])
@@ -146,6 +163,29 @@ class MlflowRun(FileRun):
         assert item.file is not None
         log_checkpoint(self.run_id, item.file, register_as=name)
 
+    def _each(self, entries: Mapping[str, Value], send: Callable[[Mapping[str, Value]], object]) -> None:
+        """Send entries at once, or one by one where the store refuses: one that it does not take must not take the
+        others along. Raises Refused for those, when all others have arrived."""
+        if not entries:
+            return
+        try:
+            send(entries)
+        except Exception as error:
+            if not refuses(error):
+                raise
+        else:
+            return
+        refused = []
+        for name, value in entries.items():
+            try:
+                send({name: value})
+            except Exception as error:
+                if not refuses(error):
+                    raise
+                refused.append(f"{name}: {first_line(error)[:300]}")
+        if refused:
+            raise Refused("; ".join(refused))
+
     def _deliver_end(self, item: Item) -> None:
         # The end that an earlier process could not send no longer holds: the run has been resumed.
         if not item.earlier:
@@ -153,8 +193,14 @@ class MlflowRun(FileRun):
 
 
 def _same_value(quoted: str, value: str) -> bool:
-    """Whether a parameter as ``mlflow run`` logs it, quoted for a shell, is this value."""
-    logged = " ".join(shlex.split(quoted)) if quoted[:1] in ("'", '"') else quoted
+    """Whether a parameter as ``mlflow run`` logs it, quoted for a shell and cut when it is long, is this value."""
+    try:
+        logged = " ".join(shlex.split(quoted)) if quoted[:1] in ("'", '"') else quoted
+    except ValueError:
+        # Cut between the quotes.
+        return value.startswith(quoted[1:])
+    if len(quoted) >= _LONGEST:
+        return value.startswith(logged)
     try:
         return float(logged) == float(value)
     except ValueError:
@@ -167,5 +213,5 @@ def _stored(value: float) -> float:
 
 
 def warn(text: str) -> None:
-    """Print a line on standard error at once."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line on standard error at once, without secrets."""
+    print_to(sys.stderr, text)

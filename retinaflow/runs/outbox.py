@@ -51,6 +51,11 @@ class Item:
     again: bool = False
     earlier: bool = False
 
+    @property
+    def name(self) -> str:
+        """What it is, for messages: ``metrics``, or the name of the file."""
+        return self.kind if self.file is None else self.file.name
+
 
 @dataclass(frozen=True)
 class Unsent:
@@ -96,6 +101,8 @@ class Outbox:
         self._refused: list[_Entry] = []
         self._closed = self._abandoned = False
         self._failing_since: float | None = None
+        self._away = False
+        self._set_aside: set[str] = set()
         self._reason = ""
         self._count = 0
         self._made_folders = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -160,7 +167,7 @@ class Outbox:
                     return
                 self._waiting.popleft()
                 if refused is not None:
-                    self._report(f"{self._store} does not take {entry.item.kind}: {refused}")
+                    self._report(f"{self._store} does not take {entry.item.name}: {refused}")
                     entry.refused = refused
                     self._refused.append(entry)
                 elif entry.item.file is not None:
@@ -184,30 +191,40 @@ class Outbox:
             except Exception as error:
                 failures += 1
                 reason = first_line(error)
+                # A store that is away answers late, so it is seldom asked.
+                answers = (not self._away or failures >= ATTEMPTS) and self._answers()
+                self._note_failure(entry.item, reason, answers=answers)
                 entry.item = replace(entry.item, again=True)
-                self._note_failure(reason)
-                if failures >= ATTEMPTS and self._answers():
-                    self._failing_since = None
+                if answers and (failures >= ATTEMPTS or entry.item.kind in self._set_aside):
+                    self._failing_since, self._away = None, False
+                    self._set_aside.add(entry.item.kind)
                     return reason
                 if self._pause(PAUSES[min(failures, len(PAUSES)) - 1]):
                     return None
             else:
                 self._note_success()
+                self._set_aside.discard(entry.item.kind)
                 return None
 
-    def _note_failure(self, reason: str) -> None:
+    def _note_failure(self, item: Item, reason: str, *, answers: bool) -> None:
         self._reason = reason
         if self._failing_since is None:
             self._failing_since = time.monotonic()
+        if not answers and not self._away:
+            self._away = True
             self._report(
                 f"{self._store} is out of reach; results wait in {self._folder}, the work continues ({reason})"
             )
+        elif answers and not item.again and item.kind not in self._set_aside:
+            self._report(f"{self._store} answers, but cannot store {item.name}; it is tried again ({reason})")
 
     def _note_success(self) -> None:
         if self._failing_since is not None:
             away = time.monotonic() - self._failing_since
             self._failing_since = None
-            self._report(f"{self._store} answers again after {away:.0f} s; waiting results are being sent")
+            if self._away:
+                self._away = False
+                self._report(f"{self._store} answers again after {away:.0f} s; waiting results are being sent")
 
     def _pause(self, seconds: float) -> bool:
         """Pause; returns whether to give up."""

@@ -14,8 +14,10 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from retinaflow.errors import DataError, SettingError
+from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.runs.served_requirements import serving_requirements
 from retinaflow.runs.store import new_folder, refuses, store_errors, uri
+from retinaflow.settings.backbone_names import TIMM
 
 
 def fetch_model(name: str) -> Path:
@@ -90,6 +92,7 @@ def log_checkpoint(run_id: str, checkpoint: Path, *, register_as: str | None) ->
         outputs=Schema([*outputs, ColSpec(DataType.string, "label"), ColSpec(DataType.string, "class")]),
         params=ParamSchema([ParamSpec("score_threshold", DataType.double, 0.0)]),
     )
+    uses_timm = load_checkpoint(checkpoint).network.backbone.startswith(TIMM)
     with quiet():
         # pyfunc.log_model, but with the run named: the run that is active is so in another thread.
         Model.log(
@@ -105,7 +108,7 @@ def log_checkpoint(run_id: str, checkpoint: Path, *, register_as: str | None) ->
             input_example=(pd.DataFrame({"image": [EXAMPLE]}), {"score_threshold": 0.3}),
             model_config={"images": "base64", **Limits().as_settings()},
             registered_model_name=register_as,
-            pip_requirements=serving_requirements(),
+            pip_requirements=serving_requirements(["timm"] if uses_timm else []),
             flavor_name="pyfunc.ModelFromCode",
         )
 

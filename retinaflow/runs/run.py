@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
+from retinaflow.addresses import without_secrets
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import SettingError
 from retinaflow.settings.value_types import as_text
 
@@ -41,8 +43,13 @@ class Run(Protocol):
     def log_model(self, checkpoint: Path, *, register_as: str | None) -> None: ...
 
 
+def as_parameters(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as the parameters of a run: as they are written, without the secrets of addresses."""
+    return {name: without_secrets(as_text(value)) for name, value in settings.items()}
+
+
 class FileRun(ABC):
-    """Writes results to files, which ``log_file`` stores."""
+    """Writes results to files, which ``log_file`` stores. Text is written without the secrets of addresses."""
 
     @abstractmethod
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -50,17 +57,17 @@ class FileRun(ABC):
 
     def log_json(self, document: Any, name: str) -> None:
         with _named(name) as path:
-            path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+            path.write_text(without_secrets(json.dumps(document, indent=1, default=str)) + "\n", encoding="utf-8")
             self.log_file(path)
 
     def log_text(self, text: str, name: str) -> None:
         with _named(name) as path:
-            path.write_text(text, encoding="utf-8")
+            path.write_text(without_secrets(text), encoding="utf-8")
             self.log_file(path)
 
     def log_csv(self, table: pd.DataFrame, name: str) -> None:
         with _named(name) as path:
-            table.to_csv(path, index=False)
+            for_spreadsheet(table).to_csv(path, index=False)
             self.log_file(path)
 
     def log_figure(self, figure: Figure, name: str) -> None:
@@ -136,7 +143,7 @@ class FolderRun(FileRun):
         return last
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        self.log_json({name: as_text(value) for name, value in params.items()}, "params.json")
+        self.log_json(as_parameters(params), "params.json")
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         new = self._logged.beyond(metrics, step)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
@@ -18,13 +18,14 @@ _PACKAGE = Path(__file__).parents[1]
 _START = f"{_PACKAGE.name}.runs.served_model"
 
 
-def serving_requirements() -> list[str]:
-    """Lines of a requirements file, sorted: ``NAME==VERSION`` of each distribution that serving imports.
+def serving_requirements(more: Collection[str] = ()) -> list[str]:
+    """Lines of a requirements file, sorted: ``NAME==VERSION`` of each distribution that serving imports, and of the
+    modules ``more``, which only some models need.
 
     A local version (``2.9.1+cpu``) is given without its last part: no package index has it.
     """
     known = packages_distributions()
-    names = {_distribution_of(known[module]) for module in imported_modules() if module in known}
+    names = {_distribution_of(known[module]) for module in imported_modules().union(more) if module in known}
     return sorted(f"{name}=={distribution(name).version.partition('+')[0]}" for name in names)
 
 

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from alembic.util import CommandError
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import DataError, SettingError, StoreError, first_line
+from retinaflow.runs.new_store import database_file
 
 
 def uri() -> str:
@@ -40,12 +43,20 @@ def store_errors(failed: str, *, refused: type[Exception] = StoreError) -> Itera
     """
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        if refuses(error) or _is_absent(error):
-            raise refused(f"{failed}: {first_line(error)}") from error
-        raise StoreError(
-            f"{failed}: {first_line(error)}; is {uri()} reachable, and is there room on its disk?"
-        ) from error
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
+        kind = refused if refuses(error) or _is_absent(error) else StoreError
+        raise kind(f"{failed}: {first_line(error)}{_advice(error)}") from error
+
+
+def _advice(error: BaseException) -> str:
+    """What to look at, where the error does not name it: after the store did not answer, or without its driver."""
+    if isinstance(error, ImportError):
+        return f"; a store of that kind needs the Python module {error.name}, which is not installed here"
+    if refuses(error) or _is_absent(error) or "mlflow db upgrade" in str(error):
+        return ""
+    if database_file(uri()) is not None:
+        return f"; can {database_file(uri())} be read and written, and is there room on its disk?"
+    return f"; is {uri()} reachable?"
 
 
 def refuses(error: BaseException) -> bool:
@@ -85,7 +96,7 @@ class RunRecord:
     @property
     def page(self) -> str | None:
         """The run's page in the browser; None for a store without a server."""
-        server = uri()
+        server = without_secrets(uri())
         return f"{server.rstrip('/')}/{self.path}" if server.startswith(("http://", "https://")) else None
 
 

@@ -14,13 +14,21 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import Interrupted
 from retinaflow.files import growing_waits, retry
-from retinaflow.runs import store
+from retinaflow.runs import new_store, store
+from retinaflow.runs.experiment import (
+    find_experiment,
+    leave_experiment_for,
+    run_name_of_environment,
+    tags_of_environment,
+)
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.outbox import Unsent
 from retinaflow.runs.run import FolderRun, NullRun, Run
@@ -41,38 +49,71 @@ def launched_by_mlflow() -> bool:
 
 @contextlib.contextmanager
 def start_run(
-    command: str, *, track: bool, experiment: str, output: Path, name: str | None = None, resume: str | None = None
+    command: str,
+    *,
+    track: bool,
+    experiment: str | None,
+    output: Path,
+    name: str | None = None,
+    resume: str | None = None,
 ) -> Iterator[Run]:
     """Open a run, nested when one is open; end it by how the block ends.
 
-    ``resume``: id of an MLflow run to resume instead of a new one. Raises StoreError when no run can be started.
+    ``experiment``: as :func:`retinaflow.runs.experiment.find_experiment` takes it. ``resume``: id of an MLflow run to
+    resume instead of a new one. Raises StoreError when no run can be started.
     """
     if not track:
         yield FolderRun(output, resumed=resume is not None)
         return
-    # Under `mlflow run` the experiment and the run are set by it; naming another raises.
-    launched = "MLFLOW_RUN_ID" in os.environ
-    nested = mlflow.active_run() is not None
-    with store.store_errors(f"no run can be started in {store.uri()}"):
-        if not launched and not nested and resume is None:
-            mlflow.set_experiment(experiment)
-        started = mlflow.start_run(
-            run_id=resume, run_name=name if nested or not launched else None, nested=nested, log_system_metrics=False
-        )
-    run = open_run(started.info.run_id, output, resumed=resume is not None)
+    run = open_run(_started(experiment, name=name, resume=resume), output, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit()})
     try:
         yield run
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        run.set_tags({"retinaflow.end": f"{type(error).__name__}: {error}"[:500]})
+        run.set_tags({"retinaflow.end": without_secrets(f"{type(error).__name__}: {error}")[:500]})
         end_run(run, "KILLED" if stopped else "FAILED", is_current=True)
         raise
     end_run(run, "FINISHED", is_current=True)
 
 
+def _started(experiment: str | None, *, name: str | None, resume: str | None) -> str:
+    """Id of the run to log to, which is now MLflow's active run: a new one, that of `mlflow run`, or one to resume."""
+    launched, outer = os.environ.get("MLFLOW_RUN_ID"), mlflow.active_run()
+    where: dict[str, Any] = {}
+    with store.store_errors(f"no run can be started in {store.uri()}"):
+        if resume is not None:
+            where = {"run_id": resume}
+            leave_experiment_for(resume)
+            if launched not in (None, resume):
+                _link_to_resumed(launched, resume)
+        elif outer is not None:
+            where = {"experiment_id": outer.info.experiment_id, "run_name": name}
+        elif launched is None:
+            new_store.make_store(store.uri())
+            where = {
+                "experiment_id": find_experiment(experiment).experiment_id,
+                "run_name": name or run_name_of_environment(),
+            }
+        tags = {} if outer is not None else tags_of_environment()
+        started = mlflow.start_run(**where, nested=outer is not None, tags=tags, log_system_metrics=False)
+    return str(started.info.run_id)
+
+
+def _link_to_resumed(launched: str, resumed: str) -> None:
+    """Let the run that `mlflow run` has made for this process, which stays empty, lead to the one that is resumed."""
+    client = mlflow.MlflowClient()
+    info = client.get_run(resumed).info
+    page = f"#/experiments/{info.experiment_id}/runs/{resumed}"
+    client.set_tag(launched, "retinaflow.command", "resume")
+    client.set_tag(launched, "retinaflow.continues", resumed)
+    client.set_tag(launched, "mlflow.note.content", f"Resumes [{info.run_name}]({page}), which has all results.")
+    # MLflow would start the next run of this process in it.
+    del os.environ["MLFLOW_RUN_ID"]
+
+
 @contextlib.contextmanager
-def start_data_run(command: str, *, track: bool, experiment: str, folder: Path) -> Iterator[Run]:
+def start_data_run(command: str, *, track: bool, experiment: str | None, folder: Path) -> Iterator[Run]:
     """The run of a command that writes a data folder. Its results are that folder; without MLflow nothing is logged."""
     if track:
         with start_run(command, track=True, experiment=experiment, output=folder.absolute().parent) as run:

@@ -43,6 +43,7 @@ Backbone = Annotated[str, AfterValidator(_known)]
 
 def import_timm() -> Any:
     """The library timm. Raises SettingError where it is not installed."""
+    # By name: an import statement would make it a requirement of every served model.
     try:
         return importlib.import_module("timm")
     except ImportError as error:

@@ -15,6 +15,8 @@ Placing = Literal["copy", "hardlink", "symlink"]
 Orientation = Literal["auto", "stored", "turned"]
 FirstPixel = Literal["auto", "0", "1"]
 Difficult = Literal["group-of", "keep"]
+BoxUnit = Literal["auto", "pixel", "fraction"]
+CocoBbox = Literal["auto", "size", "corners"]
 
 
 @with_defaults(
@@ -34,6 +36,8 @@ class ConvertConfig(TrackingSettings):
     """Layout to write; auto: openimages, which train reads, and coco where that is what is read."""
     images: Paths = ()
     """Folders to look for image files in first; none: where the layout has them."""
+    linked_folders: Paths = ()
+    """Folders outside of data to which its lists and links may lead; none: a path that leads out stops."""
     classes: OptionalPath = None
     """Class list (id,name) that fixes ids and order; none: the one in data, or ids made of the names."""
     exhaustive: bool | Literal["auto"] = "auto"
@@ -46,8 +50,14 @@ class ConvertConfig(TrackingSettings):
     """What boxes of images with an EXIF orientation refer to; auto: by declared size (YOLO: turned)."""
     voc_first_pixel: FirstPixel = "auto"
     """VOC corners: 1: pixels from 1, the last one included; 0: edges; auto: 1 for the challenges' files, else 0."""
-    voc_difficult: Difficult = "group-of"
-    """VOC's difficult objects: group-of (neither learned nor counted as errors), or keep as any other."""
+    difficult: Difficult = "group-of"
+    """Objects marked difficult or ignore (VOC, COCO): group-of (neither learned nor counted as errors), or keep as any
+    other."""
+    box_unit: BoxUnit = "auto"
+    """Unit of the boxes that are read: pixel, or fraction of the image; auto: fraction for YOLO, else pixel, but stops
+    where the numbers contradict it."""
+    coco_bbox: CocoBbox = "auto"
+    """COCO's bbox: x, y and size, or corners x1, y1, x2, y2; auto: size, but stops where area contradicts it."""
     on_bad_row: OnBadRow = "stop"
     """A box that breaks a rule stops the conversion, or is dropped and listed in dropped.csv."""
     on_bad_image: OnBadImage = "stop"

@@ -10,6 +10,7 @@ The docstring of a field is its help text and gives meaning, unit and special va
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -32,11 +33,15 @@ from retinaflow.settings.value_types import (
     Positive,
     Searched,
     as_text,
+    auto,
     by_data,
     split_list,
 )
 
 GroupType = TypeVar("GroupType", bound="Settings")
+DEFAULT_EXPERIMENT = "retinaflow"
+EXPERIMENT_VARIABLES = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+"""Environment variables of MLflow that name the experiment where no setting does."""
 
 
 class Settings(BaseModel):
@@ -112,8 +117,11 @@ class TrackingSettings(SeedSettings):
 
     track: Annotated[bool, FREE] = True
     """Log to MLflow; false writes the same files to output only."""
-    experiment: Annotated[str, FREE] = "retinaflow"
-    """MLflow experiment of a run started without mlflow run."""
+    experiment: Annotated[OptionalText, FREE] = auto(
+        "that of MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, else retinaflow",
+        lambda values: None if any(map(os.environ.get, EXPERIMENT_VARIABLES)) else DEFAULT_EXPERIMENT,
+    )
+    """MLflow experiment of a run started without mlflow run, which has --experiment-name."""
     output: Annotated[Path, FREE] = Path("outputs")
     """Folder for what the command writes."""
     config: Annotated[OptionalText, FREE] = None

@@ -24,6 +24,7 @@ RENAMED: Mapping[str, str] = {
     "min_truths": "min_ground_truth",
     "truth": "ground_truth",
     "validation_share": "validation_fraction",
+    "voc_difficult": "difficult",
 }
 """Earlier name -> name of a setting, for flags, ``-P``, YAML files and checkpoints."""
 

@@ -27,15 +27,36 @@ def sync_batch_norms(model: nn.Module, world: World) -> None:
         return
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
-            if type(norm) is nn.BatchNorm2d:
+            if isinstance(norm, nn.BatchNorm2d):
                 on_gpu = norm.weight.device.type == "cuda"
                 new = SyncedBatchNorm2d(norm, world) if not on_gpu else _torchs_own(norm)
                 setattr(parent, name, new)
 
 
+class _TorchsOwn(nn.SyncBatchNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return _with_children(self, super().forward(input))
+
+
 def _torchs_own(norm: nn.BatchNorm2d) -> nn.Module:
-    own: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+    own = _TorchsOwn(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+    _take_over(own, norm)
     return own
+
+
+def _take_over(new: nn.Module, norm: nn.BatchNorm2d) -> None:
+    for name, value in (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)):
+        setattr(new, name, value)
+    for name, child in norm.named_children():
+        new.add_module(name, child)
+    new.train(norm.training)
+
+
+def _with_children(norm: nn.Module, x: Tensor) -> Tensor:
+    """What timm's batch norms hold comes after them: their activation."""
+    for child in norm.children():
+        x = child(x)
+    return x
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -47,16 +68,13 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d, world: World) -> None:
         super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum)
-        self.weight, self.bias = norm.weight, norm.bias
-        for name, buffer in norm.named_buffers():
-            setattr(self, name, buffer)
         self._world = world
-        self.train(norm.training)
+        _take_over(self, norm)
 
     def forward(self, input: Tensor) -> Tensor:
         """``[B, C, H, W]`` -> the same; statistics of the batch of all ranks in training, else the running ones."""
         if not self.training:
-            return super().forward(input)
+            return _with_children(self, super().forward(input))
         results = _Normalise.apply(input, self.weight, self.bias, self.eps, self._world)
         output: Tensor = results[0]
         mean, variance, count = results[1:]
@@ -65,7 +83,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), momentum)
             self.num_batches_tracked += 1
-        return output
+        return _with_children(self, output)
 
 
 class _Normalise(torch.autograd.Function):

@@ -424,7 +424,7 @@ def plan_of(index: AnnotationIndex, length: int) -> NDArray[np.int64]:
 def test_counted_pastes_are_within_chance_of_the_expected_ones() -> None:
     index = crowd(0)
     made = pasting(index, probability=0.8, num_bins=4)
-    shapes, length = np.full((len(index), 2), (96, 128)), 5_000
+    shapes, length = np.full((len(index), 2), (96, 128)), 2_000
     found = measure_pastes(made, plan_of(index, length), shapes, seed=0, epoch=3, expand=False)
     assert found.pasted_expected.sum() > 0.8 * length
     # A class comes with a crop once or a few times: the variance of a count is at most some times its mean.

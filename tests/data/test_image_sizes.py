@@ -11,8 +11,8 @@ import pytest
 from made_index import TinyDataset, make_index
 from PIL import Image
 
-from retinaflow.data.annotation_rows import read_image_sizes
 from retinaflow.data.cache import load_index
+from retinaflow.data.id_columns import read_image_sizes
 from retinaflow.data.image_sizes import SizeTable, read_sizes
 from retinaflow.data.images import attach_files
 from retinaflow.data.openimages import find_files

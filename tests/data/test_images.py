@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,9 @@ from made_index import make_index
 from numpy.typing import NDArray
 from PIL import Image
 
-from retinaflow.data.images import attach_files, decode
+from retinaflow.data.image_folders import images_under, locate_files
+from retinaflow.data.image_headers import depth_notice, header_size
+from retinaflow.data.images import UnreadableImageError, attach_files, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.errors import DataError, SettingError
 
@@ -210,3 +213,144 @@ def test_exif_rotation_is_ignored_in_the_size_and_in_the_pixels(tmp_path: Path) 
     assert complete.sizes.tolist() == [[256, 512]]
     pixels = decode(complete.file_of(0), (256, 512), (256, 512))
     assert np.abs(pixels.astype(int) - pattern()).mean() < 4
+
+
+# Damage that headers show, or that decoding shows
+
+
+def noise(kind: str) -> bytes:
+    """A detailed image, so that a part of the file is a part of the pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "JPEG"])
+@pytest.mark.parametrize("rest", [0.5, 0.99])
+def test_a_cut_file_of_any_type_is_found_when_headers_are_read(kind: str, rest: float, tmp_path: Path) -> None:
+    whole, reason = noise(kind), f"the {kind} is cut short"
+    if kind == "WEBP":
+        reason = "could not create decoder object"
+    path = _written(tmp_path / "whole", whole)
+    assert header_size(path) == (256, 256)
+    assert header_size(_written(path, whole + bytes(9000))) == (256, 256), "what follows the image is no damage"
+    assert header_size(_written(path, whole[: int(len(whole) * rest)])) == reason
+
+
+@pytest.mark.parametrize("target", [(256, 256), (128, 128), (60, 60), (32, 32)])
+@pytest.mark.parametrize("damage", ["missing", "zeros"])
+def test_a_jpeg_without_its_middle_is_refused_at_every_size(
+    damage: str, target: tuple[int, int], tmp_path: Path
+) -> None:
+    whole = noise("JPEG")
+    third = len(whole) // 3
+    middle = b"" if damage == "missing" else bytes(third)
+    path = _written(tmp_path / "a.jpg", whole[:third] + middle + whole[2 * third :])
+    assert header_size(path) == (256, 256)
+    with pytest.raises(UnreadableImageError, match=r"a\.jpg: the JPEG is damaged: Corrupt JPEG data"):
+        decode(path, (256, 256), target)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("size", [(256, 512), (255, 511), (97, 131)])
+def test_a_jpeg_at_reduced_size_has_the_pixels_of_opencv(factor: int, size: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pattern()[: size[0], : size[1]]).save(path)
+    flag = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[factor]
+    expected = cv2.cvtColor(cv2.imdecode(np.fromfile(path, np.uint8), flag), cv2.COLOR_BGR2RGB)
+    height, width = expected.shape[:2]
+    # A side of less than size / factor, so that this factor is taken; the last columns are cut off by no resizing.
+    pixels = decode(path, (height * factor, width * factor), (height, width))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_named_pipe_among_images_is_no_image(tmp_path: Path) -> None:
+    index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"))
+    (folder / "i0000.jpg").unlink()
+    os.mkfifo(folder / "i0000.jpg")
+    with pytest.raises(DataError, match=r"i0000 has none, for example \(i0000\.jpg is no regular file\)"):
+        attach_files(index, [folder], quiet=True)
+    assert header_size(folder / "i0000.jpg") == "no regular file"
+    assert list(images_under(folder)) == []
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "HEIC"])
+def test_an_image_of_a_type_that_is_not_read_is_the_reason(suffix: str, tmp_path: Path) -> None:
+    index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"), **{f"{suffix}_1": b"x"})
+    rule = rf"i0001 has none, for example \(i0001\.{suffix} is not read: an image must be one of \.jpg"
+    with pytest.raises(DataError, match=rule):
+        attach_files(index, [folder], quiet=True)
+    _, bad = attach_files(index, [folder], on_bad_image="skip", quiet=True)
+    assert bad[0].reason.startswith(f"i0001.{suffix} is not read")
+
+
+def test_files_left_out_of_a_folder_are_counted_with_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (
+        "a.jpg",
+        "deep/b.png",
+        "c.tif",
+        "d.gif",
+        "outputs/p.png",
+        "run/mlruns/p.png",
+        ".hidden/h.jpg",
+        "n.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded("jpeg"))
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "e.jpg").write_bytes(encoded("jpeg"))
+    (tmp_path / "converted" / "retinaflow.yaml").write_text("exhaustive: true\n")
+    assert [path.name for path in images_under(tmp_path)] == ["a.jpg", "b.png"]
+    out = capsys.readouterr().out
+    assert "2 files that are none of .jpg, .jpeg, .png, .webp, .bmp are left out, c.tif for example" in out
+    assert "3 folders of results are left out, converted for example" in out
+
+
+def test_files_are_found_at_any_depth_in_either_unicode_form_and_not_among_results(tmp_path: Path) -> None:
+    for name in ("camera 1/day/e\u0301.jpg", "outputs/x.jpg", "b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded("jpeg"))
+    found = locate_files(np.array(["b", "x", "\u00e9"]), [tmp_path])
+    assert found.files.tolist() == ["b.jpg", "", "camera 1/day/e\u0301.jpg"]
+    (tmp_path / "camera 2").mkdir()
+    (tmp_path / "camera 2" / "\u00e9.png").write_bytes(encoded("png"))
+    with pytest.raises(DataError, match=r"an image id must stand for one file, but .* is camera 1/.* and camera 2/"):
+        locate_files(np.array(["\u00e9"]), [tmp_path])
+
+
+def test_an_image_of_another_split_is_not_taken(tmp_path: Path) -> None:
+    for name in ("train/a.jpg", "validation/a.jpg", "validation/b.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(encoded("jpeg"))
+    folders = [tmp_path / "images", tmp_path / "images" / "train"]
+    assert locate_files(np.array(["a", "b"]), folders).files.tolist() == ["train/a.jpg", ""]
+
+
+def test_two_files_of_an_id_in_one_folder_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(encoded("jpeg"))
+    assert locate_files(np.array(["a", "b"]), [tmp_path]).files.tolist() == ["a.jpg", "b.jpg"]
+    assert "1 image ids have more than one file; the first by name is used: a.jpg, not a.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(4095, 12), (1000, 10), (65535, None), (40000, None)])
+def test_images_of_more_than_8_bits_are_reported_where_only_the_lower_part_is_used(
+    largest: int, bits: int | None, tmp_path: Path
+) -> None:
+    pixels = np.linspace(0, largest, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    paths = [tmp_path / f"{number}.png" for number in range(40)]
+    for path in paths[::2]:
+        Image.fromarray(pixels).save(path)
+    for path in paths[1::2]:
+        Image.fromarray((pixels >> 8).astype(np.uint8)).save(path)
+    notice = depth_notice([*paths, tmp_path / "a.jpg"])
+    if bits is None:
+        assert notice is None
+    else:
+        assert (
+            f"have 16 bits per value, of which at most {bits} are used (the largest value is {largest:,}, in" in notice
+        )
+        assert f"0 to {largest >> 8} of 255" in notice
+    assert depth_notice([]) is None

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from sqlalchemy.engine import URL, make_url
 
-from retinaflow.cli import without_defaults
 from retinaflow.interrupts import StopRequest
 from retinaflow.search.objective import mean_metrics, read_objective
 from retinaflow.search.results import as_yaml_values
@@ -286,11 +285,6 @@ def test_differences_name_each_entry_with_both_values() -> None:
         "  space: focal_gamma: the study has 0.5..4, now 1..4",
         "  space: lr: the study has 1e-4..1e-2, now not in it",
     ]
-
-
-def test_defaults_that_mlflow_hands_on_do_not_override_a_file() -> None:
-    given = {"focal_alpha": "0.25", "num_bins": "9", "data": "demo", "seed": "0"}
-    assert without_defaults(TrainConfig, given) == {"num_bins": "9"}
 
 
 def test_settings_written_to_best_yaml_are_read_back_as_they_were(tmp_path: Path) -> None:

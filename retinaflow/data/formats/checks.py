@@ -13,24 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from retinaflow.data.formats.as_written import as_read, has_area, is_first
 from retinaflow.data.formats.detection_set import CORNERS, FLAGS, DetectionSet
 from retinaflow.data.formats.ids import image_ids
 from retinaflow.data.formats.orientation import SWAPPED, Header, read_header, to_stored
-from retinaflow.data.formats.source import SourceImage, SourceSet, note
+from retinaflow.data.formats.source import SourceImage, SourceSet, note, report_alike
 from retinaflow.data.image_sizes import THREADS
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.errors import DataError
-from retinaflow.settings.conversion_settings import Orientation
+from retinaflow.settings.conversion_settings import Layout, Orientation
 from retinaflow.settings.data_settings import OnBadImage
 
 _SAME_SHAPE = 0.01
 """Greatest relative difference of the two scales at which a size counts as that of the scaled image."""
+_FAR, _FEW = 0.02, 5
+"""Fraction of the image by which most boxes reach out where their unit is another; fewer boxes prove nothing."""
 _ROUNDING = 1e-6
 """Fraction of the image by which a box may reach out of it unreported: the last digit of files with six digits."""
 
@@ -50,6 +55,7 @@ def check(
     errors: RowErrors,
     *,
     exhaustive: bool,
+    target: Layout = "openimages",
     on_bad_image: OnBadImage = "stop",
     orientation: Orientation = "auto",
     report: Callable[[str], None] = lambda line: None,
@@ -61,10 +67,11 @@ def check(
     and for boxes that break a rule unless ``errors`` drops them.
     """
     headers = _read_headers(source.images, quiet=quiet)
-    bad = _bad_images(source.images, headers, on_bad_image)
+    counts = np.bincount(source.boxes.image, minlength=len(source.images))
+    bad = _bad_images(source.images, headers, counts, on_bad_image)
     frames = _frames(source, headers, errors, orientation, report)
     usable = np.array([frame is not None for frame in frames], dtype=bool)
-    boxes = _boxes(source, frames, errors, report)
+    boxes = _boxes(source, frames, errors, target, report)
     errors.settle()
     # After settle(): a setting of its own decides about images.
     errors.found += bad
@@ -80,22 +87,43 @@ def check(
         }
     )
     labels = _labels(source, boxes) if not exhaustive else _labels(None, boxes)
-    whole = DetectionSet(source.classes.taxonomy(), images, boxes, labels, exhaustive)
+    incomplete = _pairs(() if exhaustive else source.incomplete)
+    whole = DetectionSet(source.classes.taxonomy(), images, boxes, labels, exhaustive, incomplete)
+    _report_shared_files(source.images, report)
+    report_alike(whole.taxonomy.names, report)
     return whole.take(usable)
 
 
+def _with_count(text: str, boxes: int) -> str:
+    """A text, with the number of boxes that are left out with their image."""
+    return f"{text}, with {boxes} boxes" if boxes else text
+
+
+def _report_shared_files(images: Sequence[SourceImage], report: Callable[[str], None]) -> None:
+    """Report files in several splits: evaluating on training images would give too good results."""
+    split: dict[Path, str] = {}
+    shared = [image.file for image in images if image.file and split.setdefault(image.file, image.split) != image.split]
+    if shared:
+        report(f"{len(shared):,} image files are in more than one split, {shared[0]} for example")
+
+
 def _bad_images(
-    images: Sequence[SourceImage], headers: Sequence[Header | str], on_bad_image: OnBadImage
+    images: Sequence[SourceImage],
+    headers: Sequence[Header | str],
+    counts: NDArray[np.int64],
+    on_bad_image: OnBadImage,
 ) -> list[RowError]:
     """The images to leave out. Raises DataError when they are not to be left out, or when none remains."""
-    bad = [(image, header) for image, header in zip(images, headers, strict=True) if isinstance(header, str)]
+    rows = zip(images, headers, counts.tolist(), strict=True)
+    bad = [(image, header, count) for image, header, count in rows if isinstance(header, str)]
     if bad and (on_bad_image == "stop" or len(bad) == len(headers)):
-        image, reason = bad[0]
+        image, reason, _ = bad[0]
         raise DataError(
             f"{len(bad):,} of {len(headers):,} images have no readable file; {image.file or image.name}: {reason}. "
             "Check images=, or give on_bad_image=skip to leave them out."
         )
-    return [RowError(image.name, 0, "an image must have a readable file", reason) for image, reason in bad]
+    rule = "an image must have a readable file"
+    return [RowError(image.name, 0, rule, _with_count(reason, count)) for image, reason, count in bad]
 
 
 def _frames(
@@ -108,11 +136,13 @@ def _frames(
     """What the boxes of each image refer to; None for an image that is left out."""
     frames: list[_Frame | None] = []
     rotated = scaled = unclear = 0
-    for image, header in zip(source.images, headers, strict=True):
+    counts = np.bincount(source.boxes.image, minlength=len(source.images)).tolist()
+    for image, header, count in zip(source.images, headers, counts, strict=True):
         frame = None if isinstance(header, str) else _frame_of(image, header, source.unit, orientation)
         if frame is None and not isinstance(header, str):
             rule = "the declared size must be that of the file, scaled or rotated by EXIF"
-            note(errors, image.name, rule, f"{_text(image.size)} for a file of {header.width} x {header.height}")
+            value = f"{_text(image.size)} for a file of {header.width} x {header.height}"
+            note(errors, image.name, rule, _with_count(value, count))
         elif frame is not None:
             rotated += frame.orientation > 1
             scaled += image.size is not None and sorted(frame.size) != sorted(frame.header[:2])
@@ -171,54 +201,96 @@ def _text(size: tuple[int, int] | None) -> str:
 
 
 def _boxes(
-    source: SourceSet, frames: Sequence[_Frame | None], errors: RowErrors, report: Callable[[str], None]
+    source: SourceSet, frames: Sequence[_Frame | None], errors: RowErrors, target: Layout, report: Callable[[str], None]
 ) -> pd.DataFrame:
-    """The boxes that break no rule, in [0, 1] of the stored image."""
-    rows = [box for box in source.boxes if frames[box[0]] is not None]
-    image = np.array([box[0] for box in rows], dtype=np.int64)
-    corners = np.array([box[2] for box in rows], dtype=np.float64).reshape(-1, 4)
-    sizes = np.array([frame.size if frame else (1, 1) for frame in frames], dtype=np.float64).reshape(-1, 2)
-    unit = sizes[image][:, [1, 0, 1, 0]]
-    fractions = corners / unit if source.unit == "pixel" else corners
-    clipped = np.clip(fractions, 0, 1)
-    reach = np.abs(clipped - fractions)
-    finite = np.isfinite(corners).all(axis=1)
-    has_area = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
-    inside = (clipped[:, 0] < clipped[:, 2]) & (clipped[:, 1] < clipped[:, 3])
+    """The boxes that break no rule, also as ``target`` writes them, in [0, 1] of the stored image."""
+    boxes = source.boxes
+    usable = np.array([frame is not None for frame in frames], dtype=bool)
+    rows = np.flatnonzero(usable[boxes.image])
+    image, corners = boxes.image[rows], boxes.corners[rows]
+    sizes = np.array([frame.size if frame else (1, 1) for frame in frames], dtype=np.float64).reshape(-1, 2)[:, ::-1]
+    fractions = corners / np.concatenate([sizes, sizes], axis=1)[image] if source.unit == "pixel" else corners
+    finite = np.asarray(np.isfinite(corners).all(axis=1))
+    clipped: NDArray[np.float64] = np.clip(fractions, 0, 1)
+    reach: NDArray[np.float64] = np.abs(clipped - fractions).max(axis=1, initial=0)
+    _refuse_most_outside(source, rows, reach, errors)
+    over = finite & has_area(clipped) & (reach > _ROUNDING)
+    _report_clipped(rows[over], reach[over], source, report)
     turns = np.array([frame.orientation if frame else 1 for frame in frames], dtype=np.int64)[image]
+    inside = has_area(clipped)
     for orientation in np.unique(turns[turns > 1]):
         clipped[turns == orientation] = to_stored(clipped[turns == orientation], int(orientation))
-    frame = pd.DataFrame({"image": image, "class": np.array([box[1] for box in rows], dtype=np.int64)})
-    frame[list(CORNERS)] = clipped
-    first = ~frame.duplicated().to_numpy() | ~(finite & has_area & inside)
+    stored = np.array([frame.header[:2] if frame else (1, 1) for frame in frames], dtype=np.float64).reshape(-1, 2)
+    of_file = np.array([frame.header.orientation if frame else 1 for frame in frames], dtype=np.int64)[image]
+    written = as_read(np.where(finite[:, None], clipped, 0), stored[image][:, ::-1], of_file, target)
+    classes = boxes.class_index[rows]
+    good = np.ones(len(rows), dtype=bool)
     for valid, rule in (
         (finite, "a coordinate must be a finite number"),
-        (~finite | has_area, "a box must have a width and a height above 0"),
-        (~finite | ~has_area | inside, "a box must lie in its image"),
-        (first, "a box must be given once"),
+        (has_area(corners), "a box must have a width and a height above 0"),
+        (inside, "a box must lie in its image"),
+        (has_area(written), f"a box must have a width and a height above 0 as it is written ({target})"),
     ):
-        for row in np.flatnonzero(~valid):
-            note(errors, rows[row][4], rule, _shown(rows[row][2], source.unit), line=rows[row][5])
-    good = finite & has_area & inside & first
-    over = good & (reach > _ROUNDING).any(axis=1)
-    if over.any():
-        most = float((reach * unit)[over].max()) if source.unit == "pixel" else float(reach[over].max())
-        far = f"{most:.4g} pixels" if source.unit == "pixel" else f"{most:.2%} of the image"
-        report(f"{int(over.sum()):,} boxes reached out of their image, by {far} at most, and were clipped to it")
-    flags = np.array([box[3] for box in rows], dtype=bool).reshape(-1, len(FLAGS))
-    frame[list(FLAGS)] = flags
-    return frame[good].sort_values("image", kind="stable", ignore_index=True)
+        _note(source, rows[good & ~valid], rule, errors)
+        good &= valid
+    first = np.ones(len(rows), dtype=bool)
+    first[good] = is_first(image[good], classes[good], written[good])
+    _note(source, rows[~first], f"a box must be given once, also as it is written ({target})", errors)
+    good &= first
+    frame = pd.DataFrame({"image": image[good].astype(np.int64), "class": classes[good].astype(np.int64)})
+    frame[list(CORNERS)] = clipped[good]
+    flags = boxes.flags[rows[good]]
+    for bit, name in enumerate(FLAGS):
+        frame[name] = (flags >> bit & 1).astype(bool)
+    return frame.sort_values("image", kind="stable", ignore_index=True)
+
+
+def _note(source: SourceSet, rows: NDArray[np.int64], rule: str, errors: RowErrors) -> None:
+    for row in rows.tolist():
+        box = source.boxes[row]
+        note(errors, box.where, rule, _shown(box.corners, source.unit), line=box.line)
+
+
+def _refuse_most_outside(
+    source: SourceSet, rows: NDArray[np.int64], reach: NDArray[np.float64], errors: RowErrors
+) -> None:
+    """Raise DataError where most boxes leave their images: not single boxes but their unit or form is other."""
+    far = reach > _FAR
+    if len(rows) < _FEW or far.sum() <= len(rows) / 2 or errors.on_bad_row == "drop":
+        return
+    box = source.boxes[int(rows[far][0])]
+    where = f"{box.where} line {box.line}" if box.line else box.where
+    raise DataError(
+        f"most boxes leave their images ({int(far.sum()):,} of {len(rows):,}), so their numbers mean something else: "
+        f"{where}: {_shown(box.corners, source.unit)}. Check box_unit= (pixel or fraction), coco_bbox= (size or "
+        "corners) and that the images are those of these files, or give on_bad_row=drop to clip the boxes all the same"
+    )
+
+
+def _report_clipped(
+    rows: NDArray[np.int64], reach: NDArray[np.float64], source: SourceSet, report: Callable[[str], None]
+) -> None:
+    if len(rows):
+        report(
+            f"{len(rows):,} boxes reached out of their image, by {reach.max():.2%} of it at most, and were clipped, "
+            f"{source.boxes[int(rows[0])].where} for example"
+        )
 
 
 def _shown(corners: tuple[float, ...], unit: str) -> str:
-    sides = ", ".join(f"{name}={value:g}" for name, value in zip(CORNERS, corners, strict=True))
+    sides = ", ".join(f"{name}={value:.15g}" for name, value in zip(CORNERS, corners, strict=True))
     return f"{sides} ({'pixels' if unit == 'pixel' else 'fractions of the image'})"
 
 
 def _labels(source: SourceSet | None, boxes: pd.DataFrame) -> pd.DataFrame:
     """Boxed classes are present; the classes that a federated source lists as absent are absent."""
     present = boxes[["image", "class"]].drop_duplicates().assign(present=True)
-    pairs = np.array(source.absent if source else [], dtype=np.int64).reshape(-1, 2)
-    absent = pd.DataFrame(pairs, columns=["image", "class"]).drop_duplicates().assign(present=False)
+    absent = _pairs(source.absent if source else ()).assign(present=False)
     labels = pd.concat([present, absent], ignore_index=True).drop_duplicates(["image", "class"])
     return labels.sort_values(["image", "class"], ignore_index=True)
+
+
+def _pairs(pairs: Sequence[tuple[int, int]]) -> pd.DataFrame:
+    """(image, class) pairs as a frame, each once."""
+    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return pd.DataFrame(rows, columns=["image", "class"]).drop_duplicates(ignore_index=True)

@@ -1,67 +1,46 @@
-"""COCO JSON (cocodataset.org/#format-data) and LVIS JSON <-> detection sets.
+"""COCO JSON (cocodataset.org/#format-data) and LVIS JSON -> source sets.
 
-Boxes are ``[x, y, width, height]`` in pixels, from 0. ``iscrowd`` is group-of. Category ids need not be consecutive;
-classes keep the order of the list of categories. An LVIS file (images with ``neg_category_ids``) lists the classes that
-are annotated on each image; the others are unknown there (``not_exhaustive_category_ids``, classes of which some
-objects have no box, is not read). ``label_name`` of a category, ``occluded`` and ``truncated`` among the ``attributes``
-of an annotation (as CVAT writes them) are read and written too, and :func:`write_coco` writes LVIS's
-``neg_category_ids`` for a set that is not exhaustive.
+Boxes are ``[x, y, width, height]`` in pixels, from 0 (or as ``box_unit`` and ``coco_bbox`` state); what is read of an
+annotation, :mod:`~retinaflow.data.formats.coco_annotations` describes. Category ids need not be consecutive; classes
+keep the order of the list of categories, and the ids in ``label_name`` where categories have them. An LVIS file (images
+with ``neg_category_ids``) lists the classes that are annotated on each image; the others are unknown there, and of
+those in ``not_exhaustive_category_ids`` some objects have no box.
+
+A file is read element by element (:mod:`~retinaflow.data.formats.json_lists`), so it may be much larger than the
+memory that its annotations take as columns.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.folders import existing, find_image, safe_name, split_of
+from retinaflow.data.formats.box_values import refuse_fractions
+from retinaflow.data.formats.coco_annotations import Annotations, Columns, Numbers, corners_of, key_of
+from retinaflow.data.formats.coco_files import LISTS, OWN_INFO, SHORT, image_folders, stated_split
+from retinaflow.data.formats.folders import (
+    SPLIT_NAMES,
+    FileFinder,
+    ReadableFolders,
+    bare_name,
+    existing,
+    safe_name,
+    split_of_folders,
+)
+from retinaflow.data.formats.json_lists import elements
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
+from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError, shown
+from retinaflow.settings.conversion_settings import BoxUnit, CocoBbox, Difficult
 
-SHORT = {"validation": "val"}
-"""Names of splits in COCO."""
-_LISTS = ("images", "annotations", "categories")
-
-
-def find_coco(path: Path) -> dict[str, Path]:
-    """The annotation files by split: a JSON file itself, or those of a folder with images, annotations and categories.
-
-    Of COCO's own files only those of instances are read (not captions, keypoints, panoptic). Raises DataError for two
-    files of one split.
-    """
-    if path.is_file():
-        return {split_of(path.stem) or "train": path}
-    folder = path
-    files = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
-    instances = [path for path in files if path.name.startswith("instances_")]
-    found: dict[str, Path] = {}
-    for path in instances or [path for path in files if _is_coco(path)]:
-        split = split_of(path.stem, *path.relative_to(folder).parent.parts) or "train"
-        if split in found:
-            raise DataError(
-                f"{folder}: a split must have one annotation file, but {found[split].name} and {path.name} are both "
-                f"{split}; give the one to read as data="
-            )
-        found[split] = path
-    return found
-
-
-def _is_coco(path: Path) -> bool:
-    """Whether a JSON file looks like COCO. Its text is searched but not parsed, because the files are large."""
-    with path.open("rb") as file:
-        wanted = {f'"{name}"'.encode() for name in _LISTS}
-        rest = b""
-        while wanted and (block := file.read(1 << 22)):
-            wanted -= {word for word in wanted if word in rest + block}
-            rest = block[-16:]
-    return not wanted
+_MOST_PIXELS = 1 << 24
 
 
 def read_coco(
@@ -71,247 +50,263 @@ def read_coco(
     folder: Path,
     classes: ClassNames,
     images: Sequence[Path] = (),
+    linked: Sequence[Path] = (),
+    unit: BoxUnit = "auto",
+    bbox: CocoBbox = "auto",
+    difficult: Difficult = "group-of",
     report: Callable[[str], None] = lambda text: None,
 ) -> SourceSet:
     """The annotation files of each split, in ``folder``; ``images``: folders that are searched before the usual ones.
 
-    Raises DataError for a file that is no COCO JSON; annotations that break a rule go to ``errors``.
+    Raises DataError for a file that is no COCO JSON, SettingError for an image that leads out of ``folder``,
+    ``images`` and ``linked``; annotations that break a rule go to ``errors``.
     """
-    source = SourceSet("pixel", classes)
-    roots: list[Path] = []
+    source = SourceSet("fraction" if unit == "fraction" else "pixel", classes)
+    readable = ReadableFolders(folder, [*images, *linked])
+    finder = FileFinder([*images, folder], readable, SUFFIXES)
+    outside: list[str] = []
     for split, path in files.items():
-        document = _document(path)
-        categories = _categories(document["categories"], path, classes, errors)
-        own = existing([*images, *_roots(path, split, folder)])
-        positions = _images(source, document["images"], path, split, own, categories, errors)
-        for number, annotation in enumerate(document["annotations"], 1):
-            _annotation(source, annotation, f"{path.name} annotation {number}", positions, categories, errors)
-        roots += own
-    _find_by_bare_names(source, roots, report)
+        own = existing([*images, *image_folders(path, split, folder)])
+        reader = _File(source, path, split, stated_split(path, folder) is not None, finder, own, errors)
+        annotations = Annotations(path.name, bbox, difficult, errors)
+        is_own = _read_file(path, reader, annotations)
+        reader.settle_splits(report)
+        columns = annotations.columns()
+        corners = corners_of(columns, bbox, name=path.name)
+        if unit == "auto" and not is_own:
+            refuse_fractions(columns.given, path.name)
+        reader.enter(annotations, columns, corners)
+        annotations.report(report)
+        outside += reader.outside
+    _find_by_bare_names(source, finder, report)
+    if outside:
+        report(
+            f"{len(outside):,} file names lead out of the image folder, {outside[0]} for example: files of their last "
+            "part are looked for in images= and in the data folder"
+        )
     if classes.given is None:
-        _settle_equal_names(source, report)
+        _settle_equal_names(source)
     return source
 
 
-def _find_by_bare_names(source: SourceSet, roots: Sequence[Path], report: Callable[[str], None]) -> None:
+def _read_file(path: Path, reader: _File, annotations: Annotations) -> bool:
+    """Enter all elements; whether the file is one that ``convert`` wrote, whose boxes are pixels however small."""
+    seen, is_own = set(), False
+    for name, number, element in elements(path, LISTS):
+        if number == 0:
+            seen.add(name)
+            is_own = is_own or (name == "info" and element == OWN_INFO)
+        elif name == "annotations":
+            annotations.add(number, element)
+        elif name == "images":
+            reader.add_image(number, element)
+        else:
+            reader.add_category(number, element)
+    for name in LISTS:
+        if name not in seen:
+            raise DataError(f"{path}: a COCO file must hold a list of {name}, but holds none")
+    return is_own
+
+
+class _File:
+    """One annotation file: its images, which are added to the source, and its categories."""
+
+    def __init__(
+        self,
+        source: SourceSet,
+        path: Path,
+        split: str,
+        split_is_stated: bool,
+        finder: FileFinder,
+        folders: Sequence[Path],
+        errors: RowErrors,
+    ) -> None:
+        self.source, self.name, self.split, self.errors = source, path.name, split, errors
+        self.outside: list[str] = []
+        """Names that lead out of the folder of images, as they are shown."""
+        self._split_is_stated, self._finder, self._folders = split_is_stated, finder, list(folders)
+        self._first = len(source.images)
+        self._positions: dict[int | str, int] = {}
+        self._names: set[str] = set()
+        self._categories: dict[int | str, tuple[int, str, str | None]] = {}
+        self._absent: list[tuple[int, int | str]] = []
+        self._incomplete: list[tuple[int, int | str]] = []
+
+    def add_category(self, number: int, category: Any) -> None:
+        """Add one element of the list of categories."""
+        where = f"{self.name} category {number}"
+        name = category.get("name") if isinstance(category, dict) else None
+        if not isinstance(category, dict) or not isinstance(name, str) or not name.strip():
+            raise DataError(f"{where}: a category must have an id and a name, but got {shown(category)}")
+        key, label = key_of(category.get("id")), category.get("label_name")
+        label = label.strip() if isinstance(label, str) and label.strip() and label.isprintable() else None
+        if key is None or key in self._categories:
+            raise DataError(f"{where}: a category must have an id of its own, but got id={shown(category.get('id'))}")
+        if label is not None and label in (given for _, _, given in self._categories.values()):
+            raise DataError(f"{where}: a category must have a label_name of its own, but got {shown(label)} again")
+        self._categories[key] = (number, name, label)
+
+    def add_image(self, number: int, image: Any) -> None:
+        """Add one element of the list of images."""
+        where = f"{self.name} image {number}"
+        key = key_of(image.get("id")) if isinstance(image, dict) else None
+        if not isinstance(image, dict) or key is None:
+            raise DataError(f"{where}: an image must have an id, but got {shown(image)}")
+        # LVIS has no file names: the URL ends with train2017/000000391895.jpg.
+        given = image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
+        leads_out = False
+        try:
+            name = safe_name(given, where)
+        except DataError:
+            leads_out, name = True, bare_name(given) or ""
+        if not name:
+            note(self.errors, where, "file_name must stay inside the image folder", f"file_name={shown(given)}")
+            return
+        if key in self._positions or (name in self._names and not leads_out):
+            note(self.errors, where, "an image must be listed once", f"id={shown(key)}, file_name={shown(name)}")
+            return
+        position = len(self.source.images)
+        if leads_out:
+            self.outside.append(shown(given))
+        self._names.add(name)
+        self._positions[key] = position
+        file = None if leads_out else self._finder.at(name, self._folders)
+        # One folder for each split distinguishes files of the same name.
+        folder = "" if "/" in name else f"{SHORT.get(self.split, self.split)}/"
+        split = self._split(image, where)
+        self.source.images.append(SourceImage(split, f"{folder}{name}", file, _size(image)))
+        if "neg_category_ids" in image:
+            self.source.federated = True
+        for field, found in (
+            ("neg_category_ids", self._absent),
+            ("not_exhaustive_category_ids", self._incomplete),
+        ):
+            listed = image.get(field) or []
+            if not isinstance(listed, list):
+                raise DataError(f"{where}: {field} must be a list of category ids, but got {shown(listed, limit=80)}")
+            found += [(position, own) for other in listed if (own := key_of(other)) is not None]
+
+    def _split(self, image: dict[str, Any], where: str) -> str:
+        given = image.get("split")
+        if not isinstance(given, str) or not given.strip():
+            return self.split
+        if given.strip().lower() not in SPLIT_NAMES:
+            raise DataError(f"{where}: split must be train, val or test, but got split={shown(given)}")
+        return SPLIT_NAMES[given.strip().lower()]
+
+    def settle_splits(self, report: Callable[[str], None]) -> None:
+        """Take the splits that the folders in file_name state, for a file that states none by its own name."""
+        own = self.source.images[self._first :]
+        if self._split_is_stated or {image.split for image in own} != {self.split}:
+            return
+        stated = [split_of_folders(PurePosixPath(image.name).parts[:-1]) for image in own]
+        stated = [split if "/" in image.name else None for split, image in zip(stated, own, strict=True)]
+        if {split for split in stated if split} - {self.split}:
+            report(f"{self.name}: the folders in file_name state the splits of the images")
+            self.source.images[self._first :] = [
+                replace(image, split=split or self.split) for image, split in zip(own, stated, strict=True)
+            ]
+
+    def enter(self, annotations: Annotations, columns: Columns, corners: NDArray[np.float64]) -> None:
+        """Enter the boxes and image-level labels of the file in the source."""
+        class_of = self._classes(np.bincount(columns.category, minlength=len(annotations.categories.of)), annotations)
+        _same_kind(annotations.images, self._positions, "image_id", "images", self.name)
+        _same_kind(annotations.categories, class_of, "category_id", "categories", self.name)
+        image = annotations.images.table(self._positions, -1)[columns.image]
+        category = annotations.categories.table(class_of, -2)[columns.category]
+        keys = {
+            name: list(numbers.of)
+            for name, numbers in (("image", annotations.images), ("category", annotations.categories))
+        }
+        for name, wrong, ids in (
+            ("image", image < 0, columns.image),
+            ("category", (image >= 0) & (category == -2), columns.category),
+        ):
+            for row in np.flatnonzero(wrong).tolist():
+                where = f"{self.name} annotation {columns.numbers[row]}"
+                value = f"{name}_id={shown(keys[name][int(ids[row])])}"
+                note(self.errors, where, f"{name}_id must be that of a listed {name}", value)
+        good = (image >= 0) & (category >= 0)
+        self.source.boxes.extend(
+            image[good], category[good], corners[good], columns.flags[good], file=self.name,
+            numbers=columns.numbers[good], what="annotation",
+        )  # fmt: skip
+        for found, pairs in ((self.source.absent, self._absent), (self.source.incomplete, self._incomplete)):
+            found += [(position, index) for position, key in pairs if (index := class_of.get(key, -1)) >= 0]
+
+    def _classes(self, boxes: np.ndarray, annotations: Annotations) -> dict[int | str, int]:
+        """Category id -> class index; -1 for a category that is not in the class list."""
+        found: dict[int | str, int] = {}
+        names: Counter[str] = Counter()
+        for key, (number, name, label) in self._categories.items():
+            index = self.source.classes.find(name, class_id=label, number=names[name])
+            names[name] += 1
+            found[key] = -1 if index is None else index
+            if index is None:
+                count = int(boxes[annotations.categories.of[key]]) if key in annotations.categories.of else 0
+                value = f"name={shown(name)}, with {count:,} annotations"
+                note(self.errors, f"{self.name} category {number}", "a category must be in the class list", value)
+        return found
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+    """The declared (height, width); None if it is missing, or no size at all."""
+    sides = [image.get("height"), image.get("width")]
+    if not all(isinstance(side, int | float) and 1 <= side <= _MOST_PIXELS for side in sides):
+        return None
+    height, width = (int(side) for side in sides if side is not None)
+    return height, width
+
+
+def _same_kind(numbers: Numbers, listed: dict[int | str, int], field: str, what: str, name: str) -> None:
+    """Raise DataError where ids are texts on one side and numbers on the other: no row would be found."""
+    for key in (key for key in numbers.of if key not in listed):
+        other = str(key) if isinstance(key, int) else int(key) if key.isdecimal() and len(key) < 20 else None
+        if other in listed:
+            kinds = ("a text", "numbers") if isinstance(key, str) else ("a number", "texts")
+            raise DataError(
+                f"{name}: {field} of the annotations must be an id of the {what}, but it is {kinds[0]} ({shown(key)}) "
+                f"while the ids of the {what} are {kinds[1]} ({shown(other)}); write both as numbers"
+            )
+
+
+def _find_by_bare_names(source: SourceSet, finder: FileFinder, report: Callable[[str], None]) -> None:
     """Find the files of images that are not at their paths: by the name without folders, where it is unambiguous."""
+    missing = [position for position, image in enumerate(source.images) if image.file is None]
+    if not missing:
+        return
     bare = Counter(PurePosixPath(image.name).name for image in source.images)
     taken = {image.file for image in source.images}
     found = 0
-    for position, image in enumerate(source.images):
+    for position in missing:
+        image = source.images[position]
         name = PurePosixPath(image.name).name
-        if image.file is None and bare[name] == 1:
-            files = {folder / name for folder in roots if (folder / name).is_file()} - taken
+        if bare[name] == 1:
+            root = finder.readable.data
+            files = [path for path in finder.named(name) if path not in taken and _may_be(path, root, image.split)]
             if len(files) == 1:
-                source.images[position] = replace(image, file=files.pop())
+                source.images[position] = replace(image, file=files[0])
                 found += 1
     if found:
         report(f"{found:,} images were found by their names alone, not in the folders that file_name names")
 
 
-def _settle_equal_names(source: SourceSet, report: Callable[[str], None]) -> None:
+def _may_be(path: Path, root: Path, split: str) -> bool:
+    """Whether a file does not lie in a folder of another split."""
+    parts = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    return split_of_folders(parts) in (None, split)
+
+
+def _settle_equal_names(source: SourceSet) -> None:
     """Remove repeated classes without a box (exports put the name of a group before its classes); others stay."""
-    boxed = {index for _, index, *_ in source.boxes}
+    boxed = set(np.unique(source.boxes.class_index).tolist())
     unwanted: set[int] = set()
     for name, count in Counter(source.classes.names).items():
         if count > 1:
             own = [index for index, other in enumerate(source.classes.names) if other == name]
             used = [index for index in own if index in boxed] or own[:1]
             unwanted |= set(own) - set(used)
-            if len(used) > 1:
-                report(
-                    f"{len(used)} categories have the name {name}; they stay {len(used)} classes with ids of their own"
-                )
     if unwanted:
-        source.leave_out_classes(unwanted)
-
-
-def _document(path: Path) -> dict[str, list[Any]]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable JSON file: {error}") from None
-    for name in _LISTS:
-        if not isinstance(document, dict) or not isinstance(document.get(name), list):
-            raise DataError(f"{path}: a COCO file must hold a list of {name}, but holds none")
-    return dict(document)
-
-
-def _categories(listed: list[Any], path: Path, classes: ClassNames, errors: RowErrors) -> dict[Any, int]:
-    """Category id -> class index; -1 for a category that breaks a rule."""
-    found: dict[Any, int] = {}
-    names: Counter[str] = Counter()
-    for number, category in enumerate(listed, 1):
-        where = f"{path.name} category {number}"
-        if not isinstance(category, dict) or not isinstance(category.get("name"), str) or not category["name"].strip():
-            raise DataError(f"{where}: a category must have an id and a name, but got {shown(category)}")
-        key = category.get("id")
-        if not isinstance(key, int | str) or key in found:
-            raise DataError(f"{where}: a category must have an id of its own, but got id={key!r}")
-        given, name = category.get("label_name"), category["name"].strip()
-        class_index = classes.find(name, class_id=given if isinstance(given, str) else None, number=names[name])
-        names[name] += 1
-        found[key] = -1 if class_index is None else class_index
-        if class_index is None:
-            note(errors, where, "a category must be in the class list", f"name={category['name']!r}")
-    return found
-
-
-def _images(
-    source: SourceSet,
-    listed: list[Any],
-    path: Path,
-    split: str,
-    roots: Sequence[Path],
-    categories: dict[Any, int],
-    errors: RowErrors,
-) -> dict[Any, int]:
-    """Image id -> position among the images of the source, to which the images are added."""
-    positions: dict[Any, int] = {}
-    names: set[str] = set()
-    for number, image in enumerate(listed, 1):
-        where = f"{path.name} image {number}"
-        if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-            raise DataError(f"{where}: an image must have an id, but got {shown(image)}")
-        url = str(image.get("coco_url", ""))
-        # LVIS has no file names: the URL ends with train2017/000000391895.jpg.
-        given = image.get("file_name") or "/".join(url.split("/")[-2:])
-        try:
-            name = safe_name(given, where)
-        except DataError:
-            note(errors, where, "file_name must stay inside the image folder", f"file_name={shown(given)}")
-            continue
-        if image["id"] in positions or name in names:
-            note(errors, where, "an image must be listed once", f"id={image['id']}, file_name={name}")
-            continue
-        names.add(name)
-        positions[image["id"]] = len(source.images)
-        file = find_image(name, roots)
-        sides = [
-            side for side in (image.get("height"), image.get("width")) if isinstance(side, int | float) and side >= 1
-        ]
-        size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
-        # One folder for each split distinguishes files of the same name.
-        folder = "" if "/" in name else f"{SHORT.get(split, split)}/"
-        source.images.append(SourceImage(split, f"{folder}{name}", file, size))
-        if "neg_category_ids" in image:
-            source.federated = True
-            negatives = image["neg_category_ids"] or []
-            if not isinstance(negatives, list):
-                raise DataError(f"{where}: neg_category_ids must be a list of category ids, but got {shown(negatives)}")
-            absent = [index for key in negatives if (index := _at(categories, key)) is not None]
-            source.absent += [(positions[image["id"]], index) for index in absent if index >= 0]
-    return positions
-
-
-def _roots(path: Path, split: str, folder: Path) -> Iterator[Path]:
-    """Folders in ``folder`` that usually hold the images of an annotation file."""
-    words = [path.stem.removeprefix("instances_"), split, SHORT.get(split, split)]
-    words += ["valid"] if split == "validation" else []
-    for base in (base for base in (path.parent, path.parent.parent) if base == folder or folder in base.parents):
-        yield from (base, base / "images")
-        yield from (base / word for word in words)
-        yield from (base / "images" / word for word in words)
-
-
-def _annotation(
-    source: SourceSet,
-    annotation: Any,
-    where: str,
-    positions: dict[Any, int],
-    categories: dict[Any, int],
-    errors: RowErrors,
-) -> None:
-    if not isinstance(annotation, dict):
-        note(errors, where, "an annotation must be an object", f"{shown(annotation)}")
-        return
-    image, category = (
-        _at(table, annotation.get(key)) for table, key in ((positions, "image_id"), (categories, "category_id"))
-    )
-    box = annotation.get("bbox")
-    if image is None:
-        note(errors, where, "image_id must be that of a listed image", f"image_id={annotation.get('image_id')!r}")
-    elif category is None:
-        rule = "category_id must be that of a listed category"
-        note(errors, where, rule, f"category_id={annotation.get('category_id')!r}")
-    elif not _is_box(box):
-        note(errors, where, "bbox must be four numbers [x, y, width, height]", f"bbox={shown(box)}")
-    elif category >= 0:
-        assert isinstance(box, list)
-        x, y, width, height = map(float, box)
-        more = annotation.get("attributes")
-        attributes = more if isinstance(more, dict) else {}
-        flags = [_is_true(attributes.get(name)) for name in FLAGS]
-        flags[FLAGS.index("group_of")] |= _is_true(annotation.get("iscrowd"))
-        source.boxes.append((image, category, (x, y, x + width, y + height), tuple(flags), where, 0))
-
-
-def _at(table: dict[Any, int], key: Any) -> int | None:
-    return table.get(key) if isinstance(key, int | str) else None
-
-
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
-
-
-def _is_true(value: Any) -> bool:
-    return value in (1, True) or str(value).lower() in ("1", "true", "yes")
-
-
-def write_coco(found: DetectionSet, folder: Path, files: Sequence[str]) -> None:
-    """``annotations/instances_{split}.json``; ``files``: name of each image's file in its split's folder."""
-    (folder / "annotations").mkdir()
-    ids = np.arange(1, len(found.images) + 1)
-    categories = [
-        {"id": number, "name": name, "label_name": mid}
-        for number, (mid, name) in enumerate(zip(found.taxonomy.ids, found.taxonomy.names, strict=True), 1)
-    ]
-    negatives: dict[int, list[int]] = {}
-    absent = found.labels.loc[~found.labels["present"].astype(bool), ["image", "class"]].to_numpy(dtype=np.int64)
-    for row, index in absent.tolist():
-        negatives.setdefault(row, []).append(index + 1)
-    for split in found.splits:
-        rows = np.flatnonzero(found.images["split"].to_numpy() == split)
-        images = []
-        for row in rows.tolist():
-            size = {"height": int(found.images["height"][row]), "width": int(found.images["width"][row])}
-            image: dict[str, Any] = {"id": int(ids[row]), "file_name": files[row], **size}
-            if not found.exhaustive:
-                image |= {"neg_category_ids": negatives.get(row, []), "not_exhaustive_category_ids": []}
-            images.append(image)
-        document = {
-            "info": {"description": "written by retinaflow"},
-            "licenses": [],
-            "images": images,
-            "annotations": _annotations(found, set(rows.tolist())),
-            "categories": categories,
-        }
-        path = folder / "annotations" / f"instances_{SHORT.get(split, split)}.json"
-        path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-
-
-def _annotations(found: DetectionSet, rows: set[int]) -> list[dict[str, Any]]:
-    image = found.boxes["image"].to_numpy(dtype=np.int64)
-    sizes = found.images[["width", "height", "width", "height"]].to_numpy(dtype=np.float64)[image]
-    corners = found.corners * sizes
-    flags = found.boxes[list(FLAGS)].to_numpy(dtype=bool)
-    classes = found.boxes["class"].to_numpy(dtype=np.int64)
-    written = []
-    for box in (box for box in range(len(image)) if int(image[box]) in rows):
-        x1, y1, x2, y2 = corners[box].tolist()
-        flags_of_box = {
-            name: True for name, is_set in zip(FLAGS, flags[box], strict=True) if is_set and name != "group_of"
-        }
-        written.append(
-            {
-                "id": box + 1,
-                "image_id": int(image[box]) + 1,
-                "category_id": int(classes[box]) + 1,
-                "bbox": [round(x1, 6), round(y1, 6), round(x2 - x1, 6), round(y2 - y1, 6)],
-                "area": round((x2 - x1) * (y2 - y1), 6),
-                "iscrowd": int(flags[box][FLAGS.index("group_of")]),
-                "segmentation": [],
-                **({"attributes": flags_of_box} if flags_of_box else {}),
-            }
-        )
-    return written
+        wanted = [index for index in range(len(source.classes.names)) if index not in unwanted]
+        now = {before: after for after, before in enumerate(wanted)}
+        source.renumber_classes([now.get(index, -1) for index in range(len(source.classes.names))])

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from retinaflow.data.formats.as_written import writable
 from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.image_files import put_images
@@ -13,6 +14,7 @@ from retinaflow.data.formats.known_formats import image_paths, read_source, writ
 from retinaflow.data.formats.published import read_published, without_unknown_images
 from retinaflow.data.formats.splits import with_validation_split
 from retinaflow.data.openimages import HIERARCHY_FILES
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError
 from retinaflow.progress import report
@@ -44,7 +46,7 @@ def convert(
     write_annotations(found, target, folder, first_pixel=config.voc_first_pixel)
     _copy_hierarchy(path if path.is_dir() else path.parent, folder)
     if errors.found:
-        errors.frame().to_csv(folder / "dropped.csv", index=False)
+        for_spreadsheet(errors.frame()).to_csv(folder / "dropped.csv", index=False)
         report(f"{len(errors.found):,} boxes or images were left out; dropped.csv in {config.output} lists them")
     return found, errors
 
@@ -53,7 +55,7 @@ def _read(
     config: ConvertConfig, path: Path, layout: Layout, target: Layout, errors: RowErrors, *, quiet: bool
 ) -> DetectionSet:
     if layout == "openimages":
-        return read_published(config, path, target, errors)
+        return writable(read_published(config, path, target, errors), target, errors)
     source = read_source(config, path, layout, errors)
     if not source.images:
         errors.settle()
@@ -62,6 +64,7 @@ def _read(
     return check(
         source,
         errors,
+        target=target,
         exhaustive=not source.federated if config.exhaustive == "auto" else config.exhaustive,
         on_bad_image=config.on_bad_image,
         orientation=config.orientation,

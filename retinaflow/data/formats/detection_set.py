@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ class DetectionSet:
     ``images``: columns ``image_id`` (unique), ``split``, ``file`` (a Path), ``height``, ``width`` (pixels as stored),
     ``orientation`` (EXIF, 1: as stored). ``boxes``, in the order of their images: ``image`` (row of ``images``),
     ``class`` (index), ``x1, y1, x2, y2`` in [0, 1] of the stored image, and :data:`FLAGS` (bool). ``labels``:
-    ``image``, ``class``, ``present`` (bool).
+    ``image``, ``class``, ``present`` (bool). ``incomplete``: ``image``, ``class`` of which some objects have no box.
     """
 
     taxonomy: Taxonomy
@@ -33,6 +33,7 @@ class DetectionSet:
     labels: pd.DataFrame
     exhaustive: bool
     """Every object of every class is boxed; else classes without a label are unknown."""
+    incomplete: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"image": [], "class": []}, dtype=np.int64))
 
     @property
     def splits(self) -> list[str]:
@@ -60,7 +61,7 @@ class DetectionSet:
         """The set of some images ``[I]``, with their boxes and labels."""
         position = np.cumsum(chosen) - 1
         parts = {}
-        for name in ("boxes", "labels"):
+        for name in ("boxes", "labels", "incomplete"):
             frame = getattr(self, name)
             rows = frame[chosen[frame["image"].to_numpy(dtype=np.int64)]].reset_index(drop=True)
             parts[name] = rows.assign(image=position[rows["image"].to_numpy(dtype=np.int64)])

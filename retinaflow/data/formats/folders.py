@@ -1,22 +1,36 @@
-"""Folders and files of other layouts: names of splits, safe file names, and searches that skip hidden files."""
+"""Folders and files of other layouts: splits in their names, names that are never trusted as paths, and searches.
+
+A file is read only where it lies in the data folder, or in a folder that a setting names (:class:`ReadableFolders`):
+lists and links of a data set from elsewhere must not bring other files of this machine into what is written. Searches
+skip hidden files, and the results of this program and of MLflow, which are no photographs.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from retinaflow.errors import DataError, shown
+from retinaflow.data.formats.ids import same_name
+from retinaflow.errors import DataError, SettingError, shown
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "trainval": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
+    "eval": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
 """Names of splits in other layouts -> their names here."""
-_SPLIT_WORD = re.compile(r"(?<![a-z])(" + "|".join(sorted(SPLIT_NAMES, key=len, reverse=True)) + r")(?![a-z])")
+_WORDS = "|".join(sorted(SPLIT_NAMES, key=len, reverse=True))
+_SPLIT_WORD = re.compile(rf"(?<![a-z])({_WORDS})(?![a-z])")
+_SPLIT_FOLDER = re.compile(
+    rf"(?:(?:obj|images?|imgs?|labels?|instances|annotations?|coco|voc)?[\d_. -]*)({_WORDS})"
+    r"[\d_. -]*(?:set|split|data|images?|imgs?|labels?|annotations?)?"
+)
+_RESULTS = ("outputs", "mlruns", "mlartifacts")
+_OWN_FILES = ("retinaflow.yaml", "explore.html", "comparison.html", "bins.json", "per_class_ap.csv", "MLmodel")
+_OWN_TABLE, _OWN_HEADER = "images.csv", b"ImageID,Width,Height,Origin"
 
 
 def split_of(*words: str) -> str | None:
@@ -28,22 +42,71 @@ def split_of(*words: str) -> str | None:
     return None
 
 
+def split_of_folders(parts: Sequence[str]) -> str | None:
+    """The split that the folders of a path name (``images/train2017``, ``obj_valid_data``), the innermost first.
+
+    Only a folder named by nothing else counts: ``crash_test`` may hold photographs of any split.
+    """
+    hits = (_SPLIT_FOLDER.fullmatch(part.lower()) for part in reversed(parts))
+    return next((SPLIT_NAMES[hit[1]] for hit in hits if hit), None)
+
+
 def safe_name(name: Any, where: str) -> str:
     """A relative path with / of a file name in a data file, which is never trusted as a path.
 
     Raises DataError, with ``where`` the name was found, for a path that is absolute or leads out of its folder.
     """
-    text = str(name).replace("\\", "/")
+    text = str(name).replace("\\", "/") if isinstance(name, str) else ""
     path = PurePosixPath(text)
-    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in text
-    if not isinstance(name, str) or not inside or re.match(r"[A-Za-z]:", text):
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    if not inside or re.match(r"[A-Za-z]+:", text) or not _is_name(text):
         raise DataError(f"{where}: a file name must stay inside the image folder, but got {shown(name)}")
     return str(path)
 
 
-def find_image(name: str, folders: Sequence[Path]) -> Path | None:
-    """The first file of that name in some folders."""
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+def bare_name(name: Any) -> str | None:
+    """The last part of a file name or address of any system, or None where there is none."""
+    text = re.sub(r"[?#].*", "", name) if isinstance(name, str) and "://" in name else name
+    last = text.replace("\\", "/").split("/")[-1].strip() if isinstance(text, str) else ""
+    return last if last not in ("", ".", "..") and _is_name(last) else None
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file can have this name: no part is longer than file systems allow, or holds what no text file can."""
+    if re.search("[\0\ud800-\udfff]", text):
+        return False
+    return len(text) <= 4096 and all(len(part.encode()) <= 255 for part in text.split("/"))
+
+
+class ReadableFolders:
+    """The folders whose files may be read, links resolved: that of the data, and those that settings name."""
+
+    def __init__(self, data: Path, others: Iterable[Path] = ()) -> None:
+        self.data = data
+        self._real = tuple(os.path.realpath(folder) for folder in (data, *others))
+        self._parents: dict[Path, bool] = {}
+
+    def hold(self, path: Path) -> bool:
+        """Whether a file or folder lies in one of them, wherever links lead."""
+        parent = path.parent
+        if parent not in self._parents:
+            self._parents[parent] = self._inside(os.path.realpath(parent))
+        if path.is_symlink():
+            return self._inside(os.path.realpath(path))
+        return self._parents[parent] or self._inside(os.path.realpath(path))
+
+    def require(self, path: Path, where: str = "") -> Path:
+        """The path. Raises SettingError for one that leads out; ``where`` names what refers to it."""
+        if not self.hold(path):
+            real = Path(os.path.realpath(path))
+            folder = real if real.is_dir() else real.parent
+            raise SettingError(
+                f"{where or path} leads out of {self.data}, to {real}; if that is wanted, give linked_folders={folder}"
+            )
+        return path
+
+    def _inside(self, real: str) -> bool:
+        return any(real == folder or real.startswith(folder.rstrip("/\\") + os.sep) for folder in self._real)
 
 
 def existing(folders: Iterator[Path] | Sequence[Path]) -> list[Path]:
@@ -51,27 +114,114 @@ def existing(folders: Iterator[Path] | Sequence[Path]) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def hidden(path: Path, folder: Path) -> bool:
-    """Whether a part of the path below ``folder`` begins with a dot: macOS puts ``._1.jpg`` beside ``1.jpg``."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def files_under(folder: Path) -> list[Path]:
-    """All files at any depth except hidden ones, sorted.
+def files_under(
+    folder: Path, readable: ReadableFolders | None = None, *, left_out: set[Path] | None = None
+) -> list[Path]:
+    """All regular files at any depth except hidden ones, sorted.
 
     Links to folders are followed unless they lead to one that holds ``folder`` itself; each folder is read once.
+    Folders of results are skipped and added to ``left_out``. Raises SettingError for a link to a folder or image that
+    leads out of the ``readable`` folders, DataError for a name that is not UTF-8.
     """
+    readable = readable or ReadableFolders(folder)
     found: list[Path] = []
     seen: set[str] = set()
-    tops, own = [folder], folder.resolve()
+    own = folder.resolve()
     # Links come last: a folder that is reached both ways keeps its own path, which its label files depend on.
-    for top in tops:
-        for folder_path, folders, names in os.walk(top):
-            real = os.path.realpath(folder_path)
-            folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-            if real not in seen:
-                seen.add(real)
-                links = [path for name in folders if (path := Path(folder_path, name)).is_symlink()]
-                tops += [path for path in links if not own.is_relative_to(path.resolve())]
-                found += [Path(folder_path, name) for name in names if not name.startswith(".")]
+    pending, links = [folder], list[Path]()
+    while pending or links:
+        top = pending.pop() if pending else links.pop(0)
+        real = os.path.realpath(top)
+        if real in seen:
+            continue
+        seen.add(real)
+        if top != folder and is_result(top):
+            if left_out is not None:
+                left_out.add(top)
+            continue
+        for entry in sorted(os.scandir(top), key=lambda entry: entry.name, reverse=True):
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            if re.search("[\udc80-\udcff]", entry.name):
+                raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
+            if entry.is_dir():
+                if entry.is_symlink():
+                    if not own.is_relative_to(path.resolve()):
+                        links.append(readable.require(path))
+                else:
+                    pending.append(path)
+            elif entry.is_file():
+                found.append(readable.require(path) if entry.is_symlink() else path)
     return sorted(found)
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder holds results of this program or of MLflow, whose images are no photographs."""
+    if folder.name in _RESULTS or any((folder / name).is_file() for name in _OWN_FILES):
+        return True
+    table = folder / _OWN_TABLE
+    if not table.is_file():
+        return False
+    with table.open("rb") as file:
+        return file.read(len(_OWN_HEADER)) == _OWN_HEADER
+
+
+class FileFinder:
+    """Files by the names that data files give them: as they are, else in other Unicode form or case if that is unique.
+
+    Folders are searched only when a name is not found as it is.
+    """
+
+    def __init__(self, folders: Sequence[Path], readable: ReadableFolders, suffixes: Sequence[str]) -> None:
+        self.folders, self.readable, self.suffixes = list(folders), readable, tuple(suffixes)
+        self.inexact = 0
+        """Files that were found by a name of other form."""
+        self._by_path: dict[str, list[Path]] | None = None
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_stem: dict[str, list[Path]] = {}
+
+    def at(self, name: str, folders: Sequence[Path]) -> Path | None:
+        """The first file of that relative name in some folders.
+
+        Raises SettingError for one that leads out of the readable folders.
+        """
+        for folder in folders:
+            if (folder / name).is_file():
+                return self.readable.require(folder / name)
+        paths = self._paths()
+        for folder in folders:
+            hits = paths.get(same_name(str(folder / name)), [])
+            if len(hits) == 1:
+                self.inexact += 1
+                return hits[0]
+        return None
+
+    def named(self, name: str) -> list[Path]:
+        """All files of that name, in whichever folder: exactly, or else in another form."""
+        self._paths()
+        hits = self._by_name.get(same_name(name), [])
+        return [path for path in hits if path.name == name] or hits
+
+    def of_stem(self, stem: str) -> list[Path]:
+        """All files of that name without its suffix, in whichever folder: exactly, or else in another form."""
+        self._paths()
+        hits = self._by_stem.get(same_name(stem), [])
+        return [path for path in hits if path.stem == stem] or hits
+
+    def all(self) -> list[Path]:
+        """All files in the folders."""
+        return [path for hits in self._paths().values() for path in hits]
+
+    def _paths(self) -> dict[str, list[Path]]:
+        if self._by_path is None:
+            self._by_path = {}
+            seen: set[Path] = set()
+            for path in (path for folder in self.folders for path in files_under(folder, self.readable)):
+                real = Path(os.path.realpath(path.parent), path.name)
+                if path.suffix.lower() in self.suffixes and real not in seen:
+                    seen.add(real)
+                    self._by_path.setdefault(same_name(str(path)), []).append(path)
+                    self._by_name.setdefault(same_name(path.name), []).append(path)
+                    self._by_stem.setdefault(same_name(path.stem), []).append(path)
+        return self._by_path

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from retinaflow.data.class_files import read_taxonomy
-from retinaflow.data.formats import coco, published, voc, yolo
+from retinaflow.data.formats.coco import read_coco
+from retinaflow.data.formats.coco_files import SHORT, find_coco
+from retinaflow.data.formats.coco_writer import write_coco
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.published import splits_in
+from retinaflow.data.formats.published_writer import write_classes, write_published
 from retinaflow.data.formats.recognition import other_layouts
 from retinaflow.data.formats.source import ClassNames, SourceSet
+from retinaflow.data.formats.voc import read_voc
+from retinaflow.data.formats.voc_writer import write_voc
+from retinaflow.data.formats.yolo import find_yolo, read_yolo
+from retinaflow.data.formats.yolo_writer import write_yolo
 from retinaflow.data.openimages import CLASS_FILES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import SettingError
@@ -20,13 +29,13 @@ def layout_of(path: Path) -> Layout:
     """The layout of a data folder or file. Raises SettingError for one that is missing or looks like none or
     several."""
     if path.is_file():
-        kinds: dict[str, Layout] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+        kinds: dict[str, Layout] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}
         if path.suffix.lower() in kinds:
             return kinds[path.suffix.lower()]
         raise SettingError(f"data={path}: a file must be COCO's .json or YOLO's .yaml; else give the folder")
     if not path.is_dir():
         raise SettingError(f"data={path}: no such file or folder")
-    if published.splits_in(path):
+    if splits_in(path):
         return "openimages"
     found = other_layouts(path)
     if len(found) == 1:
@@ -47,30 +56,25 @@ def read_source(config: ConvertConfig, path: Path, layout: Layout, errors: RowEr
     folder = path.parent if path.is_file() else path
     class_list = config.classes or next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
     classes = ClassNames(read_taxonomy(class_list, None) if class_list else None)
+    given: dict[str, Any] = {"images": config.images, "linked": config.linked_folders, "unit": config.box_unit}
     if layout == "coco":
-        files = coco.find_coco(path)
+        files = find_coco(path)
         if path.is_file() and folder.name.startswith("annotation"):
             # COCO's own layout: the images are beside the folder of the annotation files.
             folder = folder.parent
-        return coco.read_coco(files, errors, folder=folder, classes=classes, images=config.images, report=report)
+        given |= {"folder": folder, "bbox": config.coco_bbox, "difficult": config.difficult}
+        return read_coco(files, errors, classes=classes, report=report, **given)
     if layout == "voc":
-        return voc.read_voc(
-            path,
-            errors,
-            classes=classes,
-            images=config.images,
-            first_pixel=config.voc_first_pixel,
-            difficult=config.voc_difficult,
-            report=report,
-        )
-    document = path if path.is_file() else yolo.find_yolo(path) or path
-    return yolo.read_yolo(document, errors, classes=classes, images=config.images, report=report)
+        given |= {"first_pixel": config.voc_first_pixel, "difficult": config.difficult}
+        return read_voc(path, errors, classes=classes, report=report, **given)
+    document = path if path.is_file() else find_yolo(path) or path
+    return read_yolo(document, errors, classes=classes, report=report, **given)
 
 
 def image_paths(found: DetectionSet, target: Layout, folder: Path) -> list[tuple[Path, Path]]:
     """(source, target) of each image file of a set that is written to ``folder``."""
     parts = {"openimages": "images", "coco": "{}", "voc": "JPEGImages", "yolo": "images/{}"}
-    folders = [folder / parts[target].format(coco.SHORT.get(split, split)) for split in found.images["split"]]
+    folders = [folder / parts[target].format(SHORT.get(split, split)) for split in found.images["split"]]
     return [
         (source, folder / name) for source, folder, name in zip(found.files, folders, found.file_names, strict=True)
     ]
@@ -82,15 +86,15 @@ def write_annotations(found: DetectionSet, target: Layout, folder: Path, *, firs
         if count:
             report(f"{target} cannot hold {what}: {count:,} are lost")
     if target == "openimages":
-        published.write_published(found, folder)
+        write_published(found, folder)
     elif target == "coco":
-        coco.write_coco(found, folder, found.file_names)
+        write_coco(found, folder, found.file_names)
     elif target == "voc":
-        voc.write_voc(found, folder, found.file_names, first_pixel=first_pixel)
-        published.write_classes(found.taxonomy, folder)
+        write_voc(found, folder, found.file_names, first_pixel=first_pixel)
+        write_classes(found.taxonomy, folder)
     else:
-        yolo.write_yolo(found, folder)
-        published.write_classes(found.taxonomy, folder)
+        write_yolo(found, folder)
+        write_classes(found.taxonomy, folder)
 
 
 def _lost(found: DetectionSet, target: Layout) -> dict[str, int]:
@@ -98,6 +102,7 @@ def _lost(found: DetectionSet, target: Layout) -> dict[str, int]:
     flags = found.boxes[list(FLAGS)].astype(int).sum()
     return {
         "verified absent classes": 0 if has_absent else int((~found.labels["present"]).sum()),
+        "classes of which some objects have no box": len(found.incomplete) if target in ("voc", "yolo") else 0,
         "classes verified present without a box": 0 if target == "openimages" else _present_without_box(found),
         "group-of flags": flags["group_of"] if target == "yolo" else 0,
         "occluded and truncated flags": flags["occluded"] + flags["truncated"] if target == "yolo" else 0,

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from retinaflow.data.image_headers import header_size
 from retinaflow.data.image_sizes import THREADS
-from retinaflow.data.images import header_size
 
 SWAPPED = (5, 6, 7, 8)
 """Orientations whose rotation exchanges width and height."""

@@ -1,13 +1,7 @@
-"""The layout of Open Images, which ``train`` reads <-> detection sets.
-
-The verified labels of a set that is not exhaustive are written as they are. In an exhaustive set a class without a
-label counts as absent (``exhaustive: true`` in ``retinaflow.yaml``, which every command reads). Its label file holds
-the boxed classes, and one absent class for each image without boxes, so that the image is listed.
-"""
+"""The layout of Open Images, which ``train`` reads -> detection sets."""
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +12,7 @@ import pandas as pd
 from retinaflow.data.formats import detection_set
 from retinaflow.data.formats.detection_set import DetectionSet
 from retinaflow.data.formats.orientation import orientations_of
-from retinaflow.data.index import FLAGS, AnnotationIndex
+from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import BOX_FILES, LABEL_FILES
 from retinaflow.data.tables import RowError, RowErrors
 from retinaflow.data.training_data import read_split
@@ -27,11 +21,6 @@ from retinaflow.progress import report
 from retinaflow.settings.conversion_settings import ConvertConfig, Layout
 from retinaflow.settings.data_settings import DataSettings
 from retinaflow.settings.resolve import resolve
-from retinaflow.taxonomy import Taxonomy
-
-IMAGES_FILE = "images.csv"
-"""Id, size and origin of each converted image; a table for ``size_table`` too."""
-FOLDER_SETTINGS = "retinaflow.yaml"
 
 
 def splits_in(folder: Path) -> list[str]:
@@ -97,54 +86,6 @@ def _from_indexes(
     taxonomy = next(iter(indexes.values())).taxonomy
     joined, boxed, labelled = (pd.concat(parts, ignore_index=True) for parts in (images, boxes, labels))
     return DetectionSet(taxonomy, joined, boxed, labelled, exhaustive)
-
-
-def write_published(found: DetectionSet, folder: Path) -> None:
-    """Box and label files of each split, the class list, the table of images, and the folder's settings.
-
-    The image files belong in ``images``, named by their ids.
-    """
-    write_classes(found.taxonomy, folder)
-    ids = found.images["image_id"].to_numpy()
-    mids = np.array(found.taxonomy.ids, dtype=object)
-    boxes, labels = found.boxes, _labels(found)
-    for split in found.splits:
-        of_split = found.images["split"].to_numpy() == split
-        rows = boxes[of_split[boxes["image"].to_numpy(dtype=np.int64)]]
-        table = pd.DataFrame({"ImageID": ids[rows["image"]], "Source": "converted", "LabelName": mids[rows["class"]]})
-        table["Confidence"] = 1
-        for name, own in (("XMin", "x1"), ("XMax", "x2"), ("YMin", "y1"), ("YMax", "y2")):
-            table[name] = rows[own].to_numpy()
-        for name, own in zip(FLAGS, detection_set.FLAGS, strict=True):
-            table[name] = rows[own].to_numpy(dtype=np.int64)
-        # Nine digits keep a box within a thousandth of a pixel, however large the image.
-        table.to_csv(folder / f"{split}-annotations-bbox.csv", index=False, float_format="%.9g")
-        rows = labels[of_split[labels["image"].to_numpy(dtype=np.int64)]]
-        table = pd.DataFrame({"ImageID": ids[rows["image"]], "Source": "converted", "LabelName": mids[rows["class"]]})
-        table["Confidence"] = rows["present"].to_numpy(dtype=np.int64)
-        table.to_csv(folder / f"{split}-annotations-human-imagelabels.csv", index=False)
-    table = found.images.rename(columns={"image_id": "ImageID", "width": "Width", "height": "Height"})
-    table["Origin"] = [str(path) for path in table["file"]]
-    table[["ImageID", "Width", "Height", "Origin"]].to_csv(folder / IMAGES_FILE, index=False)
-    if found.exhaustive:
-        text = "# Written by convert; these settings apply when data= names this folder.\nexhaustive: true\n"
-        (folder / FOLDER_SETTINGS).write_text(text, encoding="utf-8")
-
-
-def write_classes(taxonomy: Taxonomy, folder: Path) -> None:
-    """Write ``class-descriptions.csv``, also beside layouts that hold names only: it keeps the ids and their order."""
-    with (folder / "class-descriptions.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(zip(taxonomy.ids, taxonomy.names, strict=True))
-
-
-def _labels(found: DetectionSet) -> pd.DataFrame:
-    """The labels to write, as the docstring of this file describes."""
-    if not found.exhaustive:
-        return found.labels
-    present = found.boxes[["image", "class"]].drop_duplicates().assign(present=True)
-    empty = np.setdiff1d(np.arange(len(found.images)), found.boxes["image"].to_numpy(dtype=np.int64))
-    absent = pd.DataFrame({"image": empty, "class": 0, "present": False})
-    return pd.concat([present, absent], ignore_index=True).sort_values(["image", "class"], ignore_index=True)
 
 
 def without_unknown_images(found: DetectionSet) -> DetectionSet:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retinaflow.data.formats import coco, voc, yolo
+from retinaflow.data.formats.coco_files import find_coco
+from retinaflow.data.formats.voc import has_voc
+from retinaflow.data.formats.yolo import find_yolo, has_labels
 from retinaflow.errors import DataError
 from retinaflow.settings.conversion_settings import Layout
 
@@ -17,11 +19,13 @@ def other_layouts(folder: Path) -> list[Layout]:
     Raises DataError for files of a layout that contradict each other.
     """
     found: list[Layout] = []
-    if coco.find_coco(folder):
+    if find_coco(folder):
         found.append("coco")
-    if voc.has_voc(folder):
+    if has_voc(folder):
         found.append("voc")
-    if yolo.find_yolo(folder):
+    evidence = find_yolo(folder)
+    # Class names alone may belong to any layout.
+    if evidence is not None and (not found or evidence != folder or has_labels(folder)):
         found.append("yolo")
     return found
 

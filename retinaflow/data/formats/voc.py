@@ -1,39 +1,48 @@
-"""Pascal VOC folders <-> detection sets: one XML file for each image.
+"""Pascal VOC data sets -> source sets: one XML file for each image.
 
 Read are the layout of the VOC challenges (``Annotations``, ``JPEGImages``, ``ImageSets/Main/{split}.txt``), of one year
-or several, and XML files beside their images or in folders named by split. Corners are pixels. The challenges count
-pixels from 1, and ``xmax`` is the last pixel inside (``first_pixel=1``: left edge xmin - 1, right edge xmax); most
-tools write the edges, from 0. ``auto`` decides by the database that an annotation names.
+or several, and XML files beside their images or in folders of any name (:mod:`~retinaflow.data.formats.voc_files`). The
+image of a file is the one that its ``filename`` names; where there is none, the one of the same name. Corners are
+pixels. The challenges count pixels from 1, and ``xmax`` is the last pixel inside (``first_pixel=1``: left edge xmin -
+1, right edge xmax); most tools write the edges, from 0. ``auto`` decides by the database that an annotation names.
 
-``difficult`` becomes group-of (a region without loss) or is read as any other box; ``truncated`` and ``occluded`` are
-flags. Boxes are written in whole pixels, which other tools expect, so edges move by up to half a pixel.
+``difficult`` and ``ignore`` become group-of (a region without loss) or are read as any other box; ``truncated`` and
+``occluded`` are flags. A rotated box (``robndbox``, or CVAT's attribute ``rotation``) becomes the upright box around
+it.
 """
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.folders import existing, find_image
+from retinaflow.data.formats.box_values import number_of, refuse_fractions, upright, yes_or_no
+from retinaflow.data.formats.detection_set import FLAGS
+from retinaflow.data.formats.folders import FileFinder, ReadableFolders, bare_name, existing
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
-from retinaflow.data.formats.voc_files import annotation_files, listed, read_root, report_left_out
+from retinaflow.data.formats.voc_files import annotation_files, is_annotation, listed, read_root, report_left_out
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.tables import RowErrors
-from retinaflow.settings.conversion_settings import Difficult, FirstPixel
+from retinaflow.errors import SettingError, shown
+from retinaflow.settings.conversion_settings import BoxUnit, Difficult, FirstPixel
 
 SHORT = {"validation": "val"}
 """Names of splits in VOC."""
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
-_FLAG_OF_TAG = {"occluded": "occluded", "truncated": "truncated", "difficult": "group_of"}
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+FLAG_OF_TAG = {"occluded": "occluded", "truncated": "truncated", "difficult": "group_of", "ignore": "group_of"}
+_CENTRE = ("cx", "cy", "w", "h", "angle")
+_ANNOTATION_FOLDERS = ("annotations", "annotation", "annots", "xml", "xmls", "labels")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img", "image", "data")
 
 
 def has_voc(folder: Path) -> bool:
     """Whether a folder holds VOC annotations."""
-    return next(annotation_files(folder), None) is not None
+    return any(map(is_annotation, annotation_files(folder)))
 
 
 def read_voc(
@@ -42,170 +51,194 @@ def read_voc(
     *,
     classes: ClassNames,
     images: Sequence[Path] = (),
+    linked: Sequence[Path] = (),
     first_pixel: FirstPixel = "auto",
     difficult: Difficult = "group-of",
+    unit: BoxUnit = "auto",
     report: Callable[[str], None] = lambda line: None,
 ) -> SourceSet:
     """All annotated images of a folder; an image in several splits belongs to the first that lists it, trainval last.
 
-    Raises DataError for a list of images that cannot be read; other broken rules go to ``errors``. ``report`` gets a
-    line about what is left out.
+    Raises DataError for a list of images that cannot be read, SettingError for a link that leads out of ``folder``,
+    ``images`` and ``linked``; other broken rules go to ``errors``. ``report`` gets a line about what is left out.
     """
-    source = SourceSet("pixel", classes)
-    rows, unlisted = listed(folder)
-    seen: set[Path] = set()
-    used = {_image_by_stem(path, _image_folders(path, folder, "train", images)) or path for path in unlisted}
+    for path in images:
+        if not path.is_dir():
+            raise SettingError(f"images={path}: no such folder")
+    source = SourceSet("fraction" if unit == "fraction" else "pixel", classes)
+    finder = FileFinder([*images, folder], ReadableFolders(folder, [*images, *linked]), SUFFIXES)
+    rows, unlisted = listed(folder, annotation_files(folder), report)
+    reader = _Reader(source, folder, finder, images, errors, first_pixel, difficult)
     for split, path in rows:
-        if path in seen:
-            continue
-        seen.add(path)
-        if not path.is_file():
-            note(errors, path.name, "a listed image must have an annotation file", "none")
-            continue
-        folders = _image_folders(path, folder, split, images)
-        file = _image_by_stem(path, folders)
-        root = read_root(path, errors)
-        if root is None:
-            used.add(file or path)
-            continue
-        kind = root.findtext("source/database", "").strip()
-        one_based = first_pixel == "1" or (first_pixel == "auto" and kind.startswith("The VOC"))
-        file = file or _image_by_name(root, folders)
-        used.add(file or path)
-        name = (file or path).relative_to(folder).as_posix() if (file or path).is_relative_to(folder) else path.stem
-        image = len(source.images)
-        source.images.append(SourceImage(split, name, file, _size(root)))
-        for number, found in enumerate(root.findall("object"), 1):
-            where = f"{path.name} object {number}"
-            _object(source, found, where, image, errors, one_based=one_based, keep_difficult=difficult == "keep")
+        reader.read(split, path)
+    used = reader.used | {file for path in unlisted for file in finder.of_stem(path.stem)}
+    if unit == "auto":
+        refuse_fractions(source.boxes.corners, str(folder))
+    reader.report(report)
     if not classes.given:
-        _in_order_of_names(source)
-    report_left_out(folder, used, unlisted, report)
+        # VOC has no class list, and the order of the files is arbitrary.
+        order = np.argsort(np.array(source.classes.names, dtype=object), kind="stable")
+        source.renumber_classes(np.argsort(order).tolist())
+    report_left_out(finder, used, unlisted, report)
     return source
+
+
+class _Reader:
+    """Reads one annotation file after another into a source."""
+
+    def __init__(
+        self,
+        source: SourceSet,
+        folder: Path,
+        finder: FileFinder,
+        images: Sequence[Path],
+        errors: RowErrors,
+        first_pixel: FirstPixel,
+        difficult: Difficult,
+    ) -> None:
+        self.used: set[Path] = set()
+        """Image files that belong to an annotation file."""
+        self._source, self._folder, self._finder, self._images, self._errors = source, folder, finder, images, errors
+        self._first_pixel, self._difficult = first_pixel, difficult
+        self._seen: set[Path] = set()
+        self._folders: dict[tuple[Path, str], list[Path]] = {}
+        self._counts: Counter[str] = Counter()
+        self._unclear = ""
+
+    def read(self, split: str, path: Path) -> None:
+        """Add the image of an annotation file with its boxes, unless it was read before."""
+        if path in self._seen:
+            return
+        self._seen.add(path)
+        if not path.is_file():
+            note(self._errors, path.name, "a listed image must have an annotation file", "none")
+            return
+        root = read_root(path, self._errors)
+        if root is None:
+            self.used.update(self._finder.of_stem(path.stem))
+            return
+        file = self._image(path, root, split)
+        if file in self.used:
+            note(self._errors, path.name, "an image must have one annotation file", f"a second one for {file}")
+            return
+        if file is not None:
+            self.used.add(file)
+        kind = root.findtext("source/database", "").strip()
+        is_one_based = self._first_pixel == "1" or (self._first_pixel == "auto" and kind.startswith("The VOC"))
+        shown_path = file or path
+        relative = shown_path.is_relative_to(self._folder)
+        name = shown_path.relative_to(self._folder).as_posix() if relative else shown_path.name
+        self._source.images.append(SourceImage(split, name, file, _size(root)))
+        for number, found in enumerate(root.findall("object"), 1):
+            self._object(found, path.name, number, offset=int(is_one_based))
+
+    def _image(self, path: Path, root: ElementTree.Element, split: str) -> Path | None:
+        """The image that an annotation file names, or of which it has the name; None if there is no one such file."""
+        key = (path.parent, split)
+        if key not in self._folders:
+            self._folders[key] = _image_folders(path, self._folder, split, self._images)
+        folders = self._folders[key]
+        # Tools often write a path of the machine on which they ran.
+        name = bare_name(root.findtext("filename") or "")
+        if name is not None and (file := self._finder.at(name, folders)):
+            return file
+        tries = [self._finder.named(name), self._finder.of_stem(name)] if name is not None else []
+        for hits in (*tries, self._finder.of_stem(path.stem)):
+            for folder in folders:
+                beside = [file for file in hits if file.parent == folder]
+                if len(beside) == 1:
+                    return beside[0]
+            if len(hits) == 1:
+                return hits[0]
+            if hits:
+                value = f"{hits[0]} and {hits[1]}"
+                note(self._errors, path.name, "filename must name the image where several have the name", value)
+                return None
+        return None
+
+    def _object(self, found: ElementTree.Element, file: str, number: int, *, offset: int) -> None:
+        where = f"{file} object {number}"
+        name = (found.findtext("name") or "").strip()
+        if not name:
+            note(self._errors, where, "an object must have a name", "none")
+            return
+        corners = self._corners(found, where, offset)
+        if corners is None:
+            return
+        index = self._source.classes.find(name)
+        if index is None:
+            note(self._errors, where, "name must be in the class list", f"name={shown(name)}")
+            return
+        flags = 0
+        for tag, flag in FLAG_OF_TAG.items():
+            if flag != "group_of" or self._difficult == "group-of":
+                flags |= self._is_set(tag, found.findtext(tag)) << FLAGS.index(flag)
+        self._source.boxes.add(
+            len(self._source.images) - 1, index, corners, flags, file=file, number=number, what="object"
+        )
+
+    def _corners(self, found: ElementTree.Element, where: str, offset: int) -> tuple[float, float, float, float] | None:
+        rotated = found.find("robndbox")
+        names: tuple[str, ...] = SIDES if rotated is None or found.find("bndbox") is not None else _CENTRE
+        tag = "bndbox" if names == SIDES else "robndbox"
+        texts = [found.findtext(f"{tag}/{side}") for side in names]
+        values = [number_of(text) for text in texts]
+        if not all(map(math.isfinite, values)):
+            pairs = zip(names, texts, strict=True)
+            shown_pairs = ", ".join(f"{side}={shown(text, limit=40, quotes=False)}" for side, text in pairs)
+            rule = f"{tag} must hold {'four' if names == SIDES else 'five'} numbers"
+            note(self._errors, where, rule, shown_pairs)
+            return None
+        if names == SIDES:
+            x1, y1, x2, y2 = values
+            return self._turned(found, (x1 - offset, y1 - offset, x2, y2))
+        self._counts["rotated"] += 1
+        x, y, width, height, angle = values
+        return upright(x - width / 2, y - height / 2, width, height, angle)
+
+    def _turned(
+        self, found: ElementTree.Element, corners: tuple[float, float, float, float]
+    ) -> tuple[float, float, float, float]:
+        """The corners, or those of the upright box around them where an attribute gives a rotation in degrees."""
+        for attribute in found.findall("attributes/attribute"):
+            if (attribute.findtext("name") or "").strip() == "rotation":
+                degrees = number_of(attribute.findtext("value"))
+                if math.isfinite(degrees) and degrees % 360:
+                    self._counts["rotated"] += 1
+                    x1, y1, x2, y2 = corners
+                    return upright(x1, y1, x2 - x1, y2 - y1, math.radians(degrees % 360))
+        return corners
+
+    def _is_set(self, tag: str, text: str | None) -> bool:
+        answer = yes_or_no(text)
+        if answer is None:
+            self._counts["unclear"] += 1
+            self._unclear = self._unclear or f"{tag}={shown(text, limit=40)}"
+        return answer is True
+
+    def report(self, report: Callable[[str], None]) -> None:
+        """Report what was read in another form."""
+        if count := self._counts["rotated"]:
+            report(f"{count:,} objects are rotated: the upright boxes around them are read")
+        if count := self._counts["unclear"]:
+            report(f"{count:,} flags are neither yes nor no ({self._unclear} for example) and count as no")
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
     """The declared (height, width); None if it is missing or 0, as some tools write it."""
-    sides = _number(root.findtext("size/height")), _number(root.findtext("size/width"))
-    return (int(sides[0]), int(sides[1])) if sides[0] >= 1 and sides[1] >= 1 else None
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")
+    height, width = number_of(root.findtext("size/height")), number_of(root.findtext("size/width"))
+    return (int(height), int(width)) if 1 <= height < 1 << 24 and 1 <= width < 1 << 24 else None
 
 
 def _image_folders(path: Path, folder: Path, split: str, images: Sequence[Path]) -> list[Path]:
     """Folders that may hold the image of an annotation file."""
-    bases = [path.parent, path.parent.parent, folder]
-    parts = ("JPEGImages", "images", "Images", split, SHORT.get(split, split))
-    return existing([*images, path.parent, *(base / part for base in bases for part in parts)])
-
-
-def _image_by_stem(path: Path, folders: Sequence[Path]) -> Path | None:
-    """The image with the name of an annotation file."""
-    suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
-    tries = (folder / f"{path.stem}{suffix}" for folder in folders for suffix in suffixes)
-    return next((file for file in tries if file.is_file()), None)
-
-
-def _image_by_name(root: ElementTree.Element, folders: Sequence[Path]) -> Path | None:
-    """The image that an annotation file names."""
-    # Tools often write a path of the machine on which they ran.
-    name = (root.findtext("filename") or "").strip().replace("\\", "/").split("/")[-1]
-    return find_image(name, folders) if name not in ("", ".", "..") else None
-
-
-def _object(
-    source: SourceSet,
-    found: ElementTree.Element,
-    where: str,
-    image: int,
-    errors: RowErrors,
-    *,
-    one_based: bool,
-    keep_difficult: bool,
-) -> None:
-    name = (found.findtext("name") or "").strip()
-    if not name:
-        note(errors, where, "an object must have a name", "none")
-        return
-    sides = [found.findtext(f"bndbox/{side}") for side in _SIDES]
-    x1, y1, x2, y2 = map(_number, sides)
-    if not np.isfinite([x1, y1, x2, y2]).all():
-        shown = ", ".join(f"{side}={text}" for side, text in zip(_SIDES, sides, strict=True))
-        note(errors, where, "bndbox must hold four numbers", shown)
-        return
-    index = source.classes.find(name)
-    if index is None:
-        note(errors, where, "name must be in the class list", f"name={name!r}")
-        return
-    if one_based:
-        x1, y1 = x1 - 1, y1 - 1
-    flags = [False] * len(FLAGS)
-    for tag, flag in _FLAG_OF_TAG.items():
-        if tag != "difficult" or not keep_difficult:
-            flags[FLAGS.index(flag)] = (found.findtext(tag) or "").strip().lower() in ("1", "true")
-    source.boxes.append((image, index, (x1, y1, x2, y2), tuple(flags), where, 0))
-
-
-def _in_order_of_names(source: SourceSet) -> None:
-    """Sort the classes by name: VOC has no class list, and the order of the files is arbitrary."""
-    order = sorted(range(len(source.classes.names)), key=lambda index: source.classes.names[index])
-    position = {old: new for new, old in enumerate(order)}
-    source.classes.names = [source.classes.names[index] for index in order]
-    source.classes.ids = [source.classes.ids[index] for index in order]
-    source.boxes = [(image, position[index], *rest) for image, index, *rest in source.boxes]  # type: ignore[misc]
-
-
-def write_voc(found: DetectionSet, folder: Path, files: Sequence[str], *, first_pixel: FirstPixel = "auto") -> None:
-    """``Annotations/{image_id}.xml`` and ``ImageSets/Main/{split}.txt``; ``files``: names in ``JPEGImages``."""
-    annotations, lists = folder / "Annotations", folder / "ImageSets" / "Main"
-    annotations.mkdir()
-    lists.mkdir(parents=True)
-    start = np.searchsorted(found.boxes["image"].to_numpy(dtype=np.int64), np.arange(len(found.images) + 1))
-    sizes = found.images[["width", "height"]].to_numpy(dtype=np.int64)
-    corners, flags = found.corners, found.boxes[list(FLAGS)].to_numpy(dtype=bool)
-    names = [found.taxonomy.labels[index] for index in found.boxes["class"]]
-    for image, image_id in enumerate(found.images["image_id"]):
-        root = _document(files[image], sizes[image])
-        for box in range(int(start[image]), int(start[image + 1])):
-            own_flags = dict(zip(FLAGS, flags[box].tolist(), strict=True))
-            _write_object(root, names[box], _whole_pixels(corners[box], sizes[image], first_pixel), own_flags)
-        tree = ElementTree.ElementTree(root)
-        ElementTree.indent(tree)
-        tree.write(annotations / f"{image_id}.xml", encoding="utf-8")
-    for split in found.splits:
-        ids = found.images["image_id"][found.images["split"] == split]
-        (lists / f"{SHORT.get(split, split)}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-
-
-def _document(file: str, size: np.ndarray) -> ElementTree.Element:
-    root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "folder").text = "JPEGImages"
-    ElementTree.SubElement(root, "filename").text = file
-    sides = ElementTree.SubElement(root, "size")
-    for side, value in zip(("width", "height", "depth"), (*size.tolist(), 3), strict=True):
-        ElementTree.SubElement(sides, side).text = str(value)
-    ElementTree.SubElement(root, "segmented").text = "0"
-    return root
-
-
-def _write_object(root: ElementTree.Element, name: str, sides: list[int], flags: dict[str, bool]) -> None:
-    element = ElementTree.SubElement(root, "object")
-    ElementTree.SubElement(element, "name").text = name
-    ElementTree.SubElement(element, "pose").text = "Unspecified"
-    for tag in ("truncated", "difficult", "occluded"):
-        ElementTree.SubElement(element, tag).text = str(int(flags[_FLAG_OF_TAG[tag]]))
-    box = ElementTree.SubElement(element, "bndbox")
-    for side, value in zip(_SIDES, sides, strict=True):
-        ElementTree.SubElement(box, side).text = str(value)
-
-
-def _whole_pixels(corners: np.ndarray, size: np.ndarray, first_pixel: FirstPixel) -> list[int]:
-    """The sides in whole pixels, at least one pixel wide and high."""
-    low = np.minimum(np.round(corners[:2] * size), size - 1).astype(int)
-    high = np.maximum(np.round(corners[2:] * size).astype(int), low + 1)
-    return [*(low + (first_pixel == "1")).tolist(), *high.tolist()]
+    parts = path.parent.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    found = [*images]
+    for position in reversed(range(len(parts))):
+        if parts[position].lower() in _ANNOTATION_FOLDERS:
+            before, after = folder.joinpath(*parts[:position]), parts[position + 1 :]
+            found += [before.joinpath(name, *after) for name in _IMAGE_FOLDERS]
+            break
+    bases = [base for base in (path.parent, path.parent.parent, folder) if base == folder or folder in base.parents]
+    names = (*_IMAGE_FOLDERS, split, SHORT.get(split, split))
+    return existing([*found, path.parent, *(base / name for base in bases for name in names), *bases])

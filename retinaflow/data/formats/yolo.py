@@ -1,10 +1,12 @@
-"""YOLO folders in the layout of Ultralytics <-> detection sets: a text file of labels for each image.
+"""YOLO data sets in the layouts of Ultralytics and darknet -> source sets: a text file of labels for each image.
 
-``data.yaml`` names the classes and the images of each split; without one, ``images/{split}`` and ``labels/{split}``
-with ``classes.txt`` are read (:mod:`~retinaflow.data.formats.yolo_files`). A row is ``class x y width height``, centre
-and size as fractions of the image, or a class and a polygon, of which the bounding box is taken. With ``kpt_shape: [k,
-d]`` in ``data.yaml`` k x d values of keypoints follow the box, and are not read. An image without label file, or with
-an empty one, has no objects. Fractions refer to the image as EXIF rotates it, as Ultralytics reads it.
+``data.yaml``, darknet's ``*.data`` or folders give the images of each split
+(:mod:`~retinaflow.data.formats.yolo_files`) and the class names, as they are written;
+:mod:`~retinaflow.data.formats.yolo_labels` finds the label file of an image. A row is ``class x y width height``,
+centre and size as fractions of the image, or a class and a polygon, of which the bounding box is taken. With
+``kpt_shape: [k, d]`` in ``data.yaml`` k x d values of keypoints follow the box, and are not read. An image without
+label file, or with an empty one, has no objects; the former are counted. Fractions refer to the image as EXIF rotates
+it, as Ultralytics reads it.
 """
 
 from __future__ import annotations
@@ -15,50 +17,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
-from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.orientation import to_rotated
+from retinaflow.data.formats.folders import ReadableFolders, files_under
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.yolo_files import (
-    NAME_FILES,
     SplitFiles,
+    by_data_file,
     by_document,
-    by_folder,
-    in_folders,
-    label_file,
+    by_folders,
+    by_lists,
+    data_file,
+    holds_labels,
+    name_file,
     report_left_out,
 )
+from retinaflow.data.formats.yolo_labels import expected_label, label_files
 from retinaflow.data.tables import RowErrors
-from retinaflow.data.text_lines import read_lines
+from retinaflow.data.text_lines import lines_of_text, read_lines
 from retinaflow.errors import DataError, shown
-
-SHORT = {"validation": "val"}
-"""Names of splits in YOLO."""
-_NO_FLAGS = (False,) * len(FLAGS)
+from retinaflow.files import read_text, read_yaml
+from retinaflow.settings.conversion_settings import BoxUnit
 
 
 def find_yolo(folder: Path) -> Path | None:
-    """The ``data.yaml`` of a folder, the folder itself where it has images and labels, or None."""
+    """The ``data.yaml`` or ``*.data`` of a folder, the folder itself where it has label files, or None."""
     documents = [path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if _is_yolo(path)]
     if len(documents) > 1:
         raise DataError(
             f"{folder}: a folder must hold one data.yaml, but {documents[0].name} and {documents[1].name} both look "
             "like one; give the file as data="
         )
+    documents += [path for path in sorted(folder.glob("*.data")) if path.is_file() and "names" in data_file(path)]
     if documents:
         return documents[0]
-    has_labels = any((folder / part).is_dir() for part in ("labels", "train/labels"))
-    return folder if has_labels or any((folder / name).is_file() for name in NAME_FILES) else None
+    has_names = any((folder / name).is_file() for name in ("classes.txt", "labels/classes.txt", "obj.names"))
+    return folder if has_names or has_labels(folder) else None
+
+
+def has_labels(folder: Path) -> bool:
+    """Whether a folder holds a file of labels, at any depth."""
+    return any(holds_labels(path) for path in files_under(folder) if path.suffix.lower() == ".txt")
 
 
 def _is_yolo(path: Path) -> bool:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        document = read_yaml(path, as_written=True)
+    except DataError:
+        if path.stem in ("data", "dataset"):
+            raise
         return False
-    return isinstance(document, dict) and "names" in document and "train" in document
+    return isinstance(document, dict) and "names" in document
 
 
 def read_yolo(
@@ -67,47 +74,53 @@ def read_yolo(
     *,
     classes: ClassNames,
     images: Sequence[Path] = (),
+    linked: Sequence[Path] = (),
+    unit: BoxUnit = "auto",
     report: Callable[[str], None] = lambda line: None,
 ) -> SourceSet:
-    """A ``data.yaml`` or a folder without one; ``images``: folders of images instead of those it names (all train).
+    """A ``data.yaml``, a ``*.data`` or a folder without one; ``images``: folders of images instead of those in it.
 
-    Raises DataError for files that cannot be read; rows that break a rule go to ``errors``. ``report`` gets a line
-    about what is left out.
+    Raises DataError for files that cannot be read, SettingError for a path that leads out of the data set, ``images``
+    and ``linked``; rows that break a rule go to ``errors``. ``report`` gets a line about what is left out.
     """
     root = data.parent if data.is_file() else data
-    document = _document(data) if data.is_file() else {}
-    names = _names(document.get("names"), data) if document else _names_in_text(root)
-    if images:
-        files = in_folders(images)
-    elif document:
-        files = by_document(document, data, report)
-    else:
-        files = by_folder(root)
+    files = SplitFiles(root, ReadableFolders(root, [*images, *linked]), images)
+    is_darknet = data.suffix.lower() == ".data"
+    document = _document(data) if data.is_file() and not is_darknet else {}
+    source_names = document.get("names", None) if document else None
+    names_path = None if document and not isinstance(source_names, str) else _names_path(files, data, source_names)
+    names = _names_in_text(names_path) if names_path else _names(source_names, data)
+    by_document(files, document, data, report)
+    if is_darknet:
+        by_data_file(files, data)
+    if not files.images:
+        by_lists(files)
+    by_folders(files, report)
+    source = SourceSet("pixel" if unit == "pixel" else "fraction", classes)
     of_class = [classes.find(name) for name in names]
     keypoints = _keypoint_values(document.get("kpt_shape"), data)
-    source = SourceSet("fraction", classes)
-    labelled = 0
-    seen: set[Path] = set()
-    _report_repeated(files, report)
-    for split, paths in files.images.items():
-        for path in (path for path in paths if path not in seen):
-            seen.add(path)
-            name = path.relative_to(root).as_posix() if path.is_relative_to(root) else f"{split}/{path.name}"
-            source.images.append(SourceImage(split, name, path if path.is_file() else None))
-            rows = _Rows(label_file(path), len(source.images) - 1, names, of_class, keypoints)
-            labelled += rows.read(source, errors)
-    report_left_out(files, seen, report)
-    if source.images and not labelled:
-        first = next(iter(seen))
-        raise DataError(
-            f"{data}: at least one image must have a label file, but none of {len(seen):,} has one; "
-            f"{label_file(first)} is missing, for example"
+    split_of_image = _splits(files, report)
+    present = [path for path in split_of_image if path.is_file()]
+    not_labels = [*files.lists, *([names_path] if names_path else [])]
+    labels = label_files(present, root, files.readable, not_labels=not_labels)
+    for path, split in split_of_image.items():
+        source.images.append(
+            SourceImage(split, _name(path, split, files), path if path in labels or path.is_file() else None)
         )
+        if path in labels:
+            _Rows(labels[path], len(source.images) - 1, names, of_class, keypoints).read(source, errors)
+    report_left_out(files, split_of_image, [*labels.values(), *not_labels], report)
+    _report_unlabelled(present, labels, data, root, report)
     return source
 
 
-def _report_repeated(files: SplitFiles, report: Callable[[str], None]) -> None:
-    """Report images in several splits: evaluating on training images would give too good results."""
+def _name(path: Path, split: str, files: SplitFiles) -> str:
+    top = next((top for top in (files.root, *files.images_folders) if path.is_relative_to(top)), None)
+    return path.relative_to(top).as_posix() if top else f"{split}/{path.name}"
+
+
+def _splits(files: SplitFiles, report: Callable[[str], None]) -> dict[Path, str]:
+    """Image -> split. Images in several splits are reported: evaluating on training images gives too good results."""
     first: dict[Path, str] = {}
     repeated = [
         path for split, paths in files.images.items() for path in paths if first.setdefault(path, split) != split
@@ -116,13 +129,26 @@ def _report_repeated(files: SplitFiles, report: Callable[[str], None]) -> None:
         report(
             f"{len(repeated):,} images are in more than one split and count for the first, {repeated[0]} for example"
         )
+    return first
+
+
+def _report_unlabelled(
+    images: Sequence[Path], labels: dict[Path, Path], data: Path, root: Path, report: Callable[[str], None]
+) -> None:
+    without = [path for path in images if path not in labels]
+    if without and not labels:
+        raise DataError(
+            f"{data}: at least one image must have a label file, but none of {len(without):,} has one; "
+            f"{expected_label(without[0], root)} is missing, for example"
+        )
+    if without:
+        report(
+            f"{len(without):,} images have no label file and count as images without objects, {without[0]} for example"
+        )
 
 
 def _document(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable YAML file: {error}") from None
+    document = read_yaml(path, as_written=True)
     if not isinstance(document, dict):
         raise DataError(f"{path}: the file must map names to values, but got {shown(document)}")
     return document
@@ -131,26 +157,40 @@ def _document(path: Path) -> dict[str, Any]:
 def _names(names: Any, path: Path) -> list[str]:
     """Class names of data.yaml in the order of their numbers."""
     if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
+        numbers = [str(number) for number in range(len(names))]
+        if set(names) != set(numbers):
             raise DataError(f"{path}: names must be numbered 0, 1, 2, ..., but got {shown(list(names))}")
-        names = [names[number] for number in range(len(names))]
+        names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names:
         raise DataError(f"{path}: names must list the classes, but got {shown(names)}")
-    return _each_once([str(name).strip() for name in names], path)
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{path}: a class must have a name, but got {shown(name)}")
+    return _each_once([name.strip() for name in names], path)
 
 
-def _names_in_text(root: Path) -> list[str]:
-    """Class names of a folder without data.yaml, one per line."""
-    for name in NAME_FILES:
-        if (root / name).is_file():
-            lines = read_lines(root / name)
-            while lines and not lines[-1].strip():
-                del lines[-1]
-            if blank := [number for number, line in enumerate(lines, 1) if not line.strip()]:
-                # Skipping the line would shift the names of all classes after it.
-                raise DataError(f"{root / name}: line {blank[0]}: a line must name a class, but is empty; delete it")
-            return _each_once([line.strip() for line in lines], root / name)
-    raise DataError(f"{root}: the folder must hold the class names in data.yaml or {' or '.join(NAME_FILES)}")
+def _names_path(files: SplitFiles, data: Path, given: str | None) -> Path:
+    """The file of class names: the one that data.yaml or ``*.data`` names, or one of the usual names."""
+    if data.suffix.lower() == ".data":
+        given = data_file(data).get("names")
+    path = files.find(given, [files.root], f"{data.name}: names: {given}") if given else name_file(files)
+    if path is None or not path.is_file():
+        where = f" (it names {shown(given)})" if given else ""
+        raise DataError(f"{data}: the folder must hold the class names in data.yaml or classes.txt or obj.names{where}")
+    return path
+
+
+def _names_in_text(path: Path) -> list[str]:
+    """Class names of a text file, one per line."""
+    lines = read_lines(path)
+    while lines and not lines[-1].strip():
+        del lines[-1]
+    if blank := [number for number, line in enumerate(lines, 1) if not line.strip()]:
+        # Skipping the line would shift the names of all classes after it.
+        raise DataError(f"{path}: line {blank[0]}: a line must name a class, but is empty; delete it")
+    if not lines:
+        raise DataError(f"{path}: the file must name the classes, but is empty")
+    return _each_once([line.strip() for line in lines], path)
 
 
 def _each_once(names: list[str], path: Path) -> list[str]:
@@ -169,9 +209,10 @@ def _keypoint_values(shape: Any, path: Path) -> int:
     """Number of keypoint values that follow the box in a row."""
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
+    sides = [int(side) for side in shape if str(side).isdecimal() and len(side) < 5] if isinstance(shape, list) else []
+    if len(sides) != 2 or len(shape) != 2 or min(sides) == 0:
         raise DataError(f"{path}: kpt_shape must be two whole numbers [points, values of each], but got {shown(shape)}")
-    return int(shape[0] * shape[1])
+    return sides[0] * sides[1]
 
 
 @dataclass(frozen=True)
@@ -185,12 +226,14 @@ class _Rows:
     keypoints: int
     """Keypoint values after the box; 0: a row is a box or a polygon."""
 
-    def read(self, source: SourceSet, errors: RowErrors) -> bool:
-        """Add the rows of the label file to the source; False if there is no such file."""
-        if not self.path.is_file():
-            return False
-        text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
-        for line, row in enumerate(text.splitlines(), 1):
+    def read(self, source: SourceSet, errors: RowErrors) -> None:
+        """Add the rows of the label file to the source."""
+        try:
+            lines = lines_of_text(read_text(self.path))
+        except DataError as error:
+            note(errors, self.path.name, "a label file must be text", str(error))
+            return
+        for line, row in enumerate(lines, 1):
             words = row.split()
             if not words:
                 continue
@@ -200,7 +243,6 @@ class _Rows:
                 note(errors, self.path.name, "a row must hold numbers", row[:60], line=line)
                 continue
             self._enter(source, number, values, line, errors)
-        return True
 
     def _enter(self, source: SourceSet, number: float, values: list[float], line: int, errors: RowErrors) -> None:
         corners = _corners(values, self.keypoints)
@@ -216,7 +258,7 @@ class _Rows:
             rule = f"a row must be a class with x, y, width, height {'and' if self.keypoints else 'or'} {more}"
             note(errors, self.path.name, rule, f"{len(values) + 1} fields", line=line)
         else:
-            source.boxes.append((self.image, index, corners, _NO_FLAGS, self.path.name, line))
+            source.boxes.add(self.image, index, corners, file=self.path.name, number=line)
 
 
 def _corners(values: Sequence[float], keypoints: int) -> tuple[float, float, float, float] | None:
@@ -230,30 +272,3 @@ def _corners(values: Sequence[float], keypoints: int) -> tuple[float, float, flo
     if not all(map(math.isfinite, values)):
         return math.nan, math.nan, math.nan, math.nan
     return min(across), min(down), max(across), max(down)
-
-
-def write_yolo(found: DetectionSet, folder: Path) -> None:
-    """``labels/{split}/{image_id}.txt`` and ``data.yaml``; the images belong in ``images/{split}``."""
-    image = found.boxes["image"].to_numpy(dtype=np.int64)
-    start = np.searchsorted(image, np.arange(len(found.images) + 1))
-    corners = found.corners
-    orientation = found.images["orientation"].to_numpy(dtype=np.int64)
-    for kind in np.unique(orientation[orientation > 1]):
-        rows = orientation[image] == kind
-        corners[rows] = to_rotated(corners[rows], int(kind))
-    centre, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
-    values = np.concatenate([centre, size], axis=1)
-    classes = found.boxes["class"].to_numpy(dtype=np.int64)
-    for split in found.splits:
-        (folder / "labels" / SHORT.get(split, split)).mkdir(parents=True)
-    for row, (image_id, split) in enumerate(zip(found.images["image_id"], found.images["split"], strict=True)):
-        lines = [
-            f"{classes[box]} {' '.join(f'{value:.8f}' for value in values[box])}\n"
-            for box in range(int(start[row]), int(start[row + 1]))
-        ]
-        path = folder / "labels" / SHORT.get(split, split) / f"{image_id}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
-    document = {SHORT.get(split, split): f"images/{SHORT.get(split, split)}" for split in found.splits}
-    names = dict(enumerate(found.taxonomy.labels))
-    text = yaml.safe_dump({**document, "names": names}, allow_unicode=True, sort_keys=False)
-    (folder / "data.yaml").write_text(text, encoding="utf-8")

@@ -1,74 +1,126 @@
-"""The files of a YOLO folder: the images of each split, their label files, and the files that are left out.
+"""The files of a YOLO data set: the images of each split, the names of the classes, and what is left out.
 
-``data.yaml`` names the images of each split (a folder, a list of folders, or a text file of paths); without one,
-``images/{split}`` or ``{split}/images`` are read, or else every image as train. Folders are read at any depth and
-through links (:func:`~retinaflow.data.formats.folders.files_under`).
+Splits come from the first that states any: ``data.yaml`` (a folder, a list of folders, or a text file of paths for each
+split), darknet's ``*.data``, lists of images named by split (``train.txt``), folders named by split at any depth. A
+split that ``data.yaml`` does not name is taken from the folders. Where nothing states a split all images are train.
+Paths may have Windows separators, belong to another machine, or begin with a folder that is not there (``data/``): the
+longest end of a path that is a file or folder of the data set counts, never one outside of it.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retinaflow.data.formats.folders import SPLIT_NAMES, files_under, split_of
+from retinaflow.data.formats.folders import SPLIT_NAMES, ReadableFolders, files_under, split_of_folders
 from retinaflow.data.images import SUFFIXES
 from retinaflow.data.text_lines import read_lines
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 
-NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
+_NAME_FILE = re.compile(r"(classes|obj|_darknet|predefined_classes)\.(txt|names|labels)|.+\.names", re.IGNORECASE)
+"""Files with the name of a class in each line."""
 _NOT_READ = (".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".dng", ".mpo", ".pfm")
 """Suffixes of image files that other programs read."""
+_OTHER_KEYS = ("path", "names", "nc", "download", "kpt_shape", "flip_idx", "roboflow", "backup", "classes", "eval")
 
 
 @dataclass
 class SplitFiles:
-    """Image files by split, in the order of their lists, and the folders that were searched."""
+    """Image files by split, in the order of their lists."""
 
+    root: Path
+    readable: ReadableFolders
+    images_folders: Sequence[Path] = ()
+    """Folders of images that a setting names; none: the root holds them."""
     images: dict[str, list[Path]] = field(default_factory=dict)
-    folders: list[Path] = field(default_factory=list)
     lists: set[Path] = field(default_factory=set)
     """Text files of paths, which are no label files."""
+    results: set[Path] = field(default_factory=set)
+    """Folders of results, which are not searched."""
+
+    def __post_init__(self) -> None:
+        tops = list(dict.fromkeys([self.root, *self.images_folders]))
+        for top in tops:
+            if not top.is_dir():
+                raise SettingError(f"images={top}: no such folder")
+        own = [path for top in tops for path in files_under(top, self.readable, left_out=self.results)]
+        self.all_files = list(_once(own).values())
+        """All files of the data set and of the folders of images, each once."""
+        searched = [path for top in self.images_folders for path in files_under(top, self.readable)]
+        self.all_images = [path for path in searched or self.all_files if path.suffix.lower() in SUFFIXES]
+
+    def folders_of(self, image: Path) -> tuple[str, ...]:
+        """The folders between the data set, or the folder that a setting names, and an image."""
+        tops = [top for top in (*self.images_folders, self.root) if image.is_relative_to(top)]
+        return image.relative_to(tops[0]).parts[:-1] if tops else ()
 
     def add_folder(self, split: str, folder: Path) -> None:
-        """Add all images under a folder. Raises SettingError if there is no such folder."""
-        if not folder.is_dir():
-            raise SettingError(f"images={folder}: no such folder")
-        self.images.setdefault(split, []).extend(_images_under(folder))
-        self.folders.append(folder)
+        """Add all images under a folder."""
+        own = files_under(folder, self.readable, left_out=self.results)
+        self.images.setdefault(split, []).extend(path for path in own if path.suffix.lower() in SUFFIXES)
 
     def add_list(self, split: str, path: Path, base: Path) -> None:
-        """Add the images that a text file names."""
-        lines = [line.strip() for line in read_lines(path) if line.strip()]
-        found = [_listed_file(line, path.parent, base) for line in lines]
+        """Add the images that a text file names. A line that names no file stays, as a file that is missing."""
+        lines = [(number, line.strip().strip("\"'")) for number, line in enumerate(read_lines(path), 1)]
+        found = [self._listed(line, path, base, number) for number, line in lines if line]
         self.images.setdefault(split, []).extend(found)
-        self.folders += dict.fromkeys(file.parent for file in found if file.parent.is_dir())
         self.lists.add(path)
 
+    def _listed(self, line: str, path: Path, base: Path, number: int) -> Path:
+        found = self.find(
+            line, [path.parent, base, self.root, *self.images_folders], f"{path.name} line {number}: {line}"
+        )
+        return found or path.parent / line.replace("\\", "/").lstrip("/")
 
-def in_folders(folders: Sequence[Path]) -> SplitFiles:
-    """All images of some folders, as the split train."""
-    files = SplitFiles({"train": []})
-    for folder in folders:
-        files.add_folder("train", folder)
-    return files
+    def find(self, given: str, bases: Sequence[Path], where: str) -> Path | None:
+        """The file or folder that a path of any system means, below some folders; None if there is none.
+
+        Raises SettingError for one that is there, but outside of the readable folders.
+        """
+        text = given.replace("\\", "/")
+        bases = list(dict.fromkeys(bases))
+        whole = [Path(os.path.normpath(base / text)) for base in (bases[:1] if text.startswith("/") else bases)]
+        beyond = [path for path in whole if path.exists()]
+        inside = next((path for path in beyond if self.readable.hold(path)), None)
+        if inside is not None:
+            return inside
+        parts = [part for part in text.split("/") if part not in ("", ".", "..") and not part.endswith(":")]
+        for start in range(len(parts)):
+            for base in bases:
+                path = base.joinpath(*parts[start:])
+                if path.exists() and self.readable.hold(path):
+                    return path
+        for path in beyond:
+            self.readable.require(path, where)
+        return None
 
 
-def by_document(document: dict[str, Any], path: Path, report: Callable[[str], None]) -> SplitFiles:
-    """Image files of each split that data.yaml names. Raises DataError if the training or validation split is missing.
+def by_document(files: SplitFiles, document: dict[str, Any], path: Path, report: Callable[[str], None]) -> None:
+    """Add the image files of each split that data.yaml (``as_written``) names.
 
-    A missing test split is only reported: exports often name one that they do not hold.
+    Raises DataError for a training or validation split that is not there, and for one of a name that is not known. A
+    missing test split is only reported: exports often name one that they do not hold.
     """
-    base = path.parent / str(document.get("path") or "")
-    if not base.is_dir():
-        # A path of the machine on which the set was made; the images were moved together with data.yaml.
-        base = path.parent
-    files = SplitFiles()
-    for key, split in SPLIT_NAMES.items():
-        given = document.get(key)
-        for part in map(str, given if isinstance(given, list) else [given] if given else []):
-            target = _target(base, path.parent, part)
+    base = files.root
+    if document.get("path"):
+        given = files.find(str(document["path"]), [files.root], f"{path.name}: path: {document['path']}")
+        # Else a path of the machine on which the set was made; the images were moved together with data.yaml.
+        base = given if given is not None and given.is_dir() else base
+    for key, given in document.items():
+        parts = [part for part in (given if isinstance(given, list) else [given]) if isinstance(part, str) and part]
+        split = SPLIT_NAMES.get(str(key).lower())
+        if split is None:
+            if key not in _OTHER_KEYS and any((base / part.replace("\\", "/")).exists() for part in parts):
+                raise DataError(
+                    f"{path}: {key}: {shown(given)} names files of an unknown split; call it train, val or test"
+                )
+            continue
+        for part in parts:
+            target = files.find(part, [base, files.root], f"{path.name}: {key}: {part}")
             if target is None and split == "test" and not files.images.keys().isdisjoint(("train", "validation")):
                 report(f"{path.name}: {key}: {part} is no folder or file under {base}, and is left out")
             elif target is None:
@@ -77,59 +129,80 @@ def by_document(document: dict[str, Any], path: Path, report: Callable[[str], No
                 files.add_folder(split, target)
             else:
                 files.add_list(split, target, base)
-    return files
 
 
-def _target(base: Path, beside: Path, part: str) -> Path | None:
-    # Roboflow writes ../train/images for a folder beside the file.
-    tries = [base / part, beside / part, *([beside / part[3:]] if part.startswith("../") else [])]
-    return next((path for path in tries if path.exists()), None)
+def by_data_file(files: SplitFiles, path: Path) -> None:
+    """Add the lists that darknet's ``*.data`` names. Raises DataError for one that is not there."""
+    for key, given in data_file(path).items():
+        split = SPLIT_NAMES.get(key)
+        if split is not None:
+            target = files.find(given, [files.root], f"{path.name}: {key} = {given}")
+            if target is None or not target.is_file():
+                raise DataError(f"{path}: {key} = {given} must be a list of images under {files.root}, but is not")
+            files.add_list(split, target, files.root)
 
 
-def _listed_file(line: str, beside: Path, base: Path) -> Path:
-    """The file of a line in a list of images: relative to the list (./) or to the set, or absolute."""
-    tries = [Path(line), beside / line, base / line]
-    return next(
-        (path for path in tries if path.is_absolute() and path.is_file()),
-        next((path for path in tries[1:] if path.is_file()), beside / line),
-    )
+def data_file(path: Path) -> dict[str, str]:
+    """The lines ``key = value`` of darknet's ``*.data``."""
+    pairs = (line.split("#")[0].partition("=") for line in read_lines(path))
+    return {key.strip().lower(): value.strip() for key, _, value in pairs if value.strip()}
 
 
-def _images_under(folder: Path) -> list[Path]:
-    return [path for path in files_under(folder) if path.suffix.lower() in SUFFIXES]
+def by_lists(files: SplitFiles) -> None:
+    """Add the lists of images in the root that are named by split (``train.txt``).
+
+    Raises DataError for one whose lines name no image of the data set.
+    """
+    for path in sorted(files.root.glob("*.txt")):
+        split = SPLIT_NAMES.get(path.stem.lower())
+        lines = [line.strip() for line in read_lines(path) if line.strip()] if split is not None else []
+        if split is None or not lines:
+            continue
+        suffixes = [Path(line.replace("\\", "/")).suffix.lower() for line in lines]
+        if not any(suffix in SUFFIXES for suffix in suffixes):
+            raise DataError(
+                f"{path}: the list of a split must name an image file in each line, but line 1 is {shown(lines[0])}; "
+                "correct the list, or rename it if it lists no images"
+            )
+        files.add_list(split, path, files.root)
 
 
-def by_folder(root: Path) -> SplitFiles:
-    """``images/{split}``, ``{split}/images``, or else all images as train. The name of a split may be part of a
-    folder's name, as in ``train2017``."""
-    files = SplitFiles()
-    for folder in sorted([*root.glob("images/*"), *root.glob("*/images")]):
-        split = split_of(folder.name if folder.parent.name == "images" else folder.parent.name)
-        if split is not None and folder.is_dir():
-            files.add_folder(split, folder)
+def by_folders(files: SplitFiles, report: Callable[[str], None]) -> None:
+    """Add the images in folders that are named by split, for splits that have none yet; all as train if there is no
+    such folder."""
+    stated = set(files.images)
+    found: dict[str, list[Path]] = {}
+    taken = {path for paths in files.images.values() for path in paths}
+    for path in files.all_images:
+        split = split_of_folders(files.folders_of(path))
+        if split is not None and split not in stated and path not in taken:
+            found.setdefault(split, []).append(path)
+    for split, paths in found.items() if stated else ():
+        report(f"nothing names a {split} split, so the {len(paths):,} images in folders of that name are it")
+    files.images |= found
     if not files.images:
-        return in_folders([root])
-    # Images elsewhere under the root are in no split; they are reported.
-    files.folders.append(root)
-    return files
+        files.images["train"] = files.all_images
 
 
-def label_file(image: Path) -> Path:
-    """The label file of an image by Ultralytics' rule: labels instead of the last folder named images, else beside
-    it."""
-    parts = list(image.parts)
-    for position in range(len(parts) - 2, -1, -1):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+def name_file(files: SplitFiles) -> Path | None:
+    """The file of class names that is nearest to the root. Raises DataError for two that differ."""
+    own = [path for path in files.all_files if _NAME_FILE.fullmatch(path.name) and path.is_relative_to(files.root)]
+    own.sort(key=lambda path: len(path.parts))
+    for path in own[1:]:
+        if len(path.parts) == len(own[0].parts) and read_lines(path) != read_lines(own[0]):
+            raise DataError(
+                f"{files.root}: the class names must be in one file, but {own[0].name} and {path.name} differ; remove "
+                "or rename one of them"
+            )
+    return own[0] if own else None
 
 
-def report_left_out(files: SplitFiles, used: Iterable[Path], report: Callable[[str], None]) -> None:
-    """Report images in the same folders that are not ``used``, and label files without an image."""
+def report_left_out(
+    files: SplitFiles, used: Iterable[Path], labels: Iterable[Path], report: Callable[[str], None]
+) -> None:
+    """Report images that are not ``used``, label files that are not among ``labels``, and folders of results."""
     known = _once(used)
-    around = _once(path for folder in dict.fromkeys(files.folders) for path in files_under(folder))
-    others = [path for real, path in around.items() if real not in known]
+    others = [path for real, path in _once(files.all_files).items() if real not in known]
     unread = [path for path in others if path.suffix.lower() in _NOT_READ]
     loose = [path for path in others if path.suffix.lower() in SUFFIXES]
     if unread:
@@ -137,12 +210,16 @@ def report_left_out(files: SplitFiles, used: Iterable[Path], report: Callable[[s
         report(f"{len(unread):,} image files are left out, {unread[0]} for example: only {kinds} are read")
     if loose:
         report(f"{len(loose):,} image files are in no split and are left out, {loose[0]} for example")
-    labels = dict.fromkeys([*files.folders, *(label_file(folder / "image").parent for folder in files.folders)])
-    texts = _once(path for folder in labels for path in files_under(folder) if path.suffix == ".txt")
-    of_images = _once([*map(label_file, [*known.values(), *unread, *loose]), *files.lists])
-    alone = [path for real, path in texts.items() if real not in of_images and _holds_labels(path)]
+    of_unused = {path.stem for path in (*unread, *loose)}
+    read = _once([*labels, *files.lists])
+    alone = [
+        path for path in others if path.suffix.lower() == ".txt" and path.stem not in of_unused and holds_labels(path)
+    ]
+    alone = [path for real, path in _once(alone).items() if real not in read]
     if alone:
         report(f"{len(alone):,} label files have no image file and are left out, {alone[0]} for example")
+    if files.results:
+        report(f"{sorted(files.results)[0]} and what is in it is left out: a folder of results")
 
 
 def _once(paths: Iterable[Path]) -> dict[Path, Path]:
@@ -156,7 +233,7 @@ def _once(paths: Iterable[Path]) -> dict[Path, Path]:
     return found
 
 
-def _holds_labels(path: Path) -> bool:
+def holds_labels(path: Path) -> bool:
     """Whether the first row of a text file is a class and at least four numbers, unlike that of other text files."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         words = next((line.split() for line in file if line.strip()), [])

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaflow.data.formats.coco import find_coco, read_coco
+from retinaflow.data.formats.coco import read_coco
+from retinaflow.data.formats.coco_files import find_coco
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.tables import RowErrors
 
@@ -25,6 +26,7 @@ def write(folder: Path, annotations: list[Any], *, name: str = "train.json", **m
         "annotations": annotations,
         **more,
     }
+    folder.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps(document), encoding="utf-8")
     return folder / name
 
@@ -62,7 +64,10 @@ def test_images_without_boxes_are_kept_and_a_box_over_the_edge_is_clipped_and_to
     found, _, said = checked(read(path))
     assert found.images["image_id"].tolist() == ["a", "b"]
     np.testing.assert_allclose(found.corners, [[0, 0, 0.2, 1]])
-    assert said == ["1 boxes reached out of their image, by 4 pixels at most, and were clipped to it"]
+    assert said == [
+        "1 boxes reached out of their image, by 10.00% of it at most, and were clipped, train.json annotation 1 for "
+        "example"
+    ]
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
@@ -96,13 +101,28 @@ def test_an_annotation_that_breaks_a_rule_stops_or_is_dropped_and_listed(
     assert len(found.boxes) == errors.count == 1
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "x/../../a.png", "C:\\a.png", "..\\a.png", "", 3])
-def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: Any) -> None:
-    path = write(tmp_path, [], images=[{"id": 1, "file_name": name or "..", "width": 4, "height": 4}])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "x/../../a.png", "C:\\a.png", "..\\a.png"])
+def test_a_file_name_that_leads_out_of_the_folder_is_never_followed(
+    tmp_path: Path, write_image: Any, name: str
+) -> None:
+    write_image("a.png"), write_image("set/other.png"), write_image("photos/a.png")
+    path = write(tmp_path / "set", [], images=[{"id": 1, "file_name": name, "width": 4, "height": 4}])
+    said: list[str] = []
+    assert [image.file for image in read(path, report=said.append).images] == [None]
+    assert "1 file names lead out of the image folder" in said[0]
+    # Its last part is the name of a file in a folder that a setting names.
+    found = read(path, images=[tmp_path / "photos"]).images[0].file
+    assert found == (None if name == "/etc/passwd" else tmp_path / "photos" / "a.png")
+
+
+@pytest.mark.parametrize("name", ["..", ".", 3, None, "x" * 256, "\ud800.png", "a\0.png"])
+def test_a_file_name_that_no_file_can_have_is_refused_and_shown_in_short(tmp_path: Path, name: Any) -> None:
+    path = write(tmp_path, [], images=[{"id": 1, "file_name": name, "width": 4, "height": 4}])
     errors = RowErrors()
     assert not read(path, errors).images
-    with pytest.raises(ValueError, match=r"train.json image 1: file_name must stay inside the image folder, but got"):
+    with pytest.raises(ValueError, match=r"image 1: file_name must stay inside the image folder, but got") as refused:
         errors.settle()
+    assert len(str(refused.value)) < 400
 
 
 def test_files_of_one_name_in_several_folders_get_ids_of_their_own(
@@ -136,7 +156,9 @@ def test_a_file_elsewhere_is_taken_only_where_its_bare_name_can_mean_but_one(tmp
     assert [image.file for image in source.images] == [None, None]
 
 
-def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(tmp_path: Path, write_image: Any) -> None:
+def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(
+    tmp_path: Path, write_image: Any, checked: Any
+) -> None:
     write_image("a.png")
     categories = [{"id": n, "name": name} for n, name in enumerate(("mouse", "cells", "mouse", "cells"))]
     boxes = [annotation([n, n, 5, 5], category=n) for n in (0, 2, 3)]
@@ -145,7 +167,8 @@ def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(tmp_path: 
     assert source.classes.taxonomy().names == ("mouse", "mouse", "cells")
     assert source.classes.taxonomy().ids == ("/c/mouse", "/c/mouse_2", "/c/cells")
     assert [box[1] for box in source.boxes] == [0, 1, 2]
-    assert said == ["2 categories have the name mouse; they stay 2 classes with ids of their own"]
+    checked(source, report=said.append)
+    assert "2 classes have the same name or differ only in upper and lower case ('mouse', 'mouse')" in said[0]
 
 
 @pytest.mark.parametrize("negatives", [None, [], [3, [3], 99]])
@@ -191,7 +214,7 @@ def test_an_image_without_a_readable_file_stops_or_is_skipped_with_its_boxes(
     found, errors, _ = checked(read(path), on_bad_image="skip")
     assert found.images["image_id"].tolist() == ["a"]
     assert found.boxes["image"].tolist() == [0]
-    reasons = ["no file", "the file must be one of .jpg, .jpeg, .png, .webp, .bmp"]
+    reasons = ["no file, with 1 boxes", "the file must be one of .jpg, .jpeg, .png, .webp, .bmp"]
     assert [fault.value for fault in errors.found[1:]] == reasons
 
 
@@ -226,5 +249,8 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[1]", '{"images": []}', '{"images": {}, "annotations": [], "categories": []}'])
 def test_a_file_that_is_no_coco_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=r"x.json: (not a readable JSON file|a COCO file must hold a list)"):
+    with pytest.raises(
+        ValueError,
+        match=r"x.json: (not a readable JSON file|a COCO file must hold a list|images must be given once, as a list)",
+    ):
         read(tmp_path / "x.json")
