@@ -140,6 +140,11 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
             seen.add(key.value)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a text can be the name of a file or folder inside of another one, and leads nowhere else."""
+    return name not in ("", ".", "..") and "\0" not in name and not {"/", os.sep, os.altsep or "/"} & set(name)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to. When the block ends without an error, the file is flushed and renamed.
