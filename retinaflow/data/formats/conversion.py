@@ -17,6 +17,7 @@ from retinaflow.data.formats.published import read_published, without_unknown_im
 from retinaflow.data.formats.splits import with_validation_split
 from retinaflow.data.image_headers import depth_notice
 from retinaflow.data.openimages import HIERARCHY_FILES
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError
 from retinaflow.progress import report
@@ -53,7 +54,7 @@ def convert(
     write_annotations(found, target, folder, first_pixel=config.voc_first_pixel)
     _copy_hierarchy(path if path.is_dir() else path.parent, folder)
     if errors.found:
-        errors.frame().to_csv(folder / "dropped.csv", index=False)
+        for_spreadsheet(errors.frame()).to_csv(folder / "dropped.csv", index=False)
         report(f"{errors.count:,} boxes or images were left out; dropped.csv in {config.output} lists them")
     return found, errors
 
