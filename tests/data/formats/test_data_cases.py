@@ -125,7 +125,7 @@ BUILT: dict[str, Builder] = {
     "d06b": lambda folder: put(
         folder,
         {
-            "dataset.yaml": "names:\n  0: valve\n  1: pump\npath: /home/me/pumps\nval: ./images/val/\n",
+            "dataset.yaml": "names:\n  0: valve\n  1: pump\npath: /Users/me/pumps\nval: ./images/val/\n",
             **yolo("012", "labels/val"),
         },
         jpgs("images/val", "012"),
@@ -249,7 +249,7 @@ BUILT: dict[str, Builder] = {
 }  # fmt: skip
 LONG = [f"kamera-nordseite-lager-halle-{digit * 60}" for digit in "123"]
 OUTSIDE = (
-    "/home/me/photos/0.jpg",
+    "/Users/me/photos/0.jpg",
     "C:\\Users\\me\\photos\\1.jpg",
     "../photos/2.jpg",
     "file:///data/photos/3.jpg",
@@ -301,7 +301,7 @@ def test_what_no_list_names_is_counted_and_not_trained_on(case: Any, converted: 
 
 OTHER_SPLITS: dict[str, tuple[Files, dict[str, str]]] = {
     "lists without data.yaml": (
-        {"train.txt": "/home/me/set/images/a.jpg\n", "val.txt": ".\\images\\b.jpg\n"},
+        {"train.txt": "/Users/me/set/images/a.jpg\n", "val.txt": ".\\images\\b.jpg\n"},
         {"a": "train", "b": "validation"},
     ),
     "a list of names in quotes": (
