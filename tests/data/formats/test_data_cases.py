@@ -692,3 +692,18 @@ def test_links_in_folders_of_coco_and_voc_are_refused_too(tmp_path: Path, conver
         (data / "0.jpg").symlink_to(tmp_path / "secret" / "0.jpg")
         with pytest.raises(SettingError, match=r"0.jpg leads out of"):
             converted(data)
+
+
+def test_classes_of_lvis_that_are_not_exhaustive_come_back_in_coco_and_are_counted_elsewhere(
+    tmp_path: Path, converted: Any
+) -> None:
+    document = json.loads(coco([[4, 4, 20, 20]] * 2))
+    document["categories"].append({"id": 2, "name": "plate"})
+    for image in document["images"]:
+        image |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1] if image["id"] else []}
+    put(tmp_path, {"lvis_train.json": json.dumps(document)}, ["0.jpg", "1.jpg"])
+    written = converted(tmp_path, to="coco").folder / "annotations" / "instances_train.json"
+    images = {image["file_name"]: image for image in json.loads(written.read_text())["images"]}
+    assert [images[name]["not_exhaustive_category_ids"] for name in ("0.jpg", "1.jpg")] == [[], [1]]
+    assert [images[name]["neg_category_ids"] for name in ("0.jpg", "1.jpg")] == [[2], [2]]
+    assert converted(tmp_path).said("openimages cannot hold classes of which some objects have no box: 1 are lost")
