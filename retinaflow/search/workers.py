@@ -53,7 +53,8 @@ from retinaflow.settings.commands import SearchConfig
 
 POLL_SECONDS = 1.0
 FAILURES_IN_A_ROW = 3
-"""After so many failed trials in a row the cause lies outside of the trials, and the search ends."""
+"""After so many failed trials in a row the cause lies outside of the trials, and the search ends. A training that
+diverges does not count: the settings of its trial are the cause."""
 REPLACEMENTS = 3
 """Number of processes per worker that may be killed before the search ends."""
 
@@ -157,6 +158,8 @@ def work(search: Search, stage: Stage, update: Callable[[], None] = lambda: None
             continue
         error = _run(search, stage, trial)
         update()
+        if isinstance(error, TrainingError):
+            continue
         failed = 0 if error is None else failed + 1
         if error is not None and failed == FAILURES_IN_A_ROW:
             report(f"{failed} trials failed in a row; the search ends with the error of the last")
