@@ -23,13 +23,14 @@ from retinaflow.reports.evaluation_artifacts import (
     metrics_document,
     report_evaluation,
 )
-from retinaflow.runs import store, tracking
+from retinaflow.runs import tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
 from retinaflow.training.resume import Resumed, prepare
+from retinaflow.training.run_folder import refuse_second_training, training_run
 from retinaflow.training.session import Session, machine_tags, start_session
 
 
@@ -62,12 +63,14 @@ def run(
         assert prepared is not None
         config, resumed = prepared
         folder_name = name or (resumed.run_id if resumed and not config.track else "train")
+        if world.is_first:
+            refuse_second_training(config, resumed, folder_name=folder_name)
         with world.first_on_machine():
             data = data or load_training_data(config)
         config = config if resumed else fit_to_data(config, data.train)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
-            _run(config, name, folder_name, resumed, world) as run,
+            _run(config, resumed, world, name=name, folder_name=folder_name) as run,
         ):
             folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
             if world.is_first:
@@ -87,22 +90,11 @@ def _has_parent() -> bool:
 
 
 def _run(
-    config: TrainConfig, name: str | None, folder_name: str, resumed: Resumed | None, world: World
+    config: TrainConfig, resumed: Resumed | None, world: World, *, name: str | None, folder_name: str
 ) -> contextlib.AbstractContextManager[Run]:
     if not world.is_first:
         return contextlib.nullcontext(NullRun())
-    resume = resumed.run_id if resumed else None
-    if resume is not None and config.track and not store.has_run(resume):
-        report(f"the checkpoint's run {resume} is not in {store.uri()}: a new run resumes it")
-        resume = None
-    return tracking.start_run(
-        "train",
-        track=config.track,
-        experiment=config.experiment,
-        output=config.output / folder_name,
-        name=name,
-        resume=resume,
-    )
+    return training_run(config, resumed, name=name, folder_name=folder_name)
 
 
 def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:

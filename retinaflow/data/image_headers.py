@@ -1,4 +1,4 @@
-"""What the header of an image file says: its size, whether it is whole, and how many bits a value has.
+"""What is in the header of an image file: its size, whether it is whole, and how many bits a value has.
 
 No pixel is decoded. A file is whole when what ends or measures its format is there: the end marker of a JPEG, the last
 chunk of a PNG, the size in the header of a BMP; a cut WebP cannot be opened.
@@ -7,7 +7,6 @@ chunk of a PNG, the size in the header of a BMP; a cut WebP cannot be opened.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from retinaflow.data.decoding_limits import open_header, start_of_scan
+
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_SCAN = 0xDA
 _TAIL = 4096
 """Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""
 _SAMPLED = 32
@@ -31,7 +31,7 @@ def header_size(path: Path) -> tuple[int, int] | str:
         # To open a named pipe would wait for a writer.
         return "no regular file" if path.exists() else "no such file"
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, open_header(file) as image:
             size, kind = (image.height, image.width), image.format or ""
         return f"the {'JPEG' if kind == 'MPO' else kind} is cut short" if _is_cut_file(path, kind) else size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
@@ -81,23 +81,15 @@ def is_jpeg(data: NDArray[np.uint8]) -> bool:
 def is_cut_jpeg(data: NDArray[np.uint8]) -> bool:
     """Whether a JPEG lacks its end marker in its last bytes and, because phones append whole videos, also after the
     start of its pixels (before that, a thumbnail may have an end marker of its own)."""
-    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[_start_of_scan(data) :].tobytes()
+    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[start_of_scan(data) :].tobytes()
 
 
-def _start_of_scan(data: NDArray[np.uint8]) -> int:
-    """Offset at which the pixels of a JPEG begin, after its segments of a marker and a length each."""
-    offset = 2
-    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != _SCAN:
-        is_fill = data[offset + 1] == 0xFF
-        offset += 1 if is_fill else 2 + int(data[offset + 2]) * 256 + int(data[offset + 3])
-    return offset
-
-
-def depth_notice(files: Sequence[Path]) -> str | None:
+def depth_notice(files: NDArray[np.str_], root: Path) -> str | None:
     """A line about PNG files of 16 bits of which less than the upper half of the range is used, from a sample of the
-    files; None where there is nothing to report. Only the upper 8 of 16 bits are read."""
-    names = [path for path in files if path.suffix.lower() == ".png"]
-    sample = [names[n] for n in sorted({round(n) for n in np.linspace(0, len(names) - 1, _SAMPLED)})] if names else []
+    files (paths under ``root``); None where there is nothing to report. Only the upper 8 of 16 bits are read."""
+    names = files[np.strings.endswith(np.strings.lower(files), ".png")] if len(files) else files
+    chosen = np.unique(np.linspace(0, len(names) - 1, _SAMPLED).round().astype(np.int64)) if len(names) else ()
+    sample = [root / str(names[number]) for number in chosen]
     deep = [path for path in sample if _bits_of_png(path) == 16]
     largest, example = 0, None
     for path in deep:

@@ -45,7 +45,7 @@ def store_errors(failed: str, *, refused: type[Exception] = StoreError) -> Itera
         yield
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
         kind = refused if refuses(error) or _is_absent(error) else StoreError
-        raise kind(f"{failed}: {first_line(error)}{_advice(error)}") from error
+        raise kind(without_secrets(f"{failed}: {first_line(error)}{_advice(error)}")) from error
 
 
 def _advice(error: BaseException) -> str:

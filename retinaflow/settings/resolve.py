@@ -7,6 +7,7 @@ A setting by an earlier name (:data:`RENAMED`) is accepted for one version, with
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ RENAMED: Mapping[str, str] = {
 
 FOLDER_FILE = "retinaflow.yaml"
 """Settings that come with a data folder."""
+
+_PLAIN = re.compile(r"\w[\w .-]*")
 
 ConfigType = TypeVar("ConfigType", bound=Settings)
 
@@ -55,7 +58,7 @@ def resolve(
 def changed(settings: ConfigType, values: Mapping[str, Any]) -> ConfigType:
     """A copy with other values, checked; ``model_fields_set`` stays. Raises SettingError."""
     copy = _checked(type(settings), {**dict(settings), **values})
-    return type(settings).model_construct(settings.model_fields_set, **dict(copy))
+    return type(settings).model_construct(set(settings.model_fields_set), **dict(copy))
 
 
 def _checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
@@ -90,8 +93,17 @@ def of_folder(kind: type[Settings], data: Any, chosen: Collection[str]) -> dict[
                 f"{path}: a data folder may give {', '.join(FOLDER_SETTINGS)}, and no paths, but got "
                 f"{shown(name, quotes=False)}={shown(value, quotes=False)}"
             )
+        if name in ("train_splits", "eval_split") and not _are_plain(value):
+            # A file of the folder must not point out of it.
+            raise DataError(f"{path}: a split must be a plain name, but got {name}={shown(value, quotes=False)}")
+        values = {**values, name: str(value)} if name == "eval_split" else values
     values = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in values.items()}
     return {name: value for name, value in values.items() if name in kind.model_fields and name not in chosen}
+
+
+def _are_plain(splits: Any) -> bool:
+    words = splits if isinstance(splits, list) else str(splits).split(",") if isinstance(splits, str | int) else []
+    return bool(words) and all(isinstance(word, str | int) and _PLAIN.fullmatch(str(word).strip()) for word in words)
 
 
 def with_absolute_paths(settings: TrackingSettings) -> dict[str, Any]:

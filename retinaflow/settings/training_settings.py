@@ -26,6 +26,7 @@ from retinaflow.settings.value_types import (
     as_text,
     auto,
     by_data,
+    by_length,
 )
 
 HeadNorm = Literal["none", "group"]
@@ -36,6 +37,8 @@ BoxLoss = Literal["l1", "smooth_l1", "giou"]
 OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "steps", "constant"]
 
+DETECTORS = ("coco", "coco_v2")
+"""Weights of a whole detector."""
 GROUPS = 32
 """Groups of a group norm in the heads."""
 
@@ -57,13 +60,9 @@ def _part(photos: Any, *, demo: Any, text: str = "") -> Any:
     """A part of the network: smaller for the generated set, unless the weights of a whole detector bring theirs."""
 
     def rule(values: Mapping[str, Any]) -> Any:
-        return demo if values.get("data") == "demo" and not _is_detector(values.get("weights", "none")) else photos
+        return demo if values.get("data") == "demo" and values.get("weights") not in DETECTORS else photos
 
     return auto(f"{text or photos}, demo {demo}", rule)
-
-
-def _is_detector(weights: str) -> bool:
-    return weights in ("coco", "coco_v2")
 
 
 class AnchorSettings(Settings):
@@ -82,9 +81,9 @@ class NetworkSettings(AnchorSettings, WeightSettings):
     """Network under the feature pyramid: a classifier of torchvision (resnet50, convnext_tiny, ...), or timm:NAME."""
     head_norm: HeadNorm = auto("group; none with weights=coco", lambda v: "none" if v["weights"] == "coco" else "group")
     """Norm after each layer of the heads: group (trains better from scratch) or none."""
-    fpn_channels: Annotated[int, Field(ge=1)] = _part(256, demo=64)
+    fpn_channels: Annotated[int, Field(ge=1)] = _part(256, demo=64, text="short trainings 128, else 256")
     """Channels of the feature pyramid and the heads, a multiple of 64 with head_norm=group."""
-    head_depth: Count = _part(4, demo=2)
+    head_depth: Count = _part(4, demo=2, text="short trainings 2, else 4")
     """Convolutions in each head before its output layer."""
     p6_from: P6Source = auto("p5; c5 with weights=coco_v2", lambda v: "c5" if v["weights"] == "coco_v2" else "p5")
     """What level P6 is computed from: the pyramid's P5 or the backbone's C5."""
@@ -129,7 +128,7 @@ class LossSettings(Settings):
     al. 2022)."""
     equalized_scale: Annotated[Positive, STEERS, Searched("2..12", when={"loss": ("equalized-focal",)})] = 8.0
     """equalized-focal: largest addition to focal_gamma, which must be above 0."""
-    focal_gamma: Annotated[GammaByBin, STEERS, Searched("0.5..4")] = by_data(2.0, demo=1.0)
+    focal_gamma: Annotated[GammaByBin, STEERS, Searched("0.5..4")] = by_length(1.0, 2.0)
     """Focal loss exponent (Lin et al. 2017); 0: cross-entropy; a list (1,1.5,2): per frequency bin, rarest first."""
     focal_alpha: Annotated[AlphaByBin, STEERS, Searched("0.1..0.75")] = 0.25
     """Focal loss weight of positives; none: unweighted; a list: per frequency bin, rarest first."""
@@ -153,9 +152,9 @@ class AugmentSettings(Settings):
 
     title = "Augmentation"
 
-    augment: Annotated[Fraction, STEERS, Searched("0.1..0.9")] = by_data(0.5, demo=0.2)
+    augment: Annotated[Fraction, STEERS, Searched("0.1..0.9")] = by_length(0.2, 0.5)
     """Augmentation strength for images of the most frequent bin; 0: none."""
-    rare_augment: Annotated[Fraction, STEERS, Searched("0.1..1")] = by_data(0.8, demo=0.4)
+    rare_augment: Annotated[Fraction, STEERS, Searched("0.1..1")] = by_length(0.4, 0.8)
     """Augmentation strength for images of the rarest bin; interpolated in between."""
     copy_paste: Annotated[Fraction, STEERS, Searched("0..1")] = 0.0
     """Probability that a sampled image gets a pasted crop of a rare class, the rarest most often; 0: none."""
@@ -168,7 +167,7 @@ class BatchSettings(Settings):
 
     title = "Optimisation"
 
-    batch_size: AtLeastOne = by_data(8, demo=4)
+    batch_size: AtLeastOne = by_length(4, 8)
     """Images per batch, over all ranks."""
 
 
@@ -182,7 +181,8 @@ class OptimizationSettings(BatchSettings, SeedSettings):
     optimizer: OptimizerName = "adamw"
     """AdamW, or SGD with momentum."""
     lr: Annotated[Positive, STEERS, Searched()] = auto(
-        "adamw 0.0003, demo 0.001; sgd 0.01 per 16 images of a step", lambda values: _learning_rate(values)
+        "adamw 0.001 in short trainings, else 0.0003; sgd 0.01 per 16 images of a step",
+        lambda values: learning_rate(values, short=values.get("data") == "demo"),
     )
     """Maximum learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1), STEERS] = 0.9
@@ -203,16 +203,16 @@ class OptimizationSettings(BatchSettings, SeedSettings):
     """Maximum gradient norm; 0 disables clipping."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average of the weights, which is then evaluated and saved; 0: none."""
-    # So few steps from scratch as in the demo have no time to learn from hard images, or for easy gradients to fade.
-    balance_start: Annotated[float, Field(ge=0, lt=1), STEERS, Searched("0..0.8")] = by_data(0.5, demo=0.0)
+    balance_start: Annotated[float, Field(ge=0, lt=1), STEERS, Searched("0..0.8")] = by_length(0.0, 0.5)
     """Fraction of the epochs sampled and augmented uniformly, before sampling, rare_augment and copy_paste start."""
 
 
-def _learning_rate(values: Mapping[str, Any]) -> float:
+def learning_rate(values: Mapping[str, Any], *, short: bool) -> float:
+    """The default learning rate with these values of the other settings, in a ``short`` training or a long one."""
     if values["optimizer"] == "sgd":
         # The published RetinaNets' 0.01 for 16 images, scaled with the images of a step (Goyal et al. 2017).
         return float(0.01 * values["batch_size"] * values["accumulate"] / 16)
-    return 1e-3 if values.get("data") == "demo" else 3e-4
+    return 1e-3 if short else 3e-4
 
 
 class CheckpointSettings(Settings):

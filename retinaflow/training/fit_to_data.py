@@ -8,7 +8,7 @@ How the rules were found, with figures: docs/decisions.md and docs/benchmarks.md
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from retinaflow.data.batching import MULTIPLE, AspectBuckets
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.progress import report
+from retinaflow.settings.data_settings import Settings
 from retinaflow.settings.resolve import changed
-from retinaflow.settings.training_settings import AnchorSettings
-from retinaflow.settings.value_types import as_text
+from retinaflow.settings.training_settings import DETECTORS, AnchorSettings, learning_rate
+from retinaflow.settings.value_types import SHORT_TRAINING, ByLength, as_text
 from retinaflow.training.anchor_fit import SCALES, BoxSample, mean_reach
 
 LARGEST_SIZE = 512
@@ -35,31 +36,65 @@ MOST_EPOCHS = 100
 EVALUATIONS = 12
 """Most evaluations of a training."""
 
+_NETWORK: Mapping[str, tuple[int, int]] = MappingProxyType({"fpn_channels": (128, 256), "head_depth": (2, 4)})
+"""Parts of the network in short trainings and in long ones, unless the weights bring theirs."""
+
 Chosen = tuple[Any, str]
 ConfigType = TypeVar("ConfigType", bound=AnchorSettings)
 
 
 def fit_to_data(config: ConfigType, index: AnnotationIndex) -> ConfigType:
-    """``config`` with the settings of :data:`RULES` that were not given chosen by ``index``, the training images.
+    """``config`` with the settings that were not given chosen for ``index``, the training images.
 
-    Prints one line per choice. A setting that ``config`` does not have, or has another default for, is left out, so
-    ``explore`` and ``search`` take the same rules as ``train``. The generated set has defaults of its own, which train
-    in minutes.
+    Prints one line per choice by the images, and one for all that follow from the length of the training. A setting
+    that ``config`` does not have, or has another default for, is left out, so ``explore`` and ``search`` take the same
+    rules as ``train``. The generated set has defaults of its own, which train in minutes.
     """
     if getattr(config, "data", None) == "demo" or not np.asarray(index.sizes).any():
         return config
+    kind = type(config)
+    wanted = [name for name in kind.model_fields if kind.auto_of(name) and name not in config.model_fields_set]
     chosen: dict[str, Any] = {}
-    for name, rule in RULES.items():
-        if type(config).auto_of(name) is None or name in config.model_fields_set:
-            continue
-        value, reason = rule({**dict(config), **chosen}, index)
-        chosen[name] = value
-        report(f"{name}={as_text(value)}: {reason}")
+    for name in [name for name in RULES if name in wanted]:
+        chosen[name], reason = RULES[name]({**dict(config), **chosen}, index)
+        report(f"{name}={as_text(chosen[name])}: {reason}")
+    if "epochs" in kind.model_fields:
+        chosen |= _by_length({**dict(config), **chosen}, index, kind, wanted)
     if not chosen:
         return config
     fitted = changed(config, chosen)
     fitted.model_fields_set.update(chosen)
     return fitted
+
+
+def _by_length(
+    values: dict[str, Any], index: AnnotationIndex, kind: type[Settings], wanted: Sequence[str]
+) -> dict[str, Any]:
+    """The settings that depend on how many images the training sees."""
+    seen = values["epochs"] * (values["epoch_length"] or len(index))
+    short = seen < SHORT_TRAINING
+    chosen: dict[str, Any] = {}
+    for name in wanted:
+        rule = kind.auto_of(name)
+        if isinstance(rule, ByLength):
+            chosen[name] = rule.short if short else rule.long
+        elif name in _NETWORK and not _may_be_detector(values):
+            chosen[name] = _NETWORK[name][0 if short else 1]
+    if "lr" in wanted:
+        chosen["lr"] = learning_rate({**values, **chosen}, short=short)
+    if chosen:
+        shown = " ".join(f"{name}={as_text(value)}" for name, value in chosen.items())
+        limit = f"less than {SHORT_TRAINING:,}, a short training" if short else f"{SHORT_TRAINING:,} or more"
+        report(f"{shown}: {seen:,} images are seen, {limit}")
+    return chosen
+
+
+def _may_be_detector(values: Mapping[str, Any]) -> bool:
+    """Whether the weights may be those of a whole detector, which has torchvision's heads and anchors."""
+    weights = values.get("weights", "none")
+    if weights in ("none", "imagenet", "imagenet_v2"):
+        return False
+    return weights in DETECTORS or values["backbone"] == "resnet50"
 
 
 def _image_size(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
@@ -72,7 +107,7 @@ def _image_size(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
 
 def _anchor_scale(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
     default = AnchorSettings.model_fields["anchor_scale"].get_default(call_default_factory=True, validated_data={})
-    if values.get("weights", "none") not in ("none", "imagenet", "imagenet_v2"):
+    if _may_be_detector(values):
         return default, "the published anchors, as the weights may be of a detector trained with them"
     sample = BoxSample.draw(index)
     if len(sample.boxes) == 0:
@@ -87,7 +122,7 @@ def _anchor_scale(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
 def _epochs(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
     length = values["epoch_length"] or len(index)
     epochs = min(max(FEWEST_EPOCHS, math.ceil(LEAST_SEEN / length)), MOST_EPOCHS)
-    return epochs, f"{epochs * length:,} images are seen, {length:,} in an epoch"
+    return epochs, f"{length:,} images in an epoch, {epochs * length:,} in all"
 
 
 def _eval_every(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retinaflow.errors import SettingError
+from retinaflow.files import is_file_name
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
 from retinaflow.runs import store
@@ -26,11 +27,12 @@ another plan for an epoch that has begun. Where the data lies is free: that it i
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to resume from, the best one before it, and the run that they belong to."""
+    """A checkpoint to resume from, the best one before it, and the run that they belong to, with its folder."""
 
     checkpoint: Checkpoint
     best: Path | None
     run_id: str
+    folder: Path
 
 
 def prepare(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
@@ -58,7 +60,11 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
             f"epoch; start a new training, from its weights if they fit (weights={path})"
         )
     best = path.with_name("best.pt")
-    return Resumed(checkpoint, best if best.is_file() else None, run_id or progress["run_id"])
+    run_id = run_id or str(progress.get("run_id", ""))
+    if not is_file_name(run_id):
+        raise SettingError(f"resume={config.resume}: the checkpoint names the run {run_id!r}, which names no folder")
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return Resumed(checkpoint, best if best.is_file() else None, run_id, folder)
 
 
 def _last_of(resume: str, config: TrainConfig) -> tuple[Path, str | None]:

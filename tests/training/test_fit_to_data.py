@@ -75,8 +75,8 @@ def test_small_boxes_get_small_anchors_and_large_ones_those_of_torchvision(folde
 
 @pytest.mark.parametrize("weights", ["coco", "coco_v2", "detector.pth"])
 def test_a_published_detector_keeps_its_anchors(folder: Path, weights: str) -> None:
-    more = {"backbone": "resnet50"} if weights.startswith("coco") else {}
-    assert fit_to_data(config(folder, weights=weights, **more), with_side(folder, 12)).anchor_scale == 4.0
+    own = config(folder, weights=weights, backbone="resnet50")
+    assert fit_to_data(own, with_side(folder, 12)).anchor_scale == 4.0
 
 
 def test_epochs_are_more_for_few_images_and_evaluations_few(folder: Path) -> None:
@@ -88,12 +88,57 @@ def test_epochs_are_more_for_few_images_and_evaluations_few(folder: Path) -> Non
     assert fit_to_data(config(folder, epoch_length=10_000), index).epochs == 12
 
 
+SHORT = {"batch_size": 4, "lr": 1e-3, "augment": 0.2, "focal_gamma": 1.0, "balance_start": 0.0, "head_depth": 2}
+LONG = {"batch_size": 8, "lr": 3e-4, "augment": 0.5, "focal_gamma": 2.0, "balance_start": 0.5, "head_depth": 4}
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(99, SHORT), (100, LONG)])
+def test_a_training_that_sees_few_images_is_short(folder: Path, epochs: int, expected: dict[str, float]) -> None:
+    # 1,000 images an epoch; 100,000 are no longer few.
+    fitted = fit_to_data(config(folder, epoch_length=1000, epochs=epochs), index_of(folder))
+    assert {name: getattr(fitted, name) for name in expected} == expected
+
+
+def test_a_given_setting_stays_beside_those_of_a_short_training(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = fit_to_data(config(folder, epochs=4, lr=0.01, augment=0.5), index_of(folder))
+    assert (fitted.lr, fitted.augment, fitted.rare_augment, fitted.batch_size) == (0.01, 0.5, 0.4, 4)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "short training" in line)
+    assert "batch_size=4" in line
+    assert "lr=" not in line
+    assert " augment=" not in line
+    assert "48 images are seen, less than 100,000" in line
+
+
+def test_the_learning_rate_of_sgd_follows_from_the_batch_size_that_was_chosen(folder: Path) -> None:
+    # 0.01 for 16 images, and 4 are chosen.
+    assert fit_to_data(config(folder, optimizer="sgd"), index_of(folder)).lr == pytest.approx(0.0025)
+
+
+@pytest.mark.parametrize(
+    ("weights", "backbone", "channels"),
+    [
+        ("coco", "resnet50", 256),
+        ("detector.pth", "resnet50", 256),
+        ("imagenet", "resnet50", 128),
+        ("net.pth", "resnet18", 128),
+    ],
+)
+def test_a_detector_keeps_its_heads_in_a_short_training(
+    folder: Path, weights: str, backbone: str, channels: int
+) -> None:
+    fitted = fit_to_data(config(folder, weights=weights, backbone=backbone), index_of(folder))
+    assert fitted.fpn_channels == channels
+
+
 def test_what_is_given_stays_also_when_it_equals_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {"image_size": "512", "anchor_scale": "4", "epochs": "12", "eval_every": "1"}
-    own = config(folder, **given)
-    assert set(given) == set(RULES)
-    assert fit_to_data(own, with_side(folder, 12)) is own
-    assert "=" not in capsys.readouterr().out.replace("training images", "")
+    defaults = TrainConfig()
+    given = {name: getattr(defaults, name) for name in TrainConfig.model_fields if TrainConfig.auto_of(name)}
+    own, index = config(folder, **given), with_side(folder, 12)
+    capsys.readouterr()
+    assert fit_to_data(own, index) is own
+    assert capsys.readouterr().out == ""
 
 
 def test_auto_is_not_given(folder: Path) -> None:
@@ -103,6 +148,12 @@ def test_auto_is_not_given(folder: Path) -> None:
 def test_what_was_chosen_is_not_chosen_again(folder: Path) -> None:
     fitted = fit_to_data(config(folder), with_side(folder, 12))
     assert fit_to_data(fitted, with_side(folder, 200)) is fitted
+
+
+def test_the_settings_that_were_fitted_stay_as_they_were(folder: Path) -> None:
+    given, index = config(folder), with_side(folder, 12)
+    assert fit_to_data(given, index) == fit_to_data(given, index)
+    assert given.model_fields_set == {"data"}
 
 
 def test_the_demo_set_keeps_its_minutes(folder: Path) -> None:

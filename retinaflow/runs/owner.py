@@ -1,0 +1,48 @@
+"""The owner of a run: the process that works in its folder.
+
+It holds a lock in the folder, which the system releases when the process ends, however it ends; ``.owner.json`` beside
+it records who that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from retinaflow.errors import SettingError
+from retinaflow.files import lock
+
+LOCK, OWNER = ".owner.lock", ".owner.json"
+
+
+@contextlib.contextmanager
+def owner_of(folder: Path) -> Iterator[None]:
+    """Own a folder while the block runs. Raises SettingError that names the process which owns it already."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock(folder / LOCK, wait=False))
+        except BlockingIOError:
+            raise SettingError(
+                f"a training is in progress in {folder}, by {_owner(folder)}; wait for it or stop it, or give another "
+                "output= to train beside it"
+            ) from None
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        document = json.dumps({"process": os.getpid(), "machine": platform.node(), "since": now})
+        (folder / OWNER).write_text(document + "\n", encoding="utf-8")
+        try:
+            yield
+        finally:
+            (folder / OWNER).unlink(missing_ok=True)
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"process {owner['process']} on {owner['machine']} since {owner['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"

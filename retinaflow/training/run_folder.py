@@ -1,0 +1,74 @@
+"""The run of a training: one process at a time trains in it, and a folder holds one training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from retinaflow.progress import report
+from retinaflow.runs import store, tracking
+from retinaflow.runs.owner import OWNER, owner_of
+from retinaflow.runs.run import Run
+from retinaflow.settings.commands import TrainConfig
+from retinaflow.training.resume import Resumed
+
+
+def refuse_second_training(config: TrainConfig, resumed: Resumed | None, *, folder_name: str) -> None:
+    """Raise SettingError when another process trains where this training would; called before the data are read."""
+    folders = [resumed.folder] if resumed else []
+    folders += [config.output / folder_name] if not config.track else []
+    for folder in filter(Path.is_dir, folders):
+        with contextlib.suppress(PermissionError), owner_of(folder):
+            pass
+
+
+@contextlib.contextmanager
+def training_run(config: TrainConfig, resumed: Resumed | None, *, name: str | None, folder_name: str) -> Iterator[Run]:
+    """The run of a training, new or resumed, which this process owns while the block runs.
+
+    ``folder_name``: of its folder in ``output`` with ``track=false``. Raises SettingError when another process trains
+    in it.
+    """
+    resume = resumed.run_id if resumed else None
+    if resume is not None and config.track and not store.has_run(resume):
+        report(f"the checkpoint's run {resume} is not in {store.uri()}: a new run resumes it")
+        resume = None
+    with contextlib.ExitStack() as owned:
+        if resumed is not None:
+            # Where it comes from may be read-only, and then nobody else trains there either.
+            with contextlib.suppress(PermissionError):
+                owned.enter_context(owner_of(resumed.folder))
+        folder = config.output / (folder_name if not config.track else resume or "")
+        if resume is not None or not config.track:
+            if resumed is None or folder.absolute() != resumed.folder.absolute():
+                owned.enter_context(owner_of(folder))
+            if resumed is None:
+                owned.enter_context(_emptied(folder))
+        with tracking.start_run(
+            "train",
+            track=config.track,
+            experiment=config.experiment,
+            output=config.output / folder_name,
+            name=name,
+            resume=resume,
+        ) as run:
+            if resume is None and config.track:
+                owned.enter_context(owner_of(config.output / run.run_id))
+            yield run
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[None]:
+    """A folder for a new training: what an earlier one left is renamed, as results of two must not mix."""
+    if not (folder / "checkpoints").exists() and not (folder / "metrics.jsonl").exists():
+        yield
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    folder.replace(aside)
+    report(f"{folder} holds an earlier training, which is now {aside}")
+    (aside / OWNER).unlink(missing_ok=True)
+    with owner_of(folder):
+        yield
