@@ -12,6 +12,7 @@ import pandas as pd
 
 from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.training_data import TrainingData
+from retinaflow.errors import TrainingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs.run import Run
@@ -32,7 +33,10 @@ def train_once(
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         # A killed trial starts from the beginning, so checkpoints within its epochs would only cost time.
         session = start_session(settings.model_copy(update={"save_minutes": 0.0}), own, None)
-        best = session.train(run, Path(checkpoints), stop)
+        try:
+            best = session.train(run, Path(checkpoints), stop)
+        except TrainingError as error:
+            raise TrainingError(f"{error} The checkpoints of a trial are deleted.") from None
         return session.evaluate_best(best, stop).evaluation
 
 

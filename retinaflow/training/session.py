@@ -64,10 +64,11 @@ class Session:
             try:
                 self._train_epochs(run, checkpoints, progress, stop)
             except (Interrupted, TrainingError) as reason:
-                # Both come between two steps: the state is whole.
-                checkpoints.save_last(self._progress(run, progress))
+                # Both come between two steps: the state is whole. Weights that have diverged must not replace others.
+                if trainer.is_sound:
+                    checkpoints.save_last(self._progress(run, progress))
                 if isinstance(reason, TrainingError):
-                    raise TrainingError(f"{reason} The state before this step is in {checkpoints.last}.") from None
+                    raise TrainingError(f"{reason} {checkpoints.what_last_holds}") from None
                 raise
         return checkpoints.best if checkpoints.best.is_file() else checkpoints.last
 
@@ -76,7 +77,8 @@ class Session:
 
         def after_step(step: StepResult) -> None:
             progress.after_step(step)
-            if checkpoints.is_due:
+            # A diverging training is not saved over what was good.
+            if trainer.world.any(checkpoints.is_due) and trainer.check():
                 checkpoints.save_last(self._progress(run, progress))
             progress.stop_if_asked()
 
@@ -90,6 +92,7 @@ class Session:
             after_step=after_step,
             on_bad_image=self._on_bad_image,
         ):
+            trainer.check()
             validated = self._validate_epoch(run, epoch, checkpoints, stop)
             self._collect_skipped()
             trainer.finish_epoch()

@@ -385,6 +385,27 @@ def test_a_search_that_found_nothing_says_so(
     assert expected in capsys.readouterr().out
 
 
+def test_trainings_that_diverge_are_reported_and_the_search_continues(
+    workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More of them in a row than failures of which the search ends."""
+    config = _settings(
+        workshop, study="diverges", trials=5, anchor_scale=4, focal_gamma="2", lr="0.001,1e30", warmup=0, clip="1e30",
+        confirm_seeds=0, track=False, output=workshop.folder / "diverges",
+    )  # fmt: skip
+    with open_search(config) as opened:
+        for lr in (1e30, 1e30, 1e30, 1e30, 0.001):
+            opened.study.enqueue_trial({**opened.space.defaults(), "lr": lr})
+    search.run(config)
+    shown = capsys.readouterr().out
+    assert shown.count(" fail: TrainingError: the loss must be finite, but got") == 4
+    assert "lower lr" in shown
+    assert "in a row" not in shown
+    with open_search(config) as opened:
+        states = [trial.state for trial in opened.study.trials[:5]]
+    assert states == [TrialState.FAIL] * 4 + [TrialState.COMPLETE]
+
+
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "nsgaii"])
 def test_every_sampler_asks_for_values_that_follow_from_seed_and_trial(name: str) -> None:
     def drawn(trial: int) -> float:
