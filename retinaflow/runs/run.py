@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from retinaflow.addresses import without_secrets
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import SettingError
 from retinaflow.settings.value_types import as_text
 
@@ -76,7 +77,7 @@ class FileRun(ABC):
 
     def log_csv(self, table: pd.DataFrame, name: str) -> None:
         with _named(name) as path:
-            _without_secrets(table).to_csv(path, index=False)
+            for_spreadsheet(_without_secrets(table)).to_csv(path, index=False)
             self.log_file(path)
 
     def log_figure(self, figure: Figure, name: str) -> None:

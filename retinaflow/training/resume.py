@@ -60,7 +60,7 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
             f"epoch; start a new training, from its weights if they fit (weights={path})"
         )
     best = path.with_name("best.pt")
-    run_id = run_id or str(progress["run_id"])
+    run_id = run_id or str(progress.get("run_id", ""))
     if not is_file_name(run_id):
         raise SettingError(f"resume={config.resume}: the checkpoint names the run {run_id!r}, which names no folder")
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent

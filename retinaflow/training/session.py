@@ -192,8 +192,12 @@ def start_session(
     trainer = build_trainer(config, data, world, load=resumed is None)
     session = Session(config, data, trainer, buckets)
     if resumed is not None and resumed.progress is not None:
-        trainer.load(resumed.state, resumed.progress)
-        session.restore(resumed.progress)
+        try:
+            trainer.load(resumed.state, resumed.progress)
+            session.restore(resumed.progress)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise DataError(f"{resumed.origin}: a training of this version cannot resume from it: {what}") from None
         report(f"resumed after step {trainer.step}, in epoch {trainer.epoch + 1}")
     shapes = ", ".join(f"{height}x{width}" for height, width in buckets.shapes)
     where = f"{trainer.device.type} in {world.size} ranks" if world.size > 1 else trainer.device.type
