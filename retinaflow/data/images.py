@@ -21,7 +21,6 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from retinaflow.data.decoding_limits import MAX_PIXELS, MAX_SCANS, has_many_scans, without_compressed_parts
-from retinaflow.data.image_folders import SUFFIXES as SUFFIXES
 from retinaflow.data.image_folders import locate_files
 from retinaflow.data.image_headers import header_size, is_cut_jpeg, is_jpeg
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes

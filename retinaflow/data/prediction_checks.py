@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from retinaflow.data.image_folders import OTHER_SUFFIXES, SUFFIXES
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 
 _FAR = 0.5
 """Fraction of the image's side by which a box must reach out of it to be reported; detectors need not clip."""
@@ -27,7 +27,7 @@ def check_predictions(
     image_id: Callable[[int], str],
     report: Callable[[str], None],
 ) -> None:
-    """Report what cannot count. ``where`` and ``image_id`` of a row: its place in the file and its image.
+    """Report what cannot count. ``where`` and ``image_id`` of a row: its line in the file and its image.
 
     Raises DataError when no detection is of an image of the index, and when most coordinates exceed 1.
     """
@@ -77,7 +77,7 @@ def _check_images(
     if not unknown.any():
         return
     row = int(np.flatnonzero(unknown)[0])
-    example = f"{image_id(row)} ({where(row)})"
+    example = f"{shown(image_id(row), quotes=False)} ({where(row)})"
     if unknown.all():
         known = ", ".join(map(str, index.image_ids[:3]))
         raise DataError(

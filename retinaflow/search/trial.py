@@ -14,18 +14,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import Interrupted, StoreError
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns
 from retinaflow.search.storage import StudyStorage
 
-WORKER, HEARTBEAT, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, RETRY_OF, DEATHS = (
-    *("worker", "heartbeat", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "retry_of", "deaths"),
+WORKER, HEARTBEAT, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, TRAININGS, RETRY_OF, DEATHS = (
+    *("worker", "heartbeat", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "trainings", "retry_of"),
+    "deaths",
 )
 """User attributes of a trial."""
 GRACE_BEATS = 4
@@ -83,6 +86,27 @@ def all_equal(study: optuna.Study) -> bool:
     return len(complete) > 1 and len({tuple(trial.values) for trial in complete}) == 1
 
 
+# What is stored with a trial beside user attributes
+
+
+def set_system_attr(trial: optuna.Trial, name: str, value: Any) -> None:
+    """Store a value with a trial that people need not see; ``FrozenTrial.system_attrs`` has it."""
+    trial.storage.set_trial_system_attr(_ids(trial)[1], name, value)
+
+
+def set_note(trial: optuna.Trial, text: str) -> None:
+    """The note of a trial, Markdown, where optuna-dashboard looks for it: among the system attributes of the study."""
+    study, number = _ids(trial)
+    for name, value in (("note_str:0", text), ("note_ver", 1)):
+        trial.storage.set_study_system_attr(study, f"dashboard:{number}:{name}", value)
+
+
+def _ids(trial: optuna.Trial) -> tuple[int, int]:
+    """How the storage numbers the study and the trial."""
+    study = trial.storage.get_study_id_from_name(trial.study.study_name)
+    return study, trial.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+
+
 # Lost trials
 
 
@@ -136,6 +160,7 @@ def trial_run(trial: optuna.Trial, runs: SearchRuns, *, name: str, heartbeat: fl
             trial.set_user_attr(WORKER, worker_name())
         run = runs.start(name, study=trial.study.study_name, trial=trial.number)
         trial.set_user_attr(RUN_ID, run.run_id)
+        set_note(trial, runs.note(run, name))
         with _ending(runs, run, trial):
             yield run
             if not _is_running(trial):
@@ -161,11 +186,11 @@ def _ending(runs: SearchRuns, run: Run, trial: optuna.Trial) -> Iterator[None]:
         runs.end(run, "KILLED", state="lost", reason=str(error))
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = without_secrets(f"{type(error).__name__}: {error}")
         runs.end(run, "FAILED", state="failed", reason=reason)
         trial.set_user_attr(REASON, reason[:1000])
         raise
-    runs.end(run, "FINISHED", state="complete", reason="all epochs done")
+    runs.end(run, "FINISHED", state="complete", reason=trial.user_attrs.get(REASON, "all epochs done"))
 
 
 def _is_running(trial: optuna.Trial) -> bool:
