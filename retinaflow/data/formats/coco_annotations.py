@@ -194,7 +194,8 @@ def corners_of(columns: Columns, bbox: CocoBbox, *, name: str) -> NDArray[np.flo
     if bbox == "auto":
         _refuse_corners(columns, name)
     given = columns.given
-    return given if bbox == "corners" else np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
+    with np.errstate(all="ignore"):
+        return given if bbox == "corners" else np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
 
 
 def _refuse_corners(columns: Columns, name: str) -> None:
