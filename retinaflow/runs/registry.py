@@ -19,6 +19,9 @@ from retinaflow.runs.served_requirements import serving_requirements
 from retinaflow.runs.store import new_folder, refuses, store_errors, uri
 from retinaflow.settings.backbone_names import TIMM
 
+MODEL = "model"
+"""Name of the logged model of a run."""
+
 
 def fetch_model(name: str) -> Path:
     """The checkpoint of a registered or logged model (``models:/NAME@ALIAS``, ``models:/NAME/VERSION``).
@@ -65,7 +68,7 @@ def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[st
         version = max(known, key=lambda one: int(one.version)) if known else None
         if version is None:
             with quiet():
-                version = mlflow.register_model(f"runs:/{run_id}/model", name)
+                version = mlflow.register_model(f"runs:/{run_id}/{MODEL}", name)
         client.update_model_version(name, version.version, description=reason)
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
@@ -93,11 +96,18 @@ def log_checkpoint(run_id: str, checkpoint: Path, *, register_as: str | None) ->
         params=ParamSchema([ParamSpec("score_threshold", DataType.double, 0.0)]),
     )
     uses_timm = load_checkpoint(checkpoint).network.backbone.startswith(TIMM)
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    # pyfunc.log_model, but with the run named, and the model made in its experiment: the run that is active is so in
+    # another thread, and without one MLflow takes the experiment that was chosen last.
+    made = client.create_logged_model(
+        run.info.experiment_id, name=MODEL, source_run_id=run_id, params=dict(run.data.params)
+    )
     with quiet():
-        # pyfunc.log_model, but with the run named: the run that is active is so in another thread.
         Model.log(
             artifact_path=None,
-            name="model",
+            name=MODEL,
+            model_id=made.model_id,
             run_id=run_id,
             flavor=_Unvalidated,
             validate_serving_input=False,

@@ -92,6 +92,7 @@ def test_the_logged_model_has_no_pickle_and_says_what_it_takes(trained: TrainRes
     folder = Path(mlflow.artifacts.download_artifacts(MODEL, dst_path=str(workshop.folder / "model")))
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]
     info = mlflow.models.get_model_info(MODEL)
+    assert mlflow.get_logged_model(info.model_id).experiment_id == mlflow.get_run(info.run_id).info.experiment_id
     assert info.signature.inputs.input_names() == ["image"]
     assert [param.name for param in info.signature.params.params] == ["score_threshold"]
     example = json.loads((folder / "serving_input_example.json").read_text())
