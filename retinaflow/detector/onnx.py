@@ -299,7 +299,7 @@ def _suppressed_by_class(nodes: _Nodes, boxes: str, scores: str, num_classes: in
 
 
 def _chosen(nodes: _Nodes, boxes: str, scores: str, config: PostprocessSettings) -> str:
-    """``[S, 3]``: image, class and box of what plain NMS leaves of each class, at most as many as the settings allow."""
+    """``[S, 3]``: image, class and box that plain NMS leaves of each class, at most as many as the settings allow."""
     most = np.array([config.max_detections_per_class or np.iinfo(np.int64).max])
     limits = (most, np.array([config.nms_iou], np.float32), np.array([0], np.float32))
     return nodes("NonMaxSuppression", boxes, scores, *limits)
