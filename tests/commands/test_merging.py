@@ -136,7 +136,7 @@ def test_the_same_split_again_trains_nothing_again(
     halves: Run, workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without one model for all, the two ways of merging are compared."""
-    again = _split(workshop, min_ground_truth="1", output="again")
+    again = _split(workshop, min_ground_truth="1", max_detections="1000", output="again")
     assert again.info.run_id != halves.info.run_id
     assert set(_children(again)) == {"merged", "calibrated"}
     assert _parts(again) == _parts(halves)
