@@ -21,7 +21,6 @@ from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.metric.details import detail_tables, means_by_threshold
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
-from retinaflow.progress import report
 from retinaflow.reports import evaluation_artifacts as reports
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig
@@ -109,7 +108,7 @@ def _of_predictions(config: EvaluateConfig) -> _Source:
     assert config.predictions is not None
     images = images_for_predictions(config)
     errors = RowErrors(config.on_bad_row)
-    found = read_predictions(config.predictions, images.index, errors, ids=config.prediction_ids, explain=report)
+    found = read_predictions(config.predictions, images.index, errors, ids=config.prediction_ids, explain=True)
     images = replace(images, dropped=pd.concat([images.dropped, errors.frame()], ignore_index=True))
     bins = ClassBins.unknown(images.index.num_classes)
     return _Source(str(config.predictions), config, images, bins, lambda stop, skipped: found)
