@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from retinaflow.data.annotation_rows import CORNERS
+from retinaflow.data.formats.box_values import number_of
 from retinaflow.data.formats.json_lists import first_character, list_elements
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.tables import RowErrors, Table, TextColumn
@@ -106,12 +107,7 @@ def _flaw(entry: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
+    return not isinstance(value, str) and math.isfinite(number_of(value))
 
 
 def _ids_here(index: AnnotationIndex) -> _Ids:
