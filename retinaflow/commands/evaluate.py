@@ -18,6 +18,7 @@ from retinaflow.detections import Detections
 from retinaflow.inference.evaluated_images import EvaluatedImages, images_for_model, images_for_predictions
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
+from retinaflow.metric.coco import coco_scores
 from retinaflow.metric.details import detail_tables, means_by_threshold
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
@@ -37,12 +38,14 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]})
         detections = source.detect(stop, skipped)
+        # COCO's rules know no parent classes.
+        coco = coco_scores(detections, index)
         if config.expand_predictions:
             detections = expand_to_ancestors(detections, index.taxonomy)
         evaluator = Evaluator(index)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
-        evaluation = evaluation_of(scores, index.taxonomy, source.bins)
+        evaluation = evaluation_of(scores, coco, index.taxonomy, source.bins)
         document = reports.metrics_document(evaluation, index) | reports.rules_document(evaluation, dropped, config)
         thresholds = COCO_THRESHOLDS if config.iou_thresholds == "coco" else config.iou_thresholds
         per_class, slices = detail_tables(
@@ -52,7 +55,8 @@ def run(config: EvaluateConfig) -> EvaluationResult:
             iou_thresholds=thresholds,
             score_threshold=config.report_score,
         )
-        document |= means_by_threshold(per_class, thresholds)
+        per_class["coco_ap"] = coco.class_ap
+        document |= means_by_threshold(per_class, thresholds) | {"coco": coco.metrics(prefix="")}
         if config.bootstrap > 0:
             evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
         run.log_metrics(evaluation.metrics, step=0)
