@@ -38,10 +38,8 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]})
         detections = source.detect(stop, skipped)
-        # COCO's rules know no parent classes.
         coco = coco_scores(detections, index)
-        if config.expand_predictions:
-            detections = expand_to_ancestors(detections, index.taxonomy)
+        detections = expand_to_ancestors(detections, index.taxonomy) if config.expand_predictions else detections
         evaluator = Evaluator(index)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
@@ -114,8 +112,8 @@ def _of_predictions(config: EvaluateConfig) -> _Source:
     errors = RowErrors(config.on_bad_row)
     found = read_predictions(config.predictions, images.index, errors, ids=config.prediction_ids, explain=True)
     images = replace(images, dropped=pd.concat([images.dropped, errors.frame()], ignore_index=True))
-    bins = ClassBins.unknown(images.index.num_classes)
-    return _Source(str(config.predictions), config, images, bins, lambda stop, skipped: found)
+    unknown = ClassBins.unknown(images.index.num_classes)
+    return _Source(str(config.predictions), config, images, unknown, lambda stop, skipped: found)
 
 
 @contextlib.contextmanager
