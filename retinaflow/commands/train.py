@@ -28,6 +28,7 @@ from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
 from retinaflow.training.fit_to_data import fit_to_data
+from retinaflow.training.goals import check_metrics
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
 from retinaflow.training.resume import Resumed, prepare
 from retinaflow.training.run_folder import refuse_second_training, training_run
@@ -68,6 +69,8 @@ def run(
         with world.first_on_machine():
             data = data or load_training_data(config)
         config = config if resumed else fit_to_data(config, data.train)
+        if world.is_first:
+            check_metrics(config, data)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             _run(config, resumed, world, name=name, folder_name=folder_name) as run,
