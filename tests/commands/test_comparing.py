@@ -324,8 +324,9 @@ def test_evaluated_files_of_predictions_are_compared_and_promoted(
     }
     assert _compare(store, runs="other,better", output="files", track="false") == 0
     assert "B (predictions=better.json) against A (predictions=other.json)" in capsys.readouterr().out
-    # One of them against a training, too.
+    # One of them against a training, too, which has many settings that the other lacks.
     assert _compare(store, runs="a1,better", output="mixed", track="false") == 0
+    assert "B (predictions=better.json) against A (a1)" in capsys.readouterr().out
     assert _promote(runs="other", register_as="detectors").reason.startswith("other (")
     decision = _promote(runs="better", register_as="detectors")
     assert decision.promoted
