@@ -6,6 +6,7 @@ from pathlib import Path
 
 from retinaflow.data.training_data import load_training_data
 from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import BinningConfig
 
@@ -15,5 +16,6 @@ def run(config: BinningConfig) -> None:
     data = load_training_data(config, need_images=False)
     with start_run("binning", track=config.track, experiment=config.experiment, output=Path(config.output)) as run:
         run.log_params(config.model_dump())
+        run.log_datasets(training_datasets(config.model_dump(), data))
         log_bins(run, data)
         log_exposure(run, config, data)

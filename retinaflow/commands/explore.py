@@ -16,6 +16,7 @@ from retinaflow.data.training_data import read_split
 from retinaflow.progress import report
 from retinaflow.reports.data_report import ExploredData, TrainingSettings, write_sections
 from retinaflow.reports.page import Report
+from retinaflow.runs.datasets import explored_dataset
 from retinaflow.runs.run import FolderRun
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import ExploreConfig
@@ -30,6 +31,7 @@ def run(config: ExploreConfig) -> Path:
     config = fit_to_data(config, data.index)
     with start_run("explore", track=config.track, experiment=config.experiment, output=config.output) as run:
         run.log_params(config.model_dump())
+        run.log_datasets([explored_dataset(config.model_dump(), data.index)])
         targets = [run, FolderRun(config.output)] if config.track else [run]
         splits = ", ".join(config.train_splits)
         page = Report("What is in the data", f"{config.data}: {splits}; classes: {config.class_group}", targets)

@@ -15,6 +15,7 @@ from retinaflow.metric.per_class import class_groups
 from retinaflow.progress import report
 from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.runs import store, tracking
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MainConfig
 from retinaflow.statistics.bootstrap import paired_differences
@@ -44,6 +45,7 @@ def run(config: MainConfig) -> None:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         parent.set_tags({"retinaflow.data_digest": data.digest})
+        parent.log_datasets(training_datasets(config.model_dump(), data))
         log_bins(parent, data)
         log_exposure(parent, config, data)
         uniform, balanced = _trained({"uniform": baseline, config.sampling: config}, data, parent)

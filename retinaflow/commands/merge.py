@@ -25,6 +25,7 @@ from retinaflow.reports.evaluation_artifacts import (
     report_evaluation,
 )
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import evaluated_dataset
 from retinaflow.runs.run import FolderRun
 from retinaflow.settings.commands import MergeConfig
 
@@ -52,6 +53,8 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.data_digest": ensemble.evaluated.digest[:16], **_links(ensemble, config)})
+        source = ensemble.members[0].run.stored.evaluated_from
+        run.log_datasets([evaluated_dataset(source["settings"], ensemble.evaluated)])
         table = calibration_table(calibrated, ensemble)
         run.log_metrics({**evaluation.metrics, **mean_losses(table)}, step=0)
         document = metrics_document(evaluation, ensemble.evaluated) | {
@@ -64,7 +67,6 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
             log_calibration(target, calibrated, table)
         log_analysis(targets, evaluation, detections, ensemble.evaluated)
         settings = {**config.model_dump(mode="json"), "runs": [member.name for member in ensemble.members]}
-        source = ensemble.members[0].run.stored.evaluated_from
         write_matches(
             targets, evaluation, detections, ensemble.evaluated, bins, settings=settings, evaluated_from=source
         )

@@ -19,6 +19,7 @@ from retinaflow.inference.shard_processes import Work, predict_shards
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import ImageProgress, report
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import PredictConfig
@@ -49,6 +50,7 @@ def run(config: PredictConfig) -> Path:
     ):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
+        run.log_datasets([predicted_dataset(config, wanted.index, model.checkpoint.settings)])
         run.set_tags(model.tags() | {"retinaflow.output": str(config.output.absolute())})
         speed = _predict(Work(model.path, config, wanted.index), config, folder, stop)
         path = folder.write_predictions(config.file_format)

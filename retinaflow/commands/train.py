@@ -24,6 +24,7 @@ from retinaflow.reports.evaluation_artifacts import (
     report_evaluation,
 )
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
@@ -101,6 +102,7 @@ def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
     run.log_params(config.model_dump())
     run.log_json(config.model_dump(mode="json"), "config.json")
     run.set_tags({"retinaflow.data_digest": data.digest})
+    run.log_datasets(training_datasets(config.model_dump(), data))
     log_bins(run, data)
     log_exposure(run, config, data)
 

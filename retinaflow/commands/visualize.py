@@ -24,6 +24,7 @@ from retinaflow.progress import report
 from retinaflow.reports.box_images import save_image
 from retinaflow.reports.detection_images import detection_image, without_parents
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.data_settings import DataSettings
@@ -47,6 +48,7 @@ def run(config: VisualizeConfig) -> list[Path]:
     ):
         run.log_params(config.model_dump())
         run.set_tags(model.tags() if model else {"retinaflow.predictions": str(config.predictions)})
+        run.log_datasets([predicted_dataset(config, wanted.index, trained)])
         skipped = SkippedImages()
         found = _detections(config, checkpoint, wanted, skipped, stop)
         ground_truth = known_ground_truth(config, taxonomy, trained) if config.ground_truth else None

@@ -13,17 +13,19 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Metric
+from mlflow.entities import Dataset, InputTag, Metric
+from mlflow.entities import DatasetInput as MlflowDatasetInput
 
 from retinaflow.addresses import without_secrets
 from retinaflow.errors import first_line
 from retinaflow.progress import print_to
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
 from retinaflow.runs.registry import log_checkpoint
 from retinaflow.runs.run import FileRun, as_parameters
@@ -32,6 +34,8 @@ from retinaflow.runs.store import refuses, uri
 Value = TypeVar("Value")
 _LONGEST = 6000
 """Letters of a parameter, after which MLflow cuts it."""
+_LONGEST_NAME = 500
+"""Letters of the name of a dataset that MLflow takes."""
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 """The tag in which ``mlflow ui`` finds the tables of a run."""
 
@@ -61,6 +65,9 @@ class MlflowRun(FileRun):
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._outbox.put("tags", {"tags": {name: without_secrets(value) for name, value in tags.items()}})
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        self._outbox.put("datasets", {"datasets": [dataset.document() for dataset in datasets]})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._outbox.put("file", {"folder": folder}, path)
@@ -147,6 +154,10 @@ class MlflowRun(FileRun):
 
         self._each(item.content["tags"], send)
 
+    def _deliver_datasets(self, item: Item) -> None:
+        # The store adds none that the run has.
+        self._client.log_inputs(self.run_id, datasets=[_as_mlflow(**dataset) for dataset in item.content["datasets"]])
+
     def _deliver_file(self, item: Item) -> None:
         self._client.log_artifact(self.run_id, str(item.file), item.content["folder"])
 
@@ -205,6 +216,12 @@ def _same_value(quoted: str, value: str) -> bool:
         return float(logged) == float(value)
     except ValueError:
         return logged == value
+
+
+def _as_mlflow(name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> MlflowDatasetInput:
+    place = json.dumps({"uri": without_secrets(source)})
+    dataset = Dataset(name[:_LONGEST_NAME], digest, "local", place, profile=json.dumps(profile, ensure_ascii=False))
+    return MlflowDatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _stored(value: float) -> float:

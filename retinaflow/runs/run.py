@@ -10,7 +10,7 @@ import contextlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from retinaflow.addresses import without_secrets
 from retinaflow.errors import SettingError
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.settings.value_types import as_text
 
 FIGURE_DPI = 110
@@ -33,6 +34,7 @@ class Run(Protocol):
     def log_params(self, params: Mapping[str, Any]) -> None: ...
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None: ...
     def log_file(self, path: Path, folder: str | None = None) -> None: ...
     def log_json(self, document: Any, name: str) -> None: ...
     def log_text(self, text: str, name: str) -> None: ...
@@ -87,6 +89,9 @@ class NullRun(FileRun):
         """Nothing."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
         """Nothing."""
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -154,6 +159,9 @@ class FolderRun(FileRun):
         path = self.folder / "tags.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.log_json({**known, **tags}, "tags.json")
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        self.log_json([dataset.document() for dataset in datasets], "datasets.json")
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         target = self.folder / (folder or "") / path.name

@@ -23,6 +23,7 @@ from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import DataError, SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import evaluations, quiet
@@ -148,6 +149,7 @@ class Objective:
         settings = self.space.settings(trial)
         with trial_run(trial, self.runs, name=trial_name(trial.number), heartbeat=self.heartbeat) as run:
             run.log_params(settings.model_dump())
+            run.log_datasets(training_datasets(settings.model_dump(), self.data))
             results, trained = self._train(trial, settings, run)
             metrics = mean_metrics([result.metrics for result in results])
             values = self.metrics.values(metrics)

@@ -6,7 +6,7 @@ They are created and ended by id, as the trials of a search run in several proce
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from retinaflow.errors import StoreError
 from retinaflow.progress import report
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.mlflow_run import MlflowRun
 from retinaflow.runs.run import FolderRun, Run
 
@@ -123,6 +124,9 @@ class TrialRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._run.set_tags(tags)
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        self._run.log_datasets(datasets)
 
     def log_json(self, document: Any, name: str) -> None:
         self._run.log_json(document, name)
