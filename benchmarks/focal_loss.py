@@ -1,10 +1,11 @@
-"""The focal loss of this project beside ``torchvision.ops.sigmoid_focal_loss`` and beside the equalized focal loss, with
-the ratio of a class from 0 to 1: time, peak memory, value.
+"""The focal loss of this project beside ``torchvision.ops.sigmoid_focal_loss`` and the equalized focal loss, with the
+ratio of a class from 0 to 1: time, peak memory, value.
 
     python benchmarks/focal_loss.py --anchors 40000 --classes 500
 
-Forward and backward in float32 on one CPU thread, each side in a process of its own so that peaks do not mix; median CPU
-time of the repeats after a first call. Peak memory is resident memory above what stands before the call (the logits).
+Forward and backward in float32 on one CPU thread, each side in a process of its own so that peaks do not mix; median
+CPU time of the repeats after a first call. Peak memory is resident memory above what stands before the call (the
+logits).
 """
 
 from __future__ import annotations

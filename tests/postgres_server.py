@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+PASSWORD = "S3cret-Pw"
+
 
 class Server:
     """A cluster on a socket in a folder of its own, run as a user that is not root."""
@@ -25,8 +27,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        """For ``storage=``."""
-        return f"postgresql://postgres@/postgres?host={self.folder}"
+        """For ``storage=``. The server takes any password, so that tests can look where it appears."""
+        return f"postgresql://postgres:{PASSWORD}@/postgres?host={self.folder}"
 
     def control(self, action: str, *, mode: str = "fast") -> None:
         """Start, stop or restart."""

@@ -18,9 +18,10 @@ import optuna
 from retinaflow.errors import Interrupted
 from retinaflow.interrupts import StopRequest
 from retinaflow.search.runs import trial_name
+from retinaflow.search.stages import Trials
 from retinaflow.search.study import Search, attach
 from retinaflow.search.trial import METRICS, trial_run
-from retinaflow.search.workers import Trials, work
+from retinaflow.search.workers import work
 from retinaflow.settings.commands import SearchConfig
 
 PATIENCE = 240.0

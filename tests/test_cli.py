@@ -180,7 +180,7 @@ def test_bad_rows_and_images_are_dropped_on_request_and_listed(tiny_dataset: Tin
     _cut_image(data)
     assert _binning(data, "--on_bad_row", "drop", "--on_bad_image", "skip") == 0
     listed = (data.parent / "out" / "dropped.csv").read_text(encoding="utf-8").splitlines()
-    assert listed[0] == "file,line,rule,value"
+    assert listed[0] == "file,line,rule,value,rows"
     assert [line.split(",")[:2] for line in listed[1:]] == [[BOXES, "2"], ["train000", "0"]]
 
 

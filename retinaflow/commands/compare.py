@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -80,10 +78,7 @@ def _write(target: Run, comparison: Comparison, notes: PageNotes, page: str) -> 
     target.log_csv(notes.settings, "settings.csv")
     for side in comparison.sides[1:]:
         target.log_figure(difference_vs_frequency(comparison.classes, side.letter), f"difference_{side.letter}.png")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "comparison.html"
-        path.write_text(page, encoding="utf-8")
-        target.log_file(path)
+    target.log_text(page, "comparison.html")
 
 
 def _lines(comparison: Comparison, side: Side) -> str:

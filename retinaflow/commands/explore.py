@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -38,11 +37,8 @@ def run(config: ExploreConfig) -> Path:
         settings = TrainingSettings(config.image_size, config.num_buckets, config.anchor_scale)
         suspicious = write_sections(page, data, settings, samples=config.samples)
         run.log_metrics(_metrics(data, suspicious), step=0)
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / PAGE
-            path.write_text(page.html(), encoding="utf-8")
-            for target in targets:
-                target.log_file(path)
+        for target in targets:
+            target.log_text(page.html(), PAGE)
     report(f"report: {config.output / PAGE}")
     return config.output / PAGE
 

@@ -1,10 +1,11 @@
 """``search``: find settings that are better for rare classes than the defaults, with Optuna.
 
 The files of ``retinaflow/search`` in reading order: ``space`` (what a trial may set), ``objective`` (what is maximised,
-and how a trial is run), ``training`` (one training of it), ``sampler_and_pruner``, ``storage`` (one database for all
-workers), ``trial`` (its states and its run), ``runs`` (parent and nested runs), ``study`` (all of these from settings),
-``workers`` (who runs trials), ``confirmation`` (is the best better than the defaults?), ``results`` (tables and
-figures), ``dry_run`` (the cost).
+and how a trial is run), ``training`` (one training of it), ``seed_test`` (how many of them), ``sampler_and_pruner``,
+``storage`` (one database for all workers), ``trial`` (its states and its run), ``runs`` (parent and nested runs),
+``study`` (all of these from settings), ``stages`` (the trials, and then the confirmation), ``workers`` and
+``worker_processes`` (who runs trials), ``confirmation`` (is the best better than the defaults?), ``results`` (tables
+and figures), ``dry_run`` (the cost).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from retinaflow.search.dry_run import estimate
 from retinaflow.search.sampler_and_pruner import quiet
 from retinaflow.search.study import Search, open_search
 from retinaflow.search.trial import states_of
-from retinaflow.search.workers import run_stage
+from retinaflow.search.worker_processes import run_stage
 from retinaflow.settings.commands import SearchConfig
 
 __all__ = ["Search", "open_search", "run"]

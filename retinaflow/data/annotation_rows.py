@@ -226,6 +226,7 @@ def _read_labels(source: Source, taxonomy: Taxonomy, errors: RowErrors) -> Table
         check=check,
     )
     name = table.path.name
+    errors.left_out += unlisted.rows + unverified.rows
     if unlisted.rows:
         whole = ", which are all rows: is it the file of this class list?" if unlisted.rows == rows else ""
         errors.notices.append(

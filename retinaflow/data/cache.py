@@ -102,7 +102,7 @@ def load_index(
         if images:
             journal = size_journal(images)
             index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
-            if notice := depth_notice([index.file_of(image) for image in range(len(index))]):
+            if notice := depth_notice(index.files, Path(index.images_folder)):
                 errors.notices.append(notice)
             rule = "an image must have a readable file"
             errors.add(RowError(image.image_id, 0, rule, image.reason) for image in bad)

@@ -27,7 +27,7 @@ from retinaflow.errors import DataError, shown
 from retinaflow.files import read_json, read_text
 from retinaflow.progress import report
 
-_SPACE = re.compile(r"[\s,]*")
+_SPACE = re.compile(r"[ \t\n]*")
 
 
 @dataclass
@@ -96,20 +96,31 @@ def read_coco_results(path: Path, index: AnnotationIndex, errors: RowErrors, *, 
 
 def _entries(text: str, path: Path) -> Iterator[Any]:
     """The entries of a JSON list, one at a time: all at once take ten times the memory of the text."""
-    decoder, position = json.JSONDecoder(), len(text) - len(text.lstrip())
+    decoder, position = json.JSONDecoder(), _after_space(text, 0)
     if text[position : position + 1] != "[":
         raise DataError(f"{path}: COCO results must be a list of detections, but begin with {shown(text[position:])}")
-    position += 1
+    position = _after_space(text, position + 1)
     try:
-        while True:
-            position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
-            if text[position : position + 1] == "]":
-                return
+        while text[position : position + 1] != "]":
             entry, position = decoder.raw_decode(text, position)
             yield entry
+            position = _after_space(text, position)
+            if text[position : position + 1] == ",":
+                position = _after_space(text, position + 1)
+                is_end = text[position : position + 1] == "]"
+            else:
+                is_end = text[position : position + 1] != "]"
+            if is_end:
+                raise ValueError("a comma or the end of the list must follow an entry")
+        if _after_space(text, position + 1) < len(text):
+            raise ValueError("nothing may follow the list")
     except (ValueError, RecursionError) as error:
         line = text.count("\n", 0, position) + 1
         raise DataError(f"{path} line {line}: not a readable JSON file: {shown(str(error), quotes=False)}") from None
+
+
+def _after_space(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _flaw(entry: Any) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retinaflow.data.formats.folders import is_result
 from retinaflow.data.openimages import SPLIT_FOLDERS, normal_id
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
@@ -23,8 +24,6 @@ from retinaflow.progress import report
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 OTHER_SUFFIXES = (".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".dcm")
 """Image files of other types: they are not read, and counted."""
-_RESULTS = ("outputs", "mlruns", "mlartifacts")
-_OWN_FILES = ("retinaflow.yaml", "images.csv")
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,6 @@ def _subfolders(folder: Path, own: set[Path]) -> Iterator[Path]:
         )
         if top != folder:
             yield top
-
-
-def is_result(folder: Path) -> bool:
-    """Whether a folder holds results of this program or of MLflow, whose images are no photographs."""
-    return folder.name in _RESULTS or any((folder / name).is_file() for name in _OWN_FILES)
 
 
 def images_under(folder: Path) -> Iterator[Path]:

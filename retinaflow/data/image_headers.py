@@ -1,4 +1,4 @@
-"""What the header of an image file says: its size, whether it is whole, and how many bits a value has.
+"""What is in the header of an image file: its size, whether it is whole, and how many bits a value has.
 
 No pixel is decoded. A file is whole when what ends or measures its format is there: the end marker of a JPEG, the last
 chunk of a PNG, the size in the header of a BMP; a cut WebP cannot be opened.
@@ -7,7 +7,6 @@ chunk of a PNG, the size in the header of a BMP; a cut WebP cannot be opened.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,11 +92,12 @@ def _start_of_scan(data: NDArray[np.uint8]) -> int:
     return offset
 
 
-def depth_notice(files: Sequence[Path]) -> str | None:
+def depth_notice(files: NDArray[np.str_], root: Path) -> str | None:
     """A line about PNG files of 16 bits of which less than the upper half of the range is used, from a sample of the
-    files; None where there is nothing to report. Only the upper 8 of 16 bits are read."""
-    names = [path for path in files if path.suffix.lower() == ".png"]
-    sample = [names[n] for n in sorted({round(n) for n in np.linspace(0, len(names) - 1, _SAMPLED)})] if names else []
+    files (paths under ``root``); None where there is nothing to report. Only the upper 8 of 16 bits are read."""
+    names = files[np.strings.endswith(np.strings.lower(files), ".png")] if len(files) else files
+    chosen = np.unique(np.linspace(0, len(names) - 1, _SAMPLED).round().astype(np.int64)) if len(names) else ()
+    sample = [root / str(names[number]) for number in chosen]
     deep = [path for path in sample if _bits_of_png(path) == 16]
     largest, example = 0, None
     for path in deep:

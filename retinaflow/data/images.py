@@ -20,7 +20,6 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from retinaflow.data.image_folders import SUFFIXES as SUFFIXES
 from retinaflow.data.image_folders import locate_files
 from retinaflow.data.image_headers import header_size, is_cut_jpeg, is_jpeg
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes

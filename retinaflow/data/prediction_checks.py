@@ -27,7 +27,7 @@ def check_predictions(
     image_id: Callable[[int], str],
     report: Callable[[str], None],
 ) -> None:
-    """Report what cannot count. ``where`` and ``image_id`` of a row: its place in the file and its image.
+    """Report what cannot count. ``where`` and ``image_id`` of a row: its line in the file and its image.
 
     Raises DataError when no detection is of an image of the index, and when most coordinates exceed 1.
     """

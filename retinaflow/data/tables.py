@@ -62,6 +62,8 @@ class RowErrors:
     """All errors, listed or not."""
     notices: list[str] = field(default_factory=list)
     """What is left out without being an error, a line each; printed whenever the data is loaded."""
+    left_out: int = 0
+    """The rows of :attr:`notices`."""
     hints: list[str] = field(default_factory=list)
     """What may have caused the errors, a line each."""
     _listed: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -70,22 +72,28 @@ class RowErrors:
     def note(self, file: str, rule: str, lines: NDArray[np.int64], value: Callable[[int], str]) -> None:
         """Add rows of a file that break a rule; ``value(n)`` describes the n-th of them."""
         key, most = (("", rule), LISTED) if self.on_bad_row == "drop" else ((file, rule), SHOWN)
-        before = self._listed.get(key, 0)
-        listed = lines[: max(most - before, 0)]
-        self._listed[key] = before + len(listed)
-        self.count += len(lines)
+        listed = lines[: max(most - self._listed.get(key, 0), 0)]
+        self._listed[key] = self._listed.get(key, 0) + len(listed)
         self.found += [RowError(file, int(line), rule, value(n)) for n, line in enumerate(listed)]
-        if self.on_bad_row == "drop" and len(listed) < len(lines):
-            earlier = self._unlisted.get(rule)
-            rows = len(lines) - len(listed) + (earlier.rows if earlier else 0)
-            name = file if earlier is None or earlier.file == file else "several files"
-            self._unlisted[rule] = RowError(name, 0, rule, f"{rows:,} more", rows)
+        self._count(file, rule, len(lines), unlisted=len(lines) - len(listed))
 
     def add(self, errors: Iterable[RowError]) -> None:
-        """Add errors that were found elsewhere, such as images without a file."""
+        """Add errors that do not stop the reading: those of images that are skipped, or of rows dropped earlier."""
         for error in errors:
-            self.note(error.file, error.rule, np.array([error.line]), lambda _, value=error.value: str(value))  # type: ignore[misc]
-            self.count += error.rows - 1
+            key = ("", error.rule)
+            is_listed = error.rows == 1 and self._listed.get(key, 0) < LISTED
+            if is_listed:
+                self._listed[key] = self._listed.get(key, 0) + 1
+                self.found.append(error)
+            self._count(error.file, error.rule, error.rows, unlisted=0 if is_listed else error.rows)
+
+    def _count(self, file: str, rule: str, rows: int, *, unlisted: int) -> None:
+        self.count += rows
+        if unlisted:
+            earlier = self._unlisted.get(rule)
+            unlisted += earlier.rows if earlier else 0
+            name = file if earlier is None or earlier.file == file else "several files"
+            self._unlisted[rule] = RowError(name, 0, rule, f"{unlisted:,} more", unlisted)
 
     def settle(self) -> None:
         """Raise DataError with a list of the first errors, unless rows are to be dropped."""

@@ -39,13 +39,15 @@ OUTPUTS = ("boxes", "scores", "labels")
 def onnx_detector(model: RetinaNet, config: PostprocessSettings, *, notes: Mapping[str, str]) -> Any:
     """The graph as an ``onnx.ModelProto``; ``notes`` become its metadata.
 
-    Raises SettingError for Soft-NMS, which the graph cannot do, and ImportError without onnx.
+    Raises SettingError for Soft-NMS, which the graph cannot do, and for a backbone whose graph would be right for one
+    image size only (a Swin Transformer), and ImportError without onnx and onnxruntime.
     """
     if config.nms != "nms":
         raise SettingError(f"an ONNX graph can do plain NMS only, but got nms={config.nms}; give nms=nms")
     import onnx
 
     proto = _exported(model)
+    _check_another_size(proto, model)
     nodes = _Nodes(proto.graph)
     results = _detections(nodes, "class_logits", "box_deltas", model, config)
     del proto.graph.output[:]
@@ -94,6 +96,33 @@ def _exported(model: RetinaNet) -> Any:
             dynamo=False,
         )
         return onnx.load(path)
+
+
+@torch.no_grad()
+def _check_another_size(proto: Any, model: RetinaNet) -> None:
+    """Raise SettingError when the graph is not the network for a size that it was not traced with.
+
+    A trace turns decisions of Python into constants, such as whether a window fits into a map.
+    """
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = torch.randint(0, 256, (1, 64, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = _Network(model).eval()(images.to(model.mean.device))
+    try:
+        found = session.run(["class_logits", "box_deltas"], {INPUT: images.numpy()})
+    except (Fail, InvalidArgument, RuntimeException):
+        found = []
+    fits = [
+        np.abs(values - own.cpu().numpy()).max() <= 0.01 * float(own.std())
+        for values, own in zip(found, expected, strict=False)
+    ]
+    if not fits or not all(fits):
+        raise SettingError(
+            f"an ONNX graph must be right for images of any size, but that of backbone={model.config.backbone} is for "
+            "one size only; a convolutional backbone has no such limit"
+        )
 
 
 @contextlib.contextmanager

@@ -64,9 +64,14 @@ def published_values(backbone: str, source: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
         raise DataError(
             f"The weights that timm publishes for {backbone} are not on this machine and could not be fetched "
-            f"({first_line(error)}). Fetch them elsewhere and give their file (.safetensors or .pth) as weights=PATH, "
-            "or use weights=none (training from nothing)."
+            f"({first_line(error)}). Fetch them elsewhere{_place(backbone)} and give their file (.safetensors or "
+            ".pth) as weights=PATH, or use weights=none (training from nothing)."
         ) from error
+
+
+def _place(backbone: str) -> str:
+    config = import_timm().get_pretrained_cfg(backbone.removeprefix(TIMM))
+    return f" (https://huggingface.co/{config.hf_hub_id})" if config is not None and config.hf_hub_id else ""
 
 
 def _check_maps(

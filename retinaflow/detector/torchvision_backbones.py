@@ -20,6 +20,7 @@ from retinaflow.errors import first_line
 
 # Unequal sides, which over any stride are no usual number of channels.
 _PROBE = (224, 352)
+INCEPTION = (0.5, 0.5, 0.5)
 
 
 def torchvision_body(name: str, generator: torch.Generator) -> Body:
@@ -36,6 +37,8 @@ def torchvision_body(name: str, generator: torch.Generator) -> Body:
     chain = _chain_of(name)
     module = _Chain(network, chain)
     ends = [next(link for link in reversed(chain) if link.stride == stride) for stride in STRIDES]
+    # Published weights of such a network were trained on images in -1..1, which it makes of normalised ones.
+    changes_images = hasattr(network, "transform_input")
     published = next((weights.transforms() for weights in get_model_weights(name).__members__.values()), None)
     return Body(
         module,
@@ -46,8 +49,8 @@ def torchvision_body(name: str, generator: torch.Generator) -> Body:
         },
         channels_last=tuple(link.channels_last for link in ends),
         any_size=is_resnet,
-        mean=tuple(getattr(published, "mean", IMAGENET_MEAN)),
-        std=tuple(getattr(published, "std", IMAGENET_STD)),
+        mean=INCEPTION if changes_images else tuple(getattr(published, "mean", IMAGENET_MEAN)),
+        std=INCEPTION if changes_images else tuple(getattr(published, "std", IMAGENET_STD)),
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.cache import size_journal
 from retinaflow.data.id_columns import read_image_sizes
-from retinaflow.data.image_folders import SUFFIXES, images_under, locate_files
+from retinaflow.data.image_folders import OTHER_SUFFIXES, SUFFIXES, images_under, locate_files
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import BadImage, attach_sizes
 from retinaflow.data.index import AnnotationIndex
@@ -182,7 +182,7 @@ def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> t
             continue
         if Path(entry).suffix.lower() in SUFFIXES:
             paths.append((Path(entry).stem, (path.parent / entry).absolute()))
-        elif is_plain_id(entry):
+        elif is_plain_id(entry) and Path(entry).suffix.lower() not in OTHER_SUFFIXES:
             ids.append(entry)
         else:
             raise DataError(

@@ -36,7 +36,7 @@ def log_bins(run: Run, data: TrainingData) -> None:
         run.log_json({**vars(data.seen), "background_ratio": data.seen.background_ratio}, "group_images.json")
     if len(data.dropped):
         run.log_csv(data.dropped, "dropped.csv")
-        report(f"{len(data.dropped):,} rows or images were left out; dropped.csv lists them")
+        report(f"{data.dropped['rows'].sum():,} rows or images were left out; dropped.csv lists them")
 
 
 def log_exposure(run: Run, config: SampledDataSettings, data: TrainingData) -> None:

@@ -102,7 +102,7 @@ def _overview(page: Report, data: ExploredData) -> None:
         ]
     )
     if len(data.dropped):
-        page.text(f"{len(data.dropped):,} rows or images were left out on reading; dropped.csv lists them.")
+        page.text(f"{data.dropped['rows'].sum():,} rows or images were left out on reading; dropped.csv lists them.")
         page.csv(data.dropped, "dropped.csv")
 
 

@@ -103,7 +103,9 @@ def rules_document(evaluation: EvaluationResult, dropped: pd.DataFrame, config: 
     reasons = list(evaluation.scores.not_a_challenge_score)
     if config.exhaustive:
         reasons.append("exhaustive=true takes classes without a label as verified absent")
-    counts = Counter(zip(dropped["file"], dropped["rule"], strict=True))
+    counts: Counter[tuple[str, str]] = Counter()
+    for file, rule, rows in zip(dropped["file"], dropped["rule"], dropped["rows"], strict=True):
+        counts[file, rule] += int(rows)
     return {
         "not_a_challenge_score": reasons,
         "expanded_predictions": config.expand_predictions,

@@ -49,6 +49,16 @@ def as_parameters(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: without_secrets(as_text(value)) for name, value in settings.items()}
 
 
+def _without_secrets(table: pd.DataFrame) -> pd.DataFrame:
+    texts = table.select_dtypes(include=["object", "str"])
+    cleaned = {
+        name: column.map(lambda value: without_secrets(value) if isinstance(value, str) else value)
+        for name, column in texts.items()
+        if column.astype("str").str.contains("://", regex=False).any()
+    }
+    return table.assign(**{str(name): column for name, column in cleaned.items()}) if cleaned else table
+
+
 class FileRun(ABC):
     """Writes results to files, which ``log_file`` stores. Text is written without the secrets of addresses."""
 
@@ -68,7 +78,7 @@ class FileRun(ABC):
 
     def log_csv(self, table: pd.DataFrame, name: str) -> None:
         with _named(name) as path:
-            table.to_csv(path, index=False)
+            _without_secrets(table).to_csv(path, index=False)
             self.log_file(path)
 
     def log_figure(self, figure: Figure, name: str) -> None:

@@ -66,7 +66,7 @@ def start_run(
         yield FolderRun(output, resumed=resume is not None)
         return
     run = open_run(_started(experiment, name=name, resume=resume), output, resumed=resume is not None)
-    run.set_tags({"retinaflow.command": command, **_commit()})
+    run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
     try:
         yield run
     except BaseException as error:
@@ -98,6 +98,13 @@ def _started(experiment: str | None, *, name: str | None, resume: str | None) ->
         tags = {} if outer is not None else tags_of_environment()
         started = mlflow.start_run(**where, nested=outer is not None, tags=tags, log_system_metrics=False)
     return str(started.info.run_id)
+
+
+def _tags_without_secrets() -> dict[str, str]:
+    """The tags of the active run that hold a password, such as that of a git address given to `mlflow run`."""
+    active = mlflow.active_run()
+    tags = {} if active is None else active.data.tags
+    return {name: without_secrets(value) for name, value in tags.items() if without_secrets(value) != value}
 
 
 def _link_to_resumed(launched: str, resumed: str) -> None:

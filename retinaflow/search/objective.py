@@ -5,9 +5,9 @@
 noticed.
 
 The value of a trial is that of its best epoch (highest val/mAP), which ``train`` logs under ``best/``; with several
-seeds it is their mean. Metrics are those of :func:`retinaflow.metric.per_class.summary` over the **same bins in every
-trial** (those of the defaults), whatever bins a trial samples images by. Otherwise a trial could improve by moving
-classes to another bin.
+seeds it is the mean of those that were trained (:mod:`retinaflow.search.seed_test`). Metrics are those of
+:func:`retinaflow.metric.per_class.summary` over the **same bins in every trial** (those of the defaults), whatever bins
+a trial samples images by. Otherwise a trial could improve by moving classes to another bin.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import evaluations, quiet
+from retinaflow.search.seed_test import SeedTest
 from retinaflow.search.space import Space
 from retinaflow.search.training import log_trial, train_once
-from retinaflow.search.trial import METRICS, OVERHEAD, SECONDS, trial_run
+from retinaflow.search.trial import METRICS, OVERHEAD, REASON, SECONDS, TRAININGS, trial_run
 from retinaflow.settings.commands import SearchConfig, TrainConfig
 
 BINS = "bins"
@@ -59,6 +60,13 @@ class ObjectiveMetrics:
         """The floor minus the value: at most 0 when it is met (Optuna's constraint). None without a floor."""
         return None if self.floor is None else self.floor - _measured(self.floor_metric, metrics)
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """The first objective as a weighted mean: metric of a group of classes -> weight."""
+        if self.names[0] != BINS:
+            return {self.names[0]: 1.0}
+        return {f"val/mAP_bin_{number}": weight for number, weight in enumerate(self.weights, start=1)}
+
     def document(self) -> dict[str, object]:
         """The form in which it is stored with the study."""
         return {
@@ -70,11 +78,7 @@ class ObjectiveMetrics:
     def _value(self, name: str, metrics: Mapping[str, float]) -> float:
         if name != BINS:
             return _measured(name, metrics)
-        pairs = [
-            (weight, metrics[f"val/mAP_bin_{number}"])
-            for number, weight in enumerate(self.weights, start=1)
-            if f"val/mAP_bin_{number}" in metrics
-        ]
+        pairs = [(weight, metrics[part]) for part, weight in self.parts.items() if part in metrics]
         total = sum(weight for weight, _ in pairs)
         if total <= 0:
             raise DataError("objective=bins: no bin with a weight has ground truth in the evaluated images")
@@ -130,8 +134,8 @@ class Objective:
     """``objective(trial)``: a float, or a pair for two objectives. Raises TrialPruned, or what the training raised.
 
     ``data``: that of the defaults, whose bins AP is averaged over in every trial; ``folder``: for checkpoints, which
-    are deleted after each training; ``prunes``: whether the study's pruner may end a trial; ``heartbeat``: seconds
-    between two heartbeats.
+    are deleted after each training; ``seed_test``: how many seeds a trial is trained with; ``prunes``: whether the
+    study's pruner may end a trial; ``heartbeat``: seconds between two heartbeats.
     """
 
     space: Space
@@ -140,7 +144,7 @@ class Objective:
     runs: SearchRuns
     heartbeat: int
     folder: Path
-    seeds: int
+    seed_test: SeedTest
     prunes: bool
     stop: StopRequest
 
@@ -157,14 +161,16 @@ class Objective:
             named = {"search/objective" + ("" if n == 0 else f"_{n + 1}"): value for n, value in enumerate(values)}
             run.log_metrics(named, step=trial.number)
             seconds = time.perf_counter() - start
-            cost = {SECONDS: round(seconds, 3), OVERHEAD: round(seconds - trained, 3)}
+            cost = {SECONDS: round(seconds, 3), OVERHEAD: round(seconds - trained, 3), TRAININGS: len(results)}
             _record(trial, metrics, self.metrics, **cost)
         return values[0] if self.metrics.is_single else values
 
     def _train(self, trial: optuna.Trial, settings: TrainConfig, run: Run) -> tuple[list[EvaluationResult], float]:
         """One result per seed, and the seconds that training and evaluating took."""
-        results, seconds = [], 0.0
-        for number in range(self.seeds):
+        results: list[EvaluationResult] = []
+        seconds, worse = 0.0, None
+        while worse is None and len(results) < self.seed_test.seeds:
+            number = len(results)
             prunes = self.prunes and number == 0
             reports = TrialReports(trial, self.metrics, evaluations(settings), prunes=prunes)
             watched = TrialRun(run, curves=number == 0, evaluated=reports)
@@ -172,6 +178,11 @@ class Objective:
             one = settings.model_copy(update={"seed": settings.seed + number})
             results.append(train_once(one, self.data, watched, folder=self.folder, stop=self.stop))
             seconds += time.perf_counter() - start
+            if self.metrics.is_single and self.seed_test.seeds > 1:
+                value = self.metrics.values(results[-1].metrics)[0]
+                worse = self.seed_test.add(trial, value, results[-1].scores.matches)
+        if worse is not None:
+            trial.set_user_attr(REASON, worse)
         return results, seconds
 
 

@@ -16,6 +16,7 @@ from retinaflow.progress import report
 from retinaflow.reports.search_figures import contour, history, importance, pareto, slices
 from retinaflow.search import confirmation
 from retinaflow.search.space import SEARCHABLE, Range
+from retinaflow.search.stages import gained_nothing
 from retinaflow.search.study import Search
 from retinaflow.search.trial import (
     METRICS,
@@ -24,6 +25,7 @@ from retinaflow.search.trial import (
     RETRY_OF,
     RUN_ID,
     SECONDS,
+    TRAININGS,
     all_equal,
     best_trial,
     meets_floor,
@@ -42,6 +44,13 @@ _NOT_IN_BEST = {*TrackingSettings.model_fields, "resume", "register_as", "worker
 def report_best(search: Search) -> None:
     """Print the best trial, or why there is none."""
     best, names = best_trial(search.study), search.metrics.names
+    trials = search.study.get_trials(deepcopy=False)
+    trained = [trial.user_attrs[TRAININGS] for trial in trials if TRAININGS in trial.user_attrs]
+    saved = len(trained) * search.config.seeds - sum(trained)
+    if saved:
+        report(f"{saved} of {len(trained) * search.config.seeds} trainings were not needed: their trials were worse")
+    if gained_nothing(search, trials):
+        report(f"the search stopped: no trial was better in the last {search.config.search_patience} (search_patience)")
     if best is None:
         report("no trial is complete" if search.metrics.floor is None else "no complete trial meets the floor")
         return
@@ -62,7 +71,7 @@ def trials_table(search: Search) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     params = [name for name in SEARCHABLE if name in table]
     # Whole numbers stay whole beside trials that have none.
-    table = table.astype({name: "Int64" for name in ("num_bins", "retry_of") if name in table})
+    table = table.astype({name: "Int64" for name in ("num_bins", "trainings", "retry_of") if name in table})
     first = ["trial", "state", "reason", *_columns(search.metrics.names), "keeps_floor"]
     return table[[*first, *params, *(name for name in table if name not in {*first, *params})]]
 
@@ -78,6 +87,7 @@ def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
         "keeps_floor": meets_floor(trial),
         **trial.params,
         **attributes.get(METRICS, {}),
+        "trainings": attributes.get(TRAININGS),
         "seconds": attributes.get(SECONDS, math.nan),
         "overhead_seconds": attributes.get(OVERHEAD, math.nan),
         "retry_of": attributes.get(RETRY_OF),

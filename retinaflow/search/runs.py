@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +17,11 @@ from matplotlib.figure import Figure
 
 from retinaflow.errors import StoreError
 from retinaflow.progress import report
-from retinaflow.runs import tracking
+from retinaflow.runs import store, tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.mlflow_run import MlflowRun
 from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.store import RunRecord
 
 STATE, REASON, STUDY, TRIAL = (f"retinaflow.{name}" for name in ("state", "reason", "study", "trial"))
 """Tags of a child run: how its trial ended and why, and which trial of which study it was."""
@@ -38,6 +41,9 @@ class SearchRuns(Protocol):
 
     def end_lost(self, *, study: str, trial: int, reason: str) -> None:
         """End the run of a trial whose process has ended, if it had started one."""
+
+    def note(self, run: Run, name: str) -> str:
+        """Where the run of a trial is, as Markdown."""
 
 
 class MlflowRuns:
@@ -69,6 +75,16 @@ class MlflowRuns:
             run = tracking.open_run(run_id, self._folder, resumed=True)
             self.end(run, "KILLED", state="lost", reason=reason)
 
+    def note(self, run: Run, name: str) -> str:
+        record = replace(self._parent_record, run_id=run.run_id)
+        if record.page is not None:
+            return f"MLflow: [{name}]({record.page})"
+        return f"MLflow: [{name}](http://127.0.0.1:5000/{record.path}) (while `mlflow ui` runs on this machine)"
+
+    @cached_property
+    def _parent_record(self) -> RunRecord:
+        return store.find_run(self._parent_id)
+
 
 class FolderRuns:
     """A folder per trial inside the folder of the search (``track=false``)."""
@@ -90,6 +106,10 @@ class FolderRuns:
             tags = json.loads(path.read_text(encoding="utf-8"))
             if (tags.get(STUDY), tags.get(TRIAL)) == (study, str(trial)):
                 self.end(FolderRun(path.parent, resumed=True), "KILLED", state="lost", reason=reason)
+
+    def note(self, run: Run, name: str) -> str:
+        del run
+        return f"Folder: `{self._folder / name}`"
 
 
 def trial_name(number: int) -> str:

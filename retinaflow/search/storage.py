@@ -35,6 +35,7 @@ from sqlalchemy.exc import (
 )
 
 from retinaflow import files
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import SettingError, StoreError, first_line
 from retinaflow.files import growing_waits
 from retinaflow.interrupts import StopRequest
@@ -67,7 +68,7 @@ def storage_url(storage: str, *, beside: str, output: Path) -> str:
         return _file_url(Path(url.database))
     if url.drivername in ("postgresql", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-    raise SettingError(f"storage must be a file, sqlite:/// or postgresql://, but got {without_password(storage)}")
+    raise SettingError(f"storage must be a file, sqlite:/// or postgresql://, but got {without_secrets(storage)}")
 
 
 def _file_url(file: Path) -> str:
@@ -75,33 +76,18 @@ def _file_url(file: Path) -> str:
     return URL.create("sqlite", database=str(file.resolve())).render_as_string()
 
 
-def without_password(url: str) -> str:
-    """A URL that may be printed and logged."""
-    return make_url(url).render_as_string(hide_password=True) if "://" in url else url
-
-
 class StudyStorage:
     """A storage for Optuna that waits for its database. It has all methods of ``optuna.storages.BaseStorage``."""
 
-    def __init__(self, url: str, *, stop: StopRequest, new: bool) -> None:
-        """``new``: connect at once, create the tables where there are none, and check their version. ``stop`` ends the
-        waiting."""
-        timeout = {"timeout": 60} if url.startswith("sqlite") else {}
-        with warnings.catch_warnings():
-            # SQLAlchemy 2.1 deprecates what Optuna's tables are made with.
-            warnings.simplefilter("ignore")
-            self._database = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": timeout},
-                skip_compatibility_check=not new,
-                skip_table_creation=not new,
-            )
-        self._optuna = optuna.storages.get_storage(self._database)
-        self._stop = stop
-        self._thread = threading.local()
+    def __init__(self, url: str, *, stop: StopRequest, wait: bool) -> None:
+        """Connect, and create the tables where there are none. ``wait``: also if the database is away. ``stop`` ends
+        the waiting."""
+        self._url, self._stop, self._thread = url, stop, threading.local()
         self._away_since: float | None = None
         self.last_outage = float("-inf")
         """When the database could not be reached last, by ``time.monotonic()``."""
+        self._database = self._repeat(lambda: _database(url)) if wait else _database(url)
+        self._optuna = optuna.storages.get_storage(self._database)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """A method of Optuna's storage."""
@@ -111,8 +97,8 @@ class StudyStorage:
 
     @property
     def address(self) -> str:
-        """The URL without its password, to be printed and logged."""
-        return without_password(self._database.url)
+        """The URL without its secrets, to be printed and logged."""
+        return without_secrets(self._url)
 
     def transaction(self, study: str, action: Callable[[], Result]) -> Result:
         """The result of an action on a study, as one transaction; transactions of a study follow each other, in
@@ -185,12 +171,12 @@ class StudyStorage:
 def open_storage(url: str, *, stop: StopRequest) -> StudyStorage:
     """Connect, and create the tables where there are none. Raises StoreError for a database that cannot be opened in a
     few seconds: its address may be wrong."""
-    shown = f"storage={without_password(url)}"
+    shown = f"storage={without_secrets(url)}"
     if url.startswith("sqlite"):
         Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
     try:
         return files.retry(
-            lambda: StudyStorage(url, stop=stop, new=True),
+            lambda: StudyStorage(url, stop=stop, wait=False),
             waits=growing_waits(0.2, 1.0, count=4),
             may_pass=lambda error: _is_connection_error(error) or _is_race(error),
         )
@@ -205,6 +191,32 @@ def open_storage(url: str, *, stop: StopRequest) -> StudyStorage:
 def as_optuna(storage: StudyStorage) -> BaseStorage:
     """The storage as Optuna's functions take it."""
     return cast(BaseStorage, storage)
+
+
+def set_system_attr(trial: optuna.Trial, name: str, value: Any) -> None:
+    """Store a value with a trial that people need not see; ``FrozenTrial.system_attrs`` has it."""
+    trial.storage.set_trial_system_attr(_ids(trial)[1], name, value)
+
+
+def set_note(trial: optuna.Trial, text: str) -> None:
+    """The note of a trial, Markdown, where optuna-dashboard looks for it: among the system attributes of the study."""
+    study, number = _ids(trial)
+    for name, value in (("note_str:0", text), ("note_ver", 1)):
+        trial.storage.set_study_system_attr(study, f"dashboard:{number}:{name}", value)
+
+
+def _ids(trial: optuna.Trial) -> tuple[int, int]:
+    """How the storage numbers the study and the trial."""
+    study = trial.storage.get_study_id_from_name(trial.study.study_name)
+    return study, trial.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+
+
+def _database(url: str) -> RDBStorage:
+    timeout = {"timeout": 60} if url.startswith("sqlite") else {}
+    with warnings.catch_warnings():
+        # SQLAlchemy 2.1 deprecates what Optuna's tables are made with.
+        warnings.simplefilter("ignore")
+        return RDBStorage(url, engine_kwargs={"connect_args": timeout})
 
 
 def _lock(connection: sqlalchemy.Connection, study: str) -> None:

@@ -22,6 +22,7 @@ from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.objective import Objective, ObjectiveMetrics, read_objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
 from retinaflow.search.sampler_and_pruner import pruner_of, quiet
+from retinaflow.search.seed_test import SeedTest
 from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import StudyStorage, as_optuna, open_storage, storage_url
 from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
@@ -92,7 +93,7 @@ def attach(config: SearchConfig, *, stop: StopRequest) -> Search:
     """The search in a worker process: the study and its parent run are there, and nothing is logged to the latter."""
     setup = _Setup.read(config, _checked_space(config))
     # The database may be away just now, but it is there.
-    storage = StudyStorage(_storage_url(config), stop=stop, new=False)
+    storage = StudyStorage(_storage_url(config), stop=stop, wait=True)
     study = storage.transaction(config.study, lambda: _open_study(storage, setup))
     return _search(setup, storage, study, NullRun(), stop)
 
@@ -222,7 +223,7 @@ def _search(setup: _Setup, storage: StudyStorage, study: optuna.Study, parent_ru
         runs=runs,
         heartbeat=config.heartbeat,
         folder=folder,
-        seeds=config.seeds,
+        seed_test=SeedTest.on(data, metrics.parts, seeds=config.seeds, ends_trials=config.pruner != "none"),
         prunes=not isinstance(study.pruner, optuna.pruners.NopPruner),
         stop=stop,
     )

@@ -19,13 +19,15 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from retinaflow.addresses import without_secrets
 from retinaflow.errors import Interrupted, StoreError
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns
-from retinaflow.search.storage import StudyStorage
+from retinaflow.search.storage import StudyStorage, set_note
 
-WORKER, HEARTBEAT, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, RETRY_OF, DEATHS = (
-    *("worker", "heartbeat", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "retry_of", "deaths"),
+WORKER, HEARTBEAT, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, TRAININGS, RETRY_OF, DEATHS = (
+    *("worker", "heartbeat", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "trainings", "retry_of"),
+    "deaths",
 )
 """User attributes of a trial."""
 GRACE_BEATS = 4
@@ -136,6 +138,7 @@ def trial_run(trial: optuna.Trial, runs: SearchRuns, *, name: str, heartbeat: fl
             trial.set_user_attr(WORKER, worker_name())
         run = runs.start(name, study=trial.study.study_name, trial=trial.number)
         trial.set_user_attr(RUN_ID, run.run_id)
+        set_note(trial, runs.note(run, name))
         with _ending(runs, run, trial):
             yield run
             if not _is_running(trial):
@@ -161,11 +164,11 @@ def _ending(runs: SearchRuns, run: Run, trial: optuna.Trial) -> Iterator[None]:
         runs.end(run, "KILLED", state="lost", reason=str(error))
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = without_secrets(f"{type(error).__name__}: {error}")
         runs.end(run, "FAILED", state="failed", reason=reason)
         trial.set_user_attr(REASON, reason[:1000])
         raise
-    runs.end(run, "FINISHED", state="complete", reason="all epochs done")
+    runs.end(run, "FINISHED", state="complete", reason=trial.user_attrs.get(REASON, "all epochs done"))
 
 
 def _is_running(trial: optuna.Trial) -> bool:

@@ -58,7 +58,7 @@ def resolve(
 def changed(settings: ConfigType, values: Mapping[str, Any]) -> ConfigType:
     """A copy with other values, checked; ``model_fields_set`` stays. Raises SettingError."""
     copy = _checked(type(settings), {**dict(settings), **values})
-    return type(settings).model_construct(settings.model_fields_set, **dict(copy))
+    return type(settings).model_construct(set(settings.model_fields_set), **dict(copy))
 
 
 def _checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:

@@ -20,7 +20,10 @@ class SearchSettings(DryRunSettings):
     trials: AtLeastOne = 40
     """Trials of the study in all, including those of earlier commands and other machines."""
     seeds: AtLeastOne = 1
-    """Trainings of a trial (seed, seed + 1, ...), whose mean counts; pruning looks at the first."""
+    """Trainings of a trial (seed, seed + 1, ...), whose mean counts; pruning looks at the first. A trial that is worse
+    than the best one beyond chance ends before its last seed."""
+    search_patience: Count = 0
+    """Trials without a better one after which the search stops; 0: it does not."""
     confirm_seeds: Count = 5
     """New seeds for comparing the best trial with the defaults; 0: not compared."""
     objective: Annotated[Names, Field(min_length=1, max_length=2)] = ("val/mAP_rare",)
@@ -36,7 +39,7 @@ class SearchSettings(DryRunSettings):
     pruner: Literal["median", "hyperband", "none"] = auto(
         "median; none with two objectives", lambda values: "median" if len(values["objective"]) == 1 else "none"
     )
-    """Which trials are ended early."""
+    """Which trials are ended early; none: no trial, and each is trained with all seeds."""
     storage: str = "auto"
     """Database of the study: a file or sqlite:/// for one machine, postgresql:// for many (passwords in PGPASSFILE or
     PGPASSWORD); auto: optuna.db beside the MLflow store."""

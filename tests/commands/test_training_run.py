@@ -62,7 +62,7 @@ def test_its_parameters_are_the_settings_that_were_used(trained: TrainResult, wo
     params = _run(trained).data.params
     assert set(params) == set(workshop.settings().model_dump())
     assert {name for name, value in params.items() if value == "auto"} == {"hierarchy"}
-    used = {"epochs": "2", "lr": "0.0003", "head_norm": "group", "eval_every": "1", "train_splits": "train"}
+    used = {"epochs": "2", "lr": "0.001", "head_norm": "group", "eval_every": "1", "train_splits": "train"}
     assert {name: params[name] for name in used} == used
     assert json.loads(_artifact(trained, "config.json").read_text())["epochs"] == 2
 

@@ -3,6 +3,7 @@ traceback, never a silent loss."""
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import re
@@ -17,9 +18,12 @@ from made_index import TinyDataset
 from PIL import Image
 
 from retinaflow.data.cache import LoadedIndex, load_index
-from retinaflow.data.images import decode
+from retinaflow.data.image_headers import header_size
+from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.openimages import find_files, read_annotations
+from retinaflow.data.predictions import read_predictions
 from retinaflow.data.tables import RowErrors
+from retinaflow.files import read_text
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 BOXES, LABELS = "train-annotations-bbox.csv", "train-annotations-human-imagelabels.csv"
@@ -285,10 +289,17 @@ MUTATIONS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
     swap_field,
     move_lines,
     lambda content, rng: content.replace(b"\n", b"\r\n") if rng.random() < 0.5 else content.replace(b",", b";"),
+    lambda content, rng: content.replace(b"\n", b"\r") if rng.random() < 0.5 else in_utf_16(content),
 )
 
 
+def in_utf_16(content: bytes) -> bytes:
+    return content if content.startswith(codecs.BOM_UTF16) else content.decode(errors="replace").encode("utf-16")
+
+
 def filled_lines(content: bytes) -> int:
+    if content.startswith(codecs.BOM_UTF16):
+        content = content.decode("utf-16", errors="replace").encode(errors="replace")
     return sum(1 for line in re.split(rb"\r\n|\r|\n", content) if line)
 
 
@@ -312,9 +323,73 @@ def test_of_2000_mutations_each_is_read_in_full_or_refused_by_name(tiny_dataset:
             refused += 1
         else:
             rows_in = sum(filled_lines((folder / file).read_bytes()) - 1 for file in (BOXES, LABELS))
-            assert len(index.boxes) + len(index.verified_class) + len(errors.found) == rows_in, (seed, content)
+            counted = len(index.boxes) + len(index.verified_class) + errors.count + errors.left_out
+            assert counted == rows_in, (seed, content)
+            assert (errors.left_out > 0) == bool(errors.notices)
             kept += 1
-            dropped += len(errors.found) > 0
+            dropped += errors.count > 0
         (folder / name).write_bytes(originals[name])
     # All three ways are taken often, or the mutations would test little.
     assert min(refused, kept - dropped, dropped) > 100
+
+
+PREDICTIONS = "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n" + "".join(
+    f"train00{row % 6},/m/0car,0.{row},0.1,0.5,0.25,0.75\n" for row in range(1, 9)
+)
+RESULTS = json.dumps(
+    [
+        {"image_id": f"train00{row % 6}", "category_id": 1, "bbox": [1, 2, 30, 40.5], "score": row / 9}
+        for row in range(1, 9)
+    ]
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["predictions.csv", "results.json"])
+def test_of_1000_mutations_of_predictions_each_row_is_a_detection_or_an_error(
+    name: str, tiny_dataset: TinyDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_dataset(train=6, validation=0)
+    index = load(folder).index
+    path, text = folder / name, (PREDICTIONS if name.endswith("csv") else RESULTS).encode()
+    refused = kept = dropped = 0
+    for seed in range(1000):
+        content = broken_bytes(text, np.random.default_rng(seed))
+        path.write_bytes(content)
+        errors, lines = RowErrors("drop"), []
+        try:
+            found = read_predictions(path, index, errors, explain=lines.append)
+        except ValueError as error:
+            unnamed = None if name in str(error) else (seed, content, error)
+            assert unnamed is None
+            refused += 1
+            continue
+        rows = filled_lines(content) - 1 if name.endswith("csv") else len(json.loads(read_text(path)))
+        assert len(found) + errors.count == rows, (seed, content)
+        assert bool((found.image_index < 0).any()) == any("not evaluated" in line for line in lines)
+        kept += 1
+        dropped += errors.count > 0
+    capsys.readouterr()
+    assert min(refused, kept - dropped, dropped) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_of_500_mutations_of_an_image_each_has_pixels_or_a_reason(kind: str, tmp_path: Path) -> None:
+    whole = encoded(NOISE, kind)
+    refused = 0
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        path = tmp_path / "image"
+        path.write_bytes(broken_bytes(whole, rng) if seed % 2 else whole[: at(whole, rng)])
+        size = header_size(path)
+        if isinstance(size, str):
+            assert size
+            refused += 1
+            continue
+        assert seed % 2 or kind == "JPEG" or path.stat().st_size == len(whole), "a cut file was not noticed"
+        try:
+            assert decode(path, size, (32, 48)).shape == (32, 48, 3)
+        except UnreadableImageError:
+            refused += 1
+    assert refused > 200

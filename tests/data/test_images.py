@@ -345,7 +345,7 @@ def test_images_of_more_than_8_bits_are_reported_where_only_the_lower_part_is_us
         Image.fromarray(pixels).save(path)
     for path in paths[1::2]:
         Image.fromarray((pixels >> 8).astype(np.uint8)).save(path)
-    notice = depth_notice([*paths, tmp_path / "a.jpg"])
+    notice = depth_notice(np.array([*(path.name for path in paths), "a.jpg"]), tmp_path)
     if bits is None:
         assert notice is None
     else:
@@ -353,4 +353,4 @@ def test_images_of_more_than_8_bits_are_reported_where_only_the_lower_part_is_us
             f"have 16 bits per value, of which at most {bits} are used (the largest value is {largest:,}, in" in notice
         )
         assert f"0 to {largest >> 8} of 255" in notice
-    assert depth_notice([]) is None
+    assert depth_notice(np.zeros(0, dtype="<U1"), tmp_path) is None

@@ -109,6 +109,23 @@ def test_a_run_is_resumed(client: MlflowClient) -> None:
     assert client.get_run(first.run_id).info.status == "FINISHED"
 
 
+def test_a_run_of_mlflow_run_leads_to_the_one_that_is_resumed(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted), _start(name="first") as first:  # type: ignore[attr-defined]
+        raise Interrupted
+    made = client.create_run(client.create_experiment("elsewhere")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    with _start(resume=first.run_id) as second, _start("evaluate", name="inner") as inner:  # type: ignore[attr-defined]
+        assert second.run_id == first.run_id
+        assert inner.run_id != made
+    tags = client.get_run(made).data.tags
+    assert (tags["retinaflow.command"], tags["retinaflow.continues"]) == ("resume", first.run_id)
+    page = f"#/experiments/{client.get_run(first.run_id).info.experiment_id}/runs/{first.run_id}"
+    assert tags["mlflow.note.content"] == f"Resumes [first]({page}), which has all results."
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+
+
 def test_a_deleted_run_cannot_be_resumed_and_the_message_reports_it(client: MlflowClient) -> None:
     with _start() as run:  # type: ignore[attr-defined]
         pass

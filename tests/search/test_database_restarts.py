@@ -19,7 +19,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
-from postgres_server import Server, running_server
+from postgres_server import PASSWORD, Server, running_server
 from search_bench import finish, start_worker, wait_for
 
 from retinaflow.search.study import open_search
@@ -131,6 +131,8 @@ def test_searches_of_two_workers(server: Server, tiny_dataset: TinyDataset, tmp_
             ended.append(f"exit code {code}\n{shown[-3000:]}")
     print(f"{len(restarts.done)} restarts, {searches} searches: {Counter(restarts.done)}; {len(ended)} ended")
     assert not ended, ended[-1]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in written if PASSWORD.encode() in path.read_bytes()] == []
 
 
 def search_through(restarts: Restarts, folder: Path, given: dict[str, Any]) -> tuple[int, str]:

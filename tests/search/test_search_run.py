@@ -23,10 +23,11 @@ from retinaflow.commands import search
 from retinaflow.runs.store import fetch_file
 from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, conclusion
 from retinaflow.search.objective import ObjectiveMetrics, TrialReports
-from retinaflow.search.results import importances
+from retinaflow.search.results import importances, report_best, trials_table
 from retinaflow.search.sampler_and_pruner import quiet, sampler_of
+from retinaflow.search.seed_test import SCORES, SeedScores
 from retinaflow.search.study import open_search
-from retinaflow.search.trial import METRICS, WORKER, best_trial
+from retinaflow.search.trial import METRICS, TRAININGS, WORKER, best_trial
 from retinaflow.settings.commands import SearchConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -151,6 +152,42 @@ def test_optunas_own_tools_read_the_study(searched: Searched, workshop: Any) -> 
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{workshop.folder}/optuna.db")
     assert len(study.trials) == 2
     assert study.best_value == pd.read_csv(searched.artifact("trials.csv"))["objective"].max()
+
+
+def test_the_page_of_a_trial_in_optuna_dashboard_leads_to_its_run(searched: Searched, workshop: Any) -> None:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{workshop.folder}/optuna.db")
+    study = storage.get_study_id_from_name("tiny")
+    notes = storage.get_study_system_attrs(study)
+    for trial in storage.get_all_trials(study):
+        run = searched.children[f"trial-{trial.number:04d}"].info
+        assert notes[f"dashboard:{trial._trial_id}:note_ver"] == 1
+        assert (
+            f"/#/experiments/{run.experiment_id}/runs/{run.run_id})" in notes[f"dashboard:{trial._trial_id}:note_str:0"]
+        )
+    storage.engine.dispose()
+
+
+@pytest.mark.parametrize(("value", "trainings"), [(0.9, 1), (0.0, 2)], ids=["worse than the best", "as good"])
+def test_a_trial_that_is_worse_than_the_best_is_not_trained_with_its_last_seed(
+    workshop: Any, value: float, trainings: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _settings(
+        workshop, study=f"seeds-{value}", seeds=2, track=False, output=workshop.folder / "seeds", confirm_seeds=0
+    )
+    with open_search(config) as opened:
+        best = SeedScores(np.array([value, value + 0.01]), np.full((2, 200), value), num_images=6)
+        opened.study.add_trial(create_trial(value=value + 0.005, system_attrs={SCORES: best.document()}))
+        with quiet():
+            trial = opened.study.ask()
+        reached = opened.objective(trial)
+        opened.study.tell(trial, reached)
+        scores = SeedScores.of(opened.study.trials[1])
+        assert reached == pytest.approx(scores.values.mean())
+        assert (len(scores.values), trial.user_attrs[TRAININGS]) == (trainings, trainings)
+        row = trials_table(opened).loc[1]
+        assert row["reason"].startswith("worse than trial 0 after 1 of 2 seeds (p = " if trainings == 1 else "")
+        report_best(opened)
+    assert ("1 of 2 trainings were not needed" in capsys.readouterr().out) == (trainings == 1)
 
 
 def test_the_same_command_again_has_nothing_left_to_do(searched: Searched) -> None:

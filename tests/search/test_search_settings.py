@@ -17,7 +17,7 @@ from retinaflow.search.objective import mean_metrics, read_objective
 from retinaflow.search.results import as_yaml_values
 from retinaflow.search.sampler_and_pruner import pruner_of
 from retinaflow.search.space import SEARCHABLE, Choices, Range, Space, read_space
-from retinaflow.search.storage import open_storage, storage_url, without_password
+from retinaflow.search.storage import open_storage, storage_url
 from retinaflow.search.study import differences
 from retinaflow.settings.commands import SearchConfig, TrainConfig, searchable
 from retinaflow.settings.resolve import resolve
@@ -272,10 +272,6 @@ def test_other_databases_are_refused(storage: str, tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="storage must be a file, sqlite:/// or postgresql://, but got") as caught:
         storage_url(storage, beside="", output=tmp_path)
     assert "secret" not in str(caught.value)
-
-
-def test_passwords_are_not_shown() -> None:
-    assert without_password("postgresql://ada:secret@host/db") == "postgresql://ada:***@host/db"
 
 
 def test_differences_name_each_entry_with_both_values() -> None:

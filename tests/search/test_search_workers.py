@@ -100,6 +100,19 @@ def test_the_same_command_resumes_and_adds_only_what_is_missing(
         assert len(study.get_trials()) == number
 
 
+@pytest.mark.parametrize("config", ["sqlite"], indirect=True)
+def test_a_search_stops_when_its_last_trials_gained_nothing(config: SearchConfig, hold: Path, prepare: Prepare) -> None:
+    # The value of a trial is its focal_gamma, drawn at random.
+    config = config.model_copy(update={"trials": 60, "search_patience": 4})
+    study = prepare(config)
+    for patience in (4, 8):
+        assert finish(start_worker(config.model_copy(update={"search_patience": patience}), hold, seconds=0)) == [0]
+        trials = study.get_trials()
+        # The first five are the defaults with each sampling strategy, and do not count.
+        assert len(trials) - 1 - max(study.best_trial.number, 4) == patience
+        assert len(trials) < 60
+
+
 @pytest.mark.slow
 def test_the_trial_of_a_killed_worker_is_run_again_and_counted_once(
     config: SearchConfig, hold: Path, prepare: Prepare
@@ -267,7 +280,7 @@ def test_a_request_to_stop_ends_the_waiting(tmp_path: Path) -> None:
     with closing(open_storage(f"sqlite:///{tmp_path}/optuna.db", stop=stop)) as storage:
         study, breaking = optuna.create_study(storage=as_optuna(storage), study_name="s"), Breaking(storage)
         breaking.left = 1000
-        stop._note(signal.SIGINT, None)
+        stop._past = "signal SIGINT"
         with pytest.raises(Interrupted):
             study.set_user_attr("key", "value")
 
@@ -303,6 +316,6 @@ def test_a_database_that_cannot_be_reached_is_named_without_its_password(
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     storage = f"postgresql://ada:secret@/nowhere?host={tmp_path}"
     config = resolve(SearchConfig, {"data": str(tiny_dataset()), "storage": storage, "track": False})
-    with pytest.raises(StoreError, match=r"storage=postgresql.*ada:\*\*\*@.* cannot be opened") as caught:
+    with pytest.raises(StoreError, match=r"storage=postgresql\+psycopg:///nowhere.* cannot be opened") as caught:
         open_search(config).__enter__()
     assert "secret" not in str(caught.value)

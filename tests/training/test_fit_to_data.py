@@ -150,6 +150,12 @@ def test_what_was_chosen_is_not_chosen_again(folder: Path) -> None:
     assert fit_to_data(fitted, with_side(folder, 200)) is fitted
 
 
+def test_the_settings_that_were_fitted_stay_as_they_were(folder: Path) -> None:
+    given, index = config(folder), with_side(folder, 12)
+    assert fit_to_data(given, index) == fit_to_data(given, index)
+    assert given.model_fields_set == {"data"}
+
+
 def test_the_demo_set_keeps_its_minutes(folder: Path) -> None:
     own = TrainConfig()
     assert fit_to_data(own, index_of(folder)) is own

@@ -25,9 +25,9 @@ from retinaflow.data.formats.detection_set import CORNERS, FLAGS, DetectionSet
 from retinaflow.data.formats.ids import image_ids
 from retinaflow.data.formats.orientation import SWAPPED, Header, read_header, to_stored
 from retinaflow.data.formats.source import SourceImage, SourceSet, note, report_alike
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.image_sizes import THREADS
-from retinaflow.data.images import SUFFIXES
-from retinaflow.data.tables import RowError, RowErrors
+from retinaflow.data.tables import SHOWN, RowError, RowErrors
 from retinaflow.errors import DataError
 from retinaflow.settings.conversion_settings import Layout, Orientation
 from retinaflow.settings.data_settings import OnBadImage
@@ -66,6 +66,7 @@ def check(
     Raises DataError for images without a readable file (with ``on_bad_image="skip"`` they are listed in ``errors``),
     and for boxes that break a rule unless ``errors`` drops them.
     """
+    errors.settle()
     headers = _read_headers(source.images, quiet=quiet)
     counts = np.bincount(source.boxes.image, minlength=len(source.images))
     bad = _bad_images(source.images, headers, counts, on_bad_image)
@@ -74,7 +75,7 @@ def check(
     boxes = _boxes(source, frames, errors, target, report)
     errors.settle()
     # After settle(): a setting of its own decides about images.
-    errors.found += bad
+    errors.add(bad)
     names = [image.name for image in source.images]
     images = pd.DataFrame(
         {
@@ -246,9 +247,12 @@ def _boxes(
 
 
 def _note(source: SourceSet, rows: NDArray[np.int64], rule: str, errors: RowErrors) -> None:
-    for row in rows.tolist():
+    # Where errors stop the reading the first ones are enough.
+    listed = rows[:SHOWN] if errors.on_bad_row == "stop" else rows
+    for row in listed.tolist():
         box = source.boxes[row]
         note(errors, box.where, rule, _shown(box.corners, source.unit), line=box.line)
+    errors.count += len(rows) - len(listed)
 
 
 def _refuse_most_outside(

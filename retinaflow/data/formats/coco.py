@@ -35,8 +35,8 @@ from retinaflow.data.formats.folders import (
 )
 from retinaflow.data.formats.json_lists import elements
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
-from retinaflow.data.images import SUFFIXES
-from retinaflow.data.tables import RowErrors
+from retinaflow.data.image_folders import SUFFIXES
+from retinaflow.data.tables import SHOWN, RowErrors
 from retinaflow.errors import DataError, shown
 from retinaflow.settings.conversion_settings import BoxUnit, CocoBbox, Difficult
 
@@ -222,7 +222,10 @@ class _File:
             ("image", image < 0, columns.image),
             ("category", (image >= 0) & (category == -2), columns.category),
         ):
-            for row in np.flatnonzero(wrong).tolist():
+            rows = np.flatnonzero(wrong)
+            listed = rows[:SHOWN] if self.errors.on_bad_row == "stop" else rows
+            self.errors.count += len(rows) - len(listed)
+            for row in listed.tolist():
                 where = f"{self.name} annotation {columns.numbers[row]}"
                 value = f"{name}_id={shown(keys[name][int(ids[row])])}"
                 note(self.errors, where, f"{name}_id must be that of a listed {name}", value)

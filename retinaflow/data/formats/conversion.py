@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from retinaflow.data.formats.as_written import writable
 from retinaflow.data.formats.checks import check
 from retinaflow.data.formats.detection_set import DetectionSet
@@ -13,6 +15,7 @@ from retinaflow.data.formats.image_files import put_images
 from retinaflow.data.formats.known_formats import image_paths, read_source, write_annotations
 from retinaflow.data.formats.published import read_published, without_unknown_images
 from retinaflow.data.formats.splits import with_validation_split
+from retinaflow.data.image_headers import depth_notice
 from retinaflow.data.openimages import HIERARCHY_FILES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError
@@ -46,7 +49,7 @@ def convert(
     _copy_hierarchy(path if path.is_dir() else path.parent, folder)
     if errors.found:
         errors.frame().to_csv(folder / "dropped.csv", index=False)
-        report(f"{len(errors.found):,} boxes or images were left out; dropped.csv in {config.output} lists them")
+        report(f"{errors.count:,} boxes or images were left out; dropped.csv in {config.output} lists them")
     return found, errors
 
 
@@ -60,6 +63,9 @@ def _read(
         errors.settle()
         raise DataError(f"data={path}: the {layout} files must list at least one image, but list none")
     report(f"{layout}: {len(source.images):,} images, {len(source.boxes):,} boxes")
+    files = np.array([str(image.file) for image in source.images if image.file], dtype=np.str_)
+    if notice := depth_notice(files, Path()):
+        report(notice)
     return check(
         source,
         errors,

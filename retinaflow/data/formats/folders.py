@@ -120,10 +120,14 @@ def files_under(
     """All regular files at any depth except hidden ones, sorted.
 
     Links to folders are followed unless they lead to one that holds ``folder`` itself; each folder is read once.
-    Folders of results are skipped and added to ``left_out``. Raises SettingError for a link to a folder or image that
-    leads out of the ``readable`` folders, DataError for a name that is not UTF-8.
+    Folders of results are skipped and added to ``left_out``. Raises SettingError for a link that leads out of the
+    ``readable`` folders (None: such links are skipped), DataError for a name that is not UTF-8.
     """
-    readable = readable or ReadableFolders(folder)
+    own_folder = ReadableFolders(folder)
+
+    def may_be_read(path: Path) -> bool:
+        return own_folder.hold(path) if readable is None else bool(readable.require(path))
+
     found: list[Path] = []
     seen: set[str] = set()
     own = folder.resolve()
@@ -147,12 +151,12 @@ def files_under(
                 raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
             if entry.is_dir():
                 if entry.is_symlink():
-                    if not own.is_relative_to(path.resolve()):
-                        links.append(readable.require(path))
+                    if not own.is_relative_to(path.resolve()) and may_be_read(path):
+                        links.append(path)
                 else:
                     pending.append(path)
-            elif entry.is_file():
-                found.append(readable.require(path) if entry.is_symlink() else path)
+            elif entry.is_file() and (not entry.is_symlink() or may_be_read(path)):
+                found.append(path)
     return sorted(found)
 
 

@@ -56,7 +56,7 @@ def read_published(config: ConvertConfig, folder: Path, target: Layout, errors: 
         has_labels = settings.image_labels != "none" and _has_labels(folder, split)
         loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None, fill_in=False)
         indexes[split] = loaded.index
-        errors.found += [RowError(*row) for row in loaded.dropped.itertuples(index=False)]
+        errors.add(RowError(*row) for row in loaded.dropped.itertuples(index=False))
         files = [loaded.index.file_of(image) for image in range(len(loaded.index))]
         orientations[split] = orientations_of(files) if target == "yolo" else [1] * len(files)
     return _from_indexes(indexes, orientations, exhaustive=exhaustive)

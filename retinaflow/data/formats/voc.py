@@ -26,7 +26,7 @@ from retinaflow.data.formats.detection_set import FLAGS
 from retinaflow.data.formats.folders import FileFinder, ReadableFolders, bare_name, existing
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.voc_files import annotation_files, is_annotation, listed, read_root, report_left_out
-from retinaflow.data.images import SUFFIXES
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import SettingError, shown
 from retinaflow.settings.conversion_settings import BoxUnit, Difficult, FirstPixel
@@ -67,7 +67,7 @@ def read_voc(
             raise SettingError(f"images={path}: no such folder")
     source = SourceSet("fraction" if unit == "fraction" else "pixel", classes)
     finder = FileFinder([*images, folder], ReadableFolders(folder, [*images, *linked]), SUFFIXES)
-    rows, unlisted = listed(folder, annotation_files(folder), report)
+    rows, unlisted = listed(folder, annotation_files(folder, finder.readable), report)
     reader = _Reader(source, folder, finder, images, errors, first_pixel, difficult)
     for split, path in rows:
         reader.read(split, path)

@@ -11,10 +11,17 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from retinaflow.data.formats.folders import SPLIT_NAMES, FileFinder, files_under, safe_name, split_of_folders
+from retinaflow.data.formats.folders import (
+    SPLIT_NAMES,
+    FileFinder,
+    ReadableFolders,
+    files_under,
+    safe_name,
+    split_of_folders,
+)
 from retinaflow.data.formats.ids import same_name
 from retinaflow.data.formats.source import note
-from retinaflow.data.images import SUFFIXES
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, shown
@@ -26,9 +33,9 @@ _NO_SPLIT = ("default", "all")
 _ENCODING = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)[\"']")
 
 
-def annotation_files(folder: Path) -> list[Path]:
-    """The XML files of a folder at any depth."""
-    return [path for path in files_under(folder) if path.suffix.lower() == ".xml"]
+def annotation_files(folder: Path, readable: ReadableFolders | None = None) -> list[Path]:
+    """The XML files of a folder at any depth; None: links that lead out of it are skipped."""
+    return [path for path in files_under(folder, readable) if path.suffix.lower() == ".xml"]
 
 
 def is_annotation(path: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from retinaflow.data.formats.folders import SPLIT_NAMES, ReadableFolders, files_under, split_of_folders
-from retinaflow.data.images import SUFFIXES
+from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, SettingError, shown
 

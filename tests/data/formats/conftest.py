@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 from PIL import Image
 
 from retinaflow.data.formats.checks import check
+from retinaflow.data.formats.conversion import convert
 from retinaflow.data.formats.detection_set import DetectionSet
+from retinaflow.data.formats.known_formats import layout_of
 from retinaflow.data.formats.source import SourceSet
 from retinaflow.data.tables import RowErrors
+from retinaflow.settings.conversion_settings import ConvertConfig, Layout
+from retinaflow.settings.resolve import resolve
 
 ImageWriter = Callable[..., Path]
 Checked = Callable[..., tuple[DetectionSet, RowErrors, list[str]]]
@@ -44,5 +49,46 @@ def checked() -> Checked:
         said: list[str] = []
         found = check(source, errors, **{"exhaustive": True, "report": said.append, **given})
         return found, errors, said
+
+    return run
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion made: the set, the errors that it dropped, the lines that it printed, and its folder."""
+
+    found: DetectionSet
+    errors: RowErrors
+    lines: list[str]
+    folder: Path
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Images of each split."""
+        return dict(self.found.images["split"].value_counts())
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Image id -> split."""
+        return dict(zip(self.found.images["image_id"], self.found.images["split"], strict=True))
+
+    def said(self, text: str) -> bool:
+        """Whether a line holds a text."""
+        return any(text in line for line in self.lines)
+
+
+Converter = Callable[..., Converted]
+
+
+@pytest.fixture
+def converted(tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]) -> Converter:
+    """``converted(folder, to="openimages", **settings)`` converts without a split of its own making."""
+
+    def run(data: Path, *, to: Layout = "openimages", **given: Any) -> Converted:
+        folder = tmp_path_factory.mktemp("converted")
+        config = resolve(ConvertConfig, {"data": str(data), "validation_fraction": 0, "output": str(folder), **given})
+        capsys.readouterr()
+        found, errors = convert(config, data, folder, layout=layout_of(data), target=to)
+        return Converted(found, errors, capsys.readouterr().out.splitlines(), folder)
 
     return run
