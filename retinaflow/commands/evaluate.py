@@ -16,6 +16,7 @@ from retinaflow.metric.result import EvaluationResult, evaluation_of
 from retinaflow.reports import evaluation_artifacts as reports
 from retinaflow.runs.datasets import evaluated_dataset
 from retinaflow.runs.evaluated_detections import detections_to_evaluate
+from retinaflow.runs.names import description, run_name
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig
 
@@ -30,7 +31,9 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]})
-        run.log_datasets([evaluated_dataset(source.images.settings, index)])
+        dataset = evaluated_dataset(source.images.settings, index)
+        run.log_datasets([dataset])
+        run.log_model_input(source.model_id)
         detections = source.detect(stop, skipped)
         if config.expand_predictions:
             detections = expand_to_ancestors(detections, index.taxonomy)
@@ -50,7 +53,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         document |= means_by_threshold(per_class, thresholds)
         if config.bootstrap > 0:
             evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
-        run.log_metrics(evaluation.metrics, step=0)
+        run.log_metrics(evaluation.metrics, step=0, model_id=source.model_id, dataset=dataset)
         targets: list[Run] = [run, FolderRun(config.output)] if config.track else [run]
         for target in targets:
             reports.log_tables(target, evaluation, document)
@@ -64,6 +67,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
                 target.log_csv(predictions_frame(detections, index), "predictions.csv")
         reports.log_analysis(targets, evaluation, detections, index, errors=config.error_analysis)
         store_matches(targets, evaluation, detections, index, source.bins, config, trained=source.trained)
+        run.set_description(description(evaluation.metrics, dataset, lines=(f"Evaluated: {source.name}",)))
         reports.report_evaluation(evaluation)
         return evaluation
 
@@ -78,6 +82,12 @@ def _started(config: EvaluateConfig) -> Iterator[tuple[StopRequest, Run]]:
 
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run("evaluate", track=config.track, experiment=config.experiment, output=config.output) as run,
+        tracking.start_run(
+            "evaluate",
+            track=config.track,
+            experiment=config.experiment,
+            output=config.output,
+            default_name=run_name("evaluate", config),
+        ) as run,
     ):
         yield stop, run

@@ -16,6 +16,7 @@ from retinaflow.progress import report
 from retinaflow.reports.data_report import ExploredData, TrainingSettings, write_sections
 from retinaflow.reports.page import Report
 from retinaflow.runs.datasets import explored_dataset
+from retinaflow.runs.names import run_name
 from retinaflow.runs.run import FolderRun
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import ExploreConfig
@@ -27,8 +28,11 @@ PAGE = "explore.html"
 def run(config: ExploreConfig) -> Path:
     """Read the annotations, write the page, log it. Returns its path."""
     data = _load(config)
+    called = run_name("explore", config)
     config = fit_to_data(config, data.index)
-    with start_run("explore", track=config.track, experiment=config.experiment, output=config.output) as run:
+    with start_run(
+        "explore", track=config.track, experiment=config.experiment, output=config.output, default_name=called
+    ) as run:
         run.log_params(config.model_dump())
         run.log_datasets([explored_dataset(config.model_dump(), data.index)])
         targets = [run, FolderRun(config.output)] if config.track else [run]

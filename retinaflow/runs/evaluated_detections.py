@@ -31,6 +31,8 @@ class EvaluatedDetections:
     bins: ClassBins
     detect: Callable[[StopRequest, SkippedImages], Detections]
     trained: Mapping[str, Any] | None = None
+    model_id: str | None = None
+    """Of the logged model that is evaluated."""
 
 
 def detections_to_evaluate(config: EvaluateConfig) -> EvaluatedDetections:
@@ -47,6 +49,8 @@ def _of_model(config: EvaluateConfig) -> EvaluatedDetections:
     config = as_trained(config, checkpoint)
     images = images_for_model(config, checkpoint.taxonomy, checkpoint.settings)
 
+    model_id = model.model_id if config.track else None
+
     def detect(stop: StopRequest, skipped: SkippedImages) -> Detections:
         return Detector.load(checkpoint, config, sizes=images.index.sizes).detect(
             images.index,
@@ -54,7 +58,7 @@ def _of_model(config: EvaluateConfig) -> EvaluatedDetections:
             on_bad_image=skipped.add if config.on_bad_image == "skip" else None,
         )
 
-    return EvaluatedDetections(model.name, config, images, checkpoint.bins, detect, checkpoint.settings)
+    return EvaluatedDetections(model.name, config, images, checkpoint.bins, detect, checkpoint.settings, model_id)
 
 
 def _of_predictions(config: EvaluateConfig) -> EvaluatedDetections:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,18 @@ from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.training_data import TrainingData
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
+from retinaflow.reports.training_history import log_evaluation
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.training.session import start_session
+from retinaflow.training.session import ignore, start_session
 
 
 def train_once(
-    settings: TrainConfig, data: TrainingData, run: Run, *, folder: Path, stop: StopRequest
+    settings: TrainConfig, data: TrainingData, run: Run, *, folder: Path, stop: StopRequest, with_history: bool = True
 ) -> EvaluationResult:
     """Train with some settings and evaluate the best epoch; the weights are deleted.
 
+    ``with_history``: AP per class over time is logged, for one of several seeds.
     The index, its image sizes and the image-class pairs are those of ``data``; only the bins are made again.
     """
     bins = make_bins(data.pairs, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
@@ -32,7 +35,8 @@ def train_once(
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         # A killed trial starts from the beginning, so checkpoints within its epochs would only cost time.
         session = start_session(settings.model_copy(update={"save_minutes": 0.0}), own, None)
-        best = session.train(run, Path(checkpoints), stop)
+        log = partial(log_evaluation, run, own.evaluated, images=False) if with_history else ignore
+        best = session.train(run, Path(checkpoints), stop, after_evaluation=log)
         return session.evaluate_best(best, stop).evaluation
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ from retinaflow.training.progress import Progress
 from retinaflow.training.validation import Validated, validate
 
 
+@dataclass(frozen=True)
+class EvaluatedEpoch:
+    """An evaluation of a training. ``history``: epoch -> AP of each class in class order, of all evaluations so far."""
+
+    validated: Validated
+    step: int
+    history: Mapping[int, Sequence[float]]
+
+
+AfterEvaluation = Callable[[EvaluatedEpoch], None]
+
+
+def ignore(evaluated: EvaluatedEpoch) -> None:
+    """Nothing is done after an evaluation."""
+
+
 class Session:
     """A trainer with its data, the best evaluation and the skipped images. Made by :func:`start_session`.
 
@@ -41,16 +58,30 @@ class Session:
         self.config, self.data, self.trainer, self.buckets = config, data, trainer, buckets
         self.stopping = EarlyStopping(config.patience)
         self._best: Validated | None = None
+        self._history: dict[int, list[float]] = {}
+        self._after_evaluation: AfterEvaluation = ignore
+        self.best_step = 0
+        """Step of the best evaluation."""
         self._curve: dict[str, Any] | None = None
         self._skipped = SkippedImages()
         self._on_bad_image = self._skipped.add if config.on_bad_image == "skip" else None
 
-    def train(self, run: Run, folder: Path, stop: StopRequest, *, best_before: Path | None = None) -> Path:
+    def train(
+        self,
+        run: Run,
+        folder: Path,
+        stop: StopRequest,
+        *,
+        best_before: Path | None = None,
+        after_evaluation: AfterEvaluation = ignore,
+    ) -> Path:
         """Train the remaining epochs; ``last.pt`` within and after each, ``best.pt`` whenever ``keep_best`` rises.
 
-        Returns the best. ``best_before``: the best checkpoint of the training that is resumed. Raises Interrupted on
+        Returns the best. ``best_before``: the best checkpoint of the training that is resumed. ``after_evaluation`` is
+        called on rank 0 with each evaluation. Raises Interrupted on
         request, TrainingError when the training cannot continue and WorkerError when a loader worker dies.
         """
+        self._after_evaluation = after_evaluation
         trainer, length = self.trainer, epoch_length(self.config, self.data)
         checkpoints = Checkpoints(folder, trainer, self.data, self.config, self.buckets)
         if best_before is not None:
@@ -119,6 +150,8 @@ class Session:
         value = None
         if validated is not None:
             run.log_metrics(validated.evaluation.metrics, step=epoch.step)
+            self._history[epoch.epoch] = validated.evaluation.scores.ap.tolist()
+            self._after_evaluation(EvaluatedEpoch(validated, epoch.step, self._history))
             value = validated.evaluation.metrics.get(config.keep_best)
             if value is None:
                 # No class with ground truth: every epoch is as good as any other.
@@ -127,7 +160,7 @@ class Session:
         value = world.broadcast(value)
         assert value is not None
         if self.stopping.add(value):
-            self._best = validated
+            self._best, self.best_step = validated, epoch.step
             checkpoints.save_best(checkpoint)
         return validated
 
@@ -147,6 +180,8 @@ class Session:
         return {
             "best": self.stopping.best,
             "without_gain": self.stopping.without_gain,
+            "best_step": self.best_step,
+            "history": dict(self._history),
             "skipped": [[image.image_id, image.reason] for image in self._skipped.images],
             "run_id": run.run_id,
             "curve": progress.curve,
@@ -156,6 +191,8 @@ class Session:
         """Continue from what a checkpoint stored."""
         self.stopping.best, self.stopping.without_gain = progress["best"], progress["without_gain"]
         self._curve = progress["curve"]
+        # A checkpoint of an earlier version has none.
+        self.best_step, self._history = progress.get("best_step", 0), dict(progress.get("history", {}))
         for image_id, reason in progress["skipped"]:
             self._skipped.add(BadImage(image_id, reason))
 
