@@ -18,6 +18,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from retinaflow.commands import search
+from retinaflow.search.sampler_and_pruner import quiet
 from retinaflow.search.seed_test import LEVEL, SeedScores, p_value
 from retinaflow.search.study import open_search
 from retinaflow.settings.commands import SearchConfig
@@ -55,7 +56,7 @@ def main() -> None:
     more = dict(setting.split("=", 1) for setting in given.settings)
     config = resolve(SearchConfig, {**fixed, "trials": given.trials, "seeds": given.seeds, **more})
     search.run(config)
-    with open_search(config) as opened:
+    with quiet(), open_search(config) as opened:
         complete = opened.study.get_trials(states=(TrialState.COMPLETE,))
     trials = [SeedScores.of(trial) for trial in complete]
     winner = max(range(len(trials)), key=lambda number: mean(trials[number]))

@@ -32,4 +32,7 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+# Read when OpenCV is loaded. Its own limit, 1,073,741,824 pixels, is 3 GB for an image, whose file may have 3 MB.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178956970")
+
 __version__ = "0.1.0"

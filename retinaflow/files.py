@@ -17,6 +17,7 @@ import random
 import secrets
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count as counted
@@ -227,6 +228,17 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def check_archive(path: Path, *, most: int | None = None) -> None:
+    """Raise zipfile.BadZipFile for a zip file with a damaged entry, or one that expands: beyond ``most`` bytes in all,
+    or, without it, at all. Programs that read entries piece by piece do not notice either."""
+    with zipfile.ZipFile(path) as archive:
+        total, limit = sum(entry.file_size for entry in archive.infolist()), most or path.stat().st_size
+        if total > limit:
+            raise zipfile.BadZipFile(f"its entries may have {limit:,} bytes in all, but have {total:,}")
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 @contextmanager

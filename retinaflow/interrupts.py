@@ -70,6 +70,20 @@ def stopping_at_once() -> Iterator[None]:
             _signals.close(only_note=False)
 
 
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Processes that are started inside the block get no Ctrl-C of the terminal: this one decides for them.
+
+    They inherit that the signal is blocked. They could otherwise be interrupted before their first line, in an import,
+    and their death would be reported instead of the stop. A Ctrl-C during the block arrives after it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Signals:
     """What this process has been asked, from the first opened block to the end of the last."""
 

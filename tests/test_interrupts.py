@@ -13,7 +13,7 @@ import pytest
 
 from retinaflow import interrupts
 from retinaflow.errors import Interrupted
-from retinaflow.interrupts import StopRequest, stopping_at_once
+from retinaflow.interrupts import StopRequest, stopping_at_once, without_ctrl_c
 
 
 def _handlers() -> list[object]:
@@ -132,6 +132,25 @@ def test_in_another_thread_it_listens_to_nothing_and_breaks_nothing() -> None:
     thread.join()
     assert reasons == [None]
     assert _handlers() == before
+
+
+IMPORTS = "import sys, time; print('here', flush=True); time.sleep(0.5); print(sys.stdin.readline())"
+
+
+def test_a_process_that_was_started_without_ctrl_c_leaves_it_to_this_one() -> None:
+    with StopRequest() as stop:
+        with without_ctrl_c():
+            process = subprocess.Popen(
+                [sys.executable, "-c", IMPORTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.reason is None
+        assert stop.reason == "signal SIGINT", "it arrives after the block"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate("end\n", timeout=60)[0] == "end\n\n"
+        assert process.returncode == 0
 
 
 WATCHER = """

@@ -11,6 +11,7 @@ from retinaflow.data.download.images import Fetched, fetch_images, report_amount
 from retinaflow.data.download.request import Request, is_complete, mark_complete, read_ids
 from retinaflow.data.download.selection import images_to_fetch, remote_images, without_url
 from retinaflow.data.download.tables import fetch_boxes, fetch_classes, write_annotations, write_classes
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
@@ -80,6 +81,6 @@ def _log_missing(request: Request, fetched: Fetched, run: Run) -> None:
     (request.folder / "missing.csv").unlink(missing_ok=True)
     missing = fetched.table()
     if len(missing):
-        missing.to_csv(request.folder / "missing.csv", index=False)
+        for_spreadsheet(missing).to_csv(request.folder / "missing.csv", index=False)
         run.log_csv(missing, "missing.csv")
         report(f"{len(missing):,} images could not be fetched; missing.csv lists them")

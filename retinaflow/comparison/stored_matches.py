@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from retinaflow.comparison.ground_truth_digest import GroundTruthDigest, ground_
 from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, first_line
+from retinaflow.files import check_archive
 from retinaflow.metric.matches import Dropped, Kind, Matches
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.runs import store
@@ -36,6 +36,8 @@ from retinaflow.settings.model_settings import EvaluationSettings
 FILE_NAME = "matches.npz"
 FORMAT = 1
 STEPS = 65_535
+EXPANSION = 50
+"""Bytes in memory for each of the file, beyond the first 64 MiB. Entries have 2."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,31 @@ def save_matches(stored: StoredMatches, path: Path) -> None:
 
 
 def load_matches(path: Path) -> StoredMatches:
-    """Read the file. Raises DataError when it is damaged or of another format."""
+    """Read the file. Raises DataError when it is damaged, of another structure or of another format."""
     try:
+        # numpy reads a damaged array without an error; the archive has checksums.
+        check_archive(path, most=(64 << 20) + EXPANSION * path.stat().st_size)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             columns = {name: file[name] for name in file.files}
         header = json.loads(columns.pop("header").tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable file of matches ({error}); evaluate the run again") from None
-    if header.get("format") != FORMAT:
+    # A damaged file makes the readers raise whatever their parsing meets.
+    except Exception as error:
+        what = first_line(error)[:200]
+        raise DataError(f"{path}: not a readable file of matches ({what}); evaluate the run again") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = str(header.get("format"))[:20] if isinstance(header, dict) else "none"
+        raise DataError(f"{path}: format {FORMAT} is needed, but the file has {found}; evaluate it again")
+    try:
+        _check_columns(columns, header)
+        return _stored(columns, header)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"{path}: format {FORMAT} is needed, but the file has {header.get('format')}; evaluate it again"
-        )
+            f"{path}: not a file of matches that this version can read: {what[:200]}; evaluate the run again"
+        ) from None
+
+
+def _stored(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> StoredMatches:
     return StoredMatches(
         matches=_matches(columns, header),
         boxes=(columns["boxes"] / np.float32(STEPS)).astype(np.float32),
@@ -121,6 +137,37 @@ def load_matches(path: Path) -> StoredMatches:
         settings=header["settings"],
         evaluated_from=header["judged_from"],
     )
+
+
+_ROWS = {
+    "entries": ("image_index", "score", "kind", "boxes"),
+    "ground truth": ("truth_image", "truth_class", "truth_count"),
+    "classes": ("judged", "train_images", "train_boxes", "bin_of_class"),
+}
+"""Columns of one length."""
+
+
+def _check_columns(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the columns are of one length where they belong together, and point to each other."""
+    for what, names in _ROWS.items():
+        if len({len(columns[name]) for name in names}) != 1:
+            raise ValueError(f"the columns of {what} must be of one length")
+    classes, images = len(columns["judged"]), len(columns["image_ids"])
+    if any(len(header[name]) != classes for name in ("class_ids", "class_names", "class_digests")):
+        raise ValueError("the names must be those of the classes")
+    start = columns["entry_start"]
+    if len(start) != classes + 1 or start[0] != 0 or start[-1] != len(columns["kind"]) or (np.diff(start) < 0).any():
+        raise ValueError("the entries must be those of the classes")
+    limits = (("image_index", images), ("truth_image", images), ("truth_class", classes))
+    for name, limit in limits:
+        if len(columns[name]) and not 0 <= columns[name].min() <= columns[name].max() < limit:
+            raise ValueError(f"{name} must be in 0 to {limit - 1}")
+    if columns["boxes"].shape[1:] != (4,) or columns["image_ids"].dtype.kind != "U":
+        raise ValueError("a box must have four corners, and an image id must be a text")
+    if not set(np.unique(columns["kind"]).tolist()) <= set(map(int, Kind)):
+        raise ValueError("an entry must be of a known kind")
+    if not isinstance(header["settings"], dict) or not isinstance(header["judged_from"], dict):
+        raise ValueError("the settings must be names and values")
 
 
 _COUNTS = {

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from retinaflow.data.decoding_limits import open_header, start_of_scan
+
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_SCAN = 0xDA
 _TAIL = 4096
 """Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""
 _SAMPLED = 32
@@ -30,7 +31,7 @@ def header_size(path: Path) -> tuple[int, int] | str:
         # To open a named pipe would wait for a writer.
         return "no regular file" if path.exists() else "no such file"
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, open_header(file) as image:
             size, kind = (image.height, image.width), image.format or ""
         return f"the {'JPEG' if kind == 'MPO' else kind} is cut short" if _is_cut_file(path, kind) else size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
@@ -80,16 +81,7 @@ def is_jpeg(data: NDArray[np.uint8]) -> bool:
 def is_cut_jpeg(data: NDArray[np.uint8]) -> bool:
     """Whether a JPEG lacks its end marker in its last bytes and, because phones append whole videos, also after the
     start of its pixels (before that, a thumbnail may have an end marker of its own)."""
-    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[_start_of_scan(data) :].tobytes()
-
-
-def _start_of_scan(data: NDArray[np.uint8]) -> int:
-    """Offset at which the pixels of a JPEG begin, after its segments of a marker and a length each."""
-    offset = 2
-    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != _SCAN:
-        is_fill = data[offset + 1] == 0xFF
-        offset += 1 if is_fill else 2 + int(data[offset + 2]) * 256 + int(data[offset + 3])
-    return offset
+    return _JPEG_END not in data[-_TAIL:].tobytes() and _JPEG_END not in data[start_of_scan(data) :].tobytes()
 
 
 def depth_notice(files: NDArray[np.str_], root: Path) -> str | None:

@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from retinaflow.data.decoding_limits import MAX_PIXELS, MAX_SCANS, has_many_scans, without_compressed_parts
 from retinaflow.data.image_folders import locate_files
 from retinaflow.data.image_headers import header_size, is_cut_jpeg, is_jpeg
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
@@ -158,13 +159,15 @@ def decode_bytes(
     data: NDArray[np.uint8], size: tuple[int, int], target: tuple[int, int], *, name: str
 ) -> NDArray[np.uint8]:
     """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
+    if is_jpeg(data) and has_many_scans(data):
+        raise UnreadableImageError(f"{name}: a JPEG may have {MAX_SCANS} scans, but has more")
     shrink = min(size[0] / target[0], size[1] / target[1])
     # OpenCV decodes other formats whole before it reduces them.
     reduced = _REDUCED if is_jpeg(data) else ()
     factor, flag = next(((factor, flag) for factor, flag in reduced if shrink >= factor), (1, cv2.IMREAD_COLOR))
     pixels = _jpeg(name, data, factor)
     if pixels is None:
-        pixels = _pixels(name, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = _pixels(name, without_compressed_parts(data), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
     if (height, width) != target:
         # After reduced decoding of a JPEG the factor is below 2, where linear interpolation skips no pixel; averaging
@@ -184,9 +187,12 @@ def _jpeg(name: str, data: NDArray[np.uint8], factor: int) -> NDArray[np.uint8] 
     if not is_jpeg(data) or is_cut_jpeg(data):
         return None
     try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if height * width > MAX_PIXELS:
+            # OpenCV has the same limit, and refuses the file.
+            return None
         if factor == 1:
             return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=True))
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
         least = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", **least))
     except ValueError as error:

@@ -24,7 +24,7 @@ from retinaflow.data.id_columns import LONGEST_ID, NOT_PLAIN, image_ids_of
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 
 BOX_FILES = (
     "{split}-annotations-bbox.csv",
@@ -83,7 +83,7 @@ class SourceFiles:
     @property
     def list_other_images(self) -> bool:
         """Whether the tables name images that the set does not hold, as those of FiftyOne's export do."""
-        return any(path.parts[-2:] == Path(_EXPORT_BOXES).parts[-2:] for path in self.boxes)
+        return any(map(_is_export, self.boxes))
 
 
 def split_names(split: str) -> tuple[str, ...]:
@@ -94,6 +94,18 @@ def split_names(split: str) -> tuple[str, ...]:
 def names_for(patterns: Sequence[str], split: str) -> list[str]:
     """The names that a file of a split may have."""
     return [name.format(split=word) for word in split_names(split) for name in patterns]
+
+
+def lists_other_images(data: Path, split: str) -> bool:
+    """Whether the boxes of a split are those of an export, which also names images that it does not hold."""
+    found = next(
+        (data / name for name in names_for((*BOX_FILES, _EXPORT_BOXES), split) if (data / name).is_file()), None
+    )
+    return found is not None and _is_export(found)
+
+
+def _is_export(boxes: Path) -> bool:
+    return boxes.parts[-2:] == Path(_EXPORT_BOXES).parts[-2:]
 
 
 def has_boxes(data: Path) -> bool:
@@ -194,4 +206,8 @@ def read_image_ids(path: Path, *, setting: str = "eval_ids") -> NDArray[np.str_]
     ids = [line for line in lines if line and line != "ImageID"]
     if not ids:
         raise SettingError(f"{setting}={path}: the list must hold at least one image id, but is empty")
+    wrong = next((image_id for image_id in ids if len(image_id.encode()) > LONGEST_ID), None)
+    if wrong is not None:
+        got = shown(wrong, quotes=False)
+        raise DataError(f"{setting}={path}: an image id must have at most {LONGEST_ID} bytes, but got {got}")
     return np.array(sorted(set(ids)), dtype=np.str_)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from retinaflow.data.image_folders import OTHER_SUFFIXES, SUFFIXES
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 
 _FAR = 0.5
 """Fraction of the image's side by which a box must reach out of it to be reported; detectors need not clip."""
@@ -77,7 +77,7 @@ def _check_images(
     if not unknown.any():
         return
     row = int(np.flatnonzero(unknown)[0])
-    example = f"{image_id(row)} ({where(row)})"
+    example = f"{shown(image_id(row), quotes=False)} ({where(row)})"
     if unknown.all():
         known = ", ".join(map(str, index.image_ids[:3]))
         raise DataError(

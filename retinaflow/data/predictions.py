@@ -27,6 +27,7 @@ from retinaflow.data.coco_results import read_coco_results
 from retinaflow.data.id_columns import with_class, with_normal_ids
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.prediction_checks import check_predictions
+from retinaflow.data.spreadsheets import from_spreadsheet
 from retinaflow.data.table_reader import header_of, read_table
 from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn
 from retinaflow.detections import Detections
@@ -85,7 +86,11 @@ def _read(source: Source, index: AnnotationIndex, errors: RowErrors, ids: Path |
     header = [str(name) for name in source.data.columns] if isinstance(source, Frame) else header_of(source)
     if _STRING in header:
         return _read_submission(source, header, errors)
-    return read_table(source, text=("ImageID", "LabelName"), numbers=("Score", *CORNERS), optional={}, errors=errors)
+    table = read_table(source, text=("ImageID", "LabelName"), numbers=("Score", *CORNERS), optional={}, errors=errors)
+    if isinstance(source, Path) and source.suffix.lower() == ".csv":
+        for name in ("ImageID", "LabelName"):
+            table.texts[name] = table.texts[name].mapped(from_spreadsheet(table.texts[name].values))
+    return table
 
 
 def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Table:

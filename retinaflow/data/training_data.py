@@ -27,6 +27,7 @@ from retinaflow.data.openimages import (
     split_names,
 )
 from retinaflow.data.sampling import epoch_plan, expected_samples, first_balanced_epoch, image_weights
+from retinaflow.data.tables import RowError
 from retinaflow.demo.dataset import demo_is_current, write_demo
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
@@ -100,7 +101,11 @@ def read_split(
         report=report,
     )
     if len(loaded.index) == 0 and with_images:
-        raise DataError(f"{', '.join(map(str, files.boxes))}: the files must have at least one row, but have none")
+        broken = int(loaded.dropped["rows"].sum())
+        why = (
+            f"none of {broken:,} rows keeps the rules ({RowError(*loaded.dropped.iloc[0])})" if broken else "have none"
+        )
+        raise DataError(f"{', '.join(map(str, files.boxes))}: the files must have at least one row, but {why}")
     if settings.exhaustive:
         index = with_absent_labels(loaded.index) if fill_in else replace(loaded.index, all_known=True)
         return replace(loaded, index=index)

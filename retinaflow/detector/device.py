@@ -7,7 +7,9 @@ slower than float32. Weights, optimizer and losses stay float32 in both.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
@@ -20,6 +22,11 @@ Precision = Literal["float32", "bfloat16"]
 CPU_INFO = Path("/proc/cpuinfo")
 AUTO_PRECISION = "RETINAFLOW_AUTO_PRECISION"
 """Environment variable that states what ``precision=auto`` means, so that several machines compute alike."""
+OPEN_FILES = Path("/proc/self/fd")
+FILES_OF_A_COMMAND = 32
+"""Files that a command opens besides those of its loader: checkpoints, its results, connections."""
+FILES_PER_WORKER = 24
+"""Two batches on their way, each of 9 tensors that are files in shared memory, and the pipes of the process."""
 MAX_WORKERS = 8
 """Loader processes that ``workers=-1`` starts at most."""
 
@@ -37,10 +44,30 @@ def precision_on(device: torch.device, setting: Literal["auto", "float32", "bflo
 
 def loader_workers(workers: int, device: torch.device) -> int:
     """The loader processes that the setting ``workers`` means: -1 is one per thread of this process, at most
-    ``MAX_WORKERS``, and none without a GPU."""
+    ``MAX_WORKERS``, and none without a GPU.
+
+    Raises SettingError for more than the system lets this process open files for; a loader would hang.
+    """
+    possible = open_files_left() // FILES_PER_WORKER
+    if workers > possible:
+        raise SettingError(
+            f"workers={workers} needs {workers * FILES_PER_WORKER} open files, but the system leaves this process "
+            f"{possible * FILES_PER_WORKER}; give at most workers={possible}, or raise the limit (ulimit -n)"
+        )
     if workers >= 0:
         return workers
-    return min(MAX_WORKERS, torch.get_num_threads()) if device.type == "cuda" else 0
+    return min(MAX_WORKERS, torch.get_num_threads(), possible) if device.type == "cuda" else 0
+
+
+def open_files_left() -> int:
+    """How many more files this process may open; its limit is raised as far as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    opened = len(list(OPEN_FILES.iterdir())) if OPEN_FILES.is_dir() else FILES_OF_A_COMMAND
+    return max(soft - opened - FILES_OF_A_COMMAND, 0)
 
 
 def fast_precision(device: torch.device) -> Precision:

@@ -183,13 +183,19 @@ def _detections(
     size = nodes("Shape", INPUT, start=1, end=3)
     height, width = nodes("Gather", size, 0), nodes("Gather", size, 1)
     anchors, counts = _anchors(nodes, height, width, model.config.anchor_scale)
-    scores, pairs = _candidates(nodes, logits, counts, model.num_classes, config)
+    by_class = config.candidates_per == "class"
+    scores, pairs = (_of_classes if by_class else _of_levels)(nodes, logits, counts, model.num_classes)
+    hopeful = nodes("Greater", scores, np.float32(config.score_threshold))
+    scores = nodes("Where", hopeful, scores, np.float32(0))
     anchor, labels = nodes("Div", pairs, model.num_classes), nodes("Mod", pairs, model.num_classes)
     near = nodes("Gather", anchors, anchor, axis=0)
     own = nodes("GatherND", deltas, nodes("Unsqueeze", anchor, [2]), batch_dims=1)
     corner = nodes("Cast", nodes("Concat", *(nodes("Reshape", side, [1]) for side in (width, height)), axis=0), to=1)
     boxes = _decoded(nodes, own, near, corner)
-    kept = _suppressed(nodes, boxes, scores, labels, model.num_classes, config)
+    if by_class:
+        kept = _suppressed_by_class(nodes, boxes, scores, model.num_classes, config)
+    else:
+        kept = _suppressed(nodes, boxes, scores, labels, model.num_classes, config)
     most = nodes("Min", nodes("Gather", nodes("Shape", kept), 1), config.max_detections)
     best, index = nodes.top(kept, most)
     chosen = nodes("GatherND", boxes, nodes("Unsqueeze", index, [2]), batch_dims=1)
@@ -218,29 +224,39 @@ def _anchors(nodes: _Nodes, height: str, width: str, anchor_scale: float) -> tup
     return nodes("Concat", *levels, axis=0), counts
 
 
-def _candidates(
-    nodes: _Nodes, logits: str, counts: Sequence[str], num_classes: int, config: PostprocessSettings
-) -> tuple[str, str]:
-    """Scores ``[B, N]``, 0 where they do not exceed their threshold, and anchor * K + class: the best of each level."""
+def _of_levels(nodes: _Nodes, logits: str, counts: Sequence[str], num_classes: int) -> tuple[str, str]:
+    """Scores ``[B, N]`` and anchor * K + class of the best of each level."""
     scores, pairs = [], []
-    parts = nodes.several(
-        "Split",
-        logits,
-        nodes("Concat", *counts, axis=0),
-        outputs=[f"level_{n}" for n in range(len(counts))],
-        axis=1,
-    )
     first = nodes("Identity", [0])
-    for part, count in zip(parts, counts, strict=True):
+    for part, count in zip(_levels(nodes, logits, counts), counts, strict=True):
         flat = nodes("Sigmoid", nodes("Flatten", part, axis=1))
         size = nodes("Mul", count, num_classes)
         best, index = nodes.top(flat, nodes("Min", size, np.array([TOP_K])))
         scores.append(best)
         pairs.append(nodes("Add", index, nodes("Mul", first, num_classes)))
         first = nodes("Add", first, count)
-    score, pair = nodes("Concat", *scores, axis=1), nodes("Concat", *pairs, axis=1)
-    hopeful = nodes("Greater", score, np.float32(config.score_threshold))
-    return nodes("Where", hopeful, score, np.float32(0)), pair
+    return nodes("Concat", *scores, axis=1), nodes("Concat", *pairs, axis=1)
+
+
+def _of_classes(nodes: _Nodes, logits: str, counts: Sequence[str], num_classes: int) -> tuple[str, str]:
+    """Scores ``[B, K * N]`` and anchor * K + class of the best of each class of each level, class by class."""
+    scores, anchors = [], []
+    first = nodes("Identity", [0])
+    for part, count in zip(_levels(nodes, logits, counts), counts, strict=True):
+        columns = nodes("Sigmoid", nodes("Transpose", part, perm=[0, 2, 1]))
+        best, index = nodes.top(columns, nodes("Min", count, np.array([TOP_K])))
+        scores.append(best)
+        anchors.append(nodes("Add", index, first))
+        first = nodes("Add", first, count)
+    score, anchor = nodes("Concat", *scores, axis=2), nodes("Concat", *anchors, axis=2)
+    pair = nodes("Add", nodes("Mul", anchor, num_classes), np.arange(num_classes)[None, :, None])
+    return nodes("Flatten", score, axis=1), nodes("Flatten", pair, axis=1)
+
+
+def _levels(nodes: _Nodes, logits: str, counts: Sequence[str]) -> Sequence[str]:
+    """The logits ``[B, a, K]`` of each level."""
+    names = [f"level_{number}" for number in range(len(counts))]
+    return nodes.several("Split", logits, nodes("Concat", *counts, axis=0), outputs=names, axis=1)
 
 
 def _decoded(nodes: _Nodes, deltas: str, anchors: str, corner: str) -> str:
@@ -263,11 +279,33 @@ def _suppressed(
     """Scores ``[B, N]``, 0 where a better box of the same class and image overlaps too much."""
     is_of_class = nodes("Equal", nodes("Unsqueeze", labels, [1]), np.arange(num_classes)[None, :, None])
     by_class = nodes("Where", is_of_class, nodes("Unsqueeze", scores, [1]), np.float32(0))
-    count = nodes("Gather", nodes("Shape", scores), [1])
-    limits = (np.array([config.nms_iou], np.float32), np.array([0], np.float32))
-    # [S, 3]: image, class, box. A box is a candidate of one class.
-    chosen = nodes("NonMaxSuppression", boxes, by_class, count, *limits)
-    index = nodes("Gather", chosen, [0, 2], axis=1)
-    ones = nodes("Expand", np.float32(1), nodes("Gather", nodes("Shape", chosen), [0]))
-    nothing = nodes("Mul", scores, np.float32(0))
-    return nodes("Mul", scores, nodes("ScatterND", nothing, index, ones))
+    # A box is a candidate of one class.
+    index = nodes("Gather", _chosen(nodes, boxes, by_class, config), [0, 2], axis=1)
+    return nodes("Mul", scores, _marked(nodes, scores, index))
+
+
+def _suppressed_by_class(nodes: _Nodes, boxes: str, scores: str, num_classes: int, config: PostprocessSettings) -> str:
+    """The same for candidates ``[B, K * N]`` class by class: each class is an image of one class."""
+    # An empty batch cannot be told from -1 classes, so the number of candidates of a class is computed.
+    each = nodes("Div", nodes("Gather", nodes("Shape", scores), [1]), num_classes)
+    groups = nodes("Mul", nodes("Gather", nodes("Shape", scores), [0]), num_classes)
+    own_boxes = nodes("Reshape", boxes, nodes("Concat", groups, each, [4], axis=0))
+    own_scores = nodes("Reshape", scores, nodes("Concat", groups, [1], each, axis=0))
+    chosen = _chosen(nodes, own_boxes, own_scores, config)
+    shape = nodes("Concat", groups, each, axis=0)
+    own = nodes("Reshape", scores, shape)
+    kept = nodes("Mul", own, _marked(nodes, own, nodes("Gather", chosen, [0, 2], axis=1)))
+    return nodes("Reshape", kept, nodes("Shape", scores))
+
+
+def _chosen(nodes: _Nodes, boxes: str, scores: str, config: PostprocessSettings) -> str:
+    """``[S, 3]``: image, class and box of what plain NMS leaves of each class, at most as many as the settings say."""
+    most = np.array([config.max_detections_per_class or np.iinfo(np.int64).max])
+    limits = (most, np.array([config.nms_iou], np.float32), np.array([0], np.float32))
+    return nodes("NonMaxSuppression", boxes, scores, *limits)
+
+
+def _marked(nodes: _Nodes, like: str, index: str) -> str:
+    """Zeros of the shape of ``like`` with ones at an index ``[S, 2]``."""
+    ones = nodes("Expand", np.float32(1), nodes("Gather", nodes("Shape", index), [0]))
+    return nodes("ScatterND", nodes("Mul", like, np.float32(0)), index, ones)

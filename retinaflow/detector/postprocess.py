@@ -8,7 +8,6 @@ classes leaves a twentieth of a pixel). Candidates are picked image by image, so
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +17,8 @@ from retinaflow.detector.network import RawOutput, check_ancestors
 from retinaflow.detector.nms import hard_nms, soft_nms
 from retinaflow.settings.model_settings import PostprocessSettings
 
-TopKScope = Literal["level", "class"]
-
-
 TOP_K = 1000
-"""Candidates before suppression, per image and scope, as in torchvision."""
+"""Candidates before suppression, per image and level (as in torchvision), or per image, level and class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,52 +51,47 @@ def detect(
     config: PostprocessSettings,
     ancestors: Tensor | None = None,
     top_k: int = TOP_K,
-    top_k_scope: TopKScope = "level",
 ) -> BatchDetections:
     """The detections of a batch, on the device of ``output``.
 
     grid: anchors of the images' shape (``RetinaNet.anchors``). ancestors: ``[K, K]`` bool, row c marks the strict
     ancestors of class c; given, each detection is also one of every ancestor, with the same score, and of duplicates
-    the best stays. top_k: candidates before suppression, per image and ``top_k_scope``: pyramid "level" (torchvision)
-    or "class" (a frequent class cannot crowd out a rare one). Raises ValueError where shapes disagree.
+    the best stays. top_k: candidates before suppression, per image and ``candidates_per``: pyramid "level"
+    (torchvision), or "class" of a level, where a frequent class cannot crowd out a rare one. Raises ValueError where
+    shapes disagree.
     """
     _check_shapes(output, grid, ancestors)
-    found = _suppressed(_candidates(output, grid, config, top_k, top_k_scope), output.class_logits.shape[2], config)
+    num_classes = output.class_logits.shape[2]
+    found = _suppressed(_candidates(output, grid, config, top_k), num_classes, config)
     if ancestors is not None:
         found = _with_ancestors(found, ancestors, config)
-    found = _best_of_each_image(found, config.max_detections)
+    found = _best_of_each_image(found, num_classes, config)
     height, width = grid.image_size
     scale = torch.tensor([width, height, width, height], dtype=found.boxes.dtype, device=found.boxes.device)
     return BatchDetections(found.owner, found.label, found.score, found.boxes / scale)
 
 
-def _candidates(
-    output: RawOutput, grid: AnchorGrid, config: PostprocessSettings, top_k: int, scope: TopKScope
-) -> BatchDetections:
-    """Pairs of anchor and class above the threshold, at most ``top_k`` per scope, boxes in pixels, image by image."""
+def _candidates(output: RawOutput, grid: AnchorGrid, config: PostprocessSettings, top_k: int) -> BatchDetections:
+    """Pairs of anchor and class above the threshold, the best ``top_k`` of each level or of each class of it, boxes in
+    pixels, image by image."""
     # Scores and boxes of half-precision outputs are float32.
     output = RawOutput(output.class_logits, _at_least_float32(output.box_deltas))
     dtype = torch.promote_types(output.class_logits.dtype, torch.float32)
     threshold = torch.tensor(config.score_threshold, dtype=dtype, device=output.class_logits.device)
-    images = [_of_image(output, grid, image, threshold, top_k, scope) for image in range(len(output.class_logits))]
+    images = [_of_image(output, grid, image, threshold, top_k, config) for image in range(len(output.class_logits))]
     return _concatenated(images, output.class_logits.device)
 
 
 def _of_image(
-    output: RawOutput, grid: AnchorGrid, image: int, threshold: Tensor, top_k: int, scope: TopKScope
+    output: RawOutput, grid: AnchorGrid, image: int, threshold: Tensor, top_k: int, config: PostprocessSettings
 ) -> BatchDetections:
     logits, num_classes = output.class_logits[image], output.class_logits.shape[2]
-    if scope == "level":
-        levels = torch.split(logits, list(grid.level_counts))
-        firsts = [sum(grid.level_counts[:level]) for level in range(len(levels))]
-        chosen = [_top(level, threshold, top_k, first) for level, first in zip(levels, firsts, strict=True)]
-    else:
-        # Columns become rows of their own, so that top-k is per class.
-        rows = logits.topk(min(top_k, len(logits)), dim=0).indices
-        pairs = (rows * num_classes + torch.arange(num_classes, device=rows.device)).flatten()
-        scores = _at_least_float32(logits.flatten()[pairs]).sigmoid()
-        keep = scores > threshold
-        chosen = [(scores[keep], pairs[keep])]
+    levels = torch.split(logits, list(grid.level_counts))
+    firsts = [sum(grid.level_counts[:level]) for level in range(len(levels))]
+    by_class = config.candidates_per == "class"
+    chosen = [
+        _top(level, threshold, top_k, first, by_class=by_class) for level, first in zip(levels, firsts, strict=True)
+    ]
     score, pair = (torch.cat(parts) for parts in zip(*chosen, strict=True))
     anchor, label = pair // num_classes, pair % num_classes
     boxes = decode(output.box_deltas[image, anchor], grid.boxes[anchor])
@@ -109,16 +100,30 @@ def _of_image(
     return BatchDetections(torch.full_like(label, image), label, score, boxes)
 
 
-def _top(logits: Tensor, threshold: Tensor, k: int, first_anchor: int) -> tuple[Tensor, Tensor]:
-    """The k best scores above the threshold of logits ``[a, K]``, and their (anchor * K + class) in the image."""
+def _top(logits: Tensor, threshold: Tensor, k: int, first_anchor: int, *, by_class: bool) -> tuple[Tensor, Tensor]:
+    """The k best scores above the threshold of logits ``[a, K]``, or of each of its columns, and their
+    (anchor * K + class) in the image."""
     # Most are far below: comparing logits spares their sigmoid. The margin, above bfloat16's rounding of the threshold,
     # leaves the decision to the scores.
     hopeful = (logits > (threshold.logit() - 0.1).to(logits.dtype)).flatten().nonzero().squeeze(1)
     scores = _at_least_float32(logits.flatten()[hopeful]).sigmoid()
     keep = scores > threshold
     scores, pairs = scores[keep], hopeful[keep]
-    scores, order = scores.topk(min(k, len(scores)))
+    if by_class:
+        order = _best_of_groups(scores, pairs % logits.shape[1], k)
+        scores = scores[order]
+    else:
+        scores, order = scores.topk(min(k, len(scores)))
     return scores, pairs[order] + first_anchor * logits.shape[1]
+
+
+def _best_of_groups(scores: Tensor, groups: Tensor, most: int) -> Tensor:
+    """Rows of the ``most`` best scores of each group, by group, best first; equal scores in their order."""
+    by_score = scores.argsort(descending=True, stable=True)
+    order = by_score[groups[by_score].argsort(stable=True)]
+    ordered = groups[order]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+    return order[rank < most]
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -142,10 +147,14 @@ def _suppressed(found: BatchDetections, num_classes: int, config: PostprocessSet
         found.score,
         found.owner * num_classes + found.label,
         threshold=config.score_threshold,
-        max_per_group=config.max_detections,
+        max_per_group=_most_of_a_class(config),
     )
     keep = scores > 0
     return BatchDetections(found.owner[keep], found.label[keep], scores[keep], found.boxes[keep])
+
+
+def _most_of_a_class(config: PostprocessSettings) -> int:
+    return min(config.max_detections, config.max_detections_per_class or config.max_detections)
 
 
 def _without_overlaps(found: BatchDetections, contested: Tensor, config: PostprocessSettings) -> BatchDetections:
@@ -169,12 +178,11 @@ def _with_ancestors(found: BatchDetections, ancestors: Tensor, config: Postproce
     return _without_overlaps(both, torch.isin(group, group[len(found) :]), config)
 
 
-def _best_of_each_image(found: BatchDetections, most: int) -> BatchDetections:
-    by_score = found.score.argsort(descending=True, stable=True)
-    found = found.take(by_score[found.owner[by_score].argsort(stable=True)])
-    starts = torch.searchsorted(found.owner, found.owner)
-    rank = torch.arange(len(found), device=found.owner.device) - starts
-    return found.take(rank < most)
+def _best_of_each_image(found: BatchDetections, num_classes: int, config: PostprocessSettings) -> BatchDetections:
+    if config.max_detections_per_class:
+        group = found.owner * num_classes + found.label
+        found = found.take(_best_of_groups(found.score, group, config.max_detections_per_class).sort().values)
+    return found.take(_best_of_groups(found.score, found.owner, config.max_detections))
 
 
 def _check_shapes(output: RawOutput, grid: AnchorGrid, ancestors: Tensor | None) -> None:

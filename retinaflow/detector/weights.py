@@ -11,10 +11,10 @@ layer alone may differ (another number of classes) and then keeps its initial va
 from __future__ import annotations
 
 import importlib
-import pickle
 import re
 import sys
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,8 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, Reti
 
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.timm_backbones import plain_name, published_values
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, first_line
+from retinaflow.files import check_archive
 from retinaflow.settings.backbone_names import TIMM
 from retinaflow.settings.training_settings import NetworkSettings
 
@@ -117,6 +118,7 @@ def _load(model: RetinaNet, state: dict[str, Tensor], *, source: str, path: Path
     if missing or misfits or (unused if is_detector else [key for key in unused if key.startswith(BODY)]):
         raise SettingError(_misfit_message(model.config, state, wanted, path, missing, misfits, unused))
     loaded = [key for key in wanted if key in state and key not in replaced]
+    _check_values(state, loaded, path)
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     initial = tuple(key for key in wanted if key not in state)
     return WeightReport(source, str(path), tuple(loaded), initial, tuple(sorted(replaced)), tuple(unused))
@@ -203,21 +205,48 @@ def _published(url: str) -> Path:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return dict(importlib.import_module("safetensors.torch").load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        content = _content(path)
+    except ModuleNotFoundError as error:
+        raise SettingError(f"weights={path} needs {error.name}: pip install {error.name}") from None
+    # A damaged or foreign file makes the readers raise whatever their parsing meets.
+    except Exception as error:
         raise DataError(
-            f"{path} must be a state dict that torch.load(weights_only=True) reads, but it is not ({first_line}). "
-            "If it is a published file, delete it and fetch it again."
+            f"{path} must be a state dict that torch.load(weights_only=True) reads, but it is not "
+            f"({first_line(error)[:_SHOWN]}). If it is a published file, delete it and fetch it again."
         ) from error
     # Torchvision's reference scripts keep the state dict beside the optimizer under "model".
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
+    # A checkpoint of this program.
+    elif isinstance(content, Mapping) and isinstance(content.get("state"), Mapping):
+        content = content["state"]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise DataError(f"{path} must hold a state dict (names -> tensors), but it holds {type(content).__name__}.")
     return {str(key): value for key, value in content.items()}
+
+
+def _content(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return importlib.import_module("safetensors.torch").load_file(path)
+    if zipfile.is_zipfile(path):
+        # torch reads a damaged tensor without an error; the archive has checksums.
+        check_archive(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_SHOWN = 200
+"""Letters of an error of a file that a message shows."""
+
+
+def _check_values(state: Mapping[str, Tensor], loaded: Iterable[str], path: Path) -> None:
+    """Raise DataError for tensors that hold no weights."""
+    for key in loaded:
+        value = state[key]
+        if value.layout != torch.strided or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise DataError(
+                f"{path}: weights must be finite numbers, but those of {key} are not ({value.dtype}); did their "
+                "training diverge, or is the file damaged?"
+            )
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:

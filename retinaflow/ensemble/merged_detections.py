@@ -22,7 +22,8 @@ from retinaflow.settings.commands import MergeConfig
 def merge_detections(ensemble: Ensemble, detections: Sequence[Detections], config: MergeConfig) -> Detections:
     """The detections of all members in the classes of the ensemble, with shared classes fused.
 
-    With ``expand_predictions``, copies for parents are added. At most ``max_detections`` of an image remain.
+    With ``expand_predictions``, copies for parents are added. At most ``max_detections`` of an image, and
+    ``max_detections_per_class`` of a class of it, remain.
     """
     renamed = [
         replace(found, class_index=member.classes[found.class_index].astype(np.int32))
@@ -31,7 +32,7 @@ def merge_detections(ensemble: Ensemble, detections: Sequence[Detections], confi
     found = fuse(renamed, ensemble.num_models, iou_threshold=config.fusion_iou)
     if config.expand_predictions:
         found = expand_to_parents(found, ensemble.evaluated.taxonomy, nms_iou=config.nms_iou)
-    return best_of_each_image(found, config.max_detections)
+    return best_of_each_image(found, config.max_detections, of_class=config.max_detections_per_class)
 
 
 def log_detections(run: Run, detections: Detections, ensemble: Ensemble) -> str:

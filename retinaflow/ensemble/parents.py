@@ -48,11 +48,18 @@ def _best_of_overlapping(found: Detections, num_classes: int, nms_iou: float) ->
     return np.concatenate(best)
 
 
-def best_of_each_image(found: Detections, most: int) -> Detections:
-    """At most ``most`` detections of each image, those of highest score over all classes; by image, best first.
+def best_of_each_image(found: Detections, most: int, *, of_class: int = 0) -> Detections:
+    """At most ``most`` detections of each image, and ``of_class`` of a class of it (0: no such limit), those of highest
+    score; by image, best first.
 
     Equal scores are ordered by class, then by row, so that the order of models with different classes does not matter.
     """
+    if of_class:
+        order = np.lexsort((-found.score, found.class_index, found.image_index))
+        group = np.stack([found.image_index[order], found.class_index[order]])
+        is_first = np.append(True, (group[:, 1:] != group[:, :-1]).any(axis=0))[: len(order)]
+        start = np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))
+        found = found.take(np.sort(order[np.arange(len(order)) - start < of_class]))
     order = np.lexsort((found.class_index, -found.score, found.image_index))
     image = found.image_index[order]
     rank = np.arange(len(order)) - np.searchsorted(image, image)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import DataError, first_line
-from retinaflow.files import atomic_file
+from retinaflow.files import atomic_file, check_archive
 from retinaflow.settings.resolve import current_names, resolve
 from retinaflow.settings.training_settings import NetworkSettings
 from retinaflow.taxonomy import Taxonomy
@@ -48,6 +46,8 @@ class Checkpoint:
     data_digest: str
     epoch: int
     progress: dict[str, Any] | None = None
+    origin: str = field(default="", compare=False)
+    """The file that it was read from, for messages."""
 
     @property
     def digest(self) -> str:
@@ -60,9 +60,13 @@ class Checkpoint:
         return hasher.hexdigest()
 
     def build(self, device: torch.device) -> RetinaNet:
-        """The detector on a device, ready for inference."""
+        """The detector on a device, ready for inference. Raises DataError for weights of another network."""
         model = RetinaNet(self.network, len(self.taxonomy), seed=0)
-        model.load_state_dict(self.state)
+        try:
+            model.load_state_dict(self.state)
+        except RuntimeError as error:
+            what, file = " ".join(str(error).split())[:_SHOWN], self.origin or "the checkpoint"
+            raise DataError(f"{file}: the weights are those of another network: {what}") from None
         return on_device(model, device).eval()
 
 
@@ -115,25 +119,102 @@ def _network_of(document: dict[str, Any]) -> NetworkSettings:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises DataError for a file that does not exist or is not a whole checkpoint."""
+    """Read a checkpoint to the CPU. Raises DataError for a file that does not exist, is not a whole checkpoint, is of
+    another structure or a later version, or holds weights that are not finite."""
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint file")
     try:
         # torch reads a damaged tensor without an error; the archive has checksums.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} is damaged")
+        check_archive(path)
         document = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        raise DataError(f"{path}: not a readable checkpoint: {first_line(error)}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT or "network" not in document:
+    # A damaged or foreign pickle makes torch raise whatever its parsing meets.
+    except Exception as error:
+        raise DataError(f"{path}: not a readable checkpoint: {first_line(error)[:_SHOWN]}") from None
+    return checkpoint_of(document, path)
+
+
+def checkpoint_of(document: object, path: Path) -> Checkpoint:
+    """The checkpoint of what :func:`save_checkpoint` stored. Raises DataError, which names the file and what is
+    missing or of another kind."""
+    version = document.get("format") if isinstance(document, dict) and "network" in document else None
+    if not isinstance(version, int) or version not in range(1000):
         raise DataError(f"{path}: not a retinaflow checkpoint of format {FORMAT}")
-    return Checkpoint(
-        network=_network_of(document["network"]),
-        state=document["state"],
-        taxonomy=Taxonomy.from_document(document["taxonomy"]),
-        bins=ClassBins.from_document(document["bins"]),
-        buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
-        **{name: document[name] for name in _PLAIN} | {"settings": current_names(document["settings"])},
-    )
+    assert isinstance(document, dict)
+    if version != FORMAT:
+        raise DataError(
+            f"{path}: a retinaflow checkpoint of format {FORMAT} is needed, but this one has format {version}; was it "
+            "written by a later version?"
+        )
+    try:
+        _check_values({name: document[name] for name in ("state", "progress")}, with_tensors=True)
+        _check_values({name: value for name, value in document.items() if name not in ("state", "progress")})
+        checkpoint = Checkpoint(
+            network=_network_of(document["network"]),
+            state=dict(document["state"]),
+            taxonomy=Taxonomy.from_document(document["taxonomy"]),
+            bins=ClassBins.from_document(document["bins"]),
+            buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
+            **{name: document[name] for name in _PLAIN} | {"settings": current_names(document["settings"])},
+            origin=str(path),
+        )
+        _check_parts(checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(f"{path}: not a checkpoint that this version can read: {what[:_SHOWN]}") from None
+    return checkpoint
+
+
+_SHOWN = 200
+"""Letters of a value from a file that a message shows."""
+_MAX_VALUES, _MAX_DEPTH, _MAX_TEXT = 3_000_000, 50, 1 << 20
+_MAX_SIDE, _MAX_BUCKETS = 16_384, 1000
+
+
+def _check_values(document: object, *, with_tensors: bool = False) -> None:
+    """Raise ValueError for values that no checkpoint has, or more of them: a small file can name one list a million
+    times, which becomes gigabytes when it is printed or copied."""
+    waiting, seen = [(document, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if seen > _MAX_VALUES or depth > _MAX_DEPTH:
+            raise ValueError(f"it must have at most {_MAX_VALUES:,} values, {_MAX_DEPTH} deep, but has more")
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list | tuple):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, str):
+            _require(len(value) <= _MAX_TEXT, f"a text must have at most {_MAX_TEXT:,} letters")
+        elif isinstance(value, int):
+            _require(abs(value) < 1 << 63, "a whole number must have 64 bits")
+        elif isinstance(value, Tensor) and with_tensors:
+            _require(value.layout == torch.strided and value.device.type == "cpu", "a tensor must hold its values")
+            own = value.untyped_storage().nbytes()
+            _require(value.numel() * value.element_size() <= own, "a tensor must hold each of its values")
+        else:
+            _require(value is None or isinstance(value, float), f"a value must not be a {type(value).__name__}")
+
+
+def _check_parts(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless the parts are of their kinds and fit each other."""
+    classes = len(checkpoint.taxonomy)
+    edges = (*checkpoint.taxonomy.hierarchy.subcategories, *checkpoint.taxonomy.hierarchy.parts)
+    texts = (*checkpoint.taxonomy.hierarchy.nodes, *(node for edge in edges for node in edge))
+    texts += (*checkpoint.taxonomy.ids, *checkpoint.taxonomy.names, checkpoint.parents, checkpoint.data_digest)
+    _require(classes > 0 and all(isinstance(text, str) for text in texts), "ids, names and digests must be texts")
+    _require(len(checkpoint.bins.bin_of_class) == classes, "the bins must be of the classes")
+    shapes = checkpoint.buckets.shapes
+    _require(0 < len(shapes) <= _MAX_BUCKETS, f"there must be 1 to {_MAX_BUCKETS} input shapes")
+    sides = [side for shape in shapes for side in shape]
+    _require(all(type(side) is int and 0 < side <= _MAX_SIDE for side in sides), "an input shape must be in pixels")
+    _require(isinstance(checkpoint.epoch, int) and checkpoint.epoch >= 0, "epoch must be a whole number")
+    _require(isinstance(checkpoint.progress, dict | None), "progress must be a mapping")
+    for name, value in checkpoint.state.items():
+        _require(isinstance(name, str) and isinstance(value, Tensor), "the weights must be tensors by name")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name[:_SHOWN]} has values that are not finite; did its training diverge?")
+
+
+def _require(condition: bool, rule: str) -> None:
+    if not condition:
+        raise ValueError(rule)

@@ -25,13 +25,14 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import (
     MissingAnnotationsError,
     is_plain_id,
+    lists_other_images,
     read_image_ids,
     split_image_ids,
 )
 from retinaflow.data.tables import RowError, RowErrors, errors_frame
 from retinaflow.data.text_lines import read_lines
 from retinaflow.data.training_data import data_folder, image_folders, load_training_data, read_split
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.data_settings import DataSettings
@@ -110,7 +111,10 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
                 "give a folder as images=, or a file of ids or paths as image_list="
             )
         return _unique((path.stem, path) for folder in own for path in images_under(folder)), searched
-    return _looked_up(ids.tolist(), folders), searched
+    found = _looked_up(ids.tolist(), folders)
+    if any(lists_other_images(data_folder(settings), split) for split in splits):
+        found = {image_id: path for image_id, path in found.items() if path is not None}
+    return found, searched
 
 
 def _ids_of_splits(settings: DataSettings, splits: Sequence[str], trained: Mapping[str, Any]) -> NDArray[np.str_]:
@@ -187,7 +191,7 @@ def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> t
         else:
             raise DataError(
                 f"{path.name} line {number}: an image id must be a plain file name, and a path must end in "
-                f"{', '.join(SUFFIXES)}, but got {entry}"
+                f"{', '.join(SUFFIXES)}, but got {shown(entry, quotes=False)}"
             )
     found = _unique(iter(paths))
     if not ids:

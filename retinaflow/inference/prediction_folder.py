@@ -4,9 +4,10 @@
     output/shards/00000.parquet detections of the first images; whole or absent
     output/predictions.csv      all of them
 
-A shard holds its notes (which images, how many detections) in the metadata of its file, so a shard that is there is
-done. The files made of the shards are written shard by shard: no more than one is in memory. One command at a time
-works in a folder: it holds a lock that the system releases when it ends, however it ends.
+A shard holds its notes (which images, how many detections, a digest of all that is read from it) in the metadata of its
+file, so a shard that is there and has its digest is done. Parquet has no checksum of its own: a flipped bit would be
+another score. The files made of the shards are written shard by shard: no more than one is in memory. One command at a
+time works in a folder: it holds a lock that the system releases when it ends, however it ends.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from retinaflow.data.images import BadImage
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import SCHEMA, predictions_frame, submission_rows
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import atomic_file, lock, remove_partial_files
@@ -63,10 +65,13 @@ class Shard:
     def notes(self) -> ShardNotes | None:
         """None when the file is absent, damaged, or of image files that have changed since."""
         try:
-            notes: dict[str, Any] = json.loads((pa_parquet.read_schema(self.path).metadata or {})[_NOTES])
-        except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+            table = pa_parquet.read_table(self.path)
+            notes = json.loads((table.schema.metadata or {})[_NOTES])
+            is_whole = notes.pop("digest") == _digest(notes, table)
+        # A damaged file makes the readers raise whatever their parsing meets.
+        except Exception:
             return None
-        if any(notes.get(name) != value for name, value in self._identity.items()):
+        if not is_whole or any(notes[name] != value for name, value in self._identity.items()):
             return None
         return ShardNotes(notes["detections"], [BadImage(image_id, reason) for image_id, reason in notes["skipped"]])
 
@@ -74,11 +79,11 @@ class Shard:
         """Write detections on the shard's images, of which ``index`` is, and which of them could not be read."""
         pairs = [[image.image_id, image.reason] for image in skipped]
         notes = {**self._identity, "detections": len(detections), "skipped": pairs}
-        schema = SCHEMA.with_metadata({_NOTES: json.dumps(notes).encode()})
-        table = pa.Table.from_pandas(predictions_frame(detections, index), schema=schema, preserve_index=False)
+        table = pa.Table.from_pandas(predictions_frame(detections, index), schema=SCHEMA, preserve_index=False)
+        stored = {**notes, "digest": _digest(notes, table)}
         with atomic_file(self.path) as partial:
             # from_pandas adds notes of its own about the frame, which are not for readers of these files.
-            pa_parquet.write_table(table.replace_schema_metadata(schema.metadata), partial)
+            pa_parquet.write_table(table.replace_schema_metadata({_NOTES: json.dumps(stored).encode()}), partial)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class PredictionFolder:
                 pd.DataFrame(columns=SCHEMA.names).to_csv(partial, index=False)
                 for shard in self.shards:
                     frame = pa_parquet.read_table(shard.path).to_pandas()
-                    frame.to_csv(partial, mode="a", header=False, index=False)
+                    for_spreadsheet(frame).to_csv(partial, mode="a", header=False, index=False)
         return path
 
     def write_submission(self, path: Path, image_ids: NDArray[np.str_], *, without_file: Sequence[str] = ()) -> None:
@@ -170,6 +175,13 @@ class PredictionFolder:
                 rows = submission_rows(pa_parquet.read_table(shard.path), image_ids[shard.first : shard.last].tolist())
                 rows.to_csv(partial, mode="a", header=False, index=False)
             submission_rows(SCHEMA.empty_table(), without_file).to_csv(partial, mode="a", header=False, index=False)
+
+
+def _digest(notes: Mapping[str, Any], table: pa.Table) -> str:
+    """sha256 of the notes and of every value of the table, in their order."""
+    hasher = hashlib.sha256(json.dumps([notes, table.schema.names], sort_keys=True).encode())
+    hasher.update(pd.util.hash_pandas_object(table.to_pandas(), index=False).to_numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def _fitting_size(images: int, nproc: int) -> int:

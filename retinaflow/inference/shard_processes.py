@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -27,7 +26,7 @@ from retinaflow.detector.device import device_of
 from retinaflow.errors import WorkerError
 from retinaflow.inference.detector import Detector
 from retinaflow.inference.prediction_folder import Shard
-from retinaflow.interrupts import StopRequest
+from retinaflow.interrupts import StopRequest, without_ctrl_c
 from retinaflow.progress import report
 from retinaflow.settings.model_settings import DetectingSettings
 
@@ -108,7 +107,8 @@ def _by_processes(
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(nproc, context, _start, (work, threads, ranks)) as pool:
         try:
-            waiting = {pool.submit(_write, shard) for shard in shards}
+            with without_ctrl_c():
+                waiting = {pool.submit(_write, shard) for shard in shards}
             while waiting:
                 done, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
@@ -136,8 +136,6 @@ _own: tuple[Work, int]
 def _start(work: Work, threads: int, ranks: Any) -> None:
     """First call in a process of the pool."""
     global _own
-    # Ctrl-C reaches all processes; the one that was asked decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _own = work, ranks.get()

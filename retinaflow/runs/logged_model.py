@@ -21,14 +21,13 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.runs.registry import quiet
+from retinaflow.runs.registry import MODEL, quiet
 from retinaflow.runs.served_images import EXAMPLE, Limits
 from retinaflow.runs.served_requirements import serving_requirements
 from retinaflow.settings.backbone_names import TIMM
 
 DIGEST = "retinaflow.model_digest"
 DIGEST_LETTERS = 16
-NAME = "model"
 LINKED = ("val/", "rare/")
 """Prefixes of the metrics of a run that become metrics of its model, by which the Models tab is sorted."""
 
@@ -46,7 +45,7 @@ def log_checkpoint(
     outputs = client.get_run(run_id).outputs
     if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-    _link_metrics(client, run_id, model.model_id, step=step, dataset=dataset)
+    link_metrics(client, run_id, model.model_id, step=step, dataset=dataset)
     if model.status != LoggedModelStatus.READY:
         uses_timm = loaded.network.backbone.startswith(TIMM)
         _save(client, model, run_id, {"checkpoint": str(checkpoint)}, ["timm"] if uses_timm else [])
@@ -102,7 +101,7 @@ def _model_for(client: mlflow.MlflowClient, run_id: str, digest: str) -> LoggedM
     run = client.get_run(run_id)
     return client.create_logged_model(
         run.info.experiment_id,
-        name=NAME,
+        name=MODEL,
         source_run_id=run_id,
         tags={DIGEST: digest},
         params=dict(run.data.params),
@@ -110,7 +109,7 @@ def _model_for(client: mlflow.MlflowClient, run_id: str, digest: str) -> LoggedM
     )
 
 
-def _link_metrics(
+def link_metrics(
     client: mlflow.MlflowClient, run_id: str, model_id: str, *, step: int, dataset: tuple[str | None, str | None]
 ) -> None:
     """Make the points that the run has at this step those of the model too: the same points, so the run gets none."""
@@ -126,7 +125,7 @@ def _save(
 ) -> None:
     """Write the files of a model and send them."""
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / NAME
+        path = Path(folder) / MODEL
         mlflow.pyfunc.save_model(
             path=str(path),
             mlflow_model=Model(

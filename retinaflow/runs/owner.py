@@ -1,7 +1,7 @@
-"""The owner of a run: the process that works in its folder.
+"""The owner of a run: the process that writes its checkpoints.
 
-It holds a lock in the folder, which the system releases when the process ends, however it ends; ``.owner.json`` beside
-it records who that is.
+It holds a lock in their folder, which the system releases when the process ends, however it ends; ``.owner.json``
+beside it records who that is.
 """
 
 from __future__ import annotations

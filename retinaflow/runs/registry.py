@@ -14,6 +14,9 @@ from mlflow.exceptions import MlflowException
 from retinaflow.errors import DataError, SettingError
 from retinaflow.runs.store import new_folder, refuses, store_errors, uri
 
+MODEL = "model"
+"""Name of the logged model of a run."""
+
 
 def fetch_model(name: str) -> Path:
     """The checkpoint of a registered or logged model (``models:/NAME@ALIAS``, ``models:/NAME/VERSION``).
@@ -60,7 +63,7 @@ def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[st
         version = max(known, key=lambda one: int(one.version)) if known else None
         if version is None:
             with quiet():
-                version = mlflow.register_model(f"runs:/{run_id}/model", name)
+                version = mlflow.register_model(f"runs:/{run_id}/{MODEL}", name)
         client.update_model_version(name, version.version, description=reason)
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)

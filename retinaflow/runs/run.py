@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retinaflow.addresses import without_secrets
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import SettingError
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.settings.value_types import as_text
@@ -101,7 +102,7 @@ class FileRun(ABC):
 
     def log_csv(self, table: pd.DataFrame, name: str) -> None:
         with _named(name) as path:
-            _without_secrets(table).to_csv(path, index=False)
+            for_spreadsheet(_without_secrets(table)).to_csv(path, index=False)
             self.log_file(path)
 
     def log_figure(self, figure: Figure, name: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from retinaflow.data.decoding_limits import open_header
 from retinaflow.errors import DataError, SettingError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -87,22 +88,25 @@ def image_at(value: Any, limits: Limits) -> ImageFile:
     """The file of a path. Raises DataError unless it is a readable image file within the limits."""
     try:
         path = Path(value)
-        if path.stat().st_size > limits.max_bytes:
-            raise DataError(f"{path}: an image file may have {limits.max_bytes:,} bytes")
-        data = path.read_bytes()
-    except (TypeError, OSError) as error:
-        raise DataError(f"image must be the path of a file, but {error}") from None
+        if is_file := path.is_file():
+            with path.open("rb") as file:
+                data = file.read(limits.max_bytes + 1)
+    except (TypeError, ValueError, OSError) as error:
+        raise DataError(f"image must be the path of a file, but {_shown(str(error))}") from None
+    # Not a pipe or a device, which may never end.
+    if not is_file:
+        raise DataError(f"image must be the path of a file, but {_shown(str(value))} is none")
     return _checked(data, limits)
 
 
 def _checked(data: bytes, limits: Limits) -> ImageFile:
     if len(data) > limits.max_bytes:
-        raise DataError(f"an image file may have {limits.max_bytes:,} bytes, but has {len(data):,}")
+        raise DataError(f"an image file may have {limits.max_bytes:,} bytes, but has more")
     try:
         with warnings.catch_warnings():
             # Of images that Pillow finds large; here the limit decides.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with open_header(io.BytesIO(data), FORMATS) as image:
                 width, height = image.size
     except Image.DecompressionBombError:
         raise DataError(f"an image may have {limits.max_pixels:,} pixels, but has many more") from None
@@ -117,4 +121,4 @@ def _checked(data: bytes, limits: Limits) -> ImageFile:
 
 
 def _shown(value: str) -> str:
-    return repr(value if len(value) <= 40 else f"{value[:40]}...")
+    return repr(value if len(value) <= 200 else f"{value[:200]}...")

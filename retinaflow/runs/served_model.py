@@ -22,25 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from retinaflow.errors import DataError, SettingError
 from retinaflow.inference.detector import Detector
 from retinaflow.runs.served_images import Limits, image_at, sent_image
+from retinaflow.runs.served_requests import BadRequest, limit_request_bodies
 
 COLUMNS = ("image", "x1", "y1", "x2", "y2", "score", "label", "class")
 _SERVERS = ("__pyfunc_model_path__", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
 """Environment variables that MLflow's scoring server has."""
-
-
-class BadRequest(MlflowException, ValueError):
-    """An error of the request: a ValueError in Python, 400 from a server."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 class DetectorModel(PythonModel):
@@ -54,7 +46,7 @@ class DetectorModel(PythonModel):
         self.limits = Limits.of(settings)
         self.takes_paths = _takes_paths(settings.get("images", "base64"))
         if _is_server():
-            limit_request_bodies(self.limits.max_request_bytes)
+            limit_request_bodies(self.limits)
         self.detector = Detector.load(Path(context.artifacts["checkpoint"]))
         self.one_at_a_time = threading.Lock()
 
@@ -105,33 +97,6 @@ def _threshold(value: Any) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise BadRequest(f"0 <= score_threshold <= 1 must hold, but got score_threshold={value!r}")
     return float(value)
-
-
-def limit_request_bodies(most: int) -> None:
-    """Refuse larger bodies in this process with 400, before they are in memory.
-
-    MLflow's scoring server reads any body whole and offers no setting and no hook for it, so the method by which it
-    reads is replaced. A proxy in front can do the same (nginx: ``client_max_body_size``).
-    """
-    from starlette.requests import Request
-
-    message = f"a request may have {most:,} bytes (max_request_bytes)"
-
-    async def body(self: Request) -> bytes:
-        if not hasattr(self, "_body"):
-            length = self.headers.get("content-length", "")
-            if length.isdigit() and int(length) > most:
-                raise BadRequest(f"{message}, but has {int(length):,}")
-            parts, size = [], 0
-            async for part in self.stream():
-                size += len(part)
-                if size > most:
-                    raise BadRequest(f"{message}, but has more")
-                parts.append(part)
-            self._body = b"".join(parts)
-        return bytes(self._body)
-
-    Request.body = body  # type: ignore[method-assign, assignment]
 
 
 set_model(DetectorModel())

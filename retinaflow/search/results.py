@@ -101,8 +101,8 @@ def _columns(names: Sequence[str]) -> list[str]:
 
 
 def log_results(search: Search) -> None:
-    """Log tables, figures and ``best.yaml`` of the trials so far to the parent run."""
-    logged: list[FrozenTrial] | None = None
+    """Log tables, figures and ``best.yaml`` of the trials so far to the parent run; nothing before the first ends."""
+    logged: list[FrozenTrial] = []
     # Of several commands on one study, the one that logs last then has the last trial.
     while logged != (ended := [trial for trial in search.study.get_trials() if trial.state.is_finished()]):
         _log_results(search)

@@ -29,8 +29,7 @@ from optuna.trial import FrozenTrial
 from retinaflow.data.training_data import TrainingData
 from retinaflow.metric.matches import Matches
 from retinaflow.metric.per_class import class_groups
-from retinaflow.search.storage import set_system_attr
-from retinaflow.search.trial import best_trial
+from retinaflow.search.trial import best_trial, set_system_attr
 from retinaflow.statistics.intervals import disagreement_variance, normal_quantile
 from retinaflow.statistics.resampling import resampled_ap
 from retinaflow.statistics.significance import SeedSpread, p_values
@@ -50,9 +49,9 @@ FloatArray = NDArray[np.float64]
 class SeedScores:
     """The objective of each training of a trial.
 
-    ``values [S]``; ``resampled [S, R]`` on resamples of the images that are the same for all trials, NaN without ground
-    truth; ``num_images``: images with ground truth of a class of the objective; ``unseen``: variance of a difference
-    that is added for disagreement in images that were not seen.
+    ``values [S]``; ``resampled [S, R]`` on resamples of the images that are the same for all trials, NaN where these
+    have no ground truth; ``num_images``: images with ground truth of a class of the objective; ``unseen``: variance of
+    a difference that is added for disagreement in images that were not seen.
     """
 
     values: FloatArray

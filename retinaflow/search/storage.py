@@ -193,24 +193,6 @@ def as_optuna(storage: StudyStorage) -> BaseStorage:
     return cast(BaseStorage, storage)
 
 
-def set_system_attr(trial: optuna.Trial, name: str, value: Any) -> None:
-    """Store a value with a trial that people need not see; ``FrozenTrial.system_attrs`` has it."""
-    trial.storage.set_trial_system_attr(_ids(trial)[1], name, value)
-
-
-def set_note(trial: optuna.Trial, text: str) -> None:
-    """The note of a trial, Markdown, where optuna-dashboard looks for it: among the system attributes of the study."""
-    study, number = _ids(trial)
-    for name, value in (("note_str:0", text), ("note_ver", 1)):
-        trial.storage.set_study_system_attr(study, f"dashboard:{number}:{name}", value)
-
-
-def _ids(trial: optuna.Trial) -> tuple[int, int]:
-    """How the storage numbers the study and the trial."""
-    study = trial.storage.get_study_id_from_name(trial.study.study_name)
-    return study, trial.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
-
-
 def _database(url: str) -> RDBStorage:
     timeout = {"timeout": 60} if url.startswith("sqlite") else {}
     with warnings.catch_warnings():

@@ -13,6 +13,7 @@ import pandas as pd
 
 from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.training_data import TrainingData
+from retinaflow.errors import TrainingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.reports.training_history import log_evaluation
@@ -36,7 +37,10 @@ def train_once(
         # A killed trial starts from the beginning, so checkpoints within its epochs would only cost time.
         session = start_session(settings.model_copy(update={"save_minutes": 0.0}), own, None)
         log = partial(log_evaluation, run, own.evaluated, images=False) if with_history else ignore
-        best = session.train(run, Path(checkpoints), stop, after_evaluation=log)
+        try:
+            best = session.train(run, Path(checkpoints), stop, after_evaluation=log)
+        except TrainingError as error:
+            raise TrainingError(f"{error} The checkpoints of a trial are deleted.") from None
         return session.evaluate_best(best, stop).evaluation
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -23,7 +24,7 @@ from retinaflow.addresses import without_secrets
 from retinaflow.errors import Interrupted, StoreError
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns
-from retinaflow.search.storage import StudyStorage, set_note
+from retinaflow.search.storage import StudyStorage
 
 WORKER, HEARTBEAT, REASON, METRICS, RUN_ID, SECONDS, OVERHEAD, TRAININGS, RETRY_OF, DEATHS = (
     *("worker", "heartbeat", "reason", "metrics", "run_id", "seconds", "overhead_seconds", "trainings", "retry_of"),
@@ -83,6 +84,27 @@ def all_equal(study: optuna.Study) -> bool:
     """Whether several trials are complete and all have the same values."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return len(complete) > 1 and len({tuple(trial.values) for trial in complete}) == 1
+
+
+# What is stored with a trial beside user attributes
+
+
+def set_system_attr(trial: optuna.Trial, name: str, value: Any) -> None:
+    """Store a value with a trial that people need not see; ``FrozenTrial.system_attrs`` has it."""
+    trial.storage.set_trial_system_attr(_ids(trial)[1], name, value)
+
+
+def set_note(trial: optuna.Trial, text: str) -> None:
+    """The note of a trial, Markdown, where optuna-dashboard looks for it: among the system attributes of the study."""
+    study, number = _ids(trial)
+    for name, value in (("note_str:0", text), ("note_ver", 1)):
+        trial.storage.set_study_system_attr(study, f"dashboard:{number}:{name}", value)
+
+
+def _ids(trial: optuna.Trial) -> tuple[int, int]:
+    """How the storage numbers the study and the trial."""
+    study = trial.storage.get_study_id_from_name(trial.study.study_name)
+    return study, trial.storage.get_trial_id_from_study_id_trial_number(study, trial.number)
 
 
 # Lost trials

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from retinaflow.errors import SHOWN, Interrupted, WorkerError
-from retinaflow.interrupts import StopRequest
+from retinaflow.interrupts import StopRequest, without_ctrl_c
 from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.search.sampler_and_pruner import quiet
@@ -75,7 +75,8 @@ class _Processes:
             args=(self._config, self._stage, store.uri(), self._log(self._started), self._errors),
             name=f"search worker {self._started}",
         )
-        process.start()
+        with without_ctrl_c():
+            process.start()
         return process
 
     def _log(self, number: int) -> Path:

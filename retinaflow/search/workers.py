@@ -15,7 +15,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from retinaflow.errors import Interrupted, StoreError
+from retinaflow.errors import Interrupted, StoreError, TrainingError
 from retinaflow.progress import report
 from retinaflow.search.confirmation import ARM, SEED
 from retinaflow.search.stages import Stage
@@ -35,7 +35,8 @@ from retinaflow.search.trial import (
 
 POLL_SECONDS = 1.0
 FAILURES_IN_A_ROW = 3
-"""After so many failed trials in a row the cause lies outside of the trials, and the search ends."""
+"""After so many failed trials in a row the cause lies outside of the trials, and the search ends. A training that
+diverges does not count: the settings of its trial are the cause."""
 
 
 def work(search: Search, stage: Stage, update: Callable[[], None] = lambda: None) -> None:
@@ -56,6 +57,8 @@ def work(search: Search, stage: Stage, update: Callable[[], None] = lambda: None
             continue
         error = _run(search, stage, trial)
         update()
+        if isinstance(error, TrainingError):
+            continue
         failed = 0 if error is None else failed + 1
         if error is not None and failed == FAILURES_IN_A_ROW:
             report(f"{failed} trials failed in a row; the search ends with the error of the last")

@@ -12,6 +12,7 @@ from retinaflow.settings.training_settings import BatchSettings, ComputeSettings
 from retinaflow.settings.value_types import (
     STEERS,
     AtLeastOne,
+    Count,
     Names,
     NonNegative,
     OptionalPath,
@@ -41,11 +42,15 @@ class OverlapSettings(Settings):
     """nms: IoU above which the lower of two detections of a class is dropped."""
     max_detections: Annotated[AtLeastOne, STEERS] = 300
     """Maximum detections per image, over all classes."""
+    max_detections_per_class: Annotated[Count, STEERS] = 0
+    """Maximum detections per image and class; 0: only max_detections limits them."""
 
 
 class PostprocessSettings(OverlapSettings):
     """From the network's output to detections: :func:`retinaflow.detector.postprocess.detect`."""
 
+    candidates_per: Annotated[Literal["level", "class"], STEERS] = "level"
+    """The best 1,000 candidates before suppression are those of each pyramid level, or of each class of it."""
     score_threshold: Annotated[float, Field(ge=0, lt=1), STEERS] = 0.02
     """Detections below this score are dropped."""
     nms: Annotated[Suppression, BeforeValidator(_is_no_rule), STEERS, Searched()] = "nms"

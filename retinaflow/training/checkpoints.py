@@ -28,12 +28,14 @@ class Checkpoints:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
         self._trainer, self._data, self._config, self._buckets = trainer, data, config, buckets
         self._last_saved = float("-inf")
+        self._last_step = trainer.step if trainer.step > 0 and self.last.is_file() else None
 
     @property
     def is_due(self) -> bool:
-        """Whether ``save_minutes`` have passed since ``last.pt`` was written, as they have at the first step."""
+        """Whether ``save_minutes`` have passed since ``last.pt`` was written, as they have at the first step; False on
+        all ranks but the first."""
         seconds = self._config.save_minutes * 60
-        return seconds > 0 and time.monotonic() - self._last_saved >= seconds
+        return self._trainer.world.is_first and seconds > 0 and time.monotonic() - self._last_saved >= seconds
 
     def take_over(self, best: Path) -> None:
         """Begin with the best checkpoint of the training that is resumed."""
@@ -55,12 +57,24 @@ class Checkpoints:
         if not self._trainer.world.is_first:
             return
         self._last_saved = time.monotonic()
+        problem = self._trainer.not_finite()
+        if problem:
+            report(f"no checkpoint at step {self._trainer.step}: {problem}. {self.what_last_holds}")
+            return
         try:
             save_checkpoint(self.current(progress), self.last)
+            self._last_step = self._trainer.step
         except DataError as error:
             if must:
                 raise
             report(f"no checkpoint at step {self._trainer.step}, the training continues: {error}")
+
+    @property
+    def what_last_holds(self) -> str:
+        """A sentence about ``last.pt``, for the message of a training that fails."""
+        if self._last_step is None:
+            return "No checkpoint has been written."
+        return f"{self.last} holds the state after step {self._last_step}."
 
     def log(self, run: Run) -> None:
         """Log the files that are there."""

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 
 from retinaflow.detector.device import Precision
-from retinaflow.training.step import NotFiniteError
 
 RECENT_LOSSES = 50
 """Number of steps whose losses are remembered."""
@@ -24,10 +23,18 @@ class RecentLosses:
         """Add the loss of a step."""
         self._losses.append(loss)
 
-    def advice(self, error: NotFiniteError, precision: Precision) -> str:
-        """What the user can do about a step that was not taken."""
-        if has_grown([*self._losses, error.loss]):
+    def diverge(self, again: float | None) -> bool:
+        """Whether the latest are far above those before, or ``again``, the loss that the images of the latest step have
+        after it (None: unknown), is far above what it was."""
+        return has_grown(self._losses) or (again is not None and again > 2 * self._losses[-1])
+
+    def advice(self, loss: float, precision: Precision, *, sound: bool) -> str:
+        """What the user can do about a step of this loss that was not taken. ``sound``: whether the images of the step
+        before it have an ordinary loss with the same weights."""
+        if has_grown([*self._losses, loss]):
             return f"The loss has grown from {statistics.median(self._losses):.3g}: lower lr."
+        if not sound:
+            return "The images of the step before have no ordinary loss any more either: lower lr."
         other = "." if precision == "float32" else ", or try precision=float32."
         return f"The losses before were ordinary: look at these images and their boxes{other}"
 

@@ -24,6 +24,7 @@ import torch
 
 import retinaflow
 from retinaflow.errors import SettingError, WorkerError, first_line
+from retinaflow.interrupts import without_ctrl_c
 from retinaflow.training.distributed import ALONE, World, connected, joined_world
 
 RENDEZVOUS = "RETINAFLOW_RENDEZVOUS"
@@ -100,7 +101,7 @@ class _Rank:
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         }
         log = folder / f"rank{rank}.log"
-        with log.open("wb") as file:
+        with log.open("wb") as file, without_ctrl_c():
             process = subprocess.Popen(
                 [sys.executable, "-m", "retinaflow", "train"], env=environment, stdout=file, stderr=file
             )

@@ -9,6 +9,8 @@ The epoch's images come from ``plans(epoch)``: the loop knows nothing of samplin
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +35,7 @@ from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.divergence import RecentLosses
 from retinaflow.training.optimizer import make_optimizer
 from retinaflow.training.schedule import learning_rate
-from retinaflow.training.step import NotFiniteError, Stepper, StepValues
+from retinaflow.training.step import NotFiniteError, Stepper, StepValues, not_finite
 from retinaflow.training.synced_norm import sync_batch_norms
 from retinaflow.training.weight_average import WeightAverage
 
@@ -124,6 +126,8 @@ class Trainer:
         self.epoch = 0
         self.step = 0
         self.open = OpenEpoch()
+        self.is_sound = True
+        """False once the training has failed by its weights, which are then not saved."""
         self._losses = RecentLosses()
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
         sync_batch_norms(model, world)
@@ -220,6 +224,25 @@ class Trainer:
             if self.epoch == epoch:
                 self.finish_epoch()
 
+    def not_finite(self) -> str:
+        """A sentence that names the first weight or statistic that is not finite; empty if all are."""
+        return not_finite(self.model) or not_finite(self.evaluated_model)
+
+    def check(self) -> bool:
+        """Whether the present weights are worth saving: the losses have not grown far above those before.
+
+        Raises TrainingError when they, or the loss of the images of the latest step with them, are not finite. To be
+        called on all ranks at once; costs a forward pass.
+        """
+        problem = self.not_finite()
+        again = None if problem else self._stepper.latest_loss()
+        if again is not None and not math.isfinite(again):
+            problem = f"the loss must be finite, but got {again} for the images of the latest step"
+        if problem:
+            self.is_sound = False
+            raise TrainingError(f"{problem}, after step {self.step}. Lower lr.")
+        return not self._losses.diverge(again)
+
     def finish_epoch(self) -> None:
         """Close the epoch whose result was yielded: a state taken from now on resumes the next one."""
         self.epoch += 1
@@ -231,8 +254,11 @@ class Trainer:
             done = self._stepper.take(batches, lr)
         except NotFiniteError as error:
             ids = ", ".join(str(image_ids[image]) for image in error.images)
-            advice = self._losses.advice(error, self.precision)
-            raise TrainingError(f"{error} at step {self.step}, lr={lr:.3g}, images {ids}. {advice}") from None
+            # Either these images are to blame, or the weights that the step before has left.
+            with contextlib.suppress(TrainingError):
+                self.is_sound = self.check()
+            advice = self._losses.advice(error.loss, self.precision, sound=self.is_sound)
+            raise TrainingError(f"{error} at step {self.step + 1}, lr={lr:.3g}, images {ids}. {advice}") from None
         if self._average is not None:
             self._average.update(self.model)
         self.step += 1

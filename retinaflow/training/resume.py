@@ -27,7 +27,7 @@ another plan for an epoch that has begun. Where the data lies is free: that it i
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to resume from, the best one before it, and the run that they belong to, with its folder."""
+    """A checkpoint to resume from, the best one before it, the run that they belong to, and the folder of both."""
 
     checkpoint: Checkpoint
     best: Path | None
@@ -60,11 +60,10 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
             f"epoch; start a new training, from its weights if they fit (weights={path})"
         )
     best = path.with_name("best.pt")
-    run_id = run_id or str(progress["run_id"])
+    run_id = run_id or str(progress.get("run_id", ""))
     if not is_file_name(run_id):
         raise SettingError(f"resume={config.resume}: the checkpoint names the run {run_id!r}, which names no folder")
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return Resumed(checkpoint, best if best.is_file() else None, run_id, folder)
+    return Resumed(checkpoint, best if best.is_file() else None, run_id, path.parent)
 
 
 def _last_of(resume: str, config: TrainConfig) -> tuple[Path, str | None]:

@@ -14,11 +14,14 @@ from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
 from retinaflow.training.resume import Resumed
 
+CHECKPOINTS = "checkpoints"
+"""Folder in that of a run; its owner owns the run."""
+
 
 def refuse_second_training(config: TrainConfig, resumed: Resumed | None, *, folder_name: str) -> None:
     """Raise SettingError when another process trains where this training would; called before the data are read."""
     folders = [resumed.folder] if resumed else []
-    folders += [config.output / folder_name] if not config.track else []
+    folders += [config.output / folder_name / CHECKPOINTS] if not config.track else []
     for folder in filter(Path.is_dir, folders):
         with contextlib.suppress(PermissionError), owner_of(folder):
             pass
@@ -47,8 +50,8 @@ def training_run(
                 owned.enter_context(owner_of(resumed.folder))
         folder = config.output / (folder_name if not config.track else resume or "")
         if resume is not None or not config.track:
-            if resumed is None or folder.absolute() != resumed.folder.absolute():
-                owned.enter_context(owner_of(folder))
+            if resumed is None or (folder / CHECKPOINTS).absolute() != resumed.folder.absolute():
+                owned.enter_context(owner_of(folder / CHECKPOINTS))
             if resumed is None:
                 owned.enter_context(_emptied(folder))
         with tracking.start_run(
@@ -61,14 +64,14 @@ def training_run(
             resume=resume,
         ) as run:
             if resume is None and config.track:
-                owned.enter_context(owner_of(config.output / run.run_id))
+                owned.enter_context(owner_of(config.output / run.run_id / CHECKPOINTS))
             yield run
 
 
 @contextlib.contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
     """A folder for a new training: what an earlier one left is renamed, as results of two must not mix."""
-    if not (folder / "checkpoints").exists() and not (folder / "metrics.jsonl").exists():
+    if not any((folder / CHECKPOINTS).glob("*.pt")) and not (folder / "metrics.jsonl").exists():
         yield
         return
     number = 1
@@ -76,6 +79,6 @@ def _emptied(folder: Path) -> Iterator[None]:
         number += 1
     folder.replace(aside)
     report(f"{folder} holds an earlier training, which is now {aside}")
-    (aside / OWNER).unlink(missing_ok=True)
-    with owner_of(folder):
+    (aside / CHECKPOINTS / OWNER).unlink(missing_ok=True)
+    with owner_of(folder / CHECKPOINTS):
         yield

@@ -95,10 +95,11 @@ class Session:
             try:
                 self._train_epochs(run, checkpoints, progress, stop)
             except (Interrupted, TrainingError) as reason:
-                # Both come between two steps: the state is whole.
-                checkpoints.save_last(self._progress(run, progress))
+                # Both come between two steps: the state is whole. Weights that have diverged must not replace others.
+                if trainer.is_sound:
+                    checkpoints.save_last(self._progress(run, progress))
                 if isinstance(reason, TrainingError):
-                    raise TrainingError(f"{reason} The state before this step is in {checkpoints.last}.") from None
+                    raise TrainingError(f"{reason} {checkpoints.what_last_holds}") from None
                 raise
         return checkpoints.best if checkpoints.best.is_file() else checkpoints.last
 
@@ -107,7 +108,8 @@ class Session:
 
         def after_step(step: StepResult) -> None:
             progress.after_step(step)
-            if checkpoints.is_due:
+            # A diverging training is not saved over what was good.
+            if trainer.world.any(checkpoints.is_due) and trainer.check():
                 checkpoints.save_last(self._progress(run, progress))
             progress.stop_if_asked()
 
@@ -121,6 +123,7 @@ class Session:
             after_step=after_step,
             on_bad_image=self._on_bad_image,
         ):
+            trainer.check()
             validated = self._validate_epoch(run, epoch, checkpoints, stop)
             self._collect_skipped()
             trainer.finish_epoch()
@@ -229,8 +232,12 @@ def start_session(
     trainer = build_trainer(config, data, world, load=resumed is None)
     session = Session(config, data, trainer, buckets)
     if resumed is not None and resumed.progress is not None:
-        trainer.load(resumed.state, resumed.progress)
-        session.restore(resumed.progress)
+        try:
+            trainer.load(resumed.state, resumed.progress)
+            session.restore(resumed.progress)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise DataError(f"{resumed.origin}: a training of this version cannot resume from it: {what}") from None
         report(f"resumed after step {trainer.step}, in epoch {trainer.epoch + 1}")
     shapes = ", ".join(f"{height}x{width}" for height, width in buckets.shapes)
     where = f"{trainer.device.type} in {world.size} ranks" if world.size > 1 else trainer.device.type

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ import torch
 
 from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import WorkerError
-from retinaflow.interrupts import StopRequest
+from retinaflow.interrupts import StopRequest, without_ctrl_c
 from retinaflow.runs import store, tracking
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
@@ -89,7 +88,8 @@ class _Training(Generic[Result]):
         process = context.Process(
             target=_train, args=(sender, train, config, data, name, run_id, threads, store.uri()), name=name
         )
-        process.start()
+        with without_ctrl_c():
+            process.start()
         # The process has the only one now, so that its end is noticed.
         sender.close()
         return _Training(process, receiver, run_id, config.output)
@@ -128,8 +128,6 @@ def _train(
     store_uri: str,
 ) -> None:
     """Main function of a process."""
-    # Ctrl-C reaches all processes of a terminal; outside the training, which saves first, the parent ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     store.use(store_uri)
     if run_id is not None:

@@ -75,20 +75,20 @@ class Stepper:
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
+        self._latest: Sequence[Batch] = ()
 
     def take(self, batches: Sequence[Batch], lr: float) -> StepValues:
         """Update the weights by the gradients of the batches of all ranks. Raises NotFiniteError."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         # The forward pass moves the statistics of batch norms before its loss is known to be finite.
-        statistics = [buffer.clone() for buffer in self._statistics]
+        statistics = self._copied_statistics()
         self._optimizer.zero_grad(set_to_none=True)
         losses, images, class_gradients = self._backward(batches)
         norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         loss_class, loss_box, gradient_norm = *losses.tolist(), norm.item()
         if not all(map(math.isfinite, (loss_class, loss_box, gradient_norm))):
-            for buffer, old in zip(self._statistics, statistics, strict=True):
-                buffer.copy_(old)
+            self._restore(statistics)
             own = [image for batch in batches for image in batch.image_index.tolist()]
             loss = loss_class + loss_box
             what = "the loss" if not math.isfinite(loss) else f"the gradient{self._of_parameter()}"
@@ -101,7 +101,30 @@ class Stepper:
             nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
         self._optimizer.step()
         self.class_gradients += class_gradients
+        self._latest = batches
         return StepValues(loss_class, loss_box, gradient_norm, images)
+
+    def latest_loss(self) -> float | None:
+        """The loss that the images of the latest step have with the present weights, over all ranks; None before the
+        first step. Changes nothing; to be called on all ranks at once."""
+        if not self._latest:
+            return None
+        statistics = self._copied_statistics()
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        with torch.no_grad():
+            for batch in self._latest:
+                losses = self._losses(batch, 1.0)
+                sums += torch.stack([losses.total, losses.num_positives])
+        self._restore(statistics)
+        total = self._world.sum_(sums)
+        return float(total[0] / total[1].clamp(min=1))
+
+    def _copied_statistics(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self._statistics]
+
+    def _restore(self, statistics: Sequence[Tensor]) -> None:
+        for buffer, old in zip(self._statistics, statistics, strict=True):
+            buffer.copy_(old)
 
     def _of_parameter(self) -> str:
         """The first parameter whose gradient is not finite, and how many there are; empty when only the norm is."""
@@ -155,6 +178,17 @@ class Stepper:
             normaliser=normaliser,
             ratio=gradient_ratio(self.class_gradients),
         )
+
+
+def not_finite(model: RetinaNet) -> str:
+    """A sentence that names the first weight or statistic that is not finite; empty if all are."""
+    names = [
+        name
+        for name, value in model.state_dict().items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    more = f" and {len(names) - 1} other tensors" if len(names) > 1 else ""
+    return f"weights must be finite, but {names[0]}{more} hold other values" if names else ""
 
 
 def targets_of(batch: Batch) -> Targets:

@@ -59,7 +59,10 @@ def more(name: str, row: str) -> str:
 BAD_ROWS = {
     "class of a prediction": ("predictions", "x,/m/0z,0.5,0,1,0,1", "LabelName must be in the class list", "=/m/0z"),
     "class of a box": ("boxes", "x,/m/0z,0,1,0,1", "LabelName must be in the class list", "LabelName=/m/0z"),
-    "class of a label": ("labels", "x,/m/0z,1", "LabelName must be in the class list", "LabelName=/m/0z"),
+    "class of a label": ("labels", "x,,1", "LabelName must be in the class list", "LabelName="),
+    "state of a label": (
+        "labels", "x,/m/0a,2", "Confidence must be 1 (verified present) or 0 (verified absent)", "Confidence=2.0"
+    ),
     "text in a score": ("predictions", "x,/m/0a,high,0,1,0,1", "Score must be a number", "Score=high"),
     "text in a box": ("boxes", "x,/m/0a,0,wide,0,1", "XMax must be a number", "XMax=wide"),
     "NaN score": ("predictions", "x,/m/0a,nan,0,1,0,1", "Score must be a number", "Score=nan"),
@@ -130,7 +133,7 @@ BAD_FILES: dict[str, tuple[dict[str, str], str]] = {
     "empty class list": ({"classes": ""}, "classes.csv: the class list must name at least one class, but is empty"),
     "class twice": ({"classes": "/m/0a,A\n/m/0a,B\n"}, "class ids must be unique, but got twice: /m/0a"),
     "cycle": ({"hierarchy": json.dumps(CYCLE)}, "hierarchy.json: the class hierarchy must not contain a cycle"),
-    "no JSON": ({"hierarchy": "{"}, "hierarchy.json: "),
+    "no JSON": ({"hierarchy": "{"}, "hierarchy.json line 1: not a readable JSON file"),
 }  # fmt: skip
 
 

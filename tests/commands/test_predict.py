@@ -20,6 +20,8 @@ import pytest
 from retinaflow.commands import predict
 from retinaflow.commands.train import TrainResult
 from retinaflow.data.images import file_states
+from retinaflow.data.predictions import read_predictions
+from retinaflow.data.tables import RowErrors
 from retinaflow.data.training_data import load_training_data
 from retinaflow.errors import DataError, Interrupted, SettingError, WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
@@ -27,7 +29,6 @@ from retinaflow.inference.image_selection import wanted_images
 from retinaflow.inference.prediction_folder import PredictionFolder
 from retinaflow.inference.shard_processes import Work, predict_shards
 from retinaflow.interrupts import StopRequest
-from retinaflow.metric.evaluation import read_detections
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.taxonomy import Taxonomy
@@ -329,7 +330,8 @@ def test_a_submission_has_every_image_and_reads_back_as_the_predictions(
         np.testing.assert_allclose(np.array(words[place::6], dtype=float), ours[name], rtol=1e-6)
     # evaluate's reader takes both, empty strings too.
     index = load_training_data(workshop.settings()).evaluated
-    assert len(read_detections(submission, index)) == len(read_detections(path, index)) == len(ours)
+    both = [read_predictions(file, index, RowErrors("stop")) for file in (submission, path)]
+    assert [len(found) for found in both] == [len(ours)] * 2
 
 
 def test_parents_expand_gives_every_ancestor_of_a_detection_its_best_score(

@@ -7,14 +7,17 @@ import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 
-from retinaflow.commands import train
+from retinaflow.commands import predict, train
 from retinaflow.errors import WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.commands import PredictConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.loop import StepResult
 from retinaflow.training.progress import Progress
@@ -34,6 +37,27 @@ def test_training_ends_early_when_the_metric_no_longer_rises_and_stays_ended(wor
     again = train.run(resolve(TrainConfig, {"resume": str(last)}))
     assert load_checkpoint(again.checkpoint.with_name("last.pt")).epoch == 2
     assert again.evaluation.metrics == result.evaluation.metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["efficientnet_b0", "timm:tf_efficientnet_lite0"])
+def test_a_training_of_another_backbone_is_resumed_exactly_and_used(
+    backbone: str, workshop: Any, tmp_path: Path
+) -> None:
+    constant = {"schedule": "constant", "warmup": 0}
+    given = {"backbone": backbone, "track": "false", "max_detections_per_class": 5, **constant}
+    whole = train.run(workshop.settings(**given, output=str(tmp_path / "whole")))
+    train.run(workshop.settings(**given, epochs=1, output=str(tmp_path / "half")))
+    half = tmp_path / "half/train/checkpoints/last.pt"
+    again = train.run(resolve(TrainConfig, {"resume": str(half), "epochs": 2}))
+    first, second = (load_checkpoint(done.checkpoint.with_name("last.pt")).state for done in (whole, again))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    # The limit of the training is that of later commands.
+    given = {"from_run": str(whole.checkpoint), "data": str(workshop.data), "split": "validation", "track": "false"}
+    table = pd.read_csv(predict.run(resolve(PredictConfig, {**given, "output": str(tmp_path / "predictions.csv")})))
+    assert table.groupby(["ImageID", "LabelName"]).size().max() <= 5
 
 
 @pytest.mark.slow

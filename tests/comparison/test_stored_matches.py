@@ -13,6 +13,7 @@ from simulated_runs import run, world
 
 from retinaflow.comparison.ground_truth_digest import ground_truth_digest
 from retinaflow.comparison.stored_matches import load_matches, save_matches
+from retinaflow.errors import DataError
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Kind
 
@@ -76,6 +77,67 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         np.savez(path, header=np.frombuffer(b'{"format": 99}', dtype=np.uint8))
     with pytest.raises(ValueError, match=r"matches\.npz: .*evaluate (the run|it) again"):
         load_matches(path)
+
+
+def test_no_flipped_bit_is_taken_as_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "matches.npz"
+    save_matches(run(world(3, 8), 0.5, seed=0), path)
+    whole, expected = path.read_bytes(), load_matches(path)
+    read = 0
+    for offset in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1 << offset % 8
+        path.write_bytes(bytes(damaged))
+        try:
+            found = load_matches(path)
+        except DataError:
+            continue
+        # A byte that nobody reads, such as the time of an entry.
+        read += 1
+        assert found.ground_truth == expected.ground_truth
+        for name in ("score", "kind", "image_index", "gt_count", "image_ids"):
+            np.testing.assert_array_equal(getattr(found.matches, name), getattr(expected.matches, name))
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert read < len(whole) / 5 / 2
+
+
+def _columns_of(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+OTHERS = {"missing": None, "empty": np.zeros(0), "a number": np.array(7), "out of range": np.full((2, 4), 1 << 30)}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_column_of_another_kind_is_an_error_that_names_the_file(tmp_path: Path, other: str) -> None:
+    path = tmp_path / "matches.npz"
+    save_matches(run(world(3, 20), 0.5, seed=0), path)
+    columns = _columns_of(path)
+    for name in columns:
+        changed = {key: value for key, value in columns.items() if key != name}
+        if OTHERS[other] is not None:
+            changed[name] = OTHERS[other]
+        np.savez(path, **changed)
+        with pytest.raises(DataError, match=r"matches\.npz: .*evaluate (the run|it) again"):
+            load_matches(path)
+
+
+def test_a_header_of_another_structure_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "matches.npz"
+    save_matches(run(world(3, 20), 0.5, seed=0), path)
+    columns = _columns_of(path)
+    header = json.loads(columns["header"].tobytes())
+    for name in header:
+        for value in ("missing", None, [], 3, "x"):
+            changed = {**header, name: value} if value != "missing" else {k: v for k, v in header.items() if k != name}
+            text = json.dumps(changed).encode()
+            np.savez(path, **{**columns, "header": np.frombuffer(text, dtype=np.uint8)})
+            try:
+                found = load_matches(path)
+            except DataError:
+                continue
+            assert average_precision(found.matches).shape == (3,), (name, value)
 
 
 def _scene(**changes: object) -> Scene:

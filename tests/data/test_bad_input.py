@@ -187,6 +187,10 @@ def test_bad_input_stops_with_its_place_or_is_counted_and_listed(name: str, tiny
 ACCEPTED: dict[str, Change] = {
     "a byte order mark": lambda folder: prefixed(folder, b"\xef\xbb\xbf"),
     "CRLF": lambda folder: replaced(folder, b"\n", b"\r\n"),
+    "CR alone": lambda folder: replaced(folder, b"\n", b"\r"),
+    "UTF-16": lambda folder: recoded(folder, "utf-16"),
+    "UTF-16 with CR LF": lambda folder: (replaced(folder, b"\n", b"\r\n"), recoded(folder, "utf-16"))[1],
+    "UTF-32": lambda folder: recoded(folder, "utf-32"),
     "blank lines": lambda folder: replaced(folder, b"\n", b"\n\n"),
     "no last newline": edit(BOXES, lambda lines: lines),
     "quoted names": edit(CLASSES, lambda lines: [f'"{line.split(",")[0]}","{line.split(",")[1]}"' for line in lines]),
@@ -209,6 +213,11 @@ ACCEPTED: dict[str, Change] = {
 def prefixed(folder: Path, start: bytes) -> None:
     for name in (BOXES, LABELS, CLASSES, HIERARCHY):
         (folder / name).write_bytes(start + (folder / name).read_bytes())
+
+
+def recoded(folder: Path, encoding: str) -> None:
+    for name in (BOXES, LABELS, CLASSES, HIERARCHY):
+        (folder / name).write_bytes((folder / name).read_bytes().decode().encode(encoding))
 
 
 def replaced(folder: Path, old: bytes, new: bytes) -> None:

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retinaflow.data.id_columns import read_image_sizes
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.predictions import read_predictions, source_of
 from retinaflow.data.tables import RowErrors
+from retinaflow.errors import DataError
 from retinaflow.metric.evaluation import read_ground_truth
 
 CORNERS = "XMin,XMax,YMin,YMax"
@@ -111,3 +114,45 @@ def test_frames_and_dicts_are_checked_like_files_and_counted_from_one(index: Ann
         source_of({**columns, "Score": [0.5]}, "predictions")
     with pytest.raises(ValueError, match="predictions must be a path, a pandas frame or a dict"):
         source_of([], "predictions")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CR LF", "CR"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_predictions_sizes_and_lists_are_read_with_any_line_ends_and_encoding(
+    end: str, encoding: str, index: AnnotationIndex, tmp_path: Path
+) -> None:
+    texts = {
+        "found.csv": f"ImageID,LabelName,Score,{CORNERS}\ny,/m/0a,0.9,0.1,0.3,0.2,0.4\nx,/m/0b,0.5,0,1,0,1\n",
+        "submission.csv": f"{KAGGLE}y,/m/0a 0.9 0.1 0.2 0.3 0.4\nx,/m/0b 0.5 0 0 1 1",
+        "sizes.csv": "ImageID,Width,Height\nx,80,60\n\ny,30,40\n",
+        "ids.txt": "x\ny\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.replace("\n", end).encode(encoding))
+    for name in ("found.csv", "submission.csv"):
+        assert read_predictions(tmp_path / name, index, RowErrors()).image_index.tolist() == [1, 0]
+    ids, sizes = read_image_sizes(tmp_path / "sizes.csv", RowErrors())
+    assert (ids.tolist(), sizes.tolist()) == (["x", "y"], [[60, 80], [40, 30]])
+    assert read_image_ids(tmp_path / "ids.txt").tolist() == ["x", "y"]
+
+
+def test_an_id_of_a_million_letters_is_cut_in_messages_and_refused_in_lists(
+    index: AnnotationIndex, write: Write
+) -> None:
+    long = "x" * 10**6
+    path = write(f"ImageID,LabelName,Score,{CORNERS}\n{long},/m/0a,0.9,0.1,0.3,0.2,0.4\n")
+    with pytest.raises(DataError, match=r"no detection is of an evaluated image") as caught:
+        read_predictions(path, index, RowErrors(), explain=print)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(DataError, match="an image id must have at most 255 bytes, but got xxx") as caught:
+        read_image_ids(write(long, "ids.txt"))
+    assert len(str(caught.value)) < 1000
+
+
+def test_cp1252_is_an_error_of_the_row(index: AnnotationIndex, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(f"ImageID,LabelName,Score,{CORNERS}\nStraße,/m/0a,1,0,1,0,1\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"p\.csv line 2: a row must be text in UTF-8, but got Stra.e,/m/0a"):
+        read_predictions(tmp_path / "p.csv", index, RowErrors())
+    (tmp_path / "p.csv").write_bytes("ImageID\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"p\.csv line 1: the file must be text in UTF-8, but holds zero bytes"):
+        read_predictions(tmp_path / "p.csv", index, RowErrors())

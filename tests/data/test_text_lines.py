@@ -8,16 +8,22 @@ from pathlib import Path
 import pytest
 
 from retinaflow.data.class_groups import keys_of_file
+from retinaflow.data.formats.folders import ReadableFolders
 from retinaflow.data.formats.yolo_files import SplitFiles
 from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError
 
+
+def yolo_files(folder: Path) -> SplitFiles:
+    return SplitFiles(folder, ReadableFolders(folder))
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "lines": read_lines,
     "class group": lambda path: keys_of_file(str(path)),
     "image ids": read_image_ids,
-    "list of YOLO images": lambda path: SplitFiles().add_list("train", path, path.parent),
+    "list of YOLO images": lambda path: yolo_files(path.parent).add_list("train", path, path.parent),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,32 @@ def test_the_network_computes_in_the_precision_and_keeps_its_weights_in_float32(
     with autocast(CPU, precision):  # type: ignore[arg-type]
         assert layer(torch.ones(1, 3)).dtype == dtype
     assert layer.weight.dtype == torch.float32
+
+
+OPEN_FILES = """
+import resource, sys
+import torch
+from retinaflow.detector.device import FILES_PER_WORKER, loader_workers, open_files_left
+soft, hard = (int(word) for word in sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+left = open_files_left()
+print(left, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+most = left // FILES_PER_WORKER
+print(loader_workers(most, torch.device("cpu")) == most)
+loader_workers(most + 1, torch.device("cpu"))
+"""
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(100, 400), (90, 90)], ids=["a limit to raise", "a low limit"])
+def test_workers_that_the_limit_of_open_files_does_not_allow_are_refused(soft: int, hard: int) -> None:
+    """Above it torch's loader ends with a traceback, or hangs."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_FILES, str(soft), str(hard)], capture_output=True, text=True, check=False
+    )
+    left, now, fits = done.stdout.split()
+    assert int(now) == hard
+    assert 0 <= int(left) <= hard - device.FILES_OF_A_COMMAND
+    assert fits == "True"
+    possible = int(left) // device.FILES_PER_WORKER
+    assert f"workers={possible + 1} needs {(possible + 1) * device.FILES_PER_WORKER} open files" in done.stderr
+    assert f"give at most workers={possible}" in done.stderr

@@ -36,6 +36,31 @@ def session(model: RetinaNet) -> Any:
     return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"candidates_per": "class"},
+        {"max_detections_per_class": 3},
+        {"candidates_per": "class", "max_detections_per_class": 7},
+    ],
+    ids=str,
+)
+def test_limits_by_class_are_those_of_the_detector(given: dict[str, Any], model: RetinaNet) -> None:
+    config = CONFIG.model_copy(update=given)
+    graph = onnx_detector(model, config, notes={})
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (2, 75, 101, 3), dtype=np.uint8)
+    boxes, scores, labels = session.run(None, {"images": images})
+    with torch.no_grad():
+        expected = detect(model(torch.from_numpy(images).permute(0, 3, 1, 2)), model.anchors((75, 101)), config=config)
+    for image in range(2):
+        found, own = scores[image] > 0, expected.owner == image
+        assert found.sum() == own.sum() > 10
+        np.testing.assert_allclose(scores[image][found], expected.score[own], atol=1e-3)
+        np.testing.assert_allclose(boxes[image][found], expected.boxes[own], atol=1e-3)
+        assert labels[image][found].tolist() == expected.label[own].tolist()
+
+
 # Two images at once; sides that are no multiple of the strides; one level larger than top_k and one smaller.
 @pytest.mark.parametrize("shape", [(1, 96, 64), (2, 64, 160), (1, 75, 101)], ids=str)
 def test_detections_are_those_of_the_detector(model: RetinaNet, session: Any, shape: tuple[int, int, int]) -> None:

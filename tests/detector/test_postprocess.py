@@ -110,9 +110,9 @@ def test_rows_come_by_image_and_best_score_first(generator: torch.Generator) -> 
 @pytest.mark.parametrize("nms", ["nms", "soft-nms"])
 @pytest.mark.parametrize("scope", ["level", "class"])
 def test_outputs_without_a_score_above_the_threshold_give_no_detection(nms: Any, scope: Any) -> None:
-    config, ancestors = PostprocessSettings(nms=nms), torch.zeros(3, 3, dtype=torch.bool)
+    config, ancestors = PostprocessSettings(nms=nms, candidates_per=scope), torch.zeros(3, 3, dtype=torch.bool)
     for batch in (0, 2):
-        found = detect(output_of([], batch=batch), GRID, config=config, ancestors=ancestors, top_k_scope=scope)
+        found = detect(output_of([], batch=batch), GRID, config=config, ancestors=ancestors)
         assert (len(found), tuple(found.boxes.shape)) == (0, (0, 4))
 
 
@@ -128,11 +128,11 @@ def test_the_threshold_is_decided_by_the_score_and_not_by_the_rounded_logit(
     )
 
 
-def test_top_k_per_class_keeps_rare_classes_that_top_k_per_level_loses() -> None:
+def test_candidates_per_class_keep_rare_classes_that_those_per_level_lose() -> None:
     frequent = [(0, 0, 0.9 - 0.01 * n, [10.0 * n, 0.0, 10.0 * n + 9, 9.0]) for n in range(10)]
     output = output_of([*frequent, (0, 1, 0.1, [0.0, 50.0, 20.0, 70.0])])
     per_level = detect(output, GRID, config=PostprocessSettings(), top_k=5)
-    per_class = detect(output, GRID, config=PostprocessSettings(), top_k=5, top_k_scope="class")
+    per_class = detect(output, GRID, config=PostprocessSettings(candidates_per="class"), top_k=5)
     assert per_level.label.tolist() == [0] * 5
     assert per_class.label.tolist() == [0] * 5 + [1]
 
@@ -140,11 +140,45 @@ def test_top_k_per_class_keeps_rare_classes_that_top_k_per_level_loses() -> None
 def test_with_room_for_all_candidates_both_scopes_agree(generator: torch.Generator) -> None:
     output = random_output(generator, 2, 3)
     level, by_class = (
-        detect(output, GRID, config=PostprocessSettings(), top_k=10**6, top_k_scope=scope)
+        detect(output, GRID, config=PostprocessSettings(candidates_per=scope), top_k=10**6)
         for scope in ("level", "class")
     )
     assert torch.equal(level.score, by_class.score)
     assert torch.equal(level.boxes, by_class.boxes)
+
+
+@pytest.mark.parametrize("nms", ["nms", "soft-nms"])
+def test_a_limit_per_class_keeps_the_best_of_each_class(nms: Any, generator: torch.Generator) -> None:
+    output = random_output(generator, 2, 5)
+    free = detect(output, GRID, config=PostprocessSettings(nms=nms, max_detections=10**4))
+    limited = detect(output, GRID, config=PostprocessSettings(nms=nms, max_detections=12, max_detections_per_class=4))
+    for image in range(2):
+        best = []
+        for label in range(5):
+            scores = free.score[(free.owner == image) & (free.label == label)]
+            assert len(scores) > 4
+            best += scores[:4].tolist()
+        assert limited.score[limited.owner == image].tolist() == sorted(best, reverse=True)[:12]
+
+
+def test_of_500_classes_the_tail_has_room_when_the_head_is_limited() -> None:
+    """A scene of 40 head classes with ten sure boxes each, and 20 rare classes with a score of 0.1."""
+    scores = torch.full((1, len(GRID.boxes), 500), 1e-4)
+    anchors = torch.randperm(len(GRID.boxes), generator=torch.Generator().manual_seed(0))
+    for label in range(40):
+        scores[0, anchors[10 * label : 10 * label + 10], label] = 0.6
+    rare = range(480, 500)
+    for label in rare:
+        scores[0, anchors[-label], label] = 0.1
+    output = RawOutput(scores.logit(), torch.zeros(1, len(GRID.boxes), 4))
+
+    def found(**given: Any) -> int:
+        labels = detect(output, GRID, config=PostprocessSettings(nms_iou=1.0, **given)).label.tolist()
+        assert len(labels) <= 300
+        return len(set(labels) & set(rare))
+
+    assert found() == 0
+    assert found(max_detections_per_class=7) == 20
 
 
 def test_duplicates_are_dropped_within_a_class_and_an_image_only() -> None:

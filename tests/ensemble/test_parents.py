@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from retinaflow.detections import Detections
 from retinaflow.ensemble.parents import best_of_each_image, expand_to_parents
@@ -52,3 +53,17 @@ def test_the_best_of_each_image_over_all_classes_are_kept() -> None:
         _found((1, TREE, 0.2, HERE), (0, TREE, 0.5, HERE), (0, CAR, 0.5, THERE), (0, BUS, 0.9, HERE)), 2
     )
     assert list(zip(found.image_index, found.class_index, strict=True)) == [(0, BUS), (0, CAR), (1, TREE)]
+
+
+def test_a_limit_per_class_leaves_room_for_the_others() -> None:
+    rows = [
+        (0, TREE, 0.9, HERE),
+        (0, TREE, 0.8, HERE),
+        (1, TREE, 0.3, HERE),
+        (0, CAR, 0.1, THERE),
+        (0, TREE, 0.7, HERE),
+    ]
+    found = best_of_each_image(_found(*rows), 3, of_class=2)
+    assert list(zip(found.image_index, found.class_index, strict=True)) == [(0, TREE), (0, TREE), (0, CAR), (1, TREE)]
+    assert found.score.tolist() == pytest.approx([0.9, 0.8, 0.1, 0.3])
+    assert len(best_of_each_image(Detections.empty(), 3, of_class=2)) == 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 
 from retinaflow.detector.network import RetinaNet
 from retinaflow.errors import DataError
-from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, on_device, save_checkpoint
+from retinaflow.inference.checkpoint import Checkpoint, checkpoint_of, load_checkpoint, on_device, save_checkpoint
 
 
 @pytest.fixture
@@ -162,7 +164,6 @@ def test_a_damaged_file_is_refused_by_name(checkpoint: Checkpoint, tmp_path: Pat
     [
         pytest.param({"weight": torch.ones(1)}, id="weights alone"),
         pytest.param([1, 2], id="a list"),
-        pytest.param({"format": 99}, id="a later format"),
         pytest.param({"format": 1}, id="somebody else's format 1"),
     ],
 )
@@ -170,6 +171,117 @@ def test_a_file_of_another_kind_is_refused(document: Any, tmp_path: Path) -> Non
     torch.save(document, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt: not a retinaflow checkpoint of format 1"):
         load_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_later_format_is_named_with_the_one_that_is_needed(tmp_path: Path) -> None:
+    torch.save({"format": 99, "network": {}}, tmp_path / "later.pt")
+    with pytest.raises(DataError, match=r"later\.pt: .* format 1 is needed, but this one has format 99; was it"):
+        load_checkpoint(tmp_path / "later.pt")
+
+
+def _document(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """What a file of the checkpoint holds, with one tensor alone."""
+    small = replace(checkpoint, state={"head.weight": torch.ones(3)}, progress={"open": {}, "run_id": "a"})
+    save_checkpoint(small, folder / "small.pt")
+    document: dict[str, Any] = torch.load(folder / "small.pt", weights_only=True)
+    assert checkpoint_of(document, folder / "small.pt").digest == small.digest
+    return document
+
+
+_OTHERS = {
+    "nothing": None,
+    "a list": [1],
+    "a text": "x",
+    "a number": -1,
+    "a mapping": {"x": 1},
+    "a tensor": torch.ones(2),
+}
+
+
+def _changed(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The document with each entry, and each entry one level below, removed or of another kind."""
+    for path in [(name,) for name in document] + [(name, below) for name in _NESTED for below in document[name]]:
+        for what, value in {"missing": None, **_OTHERS}.items():
+            changed = copy.deepcopy(document)
+            *above, last = path
+            inside = changed[above[0]] if above else changed
+            if what == "missing":
+                del inside[last]
+            else:
+                inside[last] = value
+            yield f"{'.'.join(path)} {what}", changed
+
+
+_NESTED = ("network", "taxonomy", "bins")
+
+
+def test_another_structure_is_refused_with_the_name_of_the_file_and_never_a_bug(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    path, refused, read = tmp_path / "other.pt", [], []
+    for name, document in _changed(_document(checkpoint, tmp_path)):
+        try:
+            # What is read is used: nothing is of a kind that fails later.
+            assert len(checkpoint_of(document, path).digest) == 64
+            read.append(name)
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 150
+    assert all("other.pt: " in message and len(message) < 400 for message in refused)
+    # What every version may have, or does not look at.
+    free = ("settings a mapping", "settings.", "progress", "parents a text", "data_digest a text", "network.", "bins.")
+    free += ("taxonomy.nodes a text", "taxonomy.nodes a mapping")
+    assert [name for name in read if not name.startswith(free)] == []
+
+
+BAD_WEIGHTS = {
+    "not a number": (torch.tensor([1.0, float("nan")]), "head.weight has values that are not finite; did its training"),
+    "infinity": (torch.tensor([float("inf")], dtype=torch.float16), "head.weight has values that are not finite"),
+    "more values than the file has": (torch.ones(1).expand(1_000_000), "a tensor must hold each of its values"),
+    "sparse": (torch.ones(3).to_sparse(), "a tensor must hold its values"),
+    "no tensor": ([1.0], "the weights must be tensors by name"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_WEIGHTS)
+def test_weights_that_detect_nothing_are_refused_when_they_are_read(
+    checkpoint: Checkpoint, tmp_path: Path, fault: str
+) -> None:
+    value, message = BAD_WEIGHTS[fault]
+    document = _document(checkpoint, tmp_path)
+    document["state"]["head.weight"] = value
+    with pytest.raises(DataError, match=message):
+        checkpoint_of(document, tmp_path / "a.pt")
+
+
+def test_weights_of_another_network_are_refused_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    wider = replace(checkpoint, network=checkpoint.network.model_copy(update={"fpn_channels": 128}))
+    save_checkpoint(replace(wider, progress=None), tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt: the weights are those of another network: .*size mismatch"):
+        load_checkpoint(tmp_path / "a.pt").build(torch.device("cpu"))
+
+
+def test_a_file_that_expands_is_refused_before_it_does(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    document = _document(checkpoint, tmp_path)
+    many: list[Any] = ["x"]
+    for _ in range(30):
+        many = [many, many]
+    document["settings"]["data"] = many
+    with pytest.raises(DataError, match="must have at most 3,000,000 values") as caught:
+        checkpoint_of(document, tmp_path / "a.pt")
+    assert len(str(caught.value)) < 300
+    document["settings"]["data"] = "x" * 2_000_000
+    with pytest.raises(DataError, match="a text must have at most"):
+        checkpoint_of(document, tmp_path / "a.pt")
+    torch.save({"format": 1, "network": {}, "state": {"a": torch.zeros(1_000_000)}}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(DataError, match=r"its entries may have [0-9,]+ bytes in all, but have 4,"):
+        load_checkpoint(tmp_path / "bomb.pt")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

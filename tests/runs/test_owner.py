@@ -70,7 +70,7 @@ def test_a_resumed_run_that_is_in_progress_stays_as_it_is(trained: Any, workshop
     before = mlflow.get_run(trained.run_id)
     resumed = find_resumed(workshop.settings(resume=trained.run_id))
     assert resumed is not None
-    assert resumed.folder == Path("outputs") / trained.run_id
+    assert resumed.folder == Path("outputs") / trained.run_id / "checkpoints"
     with _hold(resumed.folder) as process:
         for given in ({"resume": trained.run_id}, {"resume": str(trained.checkpoint.with_name("last.pt"))}):
             config = workshop.settings(epochs=3, **given)
@@ -115,5 +115,8 @@ def test_two_trainings_in_one_folder_do_not_mix(
         folder.name: sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
         for folder in tmp_path.iterdir()
     }
-    assert found == {"train": ["metrics.jsonl", "only-of-2.0.txt"], "train-1": ["metrics.jsonl", "only-of-1.0.txt"]}
+    assert found == {
+        "train": ["checkpoints", "metrics.jsonl", "only-of-2.0.txt"],
+        "train-1": ["checkpoints", "metrics.jsonl", "only-of-1.0.txt"],
+    }
     assert "holds an earlier training, which is now" in capsys.readouterr().out

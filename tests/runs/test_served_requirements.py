@@ -26,6 +26,7 @@ def test_the_requirements_are_what_the_served_code_imports_and_no_more() -> None
     assert names == sorted(names)
     # One distribution for a module that three have files of, and the distribution's name where it is another one.
     assert {"mlflow", "opencv-python-headless", "pillow"} <= set(names)
+    assert [line.partition("==")[0] for line in serving_requirements(["timm"])] == sorted([*names, "timm"])
     assert not {"mlflow-skinny", "mlflow-tracing", "cv2", "PIL"} & set(names)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import io
 import json
 import os
 import random
@@ -26,6 +28,7 @@ import psutil
 import pytest
 import uvicorn
 from mlflow.pyfunc import scoring_server
+from PIL import Image
 from starlette.requests import Request
 
 import retinaflow
@@ -79,6 +82,9 @@ def test_the_logged_model_gives_the_boxes_of_evaluate_for_texts_and_for_paths(
     assert len(fewer) == (texts["score"] > best * 0.9).sum() < len(texts)
     with pytest.raises(ValueError, match="row 0: image must be the path of a file, but"):
         model.predict(pd.DataFrame({"image": ["nowhere.jpg"]}))
+    for endless in ("/dev/zero", str(workshop.folder)):
+        with pytest.raises(ValueError, match="row 0: image must be the path of a file, but"):
+            model.predict(pd.DataFrame({"image": [endless]}))
 
 
 def test_the_logged_model_has_no_pickle_and_says_what_it_takes(trained: TrainResult, workshop: Any) -> None:
@@ -86,6 +92,7 @@ def test_the_logged_model_has_no_pickle_and_says_what_it_takes(trained: TrainRes
     folder = Path(mlflow.artifacts.download_artifacts(MODEL, dst_path=str(workshop.folder / "model")))
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]
     info = mlflow.models.get_model_info(MODEL)
+    assert mlflow.get_logged_model(info.model_id).experiment_id == mlflow.get_run(info.run_id).info.experiment_id
     assert info.signature.inputs.input_names() == ["image"]
     assert [param.name for param in info.signature.params.params] == ["score_threshold"]
     example = json.loads((folder / "serving_input_example.json").read_text())
@@ -118,10 +125,10 @@ class Client:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def post(self, body: bytes, kind: str = "application/json") -> tuple[int, str]:
+    def post(self, body: bytes, kind: str = "application/json", encoding: str = "identity") -> tuple[int, str]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request("POST", "/invocations", body, {"Content-Type": kind})
+            connection.request("POST", "/invocations", body, {"Content-Type": kind, "Content-Encoding": encoding})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         finally:
@@ -186,10 +193,19 @@ def _refused_images(photo: Path) -> dict[str, tuple[list[Any], str]]:
         "pixels that are not there": ([_png_of(100, 100)], "row 0: "),
         "too many bytes": (["A" * 100_000], "an image file may have 50,000 bytes, but has 75,000"),
         "too many images": ([_encoded(photo)] * 4, "a request may have 3 images (max_images), but has 4"),
+        "too many values": ([{f"c{n}": 1 for n in range(1500)}], "a request may have 1,300 values"),
+        "too many scans": ([base64.b64encode(_of_scans(200)).decode()], "a JPEG may have 100 scans, but has more"),
         "too large a request": (["A" * 400_000], "a request may have 300,000 bytes (max_request_bytes)"),
         "a file of the server": ([str(photo)], "row 0: image must be a base64-encoded image file"),
         "a system file": (["/etc/hostname"], "row 0: "),
     }
+
+
+def _of_scans(more: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * more + data[-2:]
 
 
 GARBAGE = (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a": 1}', b'{"dataframe_split": {}}', b'{"dataframe_records": 3}')
@@ -206,6 +222,11 @@ def test_what_is_no_request_is_answered_with_400_and_the_server_lives_on(client:
     for params in ({"score_threshold": 2}, {"score_threshold": "high"}):
         assert client.ask(_encoded(photo), **params)[0] == 400
     assert client.post(b"<xml/>", "text/xml")[0] == 415
+    table = pd.DataFrame({"image": [_encoded(photo)]})
+    assert client.post(table.to_parquet(), "application/vnd.apache.parquet")[0] == 400
+    assert client.post(table.to_csv(index=False).encode(), "text/csv")[0] == 200
+    assert client.post(gzip.compress(b"{}"), encoding="gzip")[0] == 400
+    assert client.post(b"{}", kind="")[0] == 400
     assert client.ask(_encoded(photo))[0] == 200
 
 

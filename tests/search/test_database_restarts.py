@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from optuna.trial import TrialState
 from postgres_server import PASSWORD, Server, running_server
 from search_bench import finish, start_worker, wait_for
 
+from retinaflow.interrupts import StopRequest
+from retinaflow.search.storage import as_optuna, open_storage, storage_url
 from retinaflow.search.study import open_search
 from retinaflow.search.trial import RETRY_OF, counts
 from retinaflow.settings.commands import SearchConfig
@@ -83,8 +86,9 @@ class Restarts:
 
 def check(server: Server, folder: Path, *, requested: int) -> None:
     """Exactly the requested trials are complete, each with parameters of its own, and each lost one was queued once."""
-    url = server.url.replace("postgresql", "postgresql+psycopg")
-    trials = optuna.load_study(study_name=folder.name, storage=url).trials
+    url = storage_url(server.url, beside="", output=folder)
+    with closing(open_storage(url, stop=StopRequest())) as storage:
+        trials = optuna.load_study(study_name=folder.name, storage=as_optuna(storage)).trials
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert len(complete) == sum(map(counts, trials)) == requested
     assert len({tuple(trial.params.items()) for trial in complete}) == requested, "a trial was run twice"

@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from retinaflow.commands import search
+from retinaflow.errors import Interrupted
 from retinaflow.runs.store import fetch_file
 from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, conclusion
 from retinaflow.search.objective import ObjectiveMetrics, TrialReports
@@ -384,6 +385,27 @@ def test_a_search_that_found_nothing_says_so(
     assert expected in capsys.readouterr().out
 
 
+def test_trainings_that_diverge_are_reported_and_the_search_continues(
+    workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More of them in a row than failures of which the search ends."""
+    config = _settings(
+        workshop, study="diverges", trials=5, anchor_scale=4, focal_gamma="2", lr="0.001,1e30", warmup=0, clip="1e30",
+        confirm_seeds=0, track=False, output=workshop.folder / "diverges",
+    )  # fmt: skip
+    with open_search(config) as opened:
+        for lr in (1e30, 1e30, 1e30, 1e30, 0.001):
+            opened.study.enqueue_trial({**opened.space.defaults(), "lr": lr})
+    search.run(config)
+    shown = capsys.readouterr().out
+    assert shown.count(" fail: TrainingError: the loss must be finite, but got") == 4
+    assert "lower lr" in shown
+    assert "in a row" not in shown
+    with open_search(config) as opened:
+        states = [trial.state for trial in opened.study.trials[:5]]
+    assert states == [TrialState.FAIL] * 4 + [TrialState.COMPLETE]
+
+
 @pytest.mark.parametrize("name", ["tpe", "random", "gp", "cmaes", "nsgaii"])
 def test_every_sampler_asks_for_values_that_follow_from_seed_and_trial(name: str) -> None:
     def drawn(trial: int) -> float:
@@ -391,3 +413,21 @@ def test_every_sampler_asks_for_values_that_follow_from_seed_and_trial(name: str
         return study.ask().suggest_float("focal_gamma", 0.5, 4)
 
     assert drawn(3) == drawn(3) != drawn(4)
+
+
+def test_a_search_that_is_stopped_before_its_first_trial_ends_in_order(workshop: Any, tmp_path: Path) -> None:
+    config = _settings(workshop, track=False, output=str(tmp_path), study="stopped", storage=str(tmp_path / "o.db"))
+
+    def stop_when_it_begins() -> None:
+        while not (tmp_path / "stopped" / "space.json").is_file():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop_when_it_begins)
+    thread.start()
+    with pytest.raises(Interrupted, match="SIGINT"):
+        search.run(config)
+    thread.join()
+    study = optuna.load_study(study_name="stopped", storage=f"sqlite:///{tmp_path}/o.db")
+    assert not [trial for trial in study.get_trials() if trial.state == TrialState.RUNNING]

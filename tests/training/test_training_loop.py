@@ -17,7 +17,7 @@ from retinaflow.errors import SettingError, TrainingError
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinaflow.settings.training_settings import OptimizationSettings
 from retinaflow.training.distributed import World
-from retinaflow.training.divergence import has_grown
+from retinaflow.training.divergence import RecentLosses, has_grown
 from retinaflow.training.loop import StepResult, Trainer
 from retinaflow.training.schedule import learning_rate
 
@@ -313,6 +313,66 @@ def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: 
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value.nan_to_num(), weights[name].nan_to_num()), name
     assert (trainer.step, trainer.state()["open"]["batches"]) == (0, 0)
+
+
+def test_images_that_are_to_blame_leave_sound_weights_and_those_of_a_ruined_network_are_not(lab: Any) -> None:
+    """The step before is computed again with the present weights."""
+    for ruined in (False, True):
+        trainer = lab.trainer(epochs=1)
+        weights: dict[str, Tensor] = {}
+
+        def after(step: StepResult, trainer: Trainer = trainer, weights: Any = weights, ruin: bool = ruined) -> None:
+            if step.step == 2:
+                parameter = trainer.model.backbone.fpn.layer_blocks[0][0].weight
+                parameter.register_hook(lambda gradient: gradient * float("nan"))
+                if ruin:
+                    with torch.no_grad():
+                        # Finite, and so large that the next loss is not.
+                        parameter.fill_(1e30)
+                weights |= _copy(trainer.model.state_dict())
+
+        with pytest.raises(TrainingError, match=r"must be finite, but got .* at step 3, lr="):
+            list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=after))
+        assert trainer.is_sound is not ruined
+        assert trainer.step == 2
+        _assert_same_bits(weights, trainer.model.state_dict())
+
+
+def test_checking_the_weights_changes_nothing_of_a_training(lab: Any) -> None:
+    recipe = {"ema": 0.9, "equalized_scale": 8.0}
+    checked, plain = lab.trainer(epochs=1, **recipe), lab.trainer(epochs=1, **recipe)
+    list(checked.fit(lab.dataset, lab.buckets, lab.plans, after_step=lambda step: checked.check()))
+    _train(lab, plain)
+    _assert_same_bits(checked.model.state_dict(), plain.model.state_dict())
+    _assert_same_bits(checked.evaluated_model.state_dict(), plain.evaluated_model.state_dict())
+    assert torch.equal(checked.state()["class_gradients"], plain.state()["class_gradients"])
+
+
+@pytest.mark.parametrize("where", ["backbone.body.bn1.running_var", "head.regression_head.bbox_reg.bias"])
+def test_a_weight_or_statistic_that_is_not_finite_is_named(where: str, lab: Any) -> None:
+    trainer = lab.trainer(epochs=1)
+    trainer.model.state_dict()[where][0] = float("inf")
+    with pytest.raises(TrainingError, match=f"weights must be finite, but {where} hold other values, after step 0"):
+        trainer.check()
+    assert not trainer.is_sound
+
+
+@pytest.mark.parametrize(
+    ("losses", "again", "diverges"),
+    [
+        pytest.param([1.0], 1.1, False, id="the first step"),
+        pytest.param([1.0], 30.0, True, id="the first step was too large"),
+        pytest.param([1.0, 1.0, 50.0], 49.0, True, id="larger at once"),
+        pytest.param([9.0, 3.0, 1.0, 1.9], 1.8, False, id="ordinary"),
+        pytest.param([9.0, 3.0, 1.0, 1.9], 4.0, True, id="worse than before the last step"),
+        pytest.param([1.0], None, False, id="unknown"),
+    ],
+)
+def test_losses_diverge(losses: list[float], again: float | None, diverges: bool) -> None:
+    recent = RecentLosses()
+    for loss in losses:
+        recent.add(loss)
+    assert recent.diverge(again) is diverges
 
 
 def test_a_gradient_that_is_not_finite_names_its_parameter_and_does_not_blame_the_learning_rate(lab: Any) -> None:

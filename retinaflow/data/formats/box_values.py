@@ -57,4 +57,4 @@ def number_of(value: Any) -> float:
     except ValueError:
         return math.nan
     except OverflowError:
-        return math.copysign(math.inf, value) if isinstance(value, int | float) else math.nan
+        return math.inf if isinstance(value, int) and value > 0 else -math.inf

@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from retinaflow.data.formats.as_written import as_read, has_area, is_first
+from retinaflow.data.formats.as_written import as_read, has_area, hashed, is_first
 from retinaflow.data.formats.detection_set import CORNERS, FLAGS, DetectionSet
 from retinaflow.data.formats.ids import image_ids
 from retinaflow.data.formats.orientation import SWAPPED, Header, read_header, to_stored
@@ -36,6 +37,8 @@ _SAME_SHAPE = 0.01
 """Greatest relative difference of the two scales at which a size counts as that of the scaled image."""
 _FAR, _FEW = 0.02, 5
 """Fraction of the image by which most boxes reach out where their unit is another; fewer boxes prove nothing."""
+_BLOCK = 1 << 17
+"""Boxes that are checked at a time."""
 _ROUNDING = 1e-6
 """Fraction of the image by which a box may reach out of it unreported: the last digit of files with six digits."""
 
@@ -92,7 +95,7 @@ def check(
     whole = DetectionSet(source.classes.taxonomy(), images, boxes, labels, exhaustive, incomplete)
     _report_shared_files(source.images, report)
     report_alike(whole.taxonomy.names, report)
-    return whole.take(usable)
+    return whole if usable.all() else whole.take(usable)
 
 
 def _with_count(text: str, boxes: int) -> str:
@@ -205,26 +208,74 @@ def _boxes(
     source: SourceSet, frames: Sequence[_Frame | None], errors: RowErrors, target: Layout, report: Callable[[str], None]
 ) -> pd.DataFrame:
     """The boxes that break no rule, also as ``target`` writes them, in [0, 1] of the stored image."""
-    boxes = source.boxes
-    usable = np.array([frame is not None for frame in frames], dtype=bool)
-    rows = np.flatnonzero(usable[boxes.image])
-    image, corners = boxes.image[rows], boxes.corners[rows]
-    sizes = np.array([frame.size if frame else (1, 1) for frame in frames], dtype=np.float64).reshape(-1, 2)[:, ::-1]
-    fractions = corners / np.concatenate([sizes, sizes], axis=1)[image] if source.unit == "pixel" else corners
+    boxes, frame_of = source.boxes, _FrameColumns.of(frames)
+    clipped, reach = np.empty((len(boxes), 4)), np.zeros(len(boxes), dtype=np.float32)
+    good, hashes = np.zeros(len(boxes), dtype=bool), np.zeros(len(boxes), dtype=np.uint64)
+    for start in range(0, len(boxes), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(boxes)))
+        rows = rows[frame_of.usable[boxes.image[rows]]]
+        clipped[rows], reach[rows], good[rows], hashes[rows] = _checked(source, rows, frame_of, errors, target)
+    _refuse_most_outside(source, np.flatnonzero(frame_of.usable[boxes.image]), reach, errors)
+    over = np.flatnonzero(good & (reach > _ROUNDING))
+    _report_clipped(over, reach[over], source, report)
+    # Few boxes have an equal hash; only those are compared.
+    alike = np.flatnonzero(good)[pd.Series(hashes[good]).duplicated(keep=False).to_numpy()]
+    image = boxes.image[alike]
+    written = as_read(clipped[alike], frame_of.stored[image], frame_of.exif[image], target)
+    again = alike[~is_first(image, boxes.class_index[alike], written)]
+    _note(source, again, f"a box must be given once, also as it is written ({target})", errors)
+    good[again] = False
+    kept = np.flatnonzero(good)
+    kept = kept[np.argsort(boxes.image[kept], kind="stable")]
+    frame = pd.DataFrame(
+        {"image": boxes.image[kept].astype(np.int64), "class": boxes.class_index[kept].astype(np.int64)}
+    )
+    for side, name in enumerate(CORNERS):
+        frame[name] = clipped[kept, side]
+    for bit, name in enumerate(FLAGS):
+        frame[name] = (boxes.flags[kept] >> bit & 1).astype(bool)
+    return frame
+
+
+class _FrameColumns(NamedTuple):
+    """What the boxes of I images refer to, as columns; 1 where an image is left out."""
+
+    usable: NDArray[np.bool_]
+    size: NDArray[np.float64]
+    """``[I, 2]`` width, height that divide pixels."""
+    turn: NDArray[np.int64]
+    """EXIF orientation to undo."""
+    stored: NDArray[np.float64]
+    """``[I, 2]`` width, height of the file as stored."""
+    exif: NDArray[np.int64]
+    """EXIF orientation of the file."""
+
+    @staticmethod
+    def of(frames: Sequence[_Frame | None]) -> _FrameColumns:
+        return _FrameColumns(
+            np.array([frame is not None for frame in frames], dtype=bool),
+            np.array([frame.size[::-1] if frame else (1, 1) for frame in frames], dtype=np.float64).reshape(-1, 2),
+            np.array([frame.orientation if frame else 1 for frame in frames], dtype=np.int64),
+            np.array([(f.header.width, f.header.height) if f else (1, 1) for f in frames], np.float64).reshape(-1, 2),
+            np.array([frame.header.orientation if frame else 1 for frame in frames], dtype=np.int64),
+        )
+
+
+def _checked(
+    source: SourceSet, rows: NDArray[np.int64], frame_of: _FrameColumns, errors: RowErrors, target: Layout
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.uint64]]:
+    """Of some boxes: corners in [0, 1] of the stored image, how far they reached out, whether they break no rule, and a
+    hash of what is written."""
+    image, classes, corners = source.boxes.image[rows], source.boxes.class_index[rows], source.boxes.corners[rows]
+    size = frame_of.size[image]
+    fractions = corners / np.concatenate([size, size], axis=1) if source.unit == "pixel" else corners
     finite = np.asarray(np.isfinite(corners).all(axis=1))
     clipped: NDArray[np.float64] = np.clip(fractions, 0, 1)
     reach: NDArray[np.float64] = np.abs(clipped - fractions).max(axis=1, initial=0)
-    _refuse_most_outside(source, rows, reach, errors)
-    over = finite & has_area(clipped) & (reach > _ROUNDING)
-    _report_clipped(rows[over], reach[over], source, report)
-    turns = np.array([frame.orientation if frame else 1 for frame in frames], dtype=np.int64)[image]
-    inside = has_area(clipped)
-    for orientation in np.unique(turns[turns > 1]):
-        clipped[turns == orientation] = to_stored(clipped[turns == orientation], int(orientation))
-    stored = np.array([frame.header[:2] if frame else (1, 1) for frame in frames], dtype=np.float64).reshape(-1, 2)
-    of_file = np.array([frame.header.orientation if frame else 1 for frame in frames], dtype=np.int64)[image]
-    written = as_read(np.where(finite[:, None], clipped, 0), stored[image][:, ::-1], of_file, target)
-    classes = boxes.class_index[rows]
+    inside, turn = has_area(clipped), frame_of.turn[image]
+    for orientation in np.unique(turn[turn > 1]):
+        clipped[turn == orientation] = to_stored(clipped[turn == orientation], int(orientation))
+    written = as_read(np.where(finite[:, None], clipped, 0), frame_of.stored[image], frame_of.exif[image], target)
     good = np.ones(len(rows), dtype=bool)
     for valid, rule in (
         (finite, "a coordinate must be a finite number"),
@@ -234,16 +285,7 @@ def _boxes(
     ):
         _note(source, rows[good & ~valid], rule, errors)
         good &= valid
-    first = np.ones(len(rows), dtype=bool)
-    first[good] = is_first(image[good], classes[good], written[good])
-    _note(source, rows[~first], f"a box must be given once, also as it is written ({target})", errors)
-    good &= first
-    frame = pd.DataFrame({"image": image[good].astype(np.int64), "class": classes[good].astype(np.int64)})
-    frame[list(CORNERS)] = clipped[good]
-    flags = boxes.flags[rows[good]]
-    for bit, name in enumerate(FLAGS):
-        frame[name] = (flags >> bit & 1).astype(bool)
-    return frame.sort_values("image", kind="stable", ignore_index=True)
+    return clipped, reach, good, hashed(image, classes, written)
 
 
 def _note(source: SourceSet, rows: NDArray[np.int64], rule: str, errors: RowErrors) -> None:
@@ -256,10 +298,10 @@ def _note(source: SourceSet, rows: NDArray[np.int64], rule: str, errors: RowErro
 
 
 def _refuse_most_outside(
-    source: SourceSet, rows: NDArray[np.int64], reach: NDArray[np.float64], errors: RowErrors
+    source: SourceSet, rows: NDArray[np.int64], reach: NDArray[np.floating], errors: RowErrors
 ) -> None:
     """Raise DataError where most boxes leave their images: not single boxes but their unit or form is other."""
-    far = reach > _FAR
+    far = reach[rows] > _FAR
     if len(rows) < _FEW or far.sum() <= len(rows) / 2 or errors.on_bad_row == "drop":
         return
     box = source.boxes[int(rows[far][0])]
@@ -272,7 +314,7 @@ def _refuse_most_outside(
 
 
 def _report_clipped(
-    rows: NDArray[np.int64], reach: NDArray[np.float64], source: SourceSet, report: Callable[[str], None]
+    rows: NDArray[np.int64], reach: NDArray[np.floating], source: SourceSet, report: Callable[[str], None]
 ) -> None:
     if len(rows):
         report(
@@ -288,7 +330,10 @@ def _shown(corners: tuple[float, ...], unit: str) -> str:
 
 def _labels(source: SourceSet | None, boxes: pd.DataFrame) -> pd.DataFrame:
     """Boxed classes are present; the classes that a federated source lists as absent are absent."""
-    present = boxes[["image", "class"]].drop_duplicates().assign(present=True)
+    image, classes = (boxes[name].to_numpy(dtype=np.int64) for name in ("image", "class"))
+    count = int(classes.max(initial=0)) + 1
+    pairs = np.unique(image * count + classes)
+    present = pd.DataFrame({"image": pairs // count, "class": pairs % count, "present": True})
     absent = _pairs(source.absent if source else ()).assign(present=False)
     labels = pd.concat([present, absent], ignore_index=True).drop_duplicates(["image", "class"])
     return labels.sort_values(["image", "class"], ignore_index=True)

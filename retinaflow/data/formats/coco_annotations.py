@@ -50,9 +50,9 @@ class Numbers:
         """The number of a key."""
         return self.of.setdefault(key, len(self.of))
 
-    def table(self, positions: Mapping[int | str, int], missing: int) -> NDArray[np.int64]:
+    def table(self, positions: Mapping[int | str, int], missing: int) -> NDArray[np.int32]:
         """Number -> position of its key; ``missing`` for one that is not listed."""
-        return np.array([positions.get(key, missing) for key in self.of] or [missing], dtype=np.int64)
+        return np.array([positions.get(key, missing) for key in self.of] or [missing], dtype=np.int32)
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Annotations:
     example: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._ids, self._numbers = array("q"), array("q")
+        self._ids, self._numbers = array("i"), array("i")
         self._given, self._area, self._flags = array("d"), array("d"), array("B")
 
     def add(self, number: int, annotation: Any) -> None:
@@ -150,15 +150,15 @@ class Annotations:
         return True in answers
 
     def columns(self) -> Columns:
-        """All annotations so far, once they are complete."""
-        ids = np.frombuffer(self._ids, dtype=np.int64).reshape(-1, 2) if self._ids else np.zeros((0, 2), dtype=np.int64)
+        """All annotations, as views of what was collected: nothing can be added afterwards."""
+        ids = np.asarray(self._ids).reshape(-1, 2)
         return Columns(
             image=ids[:, 0],
             category=ids[:, 1],
-            given=np.array(self._given, dtype=np.float64).reshape(-1, 4),
-            area=np.array(self._area, dtype=np.float64),
-            flags=np.array(self._flags, dtype=np.uint8),
-            numbers=np.array(self._numbers, dtype=np.int64),
+            given=np.asarray(self._given).reshape(-1, 4),
+            area=np.asarray(self._area),
+            flags=np.asarray(self._flags),
+            numbers=np.asarray(self._numbers),
         )
 
     def report(self, report: Callable[[str], None]) -> None:
@@ -181,12 +181,12 @@ class Columns:
     """N annotations: ``image``, ``category`` (numbers), ``given [N, 4]`` as bbox stands, ``area`` (NaN: none),
     ``flags`` and ``numbers`` (from 1, in their list)."""
 
-    image: NDArray[np.int64]
-    category: NDArray[np.int64]
+    image: NDArray[np.int32]
+    category: NDArray[np.int32]
     given: NDArray[np.float64]
     area: NDArray[np.float64]
     flags: NDArray[np.uint8]
-    numbers: NDArray[np.int64]
+    numbers: NDArray[np.int32]
 
 
 def corners_of(columns: Columns, bbox: CocoBbox, *, name: str) -> NDArray[np.float64]:
@@ -194,7 +194,8 @@ def corners_of(columns: Columns, bbox: CocoBbox, *, name: str) -> NDArray[np.flo
     if bbox == "auto":
         _refuse_corners(columns, name)
     given = columns.given
-    return given if bbox == "corners" else np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
+    with np.errstate(all="ignore"):
+        return given if bbox == "corners" else np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], axis=1)
 
 
 def _refuse_corners(columns: Columns, name: str) -> None:

@@ -17,6 +17,7 @@ from retinaflow.data.formats.published import read_published, without_unknown_im
 from retinaflow.data.formats.splits import with_validation_split
 from retinaflow.data.image_headers import depth_notice
 from retinaflow.data.openimages import HIERARCHY_FILES
+from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError
 from retinaflow.progress import report
@@ -44,11 +45,16 @@ def convert(
     found = with_validation_split(found, fraction=config.validation_fraction, seed=config.seed)
     if target == "openimages":
         found = without_unknown_images(found)
+    if not len(found.images):
+        raise DataError(
+            f"data={path}: at least one image must remain, but none has a box or a label that is known; give "
+            "exhaustive=true if images without objects are meant"
+        )
     put_images(image_paths(found, target, folder), config.image_files, quiet=quiet, after_image=stop)
     write_annotations(found, target, folder, first_pixel=config.voc_first_pixel)
     _copy_hierarchy(path if path.is_dir() else path.parent, folder)
     if errors.found:
-        errors.frame().to_csv(folder / "dropped.csv", index=False)
+        for_spreadsheet(errors.frame()).to_csv(folder / "dropped.csv", index=False)
         report(f"{errors.count:,} boxes or images were left out; dropped.csv in {config.output} lists them")
     return found, errors
 

@@ -102,7 +102,7 @@ def _lost(found: DetectionSet, target: Layout) -> dict[str, int]:
     flags = found.boxes[list(FLAGS)].astype(int).sum()
     return {
         "verified absent classes": 0 if has_absent else int((~found.labels["present"]).sum()),
-        "classes of which some objects have no box": len(found.incomplete) if target in ("voc", "yolo") else 0,
+        "classes of which some objects have no box": len(found.incomplete) if target != "coco" else 0,
         "classes verified present without a box": 0 if target == "openimages" else _present_without_box(found),
         "group-of flags": flags["group_of"] if target == "yolo" else 0,
         "occluded and truncated flags": flags["occluded"] + flags["truncated"] if target == "yolo" else 0,

@@ -22,6 +22,8 @@ from retinaflow.taxonomy import Taxonomy
 IMAGES_FILE = "images.csv"
 """Id, size and origin of each converted image; a table for ``size_table`` too."""
 FOLDER_SETTINGS = "retinaflow.yaml"
+_BLOCK = 1 << 17
+"""Rows that are made at a time."""
 _DIGITS = 9
 """Decimals of a coordinate: a box stays within a thousandth of a pixel, however large the image."""
 
@@ -42,14 +44,12 @@ def write_published(found: DetectionSet, folder: Path) -> None:
     boxes, labels = found.boxes, _labels(found)
     for split in found.splits:
         of_split = found.images["split"].to_numpy() == split
-        rows = boxes[of_split[boxes["image"].to_numpy(dtype=np.int64)]]
-        table = pd.DataFrame({"ImageID": ids[rows["image"]], "Source": "converted", "LabelName": mids[rows["class"]]})
-        table["Confidence"] = 1
-        for name, own in (("XMin", "x1"), ("XMax", "x2"), ("YMin", "y1"), ("YMax", "y2")):
-            table[name] = rounded(rows[own].to_numpy(dtype=np.float64))
-        for name, own in zip(FLAGS, detection_set.FLAGS, strict=True):
-            table[name] = rows[own].to_numpy(dtype=np.int64)
-        table.to_csv(folder / f"{split}-annotations-bbox.csv", index=False, float_format=f"%.{_DIGITS}g")
+        position = np.flatnonzero(of_split[boxes["image"].to_numpy(dtype=np.int64)])
+        path = folder / f"{split}-annotations-bbox.csv"
+        for start in range(0, max(len(position), 1), _BLOCK):
+            _box_rows(boxes.iloc[position[start : start + _BLOCK]], ids, mids).to_csv(
+                path, mode="a", header=start == 0, index=False, float_format=f"%.{_DIGITS}g"
+            )
         rows = labels[of_split[labels["image"].to_numpy(dtype=np.int64)]]
         table = pd.DataFrame({"ImageID": ids[rows["image"]], "Source": "converted", "LabelName": mids[rows["class"]]})
         table["Confidence"] = rows["present"].to_numpy(dtype=np.int64)
@@ -60,6 +60,17 @@ def write_published(found: DetectionSet, folder: Path) -> None:
     if found.exhaustive:
         text = "# Written by convert; these settings apply when data= names this folder.\nexhaustive: true\n"
         (folder / FOLDER_SETTINGS).write_text(text, encoding="utf-8")
+
+
+def _box_rows(boxes: pd.DataFrame, ids: NDArray[np.object_], mids: NDArray[np.object_]) -> pd.DataFrame:
+    """Some boxes in the published columns."""
+    table = pd.DataFrame({"ImageID": ids[boxes["image"]], "Source": "converted", "LabelName": mids[boxes["class"]]})
+    table["Confidence"] = 1
+    for name, own in (("XMin", "x1"), ("XMax", "x2"), ("YMin", "y1"), ("YMax", "y2")):
+        table[name] = rounded(boxes[own].to_numpy(dtype=np.float64))
+    for name, own in zip(FLAGS, detection_set.FLAGS, strict=True):
+        table[name] = boxes[own].to_numpy(dtype=np.int64)
+    return table
 
 
 def write_classes(taxonomy: Taxonomy, folder: Path) -> None:

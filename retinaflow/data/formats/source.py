@@ -51,7 +51,7 @@ class SourceBoxes:
     """The boxes of a source as columns: about 50 bytes for each."""
 
     def __init__(self) -> None:
-        self._image, self._class, self._file, self._number = array("i"), array("i"), array("i"), array("q")
+        self._image, self._class, self._file, self._number = array("i"), array("i"), array("i"), array("i")
         self._corners, self._flags = array("d"), array("B")
         self._files: list[tuple[str, str]] = []
         self._file_of: dict[tuple[str, str], int] = {}
@@ -85,13 +85,13 @@ class SourceBoxes:
 
     def extend(
         self,
-        image: NDArray[np.int64],
-        class_index: NDArray[np.int64],
+        image: NDArray[np.integer],
+        class_index: NDArray[np.integer],
         corners: NDArray[np.float64],
         flags: NDArray[np.uint8],
         *,
         file: str,
-        numbers: NDArray[np.int64],
+        numbers: NDArray[np.integer],
         what: str,
     ) -> None:
         """Add many boxes of one file, as columns."""
@@ -101,7 +101,7 @@ class SourceBoxes:
         self._corners.frombytes(corners.astype(np.float64).tobytes())
         self._flags.frombytes(flags.tobytes())
         self._file.frombytes(np.full(len(image), len(self._files) - 1, dtype=np.int32).tobytes())
-        self._number.frombytes(numbers.astype(np.int64).tobytes())
+        self._number.frombytes(numbers.astype(np.int32).tobytes())
 
     def __getitem__(self, row: int) -> Box:
         file, what = self._files[self._file[row]]

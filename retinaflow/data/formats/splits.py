@@ -44,9 +44,10 @@ def validation_images(
     ``image [N]``, ``class_index [N]``: image and class of each box. A pure function of its arguments.
     """
     rng = np.random.default_rng(seed)
-    pairs = np.unique(np.stack([image, class_index], axis=1), axis=0) if len(image) else np.zeros((0, 2), dtype=int)
-    classes, of_pair = np.unique(pairs[:, 1], return_inverse=True)
-    members = [pairs[of_pair == row, 0] for row in range(len(classes))]
+    pairs = np.unique(class_index * count + image)
+    of_class = pairs // max(count, 1)
+    starts = np.flatnonzero(np.diff(of_class, prepend=-1))
+    members = np.split(pairs % max(count, 1), starts[1:])
     chosen, assigned = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
     for own in sorted(members, key=len):
         _assign(own, chosen, assigned, fraction, rng)

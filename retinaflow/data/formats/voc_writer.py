@@ -22,8 +22,10 @@ def whole_pixels(corners: NDArray[np.float64], sizes: NDArray[np.float64]) -> ND
 
     ``sizes [N, 2]``: width, height.
     """
-    low = np.clip(np.round(corners[:, :2] * sizes), 0, sizes - 1)
-    high = np.clip(np.round(corners[:, 2:] * sizes), low + 1, sizes)
+    low, high = np.round(corners[:, :2] * sizes), np.round(corners[:, 2:] * sizes)
+    # What rounding would leave no pixel gets the one in which it begins.
+    low = np.clip(np.where(low < high, low, np.floor(corners[:, :2] * sizes)), 0, sizes - 1)
+    high = np.clip(high, low + 1, sizes)
     return np.concatenate([low, high], axis=1).astype(np.int64)
 
 

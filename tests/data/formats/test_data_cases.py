@@ -125,7 +125,7 @@ BUILT: dict[str, Builder] = {
     "d06b": lambda folder: put(
         folder,
         {
-            "dataset.yaml": "names:\n  0: valve\n  1: pump\npath: /home/me/pumps\nval: ./images/val/\n",
+            "dataset.yaml": "names:\n  0: valve\n  1: pump\npath: /Users/me/pumps\nval: ./images/val/\n",
             **yolo("012", "labels/val"),
         },
         jpgs("images/val", "012"),
@@ -249,7 +249,7 @@ BUILT: dict[str, Builder] = {
 }  # fmt: skip
 LONG = [f"kamera-nordseite-lager-halle-{digit * 60}" for digit in "123"]
 OUTSIDE = (
-    "/home/me/photos/0.jpg",
+    "/Users/me/photos/0.jpg",
     "C:\\Users\\me\\photos\\1.jpg",
     "../photos/2.jpg",
     "file:///data/photos/3.jpg",
@@ -301,7 +301,7 @@ def test_what_no_list_names_is_counted_and_not_trained_on(case: Any, converted: 
 
 OTHER_SPLITS: dict[str, tuple[Files, dict[str, str]]] = {
     "lists without data.yaml": (
-        {"train.txt": "/home/me/set/images/a.jpg\n", "val.txt": ".\\images\\b.jpg\n"},
+        {"train.txt": "/Users/me/set/images/a.jpg\n", "val.txt": ".\\images\\b.jpg\n"},
         {"a": "train", "b": "validation"},
     ),
     "a list of names in quotes": (
@@ -692,3 +692,18 @@ def test_links_in_folders_of_coco_and_voc_are_refused_too(tmp_path: Path, conver
         (data / "0.jpg").symlink_to(tmp_path / "secret" / "0.jpg")
         with pytest.raises(SettingError, match=r"0.jpg leads out of"):
             converted(data)
+
+
+def test_classes_of_lvis_that_are_not_exhaustive_come_back_in_coco_and_are_counted_elsewhere(
+    tmp_path: Path, converted: Any
+) -> None:
+    document = json.loads(coco([[4, 4, 20, 20]] * 2))
+    document["categories"].append({"id": 2, "name": "plate"})
+    for image in document["images"]:
+        image |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1] if image["id"] else []}
+    put(tmp_path, {"lvis_train.json": json.dumps(document)}, ["0.jpg", "1.jpg"])
+    written = converted(tmp_path, to="coco").folder / "annotations" / "instances_train.json"
+    images = {image["file_name"]: image for image in json.loads(written.read_text())["images"]}
+    assert [images[name]["not_exhaustive_category_ids"] for name in ("0.jpg", "1.jpg")] == [[], [1]]
+    assert [images[name]["neg_category_ids"] for name in ("0.jpg", "1.jpg")] == [[2], [2]]
+    assert converted(tmp_path).said("openimages cannot hold classes of which some objects have no box: 1 are lost")

@@ -15,9 +15,12 @@ from PIL import Image
 from retinaflow.commands import evaluate
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import DataError
-from retinaflow.settings.commands import EvaluateConfig, TrainConfig
+from retinaflow.inference.image_selection import wanted_images
+from retinaflow.settings.commands import EvaluateConfig, PredictConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
+from retinaflow.taxonomy import Taxonomy
 
+TAXONOMY = Taxonomy(("/m/01a", "/m/01b", "/m/01c"), ("Valve", "Pump", "Hose"))
 CASES = SHARED.parent / "data_cases"
 CLASSES = "/m/01a,Valve\n/m/01b,Pump\n/m/01c,Hose\n"
 BOX = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
@@ -305,3 +308,23 @@ def test_a_zero_is_explained_by_what_was_left_out(tmp_path: Path, capsys: pytest
     assert "no detection matches a ground-truth box; detections left out: 1 of classes that are not verified on" in (
         capsys.readouterr().out
     )
+
+
+def test_an_export_is_evaluated_and_predicted_on_the_images_that_it_holds(tmp_path: Path) -> None:
+    folder = _export(tmp_path / "d16")
+    rows = "".join(f"{i},/m/01{'ab'[n % 2]},0.9,0.2,0.2,0.6,0.7\n" for n, i in enumerate(ids_from(20, 3)))
+    assert score(folder, _E4 + rows) == 1.0
+    wanted = wanted_images(resolve(PredictConfig, {"data": str(folder), "split": "validation"}), TAXONOMY, {})
+    assert (wanted.index.image_ids.tolist(), wanted.unreadable) == (ids_from(20, 3), [])
+
+
+def test_a_file_of_which_no_row_is_left_says_why(tmp_path: Path) -> None:
+    text = PLAIN["train-annotations-bbox.csv"].replace("0.2,0.6,0.2,0.7", "20,60,20,70")
+    empty = {"train-annotations-human-imagelabels.csv": LABEL, "train-annotations-bbox.csv": text}
+    folder = put(tmp_path / "pixels", PLAIN | empty, IMAGES)
+    with pytest.raises(
+        DataError, match=r"none of 6 rows keeps the rules \(train-annotations-bbox\.csv line 2: coordinates"
+    ):
+        load(folder, on_bad_row="drop")
+    with pytest.raises(DataError, match="are they in pixels"):
+        load(folder)
