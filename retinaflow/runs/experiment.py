@@ -22,7 +22,7 @@ from retinaflow.settings.data_settings import DEFAULT_EXPERIMENT, EXPERIMENT_VAR
 
 NAME, ID = EXPERIMENT_VARIABLES
 KIND = "mlflow.experimentKind"
-"""Tag of an experiment by which ``mlflow ui`` chooses the view of its page."""
+"""Tag of an experiment with its kind: of trainings, or of generative models."""
 RUN_NAME, TAGS = "MLFLOW_RUN_NAME", "MLFLOW_TAGS"
 """Environment variables that the trainers of other libraries read for the name and the tags of a run."""
 
@@ -59,7 +59,7 @@ def _of_name(name: str) -> Any:
 
 
 def mark_experiment(number: str) -> None:
-    """Let the page of an experiment open in the view of trainings, unless somebody has chosen a view for it."""
+    """Tag an experiment as one of trainings, unless somebody has given it a kind."""
     # Whoever may add runs may not always change the experiment.
     with contextlib.suppress(MlflowException):
         if KIND not in mlflow.get_experiment(number).tags:

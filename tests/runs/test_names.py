@@ -1,4 +1,4 @@
-"""How a run is called and described where nobody has named it, and in which view its experiment opens."""
+"""How a run is called and described where nobody has named it, and which kind its experiment has."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_environment_names_a_run_before_its_settings_do(workshop: Any, monke
 
 
 @pytest.mark.slow
-def test_an_experiment_opens_in_the_view_of_trainings_unless_somebody_chose_one(workshop: Any) -> None:
+def test_an_experiment_has_the_kind_of_trainings_unless_somebody_chose_one(workshop: Any) -> None:
     del workshop
     client = MlflowClient()
     chosen = client.create_experiment("chosen", tags={"mlflow.experimentKind": "genai_development"})
