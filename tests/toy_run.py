@@ -35,7 +35,8 @@ LABEL_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence")
 # epochs is sampled uniformly, the second half by bins.
 TRAINING = (
     "data=toy image_size=96 num_buckets=2 batch_size=4 epoch_length=4 fpn_channels=64 head_depth=1 lr=0.001 "
-    "warmup=0.25 precision=float32 workers=0 balance_start=0.5 focal_gamma=1.5 save_minutes=0 "
+    "warmup=0.25 precision=float32 workers=0 balance_start=0.5 focal_gamma=1.5 augment=0.5 "
+    "rare_augment=0.8 save_minutes=0 "
 )
 RUNS = {
     "binning": "data=toy",

@@ -286,7 +286,7 @@ def _suppressed(
 
 def _suppressed_by_class(nodes: _Nodes, boxes: str, scores: str, num_classes: int, config: PostprocessSettings) -> str:
     """The same for candidates ``[B, K * N]`` class by class: each class is an image of one class."""
-    # An empty batch cannot be told from -1 classes, so the number of candidates of a class is computed.
+    # Reshaping to -1 rows fails for an empty batch, so the number of candidates of a class is computed.
     each = nodes("Div", nodes("Gather", nodes("Shape", scores), [1]), num_classes)
     groups = nodes("Mul", nodes("Gather", nodes("Shape", scores), [0]), num_classes)
     own_boxes = nodes("Reshape", boxes, nodes("Concat", groups, each, [4], axis=0))
@@ -299,7 +299,7 @@ def _suppressed_by_class(nodes: _Nodes, boxes: str, scores: str, num_classes: in
 
 
 def _chosen(nodes: _Nodes, boxes: str, scores: str, config: PostprocessSettings) -> str:
-    """``[S, 3]``: image, class and box of what plain NMS leaves of each class, at most as many as the settings say."""
+    """``[S, 3]``: image, class and box that plain NMS leaves of each class, at most as many as the settings allow."""
     most = np.array([config.max_detections_per_class or np.iinfo(np.int64).max])
     limits = (most, np.array([config.nms_iou], np.float32), np.array([0], np.float32))
     return nodes("NonMaxSuppression", boxes, scores, *limits)

@@ -56,7 +56,7 @@ def test_a_training_of_another_backbone_is_resumed_exactly_and_used(
         assert torch.equal(value, second[key]), key
     # The limit of the training is that of later commands.
     given = {"from_run": str(whole.checkpoint), "data": str(workshop.data), "split": "validation", "track": "false"}
-    table = pd.read_csv(predict.run(resolve(PredictConfig, {**given, "output": str(tmp_path / "predictions.csv")})))
+    table = pd.read_csv(predict.run(resolve(PredictConfig, {**given, "output": str(tmp_path / "predicted")})))
     assert table.groupby(["ImageID", "LabelName"]).size().max() <= 5
 
 

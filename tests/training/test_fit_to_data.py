@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -187,3 +188,12 @@ def test_the_trials_of_a_search_start_from_the_fitted_defaults(folder: Path, tmp
 
 def test_every_rule_is_of_a_setting_that_may_be_auto() -> None:
     assert all(TrainConfig.auto_of(name) for name in RULES)
+
+
+def test_the_table_of_the_documents_has_the_settings_of_a_short_training(folder: Path) -> None:
+    section = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8").split("## Defaults")[1]
+    rows = re.findall(r"^\| (`.+) \|$", section.split("\n## ")[0], re.MULTILINE)
+    fitted = fit_to_data(config(folder), index_of(folder))
+    for names, *_, values in (row.replace("`", "").split(" | ") for row in rows):
+        found = [getattr(fitted, name) for name in names.split(", ")]
+        assert [f"{value:g}" if isinstance(value, float) else str(value) for value in found] == values.split(", ")
