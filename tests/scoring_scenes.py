@@ -25,6 +25,7 @@ class Truth:
     label: int
     box: Box
     group_of: bool = False
+    not_exhaustive: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def annotations(
         boxes=np.array([row.box for row in ground_truths], dtype=np.float64).reshape(-1, 4),
         labels=np.array([row.label for row in ground_truths], dtype=np.int32),
         is_group_of=np.array([row.group_of for row in ground_truths], dtype=bool),
+        is_not_exhaustive=np.array([row.not_exhaustive for row in ground_truths], dtype=bool),
         label_start=np.searchsorted([place[row.image] for row in labels], ends).astype(np.int64),
         verified_class=np.array([row.label for row in labels], dtype=np.int32),
         verified_present=np.array([row.present for row in labels], dtype=bool),

@@ -33,6 +33,7 @@ class Annotated:
     boxes: NDArray[np.float64]
     labels: NDArray[np.int32]
     is_group_of: NDArray[np.bool_]
+    is_not_exhaustive: NDArray[np.bool_]
     label_start: NDArray[np.int64]
     verified_class: NDArray[np.int32]
     verified_present: NDArray[np.bool_]
@@ -66,6 +67,7 @@ def world(num_classes: int, num_images: int, *, seed: int = 0, boxes_per_image: 
         boxes=_boxes(places),
         labels=labels,
         is_group_of=np.zeros(len(labels), dtype=bool),
+        is_not_exhaustive=np.zeros(len(labels), dtype=bool),
         label_start=np.concatenate([[0], np.cumsum([len(row) for row in verified])]),
         verified_class=np.concatenate(verified).astype(np.int32),
         verified_present=np.zeros(sum(map(len, verified)), dtype=bool),

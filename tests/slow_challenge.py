@@ -84,7 +84,7 @@ def score_detections(
         group = first_largest([overlap(found.box, box) / size(found.box) for box in groups])
         if group is not None and overlap(found.box, groups[group]) / size(found.box) >= iou_threshold:
             best_absorbed[group] = max(best_absorbed.get(group, 0.0), found.score)
-        else:
+        elif not any(ground_truth.not_exhaustive for ground_truth in ground_truths):
             entries.append(Entry(found.score, found.image, False, row, False, 1.0))
     if group_of_weight > 0:
         image = kept[0][1].image if kept else ""

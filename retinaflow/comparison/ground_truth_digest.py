@@ -1,7 +1,8 @@
 """What a run was evaluated on, as short digests: two runs with equal digests can be compared.
 
-The digests cover the images in their order and, for every class, its expanded ground-truth boxes and the images on
-which it is verified. They are per class, so runs with different class lists can be compared on the classes they share.
+The digests cover the images in their order and, for every class, its expanded ground-truth boxes, the images on which
+it is verified, and those on which it is not exhaustive. They are per class, so runs with different class lists can be
+compared on the classes they share.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def ground_truth_digest(ground_truth: Annotations) -> GroundTruthDigest:
     for k in range(num_classes):
         rows = order[box_start[k] : box_start[k + 1]]
         verified = verified_image[by_class[verified_start[k] : verified_start[k + 1]]]
-        parts = (image[rows], expanded.boxes[rows], expanded.is_group_of[rows], verified)
+        not_exhaustive = np.unique(image[rows][expanded.is_not_exhaustive[rows]])
+        parts = (image[rows], expanded.boxes[rows], expanded.is_group_of[rows], verified, not_exhaustive)
         digests.append(_hex(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)))
     return GroundTruthDigest(_hex("\n".join(map(str, ground_truth.image_ids)).encode()), tuple(digests))
 

@@ -41,7 +41,7 @@ from retinaflow.files import lock
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
-_READER = 2
+_READER = 3
 """Version of what is read from the files; an index that another version has read is not used."""
 _SMALL = 1 << 26
 """Bytes of boxes and labels below which each worker gets a copy of a computed index."""

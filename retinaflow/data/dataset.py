@@ -26,7 +26,7 @@ from retinaflow.data.batching import PlannedBatch
 from retinaflow.data.copy_paste import CopyPaste, Paste
 from retinaflow.data.images import BadImage, UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.known_classes import known_classes
+from retinaflow.data.known_classes import known_classes, not_exhaustive
 from retinaflow.data.sampling import seed_of_position
 from retinaflow.errors import DataError
 
@@ -143,7 +143,8 @@ class DetectionDataset(Dataset[Sample | NoSample]):
             region = paste.region / np.tile(request.shape[::-1], 2)
             boxes = np.concatenate([boxes[~paste.covered], paste.boxes, np.tile(region, (len(regions), 1))])
             rows = np.concatenate([rows[~paste.covered], paste.rows])
-            negatives = negatives | (np.arange(len(negatives)) == index.labels[paste.rows[0]])
+            pasted = np.arange(len(negatives)) == index.labels[paste.rows[0]]
+            negatives = negatives | (pasted & ~not_exhaustive(index, image))
         labels = np.concatenate([index.labels[rows], regions])
         is_group_of = np.ones(len(labels), dtype=bool)
         is_group_of[: len(rows)] = index.is_group_of[rows] | self._ignored(rows, request.seed)

@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from retinaflow.data.column_store import open_columns, save_columns
 from retinaflow.taxonomy import Taxonomy
 
-FLAGS = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside")
-"""Published flags of a box, in the order of their bits in ``flags``."""
+FLAGS = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside", "IsNotExhaustive")
+"""Flags of a box, in the order of their bits in ``flags``. All but the last are published: ``IsNotExhaustive`` means
+that other objects of its class may be on its image without a box (``not_exhaustive_category_ids`` of LVIS)."""
 
 _GROUP_OF = np.uint8(1 << FLAGS.index("IsGroupOf"))
+NOT_EXHAUSTIVE = np.uint8(1 << FLAGS.index("IsNotExhaustive"))
 _COLUMNS = (
     "image_ids",
     "files",
@@ -61,7 +63,7 @@ class AnnotationIndex:
     labels: NDArray[np.int32]
     """``[N]`` class index of each box."""
     flags: NDArray[np.uint8]
-    """``[N]`` bit f is set when the published flag ``FLAGS[f]`` is 1."""
+    """``[N]`` bit f is set when the flag ``FLAGS[f]`` is 1."""
     label_start: NDArray[np.int64]
     """``[I + 1]`` first image-level label of each image."""
     verified_class: NDArray[np.int32]
@@ -90,6 +92,13 @@ class AnnotationIndex:
     def is_group_of(self) -> NDArray[np.bool_]:
         """``[N]`` True where one box covers a group of touching instances."""
         return np.asarray((self.flags & _GROUP_OF) != 0)
+
+    @cached_property
+    def is_not_exhaustive(self) -> NDArray[np.bool_]:
+        """``[N]`` True where objects of the class may be on the image without a box; never with ``all_known``."""
+        if self.all_known:
+            return np.zeros(len(self.flags), dtype=bool)
+        return np.asarray((self.flags & NOT_EXHAUSTIVE) != 0)
 
     @cached_property
     def box_image(self) -> NDArray[np.int32]:

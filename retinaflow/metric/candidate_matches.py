@@ -35,6 +35,7 @@ class GroundTruthByPair:
 
     ``pairs [V]`` int64 ascending; the ordinary ground-truth boxes of ``pairs[v]`` are the rows ``ordinary_start[v]`` to
     ``ordinary_start[v + 1]`` of ``ordinary``, its group-of ground-truth boxes those of ``group_of``.
+    ``is_not_exhaustive [V]`` bool: objects of the class may be on the image without a box.
     """
 
     def __init__(self, ground_truth: Annotations, evaluated: NDArray[np.bool_]) -> None:
@@ -42,6 +43,7 @@ class GroundTruthByPair:
         self.evaluated = evaluated
         self.num_images = len(ground_truth.image_ids)
         self.pairs = verified_pairs(ground_truth, expanded)
+        self.is_not_exhaustive = np.isin(self.pairs, expanded.pair[expanded.is_not_exhaustive])
         self.ground_truths = (
             expanded.take(evaluated[expanded.pair % len(evaluated)]) if not evaluated.all() else expanded
         )
@@ -51,9 +53,10 @@ class GroundTruthByPair:
         self.group_of_start = np.searchsorted(self.group_of.pair, np.append(self.pairs, np.iinfo(np.int64).max))
 
     def fingerprint(self) -> int:
-        """CRC-32 of all that candidate matches depend on; those of different ground truth must not be merged."""
+        """CRC-32 of all that matches depend on; candidates of different ground truth must not be merged."""
         crc = zlib.crc32(f"{self.num_images} {self.evaluated.tolist()}".encode())
-        for array in (self.pairs, self.ground_truths.pair, self.ground_truths.boxes, self.ground_truths.is_group_of):
+        boxes = self.ground_truths
+        for array in (self.pairs, boxes.pair, boxes.boxes, boxes.is_group_of, self.is_not_exhaustive):
             crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
         return crc
 

@@ -73,6 +73,11 @@ class Scores:
                 not matches.evaluated.all(),
                 f"only {matches.evaluated.sum()} of {len(matches.evaluated)} classes were evaluated",
             ),
+            (
+                matches.dropped.not_exhaustive > 0,
+                f"{matches.dropped.not_exhaustive:,} detections of classes that are not exhaustive on their image "
+                "(IsNotExhaustive) are ignored",
+            ),
         )
         return tuple(text for applies, text in reasons if applies)
 

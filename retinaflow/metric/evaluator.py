@@ -194,7 +194,7 @@ class Evaluator:
             gt_count=gt_count,
             image_ids=self._image_ids,
             evaluated=self.ground_truth.evaluated,
-            dropped=self._dropped + Dropped(over_limit=over_limit),
+            dropped=self._dropped + Dropped(over_limit=over_limit, not_exhaustive=matching.not_exhaustive),
             absorbed=matching.absorbed,
             verified_labels=self._verified_labels,
             repeated_ground_truths=self._repeated,

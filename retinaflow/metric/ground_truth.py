@@ -37,6 +37,8 @@ class Annotations(Protocol):
     @property
     def is_group_of(self) -> NDArray[np.bool_]: ...
     @property
+    def is_not_exhaustive(self) -> NDArray[np.bool_]: ...
+    @property
     def label_start(self) -> NDArray[np.int64]: ...
     @property
     def verified_class(self) -> NDArray[np.int32]: ...
@@ -50,19 +52,21 @@ class Annotations(Protocol):
 class GroundTruths:
     """Expanded ground truth boxes, ascending by pair, in published order inside a pair.
 
-    ``pair [T]`` int64 (image * K + class), ``boxes [T, 4]`` float64 normalised xyxy, ``is_group_of [T]`` bool.
+    ``pair [T]`` int64 (image * K + class), ``boxes [T, 4]`` float64 normalised xyxy, ``is_group_of [T]`` and
+    ``is_not_exhaustive [T]`` (other objects of the class may be on the image without a box) bool.
     """
 
     pair: NDArray[np.int64]
     boxes: NDArray[np.float64]
     is_group_of: NDArray[np.bool_]
+    is_not_exhaustive: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.pair)
 
     def take(self, rows: NDArray[np.bool_]) -> GroundTruths:
         """The rows where ``rows [T]`` is True."""
-        return GroundTruths(self.pair[rows], self.boxes[rows], self.is_group_of[rows])
+        return GroundTruths(self.pair[rows], self.boxes[rows], self.is_group_of[rows], self.is_not_exhaustive[rows])
 
 
 def expand_boxes(ground_truth: Annotations) -> GroundTruths:
@@ -85,7 +89,10 @@ def expand_boxes(ground_truth: Annotations) -> GroundTruths:
     pair = _owner(ground_truth.box_start)[row] * num_classes + to_class
     order = np.argsort(pair, kind="stable")
     row = row[order]
-    return GroundTruths(pair[order], boxes[row], np.asarray(ground_truth.is_group_of, dtype=bool)[row])
+    is_group_of, is_not_exhaustive = (
+        np.asarray(flag, dtype=bool)[row] for flag in (ground_truth.is_group_of, ground_truth.is_not_exhaustive)
+    )
+    return GroundTruths(pair[order], boxes[row], is_group_of, is_not_exhaustive)
 
 
 def verified_pairs(ground_truth: Annotations, expanded: GroundTruths) -> NDArray[np.int64]:

@@ -35,6 +35,8 @@ class Dropped:
     """x1 < x2 and y1 < y2 does not hold."""
     over_limit: int = 0
     """Beyond the first 10,000 of an image and class."""
+    not_exhaustive: int = 0
+    """Unmatched, of a class of which the image may have objects without a box."""
 
     @property
     def total(self) -> int:

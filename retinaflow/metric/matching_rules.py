@@ -36,6 +36,8 @@ class Matching:
     kind: NDArray[np.int8]
     absorbed: int
     """Detections absorbed by group-of boxes."""
+    not_exhaustive: int
+    """Other unmatched detections of classes that are not exhaustive on their image."""
 
 
 def ranked(
@@ -68,7 +70,8 @@ def ranked(
 def match_ranked(
     candidates: CandidateMatches, ground_truth: GroundTruthByPair, *, iou_threshold: float, with_group_of: bool
 ) -> Matching:
-    """Rule 4 for ranked candidates: true positives, detections absorbed by group-of boxes, and false positives.
+    """Rule 4 for ranked candidates: true positives, detections absorbed by group-of boxes, and false positives, except
+    those of classes that are not exhaustive on their image.
 
     ``with_group_of``: a group-of box that absorbed a detection makes an entry at the highest score that it absorbed,
     if that is above 0.
@@ -81,6 +84,9 @@ def match_ranked(
     absorbed = np.flatnonzero((candidates.ioa >= iou_threshold) & ~is_true)
     remains = np.ones(len(candidates), dtype=bool)
     remains[absorbed] = False
+    # An object without a box may be what was found.
+    ignored = ground_truth.is_not_exhaustive[candidates.pair_index] & ~is_true & remains
+    remains &= ~ignored
     entry = np.flatnonzero(remains)
     kind = np.where(is_true[entry], Kind.TRUE_POSITIVE, Kind.FALSE_POSITIVE).astype(np.int8)
     if with_group_of and len(absorbed):
@@ -89,7 +95,7 @@ def match_ranked(
         # After all detections of its image that have the same score.
         at = np.searchsorted(entry, _end_of_equals(candidates, highest), side="right")
         entry, kind = np.insert(entry, at, highest), np.insert(kind, at, np.int8(Kind.GROUP_OF))
-    return Matching(entry, kind, len(absorbed))
+    return Matching(entry, kind, len(absorbed), int(np.count_nonzero(ignored)))
 
 
 def _ascends(rank: NDArray[np.int64], row: NDArray[np.int64]) -> bool:

@@ -184,6 +184,7 @@ _REASONS = {
     "not_verified": "of classes that are not verified on their image (exhaustive=true if every object has a box)",
     "invalid_box": "without width or height",
     "over_limit": "beyond the 10,000 of an image and class",
+    "not_exhaustive": "unmatched, of classes that are not exhaustive on their image",
 }
 
 

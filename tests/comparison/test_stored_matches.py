@@ -157,6 +157,10 @@ CHANGES = {
     ),
     "a box more": ({"ground_truths": (*_scene().ground_truths, Truth("b", 2, FAR))}, {2}),
     "a group-of flag": ({"ground_truths": (*_scene().ground_truths[:2], Truth("b", 1, BOX, group_of=True))}, {1}),
+    "a class that is not exhaustive": (
+        {"ground_truths": (*_scene().ground_truths[:2], Truth("b", 1, BOX, not_exhaustive=True))},
+        {1},
+    ),
     "a verified class": ({"labels": (Label("b", 0, False), Label("b", 2, False))}, {2}),
 }
 

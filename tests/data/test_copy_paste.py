@@ -300,6 +300,21 @@ def test_the_pasted_class_becomes_known_its_ancestors_and_what_comes_along_do_no
     np.testing.assert_allclose(sample.boxes[-1], paste.region)
 
 
+@pytest.mark.parametrize("on", ["image", "crop"])
+def test_a_class_that_is_not_exhaustive_stays_unknown_where_a_crop_is_pasted(on: str, tmp_path: Path) -> None:
+    # Class 0 is pasted into image 4, which has a box of it.
+    boxed: list[Rows] = [[(0, MIDDLE)], *([(0, CORNER)] for _ in range(8))]
+    index = photos(tmp_path, boxed, classes=2, labelled=[[(1, False)] for _ in boxed])
+    flags = np.zeros(9, dtype=np.uint8)
+    flags[4 if on == "image" else 0] = 1 << FLAGS.index("IsNotExhaustive")
+    index = replace(index, flags=flags)
+    made = CopyPaste(index, 1.0, np.array([0]), np.zeros(1, dtype=np.int32), np.ones(1))
+    sample = sample_of(DetectionDataset(index, copy_paste=made), 4, 0)
+    # Unknown on the whole image, or under the crop alone.
+    assert sample.negatives.tolist() == [on == "crop", True]
+    assert (sample.labels.tolist()[-1], bool(sample.is_group_of[-1])) == (0, on == "crop")
+
+
 def test_nothing_is_unknown_under_a_crop_of_an_exhaustive_set(tmp_path: Path) -> None:
     index = replace(frequent_and_rare(tmp_path), all_known=True)
     sample = sample_of(DetectionDataset(index, copy_paste=pasting(index)), 0, 0)

@@ -95,6 +95,27 @@ def test_what_is_known_by_hand_goes_up_for_present_and_down_for_absent() -> None
     assert known == [[0, 1], [1, 2], [0, 1, 2], [], [2, 3, 4]]
 
 
+def test_a_class_that_is_not_exhaustive_and_its_ancestors_are_not_known() -> None:
+    # 0 > 1 > 2 and 3 alone. Image 0: of its two boxes of 1 the second one has the flag. Image 1: a box of 2 without it.
+    # Image 2: a box of 3 with it, and 2 is absent.
+    index = make_index(
+        [[1, 1, 3], [2], [3]], classes=4, links=[(0, 1), (1, 2)], labelled=[[(0, True), (2, False)], [], [(2, False)]]
+    )
+    index = replace(index, flags=np.array([0, 32, 0, 0, 32], dtype=np.uint8))
+    known = [np.flatnonzero(known_classes(index, image)).tolist() for image in range(3)]
+    assert known == [[2, 3], [0, 1, 2], [2]]
+    assert index.is_not_exhaustive.tolist() == [False, True, False, False, True]
+    # The flag stays with its box.
+    for part in (index.take(np.array([0])), index.with_classes(np.array([0]))):
+        assert np.flatnonzero(part.is_not_exhaustive).tolist() == [1]
+    assert known_classes(index.with_classes(np.array([0])), 0).tolist() == [False]
+    # Every object of an exhaustive set has a box.
+    for full in (replace(index, all_known=True), with_absent_labels(index)):
+        assert all(known_classes(full, image).all() for image in range(3))
+        assert not full.is_not_exhaustive.any()
+    assert len(with_absent_labels(index).verified_class) == 3 + 1 + 2, "boxed classes get no label"
+
+
 def slowly_known(index: AnnotationIndex, image: int) -> set[int]:
     above = parents_of(index.taxonomy)
     known: set[int] = set()

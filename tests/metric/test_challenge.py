@@ -51,7 +51,12 @@ def scenes(draw: st.DrawFn) -> Scene:
     # Links from a lower to a higher index cannot make a cycle, and give a class several parents.
     pairs = [(parent, child) for parent in range(count) for child in range(parent + 1, count)]
     links = draw(st.lists(st.sampled_from(pairs), max_size=4, unique=True)) if pairs else []
-    ground_truths = draw(st.lists(st.builds(Truth, images, classes, proper_boxes, st.booleans()), max_size=10))
+    ground_truths = draw(
+        st.lists(
+            st.builds(Truth, images, classes, proper_boxes, st.booleans(), st.sampled_from([False, False, True])),
+            max_size=10,
+        )
+    )
     labels = draw(st.lists(st.builds(Label, images, classes, st.booleans()), max_size=6))
     near_truth = st.sampled_from([row.box for row in ground_truths]) if ground_truths else boxes
     found = draw(st.lists(st.builds(Found, images, classes, scores, near_truth | boxes), max_size=16))
@@ -240,6 +245,40 @@ def test_a_group_of_box_that_absorbed_nothing_is_a_miss_at_weight_one_only() -> 
     scene = one_class([Truth("i1", 0, LEFT), Truth("i1", 0, RIGHT, True)], [Found("i1", 0, 0.9, LEFT)])
     assert ap_of(scene, group_of_weight=1.0) == [0.5]
     assert ap_of(scene, group_of_weight=0.0) == [1.0]
+
+
+def test_unmatched_detections_of_a_class_that_is_not_exhaustive_are_ignored() -> None:
+    # Class 0 above 1 and 2. On "a" class 1 has boxes LEFT and a group-of RIGHT, and more objects without a box; on "b"
+    # it has LEFT alone.
+    scene = Scene(
+        3,
+        (Truth("a", 1, LEFT, not_exhaustive=True), Truth("a", 1, RIGHT, group_of=True), Truth("b", 1, LEFT)),
+        (Label("a", 2, False),),
+        (
+            Found("a", 1, 0.9, FAR),  # matches nothing: ignored
+            Found("a", 2, 0.9, FAR),  # absent: false
+            Found("a", 1, 0.8, LEFT),  # true
+            Found("a", 1, 0.7, LEFT),  # a second one on the box: ignored
+            Found("a", 1, 0.6, RIGHT),  # absorbed
+            Found("b", 1, 0.5, FAR),  # false
+            Found("b", 1, 0.4, LEFT),  # true
+            Found("a", 0, 0.3, FAR),  # what is not exhaustive below is not above: ignored
+            Found("b", 0, 0.2, FAR),  # false
+            Found("b", 0, 0.1, LEFT),  # true
+        ),
+        links=((0, 1), (0, 2)),
+    )
+    result = challenge_scores(scene.detections(), scene.annotations())
+    # Class 1: true, group-of, false, true of 3. Class 0: false, true of 3.
+    np.testing.assert_allclose(result.ap, [1 / 3 * 1 / 2, 1 / 3 + 1 / 3 + 1 / 3 * 3 / 4, NAN])
+    assert (result.dropped.not_exhaustive, result.dropped.total, result.matches.absorbed) == (3, 3, 1)
+    assert result.matches.detection_row.tolist() == [8, 9, 2, 4, 5, 6, 1]
+    assert result.not_a_challenge_score == (
+        "3 detections of classes that are not exhaustive on their image (IsNotExhaustive) are ignored",
+    )
+    # All false where every object has a box: class 1 f t f g f t, class 0 f f t.
+    closed = replace(scene, ground_truths=tuple(replace(row, not_exhaustive=False) for row in scene.ground_truths))
+    assert ap_of(closed) == [pytest.approx(1 / 3 * 1 / 3), pytest.approx(1 / 2), pytest.approx(NAN, nan_ok=True)]
 
 
 @pytest.mark.parametrize("score", [0.0, -1.0])

@@ -168,6 +168,23 @@ def test_the_worked_example_of_the_document_gives_what_it_says(weight: float, ca
     assert (result.scores.dropped.not_verified, result.scores.matches.absorbed) == (1, 2)
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "frame", "arrays"])
+def test_classes_that_are_not_exhaustive_are_read_from_every_form_of_boxes(form: str, tmp_path: Path) -> None:
+    # Image y has a car, and a detection of one elsewhere. A box of another image or class changes nothing there.
+    flagged = {flags: BOXES.assign(IsNotExhaustive=flags) for flags in ((0, 0, 0), (1, 0, 1), (0, 1, 0))}
+    found = {}
+    for flags, frame in flagged.items():
+        boxes: Any = frame
+        if form in ("csv", "parquet"):
+            boxes = tmp_path / f"boxes.{form}"
+            frame.to_csv(boxes, index=False) if form == "csv" else frame.to_parquet(boxes)
+        elif form == "arrays":
+            boxes = {name: frame[name].to_numpy() for name in frame}
+        scores = evaluate_detections(FOUND, boxes, image_labels=LABELS, classes=CLASSES, hierarchy=TREE).scores
+        found[flags] = (scores.ap[0], len(scores.matches.score), scores.dropped.not_exhaustive)
+    assert found == {(0, 0, 0): (0.5, 2, 0), (1, 0, 1): (0.5, 2, 0), (0, 1, 0): (0.5, 1, 1)}
+
+
 def _table(rows: list[tuple[str, str, tuple[float, float, float, float]]]) -> pd.DataFrame:
     frame = pd.DataFrame([row[:2] for row in rows], columns=["ImageID", "LabelName"])
     frame[["XMin", "YMin", "XMax", "YMax"]] = [row[2] for row in rows]

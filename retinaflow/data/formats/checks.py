@@ -92,6 +92,8 @@ def check(
     )
     labels = _labels(source, boxes) if not exhaustive else _labels(None, boxes)
     incomplete = _pairs(() if exhaustive else source.incomplete)
+    if exhaustive and source.incomplete:
+        report(f"exhaustive=true: {len(source.incomplete):,} classes that are listed as not exhaustive are exhaustive")
     whole = DetectionSet(source.classes.taxonomy(), images, boxes, labels, exhaustive, incomplete)
     _report_shared_files(source.images, report)
     report_alike(whole.taxonomy.names, report)

@@ -175,7 +175,7 @@ class _File:
         folder = "" if "/" in name else f"{SHORT.get(self.split, self.split)}/"
         split = self._split(image, where)
         self.source.images.append(SourceImage(split, f"{folder}{name}", file, _size(image)))
-        if "neg_category_ids" in image:
+        if "neg_category_ids" in image or image.get("not_exhaustive_category_ids"):
             self.source.federated = True
         for field, found in (
             ("neg_category_ids", self._absent),

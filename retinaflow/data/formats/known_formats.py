@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.formats.coco import read_coco
 from retinaflow.data.formats.coco_files import SHORT, find_coco
@@ -102,7 +104,7 @@ def _lost(found: DetectionSet, target: Layout) -> dict[str, int]:
     flags = found.boxes[list(FLAGS)].astype(int).sum()
     return {
         "verified absent classes": 0 if has_absent else int((~found.labels["present"]).sum()),
-        "classes of which some objects have no box": len(found.incomplete) if target != "coco" else 0,
+        "classes of which some objects have no box": _incomplete(found, target),
         "classes verified present without a box": 0 if target == "openimages" else _present_without_box(found),
         "group-of flags": flags["group_of"] if target == "yolo" else 0,
         "occluded and truncated flags": flags["occluded"] + flags["truncated"] if target == "yolo" else 0,
@@ -110,7 +112,18 @@ def _lost(found: DetectionSet, target: Layout) -> dict[str, int]:
     }
 
 
+def _incomplete(found: DetectionSet, target: Layout) -> int:
+    """The published layout holds those that are boxed, as a flag of the boxes."""
+    if target != "openimages":
+        return len(found.incomplete) if target != "coco" else 0
+    return len(_without_box(found, found.incomplete))
+
+
 def _present_without_box(found: DetectionSet) -> int:
-    present = found.labels[found.labels["present"].astype(bool)]
-    boxed = set(zip(found.boxes["image"], found.boxes["class"], strict=True))
-    return sum(pair not in boxed for pair in zip(present["image"], present["class"], strict=True))
+    return len(_without_box(found, found.labels[found.labels["present"].astype(bool)]))
+
+
+def _without_box(found: DetectionSet, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Those (image, class) of ``pairs`` that have no box."""
+    boxed, asked = (frame["image"] * len(found.taxonomy) + frame["class"] for frame in (found.boxes, pairs))
+    return pairs[~asked.isin(boxed)]

@@ -66,7 +66,7 @@ def _from_indexes(
     indexes: Mapping[str, AnnotationIndex], orientations: Mapping[str, Sequence[int]], *, exhaustive: bool
 ) -> DetectionSet:
     """The set of some splits. ``orientations``: the EXIF orientation of each image of a split."""
-    images, boxes, labels, first = [], [], [], 0
+    images, boxes, labels, incomplete, first = [], [], [], [], 0
     for split, index in indexes.items():
         sizes = np.asarray(index.sizes)
         frame = pd.DataFrame({"image_id": np.asarray(index.image_ids).astype(object)})
@@ -80,12 +80,14 @@ def _from_indexes(
         for bit, name in enumerate(detection_set.FLAGS):
             rows[name] = (np.asarray(index.flags) >> bit & 1).astype(bool)
         boxes.append(rows)
+        incomplete.append(rows.loc[index.is_not_exhaustive, ["image", "class"]].drop_duplicates())
         columns = {"image": index.label_image.astype(np.int64) + first, "class": np.asarray(index.verified_class)}
         labels.append(pd.DataFrame({**columns, "present": np.asarray(index.verified_present)}))
         first += len(index)
     taxonomy = next(iter(indexes.values())).taxonomy
-    joined, boxed, labelled = (pd.concat(parts, ignore_index=True) for parts in (images, boxes, labels))
-    return DetectionSet(taxonomy, joined, boxed, labelled, exhaustive)
+    parts = (pd.concat(frames, ignore_index=True) for frames in (images, boxes, labels, incomplete))
+    joined, boxed, labelled, pairs = parts
+    return DetectionSet(taxonomy, joined, boxed, labelled, exhaustive, pairs)
 
 
 def without_unknown_images(found: DetectionSet) -> DetectionSet:

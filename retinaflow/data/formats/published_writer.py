@@ -41,7 +41,7 @@ def write_published(found: DetectionSet, folder: Path) -> None:
     write_classes(found.taxonomy, folder)
     ids = found.images["image_id"].to_numpy()
     mids = np.array(found.taxonomy.ids, dtype=object)
-    boxes, labels = found.boxes, _labels(found)
+    boxes, labels = _with_not_exhaustive(found), _labels(found)
     for split in found.splits:
         of_split = found.images["split"].to_numpy() == split
         position = np.flatnonzero(of_split[boxes["image"].to_numpy(dtype=np.int64)])
@@ -62,14 +62,25 @@ def write_published(found: DetectionSet, folder: Path) -> None:
         (folder / FOLDER_SETTINGS).write_text(text, encoding="utf-8")
 
 
+def _with_not_exhaustive(found: DetectionSet) -> pd.DataFrame:
+    """The boxes, with a column for the flag ``IsNotExhaustive``, which is not published, where the set needs it."""
+    if not len(found.incomplete):
+        return found.boxes
+    box, incomplete = (
+        frame["image"] * len(found.taxonomy) + frame["class"] for frame in (found.boxes, found.incomplete)
+    )
+    return found.boxes.assign(not_exhaustive=box.isin(incomplete))
+
+
 def _box_rows(boxes: pd.DataFrame, ids: NDArray[np.object_], mids: NDArray[np.object_]) -> pd.DataFrame:
     """Some boxes in the published columns."""
     table = pd.DataFrame({"ImageID": ids[boxes["image"]], "Source": "converted", "LabelName": mids[boxes["class"]]})
     table["Confidence"] = 1
     for name, own in (("XMin", "x1"), ("XMax", "x2"), ("YMin", "y1"), ("YMax", "y2")):
         table[name] = rounded(boxes[own].to_numpy(dtype=np.float64))
-    for name, own in zip(FLAGS, detection_set.FLAGS, strict=True):
-        table[name] = boxes[own].to_numpy(dtype=np.int64)
+    for name, own in zip(FLAGS, (*detection_set.FLAGS, "not_exhaustive"), strict=True):
+        if own in boxes:
+            table[name] = boxes[own].to_numpy(dtype=np.int64)
     return table
 
 

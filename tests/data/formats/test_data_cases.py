@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_index import SHARED
 from PIL import Image
 
+from retinaflow.data.known_classes import known_classes
+from retinaflow.data.training_data import read_split
+from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
+from retinaflow.metric.evaluation import evaluate_detections
+from retinaflow.settings.data_settings import DataSettings
+from retinaflow.settings.resolve import resolve
 
 CASES = SHARED.parent / "data_cases"
 ROW = "0 0.5 0.5 0.4 0.4\n"
@@ -694,16 +701,81 @@ def test_links_in_folders_of_coco_and_voc_are_refused_too(tmp_path: Path, conver
             converted(data)
 
 
-def test_classes_of_lvis_that_are_not_exhaustive_come_back_in_coco_and_are_counted_elsewhere(
-    tmp_path: Path, converted: Any
-) -> None:
+def lvis(folder: Path) -> Path:
+    """A cup on each of two images, where plates are absent; on 1.jpg not every cup has a box."""
     document = json.loads(coco([[4, 4, 20, 20]] * 2))
     document["categories"].append({"id": 2, "name": "plate"})
     for image in document["images"]:
         image |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [1] if image["id"] else []}
-    put(tmp_path, {"lvis_train.json": json.dumps(document)}, ["0.jpg", "1.jpg"])
-    written = converted(tmp_path, to="coco").folder / "annotations" / "instances_train.json"
-    images = {image["file_name"]: image for image in json.loads(written.read_text())["images"]}
-    assert [images[name]["not_exhaustive_category_ids"] for name in ("0.jpg", "1.jpg")] == [[], [1]]
-    assert [images[name]["neg_category_ids"] for name in ("0.jpg", "1.jpg")] == [[2], [2]]
+    return put(folder, {"lvis_train.json": json.dumps(document)}, ["0.jpg", "1.jpg"])
+
+
+def test_classes_that_are_not_exhaustive_come_back_from_every_layout_that_can_hold_them(
+    tmp_path: Path, converted: Any
+) -> None:
+    direct, published = converted(lvis(tmp_path), to="coco"), converted(tmp_path)
+    assert not published.said("cannot hold")
+    for folder in (direct.folder, converted(published.folder, to="coco").folder):
+        images = {image["file_name"]: image for image in json.loads(_instances(folder).read_text())["images"]}
+        assert [images[name]["not_exhaustive_category_ids"] for name in ("0.jpg", "1.jpg")] == [[], [1]]
+        assert [images[name]["neg_category_ids"] for name in ("0.jpg", "1.jpg")] == [[2], [2]]
+    for layout in ("yolo", "voc"):
+        for data in (tmp_path, published.folder):
+            lost = "classes of which some objects have no box: 1 are lost"
+            assert converted(data, to=layout).said(f"{layout} cannot hold {lost}")
+
+
+def _instances(folder: Path) -> Path:
+    return folder / "annotations" / "instances_train.json"
+
+
+def test_the_column_of_classes_that_are_not_exhaustive_is_written_where_a_set_has_some(
+    tmp_path: Path, converted: Any
+) -> None:
+    some = pd.read_csv(converted(lvis(tmp_path / "some")).folder / "train-annotations-bbox.csv")
+    assert dict(zip(some["ImageID"].astype(str), some["IsNotExhaustive"], strict=True)) == {"0": 0, "1": 1}
+    none = put(tmp_path / "none", {"train.json": coco([[4, 4, 20, 20]])}, ["0.jpg"])
+    assert "IsNotExhaustive" not in pd.read_csv(converted(none).folder / "train-annotations-bbox.csv")
+    overruled = converted(tmp_path / "some", exhaustive="true")
+    assert overruled.said("exhaustive=true: 1 classes that are listed as not exhaustive are exhaustive")
+    assert "IsNotExhaustive" not in pd.read_csv(overruled.folder / "train-annotations-bbox.csv")
+
+
+def test_a_class_that_is_not_exhaustive_says_that_the_set_is_not(tmp_path: Path, converted: Any) -> None:
+    document = json.loads(coco([[4, 4, 20, 20]] * 2))
+    document["images"][1]["not_exhaustive_category_ids"] = [1]
+    put(tmp_path, {"train.json": json.dumps(document)}, ["0.jpg", "1.jpg"])
+    found = converted(tmp_path).found
+    assert (found.exhaustive, found.incomplete["image"].tolist()) == (False, [1])
+
+
+def test_a_class_that_is_not_exhaustive_and_has_no_box_is_counted_as_lost(tmp_path: Path, converted: Any) -> None:
+    document = json.loads(coco([[4, 4, 20, 20]] * 2))
+    document["categories"].append({"id": 2, "name": "plate"})
+    for image in document["images"]:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": [1, 2] if image["id"] else []}
+    put(tmp_path, {"train.json": json.dumps(document)}, ["0.jpg", "1.jpg"])
+    # Without a box or a label it is unknown on the image anyway.
     assert converted(tmp_path).said("openimages cannot hold classes of which some objects have no box: 1 are lost")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_class_that_is_not_exhaustive_gives_no_negatives_and_no_false_positives(
+    shared: bool, tmp_path: Path, converted: Any
+) -> None:
+    if shared and not (CASES / "d26").is_dir():
+        pytest.skip(f"no data cases at {CASES}")
+    folder = converted(CASES / "d26" if shared else lvis(tmp_path)).folder
+    settings = resolve(DataSettings, {"data": str(folder), "hierarchy": "none"})
+    index = read_split(settings, ["train"], boxes=(), image_labels=()).index
+    cup, open_images = index.labels[0], [image for image in range(len(index)) if index.is_not_exhaustive[image]]
+    assert len(open_images) == (2 if shared else 1)
+    for image in range(len(index)):
+        assert known_classes(index, image)[cup] == (image not in open_images)
+    # A cup beside the box: on an image where all cups are boxed it is false, on the others it may be a cup.
+    image = np.arange(len(index), dtype=np.int32)
+    beside = np.tile([0.8, 0.8, 0.95, 0.95], (len(index), 1))
+    detections = Detections(image, np.full(len(index), cup, dtype=np.int32), np.full(len(index), 0.9), beside)
+    scores = evaluate_detections(detections, index).scores
+    assert scores.matches.image_index.tolist() == sorted(set(range(len(index))) - set(open_images))
+    assert scores.dropped.not_exhaustive == len(open_images)
