@@ -224,6 +224,6 @@ def test_a_store_without_room_is_a_message(tiny_dataset: TinyDataset, tmp_path: 
         check=False,
     )
     assert done.returncode == 2
-    assert "error: no run can be started in sqlite:" in done.stderr
+    assert "error: the MLflow store sqlite:" in done.stderr
     assert "room on its disk" in done.stderr
     assert "Traceback" not in done.stderr

@@ -143,7 +143,8 @@ def test_a_process_that_was_started_without_ctrl_c_leaves_it_to_this_one() -> No
             process = subprocess.Popen(
                 [sys.executable, "-c", IMPORTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            os.kill(os.getpid(), signal.SIGINT)
+            # To this thread: threads that other tests have left would take a signal of the whole process.
+            signal.raise_signal(signal.SIGINT)
             assert stop.reason is None
         assert stop.reason == "signal SIGINT", "it arrives after the block"
         assert process.stdout is not None

@@ -77,7 +77,7 @@ def save_matches(stored: StoredMatches, path: Path) -> None:
         "images_digest": stored.ground_truth.images,
         "class_digests": stored.ground_truth.classes,
         "settings": dict(stored.settings),
-        "judged_from": dict(stored.evaluated_from),
+        "evaluated_from": dict(stored.evaluated_from),
         "dropped": vars(matches.dropped),
         **{stored: getattr(matches, name) for stored, name in _COUNTS.items()},
     }
@@ -94,7 +94,7 @@ def save_matches(stored: StoredMatches, path: Path) -> None:
         truth_class=matches.gt_class.astype(np.int32),
         truth_count=matches.gt_count,
         image_ids=matches.image_ids,
-        judged=matches.evaluated,
+        evaluated=matches.evaluated,
         train_images=stored.training.images,
         train_boxes=stored.training.boxes,
         bin_of_class=stored.training.bin_of_class,
@@ -107,7 +107,7 @@ def load_matches(path: Path) -> StoredMatches:
         # numpy reads a damaged array without an error; the archive has checksums.
         check_archive(path, most=(64 << 20) + EXPANSION * path.stat().st_size)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
+            columns = _current_names({name: file[name] for name in file.files})
         header = json.loads(columns.pop("header").tobytes())
     # A damaged file makes the readers raise whatever their parsing meets.
     except Exception as error:
@@ -116,6 +116,7 @@ def load_matches(path: Path) -> StoredMatches:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = str(header.get("format"))[:20] if isinstance(header, dict) else "none"
         raise DataError(f"{path}: format {FORMAT} is needed, but the file has {found}; evaluate it again")
+    header = _current_names(header)
     try:
         _check_columns(columns, header)
         return _stored(columns, header)
@@ -135,14 +136,22 @@ def _stored(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> S
         training=TrainingCounts(columns["train_images"], columns["train_boxes"], columns["bin_of_class"]),
         ground_truth=GroundTruthDigest(header["images_digest"], tuple(header["class_digests"])),
         settings=header["settings"],
-        evaluated_from=header["judged_from"],
+        evaluated_from=header["evaluated_from"],
     )
+
+
+_RENAMED = {"judged": "evaluated", "judged_from": "evaluated_from", "class_not_judged": "class_not_evaluated"}
+"""Name in earlier files -> name now."""
+
+
+def _current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
 _ROWS = {
     "entries": ("image_index", "score", "kind", "boxes"),
     "ground truth": ("truth_image", "truth_class", "truth_count"),
-    "classes": ("judged", "train_images", "train_boxes", "bin_of_class"),
+    "classes": ("evaluated", "train_images", "train_boxes", "bin_of_class"),
 }
 """Columns of one length."""
 
@@ -152,7 +161,7 @@ def _check_columns(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any
     for what, names in _ROWS.items():
         if len({len(columns[name]) for name in names}) != 1:
             raise ValueError(f"the columns of {what} must be of one length")
-    classes, images = len(columns["judged"]), len(columns["image_ids"])
+    classes, images = len(columns["evaluated"]), len(columns["image_ids"])
     if any(len(header[name]) != classes for name in ("class_ids", "class_names", "class_digests")):
         raise ValueError("the names must be those of the classes")
     start = columns["entry_start"]
@@ -166,7 +175,7 @@ def _check_columns(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any
         raise ValueError("a box must have four corners, and an image id must be a text")
     if not set(np.unique(columns["kind"]).tolist()) <= set(map(int, Kind)):
         raise ValueError("an entry must be of a known kind")
-    if not isinstance(header["settings"], dict) or not isinstance(header["judged_from"], dict):
+    if not isinstance(header["settings"], dict) or not isinstance(header["evaluated_from"], dict):
         raise ValueError("the settings must be names and values")
 
 
@@ -179,15 +188,12 @@ _COUNTS = {
 }
 """Name in the file's header -> attribute of Matches. The file keeps its names, so that earlier files can be read."""
 
-_RENAMED = {"class_not_judged": "class_not_evaluated"}
-"""Name in files of version 0.1.0 -> name now."""
-
 
 def _matches(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> Matches:
     kind = columns["kind"].astype(np.int8)
     return Matches(
         image_index=columns["image_index"].astype(np.int64),
-        class_index=np.repeat(np.arange(len(columns["judged"])), np.diff(columns["entry_start"])),
+        class_index=np.repeat(np.arange(len(columns["evaluated"])), np.diff(columns["entry_start"])),
         score=columns["score"].astype(np.float64),
         kind=kind,
         weight=np.where(kind == Kind.GROUP_OF, float(header["group_of_weight"]), 1.0),
@@ -196,8 +202,8 @@ def _matches(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> 
         gt_class=columns["truth_class"].astype(np.int64),
         gt_count=columns["truth_count"],
         image_ids=columns["image_ids"],
-        evaluated=columns["judged"],
-        dropped=Dropped(**{_RENAMED.get(name, name): rows for name, rows in header["dropped"].items()}),
+        evaluated=columns["evaluated"],
+        dropped=Dropped(**_current_names(header["dropped"])),
         **{name: header[stored] for stored, name in _COUNTS.items()},
     )
 

@@ -8,11 +8,9 @@ lists its own images and categories needs none. Without either, an image id is t
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from retinaflow.data.annotation_rows import CORNERS
+from retinaflow.data.formats.box_values import number_of
+from retinaflow.data.formats.json_lists import first_character, list_elements
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.tables import RowErrors, Table, TextColumn
 from retinaflow.errors import DataError, shown
-from retinaflow.files import read_json, read_text
+from retinaflow.files import read_json
 from retinaflow.progress import report
-
-_SPACE = re.compile(r"[ \t\n]*")
 
 
 @dataclass
@@ -45,9 +43,11 @@ def read_coco_results(path: Path, index: AnnotationIndex, errors: RowErrors, *, 
     Ids that stand for nothing known stay as they are. Raises DataError for a file that is no such list, and when the
     sizes of no image are known; entries that break a rule go to ``errors``.
     """
-    text = read_text(path)
-    document = read_json(path) if text.lstrip().startswith("{") else None
-    entries = _entries(text, path) if document is None else iter(_listed(document, "annotations", path))
+    start = first_character(path)
+    if start not in ("[", "{"):
+        raise DataError(f"{path}: COCO results must be a list of detections, but begin with {shown(start)}")
+    document = read_json(path) if start == "{" else None
+    entries = list_elements(path) if document is None else iter(_listed(document, "annotations", path))
     known, here = _ids_here(index), set(map(str, index.image_ids))
     if ids is not None:
         known = _ids_of_document(read_json(ids), ids, index, known)
@@ -94,35 +94,6 @@ def read_coco_results(path: Path, index: AnnotationIndex, errors: RowErrors, *, 
     )
 
 
-def _entries(text: str, path: Path) -> Iterator[Any]:
-    """The entries of a JSON list, one at a time: all at once take ten times the memory of the text."""
-    decoder, position = json.JSONDecoder(), _after_space(text, 0)
-    if text[position : position + 1] != "[":
-        raise DataError(f"{path}: COCO results must be a list of detections, but begin with {shown(text[position:])}")
-    position = _after_space(text, position + 1)
-    try:
-        while text[position : position + 1] != "]":
-            entry, position = decoder.raw_decode(text, position)
-            yield entry
-            position = _after_space(text, position)
-            if text[position : position + 1] == ",":
-                position = _after_space(text, position + 1)
-                is_end = text[position : position + 1] == "]"
-            else:
-                is_end = text[position : position + 1] != "]"
-            if is_end:
-                raise ValueError("a comma or the end of the list must follow an entry")
-        if _after_space(text, position + 1) < len(text):
-            raise ValueError("nothing may follow the list")
-    except (ValueError, RecursionError) as error:
-        line = text.count("\n", 0, position) + 1
-        raise DataError(f"{path} line {line}: not a readable JSON file: {shown(str(error), quotes=False)}") from None
-
-
-def _after_space(text: str, position: int) -> int:
-    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
-
-
 def _flaw(entry: Any) -> str | None:
     """The rule that an entry breaks, or None."""
     if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= set(entry):
@@ -136,12 +107,7 @@ def _flaw(entry: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
+    return not isinstance(value, str) and math.isfinite(number_of(value))
 
 
 def _ids_here(index: AnnotationIndex) -> _Ids:

@@ -13,7 +13,7 @@ error with file and line. An image that is not in the annotations gets index -1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from retinaflow.data.annotation_rows import CORNERS
 from retinaflow.data.coco_results import read_coco_results
 from retinaflow.data.id_columns import with_class, with_normal_ids
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.prediction_checks import check_predictions
+from retinaflow.data.prediction_checks import PredictionFile, check_predictions
 from retinaflow.data.spreadsheets import from_spreadsheet
 from retinaflow.data.table_reader import header_of, read_table
 from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn
@@ -48,11 +48,11 @@ def read_predictions(
     errors: RowErrors,
     *,
     ids: Path | None = None,
-    explain: Callable[[str], None] | None = None,
+    explain: bool = False,
 ) -> Detections:
     """The detections of a file or frame; ``image_index`` counts the images of ``index``, -1 is none of them.
 
-    ``ids``: a COCO file of the images and categories that a JSON file names by number. ``explain`` is given a line for
+    ``ids``: a COCO file of the images and categories that a JSON file names by number. ``explain``: print a line for
     each reason why detections cannot count (:func:`~retinaflow.data.prediction_checks.check_predictions`). Raises
     DataError with file, line, rule and value, or drops rows with errors, by the setting in ``errors``.
     """
@@ -66,15 +66,9 @@ def read_predictions(
         boxes[:, column] = table.columns.pop(name)
     image_index = position.astype(np.int32)[images.codes]
     detections = Detections(image_index, table.columns["class"], table.columns["Score"], boxes)
-    if explain is not None:
-        check_predictions(
-            detections,
-            index,
-            name=table.path.name,
-            where=lambda row: f"line {table.lines[row]}",
-            image_id=images.__getitem__,
-            report=explain,
-        )
+    if explain:
+        file = PredictionFile(table.path.name, lambda row: f"line {table.lines[row]}", images.__getitem__)
+        check_predictions(detections, index, file)
     return detections
 
 

@@ -118,7 +118,7 @@ def _load(model: RetinaNet, state: dict[str, Tensor], *, source: str, path: Path
     if missing or misfits or (unused if is_detector else [key for key in unused if key.startswith(BODY)]):
         raise SettingError(_misfit_message(model.config, state, wanted, path, missing, misfits, unused))
     loaded = [key for key in wanted if key in state and key not in replaced]
-    _check_values(state, loaded, path)
+    _check_values(state, wanted, loaded, path)
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     initial = tuple(key for key in wanted if key not in state)
     return WeightReport(source, str(path), tuple(loaded), initial, tuple(sorted(replaced)), tuple(unused))
@@ -238,11 +238,13 @@ _SHOWN = 200
 """Letters of an error of a file that a message shows."""
 
 
-def _check_values(state: Mapping[str, Tensor], loaded: Iterable[str], path: Path) -> None:
+def _check_values(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], loaded: Iterable[str], path: Path) -> None:
     """Raise DataError for tensors that hold no weights."""
     for key in loaded:
         value = state[key]
-        if value.layout != torch.strided or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+        # Some networks have tables of positions, which are whole numbers, beside their weights.
+        other_kind = value.is_floating_point() != wanted[key].is_floating_point() or value.is_complex()
+        if value.layout != torch.strided or other_kind or not bool(torch.isfinite(value).all()):
             raise DataError(
                 f"{path}: weights must be finite numbers, but those of {key} are not ({value.dtype}); did their "
                 "training diverge, or is the file damaged?"

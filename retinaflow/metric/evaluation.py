@@ -168,7 +168,7 @@ def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad
     Errors as in :func:`evaluate_detections`.
     """
     errors = RowErrors(on_bad_row)
-    return read_predictions(source_of(predictions, "predictions"), ground_truth, errors, explain=report)
+    return read_predictions(source_of(predictions, "predictions"), ground_truth, errors, explain=True)
 
 
 def expand_to_ancestors(detections: Detections, taxonomy: Taxonomy) -> Detections:

@@ -15,7 +15,6 @@ from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
 from retinaflow.inference.evaluated_images import EvaluatedImages, images_for_model, images_for_predictions
 from retinaflow.interrupts import StopRequest
-from retinaflow.progress import report
 from retinaflow.settings.commands import EvaluateConfig
 
 # torch and MLflow are imported where they are needed: a file of predictions is evaluated in seconds, with track=false.
@@ -65,7 +64,7 @@ def _of_predictions(config: EvaluateConfig) -> EvaluatedDetections:
     assert config.predictions is not None
     images = images_for_predictions(config)
     errors = RowErrors(config.on_bad_row)
-    found = read_predictions(config.predictions, images.index, errors, ids=config.prediction_ids, explain=report)
+    found = read_predictions(config.predictions, images.index, errors, ids=config.prediction_ids, explain=True)
     images = replace(images, dropped=pd.concat([images.dropped, errors.frame()], ignore_index=True))
     bins = ClassBins.unknown(images.index.num_classes)
     return EvaluatedDetections(str(config.predictions), config, images, bins, lambda stop, skipped: found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from retinaflow.settings.value_types import (
     STEERS,
     AlphaByBin,
     AtLeastOne,
+    Auto,
     Count,
     Fraction,
     GammaByBin,
@@ -26,7 +28,6 @@ from retinaflow.settings.value_types import (
     as_text,
     auto,
     by_data,
-    by_length,
 )
 
 HeadNorm = Literal["none", "group"]
@@ -39,8 +40,42 @@ Schedule = Literal["cosine", "steps", "constant"]
 
 DETECTORS = ("coco", "coco_v2")
 """Weights of a whole detector."""
+LARGEST_SIZE = 512
+"""Largest ``image_size`` that is chosen: beyond it, time and memory are the user's decision."""
+FEWEST_EPOCHS, LEAST_SEEN = 12, 24_000
+"""Epochs of a training, unless it would see fewer images than this."""
+EVALUATIONS = 12
+"""Most evaluations of a training."""
+SHORT_TRAINING = 100_000
+"""A training that sees fewer images than this is short."""
 GROUPS = 32
 """Groups of a group norm in the heads."""
+
+
+@dataclass(frozen=True)
+class ByLength(Auto):
+    """A default for short trainings and another one for long ones. ``of_detector``: a part of the network, of which the
+    weights of a whole detector want that of long trainings."""
+
+    short: Any
+    long: Any
+    of_detector: bool
+
+
+def by_length(short: Any, long: Any, *, demo: Any = None, of_detector: bool = False) -> Any:
+    """A default that a training chooses by the number of images that it will see
+    (:mod:`retinaflow.training.fit_to_data`); until they are read, that of long trainings.
+
+    On the generated set a training is short; ``demo`` is another value for it.
+    """
+
+    def before_images(values: Mapping[str, Any]) -> Any:
+        if values.get("data") != "demo" or (of_detector and values.get("weights") in DETECTORS):
+            return long
+        return short if demo is None else demo
+
+    text = f"short trainings {short}, else {long}" + ("" if demo is None else f"; demo {demo}")
+    return Field(default_factory=ByLength(text, before_images, short, long, of_detector))
 
 
 class WeightSettings(Settings):
@@ -56,21 +91,15 @@ class WeightSettings(Settings):
     0.001."""
 
 
-def _part(photos: Any, *, demo: Any, text: str = "") -> Any:
-    """A part of the network: smaller for the generated set, unless the weights of a whole detector bring theirs."""
-
-    def rule(values: Mapping[str, Any]) -> Any:
-        return demo if values.get("data") == "demo" and values.get("weights") not in DETECTORS else photos
-
-    return auto(f"{text or photos}, demo {demo}", rule)
-
-
 class AnchorSettings(Settings):
     """The anchors."""
 
     title = "Network"
 
-    anchor_scale: Positive = _part(4.0, demo=3.0, text="by the boxes; 4 with the weights of a detector")
+    anchor_scale: Positive = auto(
+        "by the boxes; 4 with the weights of a detector; demo 3",
+        lambda values: 3.0 if values.get("data") == "demo" and values.get("weights") not in DETECTORS else 4.0,
+    )
     """Side of the smallest anchor of a level over the level's stride; torchvision has 4."""
 
 
@@ -81,9 +110,9 @@ class NetworkSettings(AnchorSettings, WeightSettings):
     """Network under the feature pyramid: a classifier of torchvision (resnet50, convnext_tiny, ...), or timm:NAME."""
     head_norm: HeadNorm = auto("group; none with weights=coco", lambda v: "none" if v["weights"] == "coco" else "group")
     """Norm after each layer of the heads: group (trains better from scratch) or none."""
-    fpn_channels: Annotated[int, Field(ge=1)] = _part(256, demo=64, text="short trainings 128, else 256")
+    fpn_channels: Annotated[int, Field(ge=1)] = by_length(128, 256, demo=64, of_detector=True)
     """Channels of the feature pyramid and the heads, a multiple of 64 with head_norm=group."""
-    head_depth: Count = _part(4, demo=2, text="short trainings 2, else 4")
+    head_depth: Count = by_length(2, 4, of_detector=True)
     """Convolutions in each head before its output layer."""
     p6_from: P6Source = auto("p5; c5 with weights=coco_v2", lambda v: "c5" if v["weights"] == "coco_v2" else "p5")
     """What level P6 is computed from: the pyramid's P5 or the backbone's C5."""
@@ -112,7 +141,9 @@ class InputSettings(Settings):
 
     title = "Network"
 
-    image_size: Annotated[int, Field(ge=32)] = by_data(512, demo=112, text="median image, at most 512")
+    image_size: Annotated[int, Field(ge=32)] = by_data(
+        LARGEST_SIZE, demo=112, text=f"median image, at most {LARGEST_SIZE}"
+    )
     """Square root of the area that images are resized to, pixels."""
     num_buckets: AtLeastOne = by_data(7, demo=5)
     """Aspect buckets; 1: one fixed shape."""
@@ -176,7 +207,9 @@ class OptimizationSettings(BatchSettings, SeedSettings):
 
     accumulate: AtLeastOne = 1
     """Batches whose gradients make one step of the optimizer."""
-    epochs: Annotated[AtLeastOne, STEERS] = by_data(12, demo=3, text="12, or more to see 24,000 images")
+    epochs: Annotated[AtLeastOne, STEERS] = by_data(
+        FEWEST_EPOCHS, demo=3, text=f"{FEWEST_EPOCHS}, or more to see {LEAST_SEEN:,} images"
+    )
     """Epochs."""
     optimizer: OptimizerName = "adamw"
     """AdamW, or SGD with momentum."""
@@ -220,7 +253,7 @@ class CheckpointSettings(Settings):
 
     title = "Evaluation and checkpoints"
 
-    eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3, text="at most 12 evaluations")
+    eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3, text=f"at most {EVALUATIONS} evaluations")
     """Epochs between evaluations; the last epoch is always evaluated."""
     keep_best: Annotated[Literal["val/mAP", "val/mAP_rare", "val/mAP_common", "val/mAP_frequent"], STEERS] = "val/mAP"
     """Metric of the best epoch, which is saved as best.pt, and of early stopping."""

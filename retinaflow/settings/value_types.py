@@ -118,30 +118,6 @@ def by_data(photos: Any, *, demo: Any, text: str = "") -> Any:
     return auto(f"{text or photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
 
 
-SHORT_TRAINING = 100_000
-"""A training that sees fewer images than this is short: it wants small batches, mild augmentation and balance from the
-start."""
-
-
-@dataclass(frozen=True)
-class ByLength(Auto):
-    """A default for short trainings and another one for long ones; until the images are read, that of long ones."""
-
-    short: Any
-    long: Any
-
-
-def by_length(short: Any, long: Any) -> Any:
-    """A default that a training chooses by the number of images that it will see; on the generated set it is short."""
-    rule = ByLength(
-        f"short trainings {short}, else {long}",
-        lambda values: short if values.get("data") == "demo" else long,
-        short,
-        long,
-    )
-    return Field(default_factory=rule)
-
-
 # Metadata
 
 

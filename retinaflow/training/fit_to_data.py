@@ -2,7 +2,7 @@
 
 Each rule gives a value and its reason, which is printed. A setting that the user gave is never changed, and what is
 chosen here counts as given from then on, so that a search, a comparison or a resumed training uses it as it is.
-How the rules were found, with figures: docs/decisions.md and docs/benchmarks.md.
+What of them was measured, and what is a choice: docs/training.md.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.progress import report
 from retinaflow.settings.data_settings import Settings
 from retinaflow.settings.resolve import changed
-from retinaflow.settings.training_settings import DETECTORS, AnchorSettings, learning_rate
-from retinaflow.settings.value_types import SHORT_TRAINING, ByLength, as_text
+from retinaflow.settings.training_settings import (
+    DETECTORS,
+    EVALUATIONS,
+    FEWEST_EPOCHS,
+    LARGEST_SIZE,
+    LEAST_SEEN,
+    SHORT_TRAINING,
+    AnchorSettings,
+    ByLength,
+    learning_rate,
+)
+from retinaflow.settings.value_types import as_text
 from retinaflow.training.anchor_fit import SCALES, BoxSample, mean_reach
 
-LARGEST_SIZE = 512
-"""Largest ``image_size`` that is chosen: beyond it, time and memory are the user's decision."""
 WORTH = 0.03
 """A smaller anchor than torchvision's is chosen when it lets this much more of the boxes of a class, in the mean over
 classes, match an anchor."""
-LEAST_SEEN = 24_000
-"""Images that a training sees unless it has more than this in :data:`FEWEST_EPOCHS`, or less in :data:`MOST_EPOCHS`."""
-FEWEST_EPOCHS = 12
 MOST_EPOCHS = 100
-EVALUATIONS = 12
-"""Most evaluations of a training."""
-
-_NETWORK: Mapping[str, tuple[int, int]] = MappingProxyType({"fpn_channels": (128, 256), "head_depth": (2, 4)})
-"""Parts of the network in short trainings and in long ones, unless the weights bring theirs."""
+"""More are not chosen, however few images there are."""
 
 Chosen = tuple[Any, str]
 ConfigType = TypeVar("ConfigType", bound=AnchorSettings)
@@ -77,9 +78,8 @@ def _by_length(
     for name in wanted:
         rule = kind.auto_of(name)
         if isinstance(rule, ByLength):
-            chosen[name] = rule.short if short else rule.long
-        elif name in _NETWORK and not _may_be_detector(values):
-            chosen[name] = _NETWORK[name][0 if short else 1]
+            is_short = short and not (rule.of_detector and _may_be_detector(values))
+            chosen[name] = rule.short if is_short else rule.long
     if "lr" in wanted:
         chosen["lr"] = learning_rate({**values, **chosen}, short=short)
     if chosen:
@@ -106,7 +106,7 @@ def _image_size(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
 
 
 def _anchor_scale(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
-    default = AnchorSettings.model_fields["anchor_scale"].get_default(call_default_factory=True, validated_data={})
+    default = values["anchor_scale"]
     if _may_be_detector(values):
         return default, "the published anchors, as the weights may be of a detector trained with them"
     sample = BoxSample.draw(index)

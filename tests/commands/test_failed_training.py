@@ -112,4 +112,4 @@ def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_evaluated(
     config = _settings(workshop, tmp_path).model_copy(update={"save_minutes": 0.0})
     message, folder = _fails(config, monkeypatch, happens, after=STEPS)
     assert message.endswith(f"after step {STEPS}. Lower lr. No checkpoint has been written.")
-    assert not list(folder.glob("*"))
+    assert not list(folder.glob("*.pt"))

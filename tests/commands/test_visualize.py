@@ -61,7 +61,7 @@ def test_a_file_of_predictions_is_drawn_without_a_model_and_a_parent_is_not_draw
     assert cv2.imread(str(alone[0])).shape[1] == 512
 
 
-def test_an_image_that_turns_out_cut_short_stops_or_is_skipped(
+def test_an_image_that_turns_out_damaged_stops_or_is_skipped(
     workshop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"
@@ -70,8 +70,9 @@ def test_an_image_that_turns_out_cut_short_stops_or_is_skipped(
         pixels = cv2.imread(str(workshop.data / "images" / f"validation00{number}.jpg"))
         assert cv2.imwrite(str(images / f"{number}.png"), pixels)
     whole = (images / "0.png").read_bytes()
-    # The head is sound, the pixels are not there.
-    (images / "0.png").write_bytes(whole[: len(whole) // 8])
+    # Head and end are sound, most of the pixels are not there.
+    head = len(whole) // 8
+    (images / "0.png").write_bytes(whole[:head] + bytes(len(whole) - head - 12) + whole[-12:])
     predictions = tmp_path / "found.csv"
     predictions.write_text("ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n1,/m/0car,0.9,0.1,0.6,0.1,0.6\n")
     given = {"predictions": predictions, "data": workshop.data, "images": images}

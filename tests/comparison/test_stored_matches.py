@@ -60,6 +60,8 @@ def test_a_file_of_version_0_1_0_is_read(tmp_path: Path) -> None:
     header = json.loads(columns["header"].tobytes())
     del header["dropped"]["class_not_evaluated"]
     header["dropped"]["class_not_judged"] = 7
+    header["judged_from"] = header.pop("evaluated_from")
+    columns["judged"] = columns.pop("evaluated")
     columns["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     np.savez_compressed(path, **columns)
     assert load_matches(path).matches.dropped.class_not_evaluated == 7

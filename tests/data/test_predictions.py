@@ -142,7 +142,7 @@ def test_an_id_of_a_million_letters_is_cut_in_messages_and_refused_in_lists(
     long = "x" * 10**6
     path = write(f"ImageID,LabelName,Score,{CORNERS}\n{long},/m/0a,0.9,0.1,0.3,0.2,0.4\n")
     with pytest.raises(DataError, match=r"no detection is of an evaluated image") as caught:
-        read_predictions(path, index, RowErrors(), explain=print)
+        read_predictions(path, index, RowErrors(), explain=True)
     assert len(str(caught.value)) < 1000
     with pytest.raises(DataError, match="an image id must have at most 255 bytes, but got xxx") as caught:
         read_image_ids(write(long, "ids.txt"))

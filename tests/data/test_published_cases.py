@@ -221,7 +221,7 @@ def test_coco_results_are_evaluated(kind: str, tmp_path: Path, capsys: pytest.Ca
 
 BAD_RESULTS = {
     "no list": ('"a"', "COCO results must be a list of detections"),
-    "cut": ('[{"image_id": 6', r"results\.json line 1: not a readable JSON file"),
+    "cut": ('[{"image_id": 6', r"results\.json: not a readable JSON file in the list, element 1"),
     "three sides": (
         '[{"image_id": 6, "category_id": 1, "bbox": [1, 2, 3], "score": 1}]',
         "line 1: bbox must be four numbers",

@@ -272,7 +272,7 @@ def test_a_server_that_was_never_there_is_an_error_at_once(server: Server) -> No
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
     mlflow.set_tracking_uri(nowhere)
     with (
-        pytest.raises(StoreError, match=f"no run can be started in {nowhere}"),
+        pytest.raises(StoreError, match=f"experiment outage cannot be opened in {nowhere}"),
         tracking.start_run("train", track=True, experiment="outage", output=Path("out")),
     ):
         pass

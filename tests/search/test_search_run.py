@@ -145,7 +145,7 @@ def test_the_comparison_is_on_the_fresh_seed(searched: Searched) -> None:
     table = pd.read_csv(searched.artifact("confirmation.csv")).set_index("group")
     defaults = searched.children["confirm-defaults-seed-1000"]
     assert table.loc["mAP", "defaults"] == pytest.approx(defaults.data.metrics["best/mAP"])
-    assert defaults.data.params["focal_gamma"] == "2.0"
+    assert defaults.data.params["focal_gamma"] == "1.0"
     assert searched.parent.data.tags["retinaflow.verdict"].startswith("not shown to be better")
 
 
@@ -374,7 +374,7 @@ def test_a_search_that_found_nothing_says_so(
         workshop, study=name, focal_gamma="1..4", track=False, confirm_seeds=0, output=workshop.folder / name
     )
     with open_search(config) as opened:
-        for value, gamma in zip(values, (2.0, 3.0), strict=True):
+        for value, gamma in zip(values, (1.0, 3.0), strict=True):
             opened.study.enqueue_trial({**opened.space.defaults(), "focal_gamma": gamma})
             with quiet():
                 trial = opened.study.ask()

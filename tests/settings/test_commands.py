@@ -70,7 +70,7 @@ def test_settings_made_without_resolve_are_complete(kind: type[TrackingSettings]
     assert kind() == resolve(kind, {})
     # What the data folder, the store, the hardware or the files decide is found out there.
     outside = {"hierarchy", "precision", "storage", "shard_size", "calibration"}
-    outside |= {"source_format", "to", "exhaustive", "orientation", "voc_first_pixel"}
+    outside |= {"source_format", "to", "exhaustive", "orientation", "voc_first_pixel", "box_unit", "coco_bbox"}
     assert {name for name, value in kind().model_dump().items() if value == "auto"} <= outside
 
 
@@ -283,6 +283,7 @@ def test_evaluate_has_only_what_the_training_had_or_evaluating_needs() -> None:
     own = {
         "from_run",
         "predictions",
+        "prediction_ids",
         "expand_predictions",
         "bootstrap",
         "iou_thresholds",
@@ -312,7 +313,8 @@ def test_only_flags_that_are_given_reach_the_settings() -> None:
 def test_a_setting_by_its_earlier_name_is_accepted_with_a_message(old: str, capsys: pytest.CaptureFixture[str]) -> None:
     new = RENAMED[old]
     kind = next(kind for kind in COMMANDS.values() if new in kind.model_fields)
-    value = {"size_table": "sizes.csv", "ground_truth": "false", "validation_fraction": "0.5"}.get(new, "3")
+    values = {"size_table": "sizes.csv", "ground_truth": "false", "validation_fraction": "0.5", "difficult": "keep"}
+    value = values.get(new, "3")
     assert getattr(resolve(kind, {old: value}), new) == getattr(kind.model_validate({new: value}), new)
     assert f"{old} is now called {new}" in capsys.readouterr().out
     with pytest.raises(SettingError, match=f"{old} is the earlier name of {new}, but both are given"):

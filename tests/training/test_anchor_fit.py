@@ -85,7 +85,8 @@ def test_group_of_boxes_are_left_out_and_each_class_is_bounded(workshop: Any, mo
 
 @pytest.mark.slow
 def test_explore_and_train_print_it(workshop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"data": str(workshop.data), "track": False, "output": tmp_path / "explored", "image_size": 32}
+    settings = {"data": str(workshop.data), "track": False, "output": tmp_path / "explored"}
+    settings |= {"image_size": 32, "anchor_scale": 4}
     page = explore.run(resolve(ExploreConfig, settings))
     assert "anchors, the smallest of 32 pixels, match few boxes" in capsys.readouterr().out
     assert "Anchors, the smallest of 32 pixels, match few boxes" in page.read_text(encoding="utf-8")

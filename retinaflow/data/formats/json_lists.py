@@ -1,4 +1,4 @@
-"""The lists of a large JSON object, element by element: memory for one element and a block of text, whatever the file.
+"""The lists of a large JSON file, element by element: memory for one element and a block of text, whatever the file.
 
 The text is decoded in blocks and parsed by Python's own scanner, an element at a time. Any Unicode encoding that
 :mod:`retinaflow.files` reads will do.
@@ -54,6 +54,22 @@ def elements(path: Path, lists: Collection[str]) -> Iterator[tuple[str, int, Any
                 separator = text.expect(",}")
         if text.next():
             raise text.error("extra data after the end of its object")
+
+
+def list_elements(path: Path) -> Iterator[Any]:
+    """The elements of a file that is one list. Raises DataError for a file that is no JSON list."""
+    with path.open("rb") as file:
+        text = _Text(path, file)
+        for _, _, element in _elements(text, "the list"):
+            yield element
+        if text.next():
+            raise text.error("extra data after the end of its list")
+
+
+def first_character(path: Path) -> str:
+    """The first character that is no white space: ``[`` for a list, ``{`` for an object; empty without any."""
+    with path.open("rb") as file:
+        return _Text(path, file).next()
 
 
 def _elements(text: _Text, key: str) -> Iterator[tuple[str, int, Any]]:
