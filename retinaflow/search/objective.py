@@ -25,6 +25,8 @@ from retinaflow.errors import DataError, SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.chosen_metric import OF_CLASS, ChosenMetric, logged_name
 from retinaflow.metric.result import EvaluationResult
+from retinaflow.runs.datasets import training_datasets
+from retinaflow.runs.names import description
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import evaluations, quiet
@@ -188,10 +190,14 @@ class Objective:
         settings = self.space.settings(trial)
         with trial_run(trial, self.runs, name=trial_name(trial.number), heartbeat=self.heartbeat) as run:
             run.log_params(settings.model_dump())
+            datasets = training_datasets(settings.model_dump(), self.data)
+            run.log_datasets(datasets)
             results, trained = self._train(trial, settings, run)
             metrics = mean_metrics([result.metrics for result in results])
             values = self.metrics.values(metrics)
             log_trial(run, results, metrics)
+            chosen = ", ".join(f"{name}={as_text(value)}" for name, value in trial.params.items())
+            run.set_description(description(metrics, datasets[-1], lines=(chosen,)))
             named = {"search/objective" + ("" if n == 0 else f"_{n + 1}"): value for n, value in enumerate(values)}
             run.log_metrics(named, step=trial.number)
             seconds = time.perf_counter() - start
@@ -210,7 +216,9 @@ class Objective:
             watched = TrialRun(run, curves=number == 0, evaluated=reports)
             start = time.perf_counter()
             one = settings.model_copy(update={"seed": settings.seed + number})
-            results.append(train_once(one, self.data, watched, folder=self.folder, stop=self.stop))
+            results.append(
+                train_once(one, self.data, watched, folder=self.folder, stop=self.stop, with_history=number == 0)
+            )
             seconds += time.perf_counter() - start
             if self.metrics.is_single and self.seed_test.seeds > 1:
                 value = self.metrics.values(results[-1].metrics)[0]

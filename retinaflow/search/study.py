@@ -17,6 +17,7 @@ from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.runs import store, tracking
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.search.objective import Objective, ObjectiveMetrics, keep_best_of, read_objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
@@ -239,4 +240,5 @@ def _log_inputs(search: Search) -> None:
     run.log_params(settings)
     run.log_json(settings, "config.json")
     run.log_json({name: ranges.get(name, getattr(config, name)) for name in SEARCHABLE}, "space.json")
+    run.log_datasets(training_datasets(search.space.base.model_dump(), search.data))
     run.set_tags({"retinaflow.data_digest": search.data.digest, "retinaflow.study": config.study})

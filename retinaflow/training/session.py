@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,22 @@ from retinaflow.training.progress import Progress
 from retinaflow.training.validation import Validated, validate
 
 
+@dataclass(frozen=True)
+class EvaluatedEpoch:
+    """An evaluation of a training. ``history``: epoch -> AP of each class in class order, of all evaluations so far."""
+
+    validated: Validated
+    step: int
+    history: Mapping[int, Sequence[float]]
+
+
+AfterEvaluation = Callable[[EvaluatedEpoch], None]
+
+
+def ignore(evaluated: EvaluatedEpoch) -> None:
+    """Nothing is done after an evaluation."""
+
+
 class Session:
     """A trainer with its data, the best evaluation and the skipped images. Made by :func:`start_session`.
 
@@ -43,16 +59,30 @@ class Session:
         self.config, self.data, self.trainer, self.buckets = config, data, trainer, buckets
         self.goals = Goals(config, data.evaluated.taxonomy)
         self._best: Validated | None = None
+        self._history: dict[int, list[float]] = {}
+        self._after_evaluation: AfterEvaluation = ignore
+        self.best_step = 0
+        """Step of the best evaluation."""
         self._curve: dict[str, Any] | None = None
         self._skipped = SkippedImages()
         self._on_bad_image = self._skipped.add if config.on_bad_image == "skip" else None
 
-    def train(self, run: Run, folder: Path, stop: StopRequest, *, best_before: Path | None = None) -> Path:
+    def train(
+        self,
+        run: Run,
+        folder: Path,
+        stop: StopRequest,
+        *,
+        best_before: Path | None = None,
+        after_evaluation: AfterEvaluation = ignore,
+    ) -> Path:
         """Train the remaining epochs; ``last.pt`` within and after each, ``best.pt`` whenever ``keep_best`` rises.
 
-        Returns the best. ``best_before``: the best checkpoint of the training that is resumed. Raises Interrupted on
+        Returns the best. ``best_before``: the best checkpoint of the training that is resumed. ``after_evaluation`` is
+        called on rank 0 with each evaluation. Raises Interrupted on
         request, TrainingError when the training cannot continue and WorkerError when a loader worker dies.
         """
+        self._after_evaluation = after_evaluation
         trainer, length = self.trainer, epoch_length(self.config, self.data)
         checkpoints = Checkpoints(folder, trainer, self.data, self.config, self.buckets)
         if best_before is not None:
@@ -126,12 +156,14 @@ class Session:
         if validated is not None:
             metrics = measured(validated.evaluation)
             run.log_metrics(validated.evaluation.metrics, step=epoch.step)
+            self._history[epoch.epoch] = validated.evaluation.scores.ap.tolist()
+            self._after_evaluation(EvaluatedEpoch(validated, epoch.step, self._history))
             outcome = self.goals.value(metrics, epoch=epoch.epoch), self.goals.reaches_target(metrics)
         outcome = world.broadcast(outcome)
         assert outcome is not None
         value, reached = outcome
         if self.goals.add(value, metrics):
-            self._best = validated
+            self._best, self.best_step = validated, epoch.step
             checkpoints.save_best(checkpoint)
         if reached:
             self.goals.seconds_to_target = self.goals.seconds
@@ -154,6 +186,8 @@ class Session:
         """What a checkpoint stores of this session; :meth:`restore` reads it."""
         return {
             **self.goals.stored(),
+            "best_step": self.best_step,
+            "history": dict(self._history),
             "skipped": [[image.image_id, image.reason] for image in self._skipped.images],
             "run_id": run.run_id,
             "curve": progress.curve,
@@ -163,6 +197,8 @@ class Session:
         """Continue from what a checkpoint stored."""
         self.goals.restore(progress)
         self._curve = progress["curve"]
+        # A checkpoint of an earlier version has none.
+        self.best_step, self._history = progress.get("best_step", 0), dict(progress.get("history", {}))
         for image_id, reason in progress["skipped"]:
             self._skipped.add(BadImage(image_id, reason))
 

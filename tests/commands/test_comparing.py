@@ -23,6 +23,7 @@ from retinaflow.comparison.stored_matches import read_matches, save_matches
 from retinaflow.errors import DataError
 from retinaflow.metric.challenge import average_precision
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import EvaluateConfig, PromoteConfig
 from retinaflow.settings.resolve import resolve
@@ -220,14 +221,14 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
     """Runs with a model each: a weak one, a better one, and one that is only a little better than that."""
 
     def make() -> dict[str, str]:
-        ids = {}
+        ids, dataset = {}, DatasetInput("made/validation", "0123456789abcdef", "made", {}, "validation")
         for name, skill, seed in (("weak", 0.0, 1), ("better", 1.5, 2), ("equal", 1.5, 3)):
             kept = run(made, skill, seed=seed)
             with tracking.start_run("train", track=True, experiment="champions", output=Path("out"), name=name) as one:
                 save_matches(kept, Path("matches.npz"))
                 one.log_file(Path("matches.npz"))
                 one.log_file(trained.checkpoint, "checkpoints")
-                one.log_model(trained.checkpoint, register_as=None)
+                one.log_model(trained.checkpoint, register_as=None, step=0, dataset=dataset)
             ids[name] = one.run_id
         return ids
 
