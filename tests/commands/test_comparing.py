@@ -321,22 +321,22 @@ def test_evaluated_files_of_predictions_are_compared_and_promoted(
 ) -> None:
     ids = {
         name: _logged(made, name, skill=skill, seed=9, command="evaluate", predictions=f"{name}.json")
-        for name, skill in (("other", 0.0), ("better", 3.0))
+        for name, skill in (("theirs", 0.0), ("theirs_again", 3.0))
     }
-    assert _compare(store, runs="other,better", output="files", track="false") == 0
-    assert "B (predictions=better.json) against A (predictions=other.json)" in capsys.readouterr().out
+    assert _compare(store, runs="theirs,theirs_again", output="files", track="false") == 0
+    assert "B (predictions=theirs_again.json) against A (predictions=theirs.json)" in capsys.readouterr().out
     # One of them against a training, too, which has many settings that the other lacks.
-    assert _compare(store, runs="a1,better", output="mixed", track="false") == 0
-    assert "B (predictions=better.json) against A (a1)" in capsys.readouterr().out
-    assert _promote(runs="other", register_as="detectors").reason.startswith("other (")
-    decision = _promote(runs="better", register_as="detectors")
+    assert _compare(store, runs="a1,theirs_again", output="mixed", track="false") == 0
+    assert "B (predictions=theirs_again.json) against A (a1)" in capsys.readouterr().out
+    assert _promote(runs="theirs", register_as="detectors").reason.startswith("theirs (")
+    decision = _promote(runs="theirs_again", register_as="detectors")
     assert decision.promoted
     assert decision.tags["retinaflow.reason"] == "better"
     champion = MlflowClient().get_model_version_by_alias("detectors", "champion")
-    assert champion.run_id == ids["better"]
+    assert champion.run_id == ids["theirs_again"]
     assert "beats version 1" in champion.description
-    assert not _promote(runs="other", register_as="detectors").promoted
-    assert _promote(runs="better", register_as="detectors").tags["retinaflow.reason"] == "already champion"
+    assert not _promote(runs="theirs", register_as="detectors").promoted
+    assert _promote(runs="theirs_again", register_as="detectors").tags["retinaflow.reason"] == "already champion"
     with pytest.raises(DataError, match="holds no checkpoint, as one that is known by its predictions only"):
         TrainedModel.find("models:/detectors@champion")
 
