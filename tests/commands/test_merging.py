@@ -260,6 +260,11 @@ def test_merge_refuses_with_a_reason(
     [
         ({"groups": "people-clothing"}, "groups must be two different class groups or more, joined by +"),
         ({"groups": "Car+Car"}, "groups must be two different class groups or more"),
+        (
+            {"keep_best": "val/mAP,val/AP/Car:2"},
+            "keep_best must be a metric that every class group has, but got val/AP/Car",
+        ),
+        ({"target": "val/mAP_bin_1:0.5"}, "target must be a metric that every class group has, but got val/mAP_bin_1"),
         ({"class_group": "Car"}, "split makes the class groups from groups, but got class_group=Car"),
         ({"register_as": "pair"}, "a merged model cannot be registered"),
         ({"with_all": "true", "from_run": "abc"}, "with_all or from_run can be given, not both"),
