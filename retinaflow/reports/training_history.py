@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from retinaflow.data.index import AnnotationIndex
+from retinaflow.detections import Detections
 from retinaflow.reports.validation_images import log_validation_images, plain_name
 from retinaflow.runs.run import Run
 from retinaflow.training.session import EvaluatedEpoch
@@ -17,10 +18,14 @@ CURVES = 5
 
 
 def log_evaluation(run: Run, index: AnnotationIndex, one: EvaluatedEpoch, *, images: bool = True) -> None:
-    """Log what changes from one evaluation of a training to the next; ``images``: the validation images too."""
+    """Log what changes from one evaluation of a training to the next; ``images``: the validation images too, first, as
+    those of step 0, without detections."""
     table = one.validated.evaluation.table
     log_history(run, one.history, table, index, step=one.step)
     if images:
+        if len(one.history) == 1:
+            # The Image Grid opens at step 0, and shows nothing at a step without an image.
+            log_validation_images(run, Detections.empty(), index, table, step=0)
         log_validation_images(run, one.validated.detections, index, table, step=one.step)
 
 

@@ -1,7 +1,8 @@
 """The same few validation images after every evaluation, so that ``mlflow ui`` shows what changes from epoch to epoch.
 
 Each of the rarest classes has an image. Which one depends on the data alone, not on the detections: runs of the same
-data are compared image by image. Ground truth is blue, detections are orange, as in ``detections.png``.
+data are compared image by image. Those of step 0 have the ground truth alone. Ground truth is blue, detections are
+orange, as in ``detections.png``.
 """
 
 from __future__ import annotations

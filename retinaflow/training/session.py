@@ -110,6 +110,9 @@ class Session:
 
         def after_step(step: StepResult) -> None:
             progress.after_step(step)
+            if step.step < trainer.step:
+                # Read with later ones, whose state it is.
+                return
             # A diverging training is not saved over what was good.
             if trainer.world.any(checkpoints.is_due) and trainer.check():
                 checkpoints.save_last(self._progress(run, progress))
