@@ -66,3 +66,14 @@ def test_a_target_ends_a_training_which_stays_ended_and_can_be_raised(workshop: 
     assert after.epoch == 3
     assert after.progress is not None
     assert after.progress["seconds"] > reached.progress["seconds"] or reached.epoch == 3
+
+
+@pytest.mark.slow
+def test_all_ranks_end_at_the_target(workshop: Any, tmp_path: Path) -> None:
+    """The target is seen by rank 0 alone, which scores."""
+    goals = {"target": "val/mAP:1e-6", "epochs": 4, "nproc": 2, "batch_norm": "train"}
+    result = train.run(workshop.settings(**goals, track="false", output=str(tmp_path)))
+    reached = load_checkpoint(result.checkpoint.with_name("last.pt"))
+    assert reached.progress is not None
+    assert reached.progress["time_to_target"] == ["val/mAP:1e-6", *points(tmp_path / "train", "time_to_target")]
+    assert len(points(tmp_path / "train", "val/mAP")) == reached.epoch
