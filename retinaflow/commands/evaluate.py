@@ -10,6 +10,7 @@ from retinaflow.data.predictions import predictions_frame
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
+from retinaflow.metric.coco import coco_scores
 from retinaflow.metric.details import detail_tables, means_by_threshold
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
@@ -36,12 +37,12 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         run.log_datasets([dataset])
         run.log_model_input(source.model_id)
         detections = source.detect(stop, skipped)
-        if config.expand_predictions:
-            detections = expand_to_ancestors(detections, index.taxonomy)
+        coco = coco_scores(detections, index)
+        detections = expand_to_ancestors(detections, index.taxonomy) if config.expand_predictions else detections
         evaluator = Evaluator(index)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
-        evaluation = evaluation_of(scores, index.taxonomy, source.bins)
+        evaluation = evaluation_of(scores, coco, index.taxonomy, source.bins)
         document = reports.metrics_document(evaluation, index) | reports.rules_document(evaluation, dropped, config)
         thresholds = COCO_THRESHOLDS if config.iou_thresholds == "coco" else config.iou_thresholds
         per_class, slices = detail_tables(
@@ -51,7 +52,8 @@ def run(config: EvaluateConfig) -> EvaluationResult:
             iou_thresholds=thresholds,
             score_threshold=config.report_score,
         )
-        document |= means_by_threshold(per_class, thresholds)
+        per_class["coco_ap"] = coco.class_ap
+        document |= means_by_threshold(per_class, thresholds) | {"coco": coco.metrics(prefix="")}
         if config.bootstrap > 0:
             evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
         run.log_metrics(evaluation.metrics, step=0, model_id=source.model_id, dataset=dataset)

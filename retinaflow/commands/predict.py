@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from retinaflow.data.coco_results import CocoResults
 from retinaflow.data.images import file_states
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.detector.device import device_of, precision_on
@@ -37,6 +38,9 @@ def run(config: PredictConfig) -> Path:
     # The precision is part of the request: a run that is resumed on another machine must not change it unseen.
     config = config.model_copy(update={"precision": precision_on(device_of(), config.precision)})
     wanted = wanted_images(config, model.checkpoint.taxonomy, model.checkpoint.settings)
+    file_format = (
+        CocoResults(wanted.index, config.prediction_ids) if config.file_format == "json" else config.file_format
+    )
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
         PredictionFolder.opened(
@@ -57,7 +61,7 @@ def run(config: PredictConfig) -> Path:
         run.log_model_input(model.model_id if config.track else None)
         run.set_tags(model.tags() | {"retinaflow.output": str(config.output.absolute())})
         speed = _predict(Work(model.path, config, wanted.index), config, folder, stop)
-        path = folder.write_predictions(config.file_format)
+        path = folder.write_predictions(file_format)
         if config.submission is not None:
             without_file = [image.image_id for image in wanted.unreadable]
             folder.write_submission(config.submission, wanted.index.image_ids, without_file=without_file)

@@ -30,6 +30,7 @@ from retinaflow.runs.names import description, run_name
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.fit_to_data import fit_to_data
+from retinaflow.training.goals import check_metrics
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
 from retinaflow.training.resume import prepare
 from retinaflow.training.run_folder import refuse_second_training, training_run
@@ -71,6 +72,8 @@ def run(
             data = data or load_training_data(config)
         called = run_name("train", config)
         config = config if resumed else fit_to_data(config, data.train)
+        if world.is_first:
+            check_metrics(config, data)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             training_run(config, resumed, world, name=name, called=called, folder_name=folder_name) as run,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from retinaflow.errors import DataError, SettingError
@@ -27,7 +28,10 @@ def fetch_model(name: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(name, dst_path=new_folder()))
     found = sorted(folder.rglob("*.pt"))
     if not found:
-        raise DataError(f"from_run={name}: the model holds no checkpoint; was it logged by retinaflow?")
+        raise DataError(
+            f"from_run={name}: the model holds no checkpoint, as one that is known by its "
+            "predictions only, or that was not logged by retinaflow"
+        )
     return found[0]
 
 
@@ -52,10 +56,11 @@ def champion(name: str, alias: str) -> tuple[str, str] | None:
     return str(version.version), str(version.run_id)
 
 
-def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[str, str]) -> str:
+def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[str, str], has_model: bool = True) -> str:
     """Give a run's model the alias, as the version it has or a new one; the reason is its description.
 
-    Returns the version. Raises SettingError when the run has no model.
+    ``has_model=False``: the version is the evaluation of a detector that is not here, and cannot be loaded. Returns the
+    version. Raises SettingError when the run has no model.
     """
     client = mlflow.MlflowClient()
     with store_errors(f"run {run_id}: its model cannot be registered as {name}", refused=SettingError):
@@ -63,12 +68,23 @@ def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[st
         version = max(known, key=lambda one: int(one.version)) if known else None
         if version is None:
             with quiet():
-                version = mlflow.register_model(f"runs:/{run_id}/{MODEL}", name)
+                version = _registered(run_id, name) if has_model else _registered_evaluation(run_id, name)
         client.update_model_version(name, version.version, description=reason)
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
         client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
+
+
+def _registered(run_id: str, name: str) -> ModelVersion:
+    return mlflow.register_model(f"runs:/{run_id}/{MODEL}", name)
+
+
+def _registered_evaluation(run_id: str, name: str) -> ModelVersion:
+    client = mlflow.MlflowClient()
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(name)
+    return client.create_model_version(name, client.get_run(run_id).info.artifact_uri, run_id)
 
 
 @contextlib.contextmanager
