@@ -15,6 +15,7 @@ from retinaflow.metric.details import detail_tables, means_by_threshold
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
 from retinaflow.reports import evaluation_artifacts as reports
+from retinaflow.reports.detections_page import log_page
 from retinaflow.runs.datasets import evaluated_dataset
 from retinaflow.runs.evaluated_detections import detections_to_evaluate
 from retinaflow.runs.names import description, run_name
@@ -67,6 +68,8 @@ def run(config: EvaluateConfig) -> EvaluationResult:
                 skipped.log(target.log_csv, dropped)
                 reports.log_figures(target, evaluation, detections, index)
                 target.log_csv(predictions_frame(detections, index), "predictions.csv")
+        if config.samples:
+            log_page(targets, evaluation, detections, index, images=config.samples)
         reports.log_analysis(targets, evaluation, detections, index, errors=config.error_analysis)
         store_matches(targets, evaluation, detections, index, source.bins, config, trained=source.trained)
         run.set_description(description(evaluation.metrics, dataset, lines=(f"Evaluated: {source.name}",)))

@@ -23,10 +23,12 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.reports.box_images import save_image
 from retinaflow.reports.detection_images import detection_image, without_parents
+from retinaflow.reports.detections_page import log_sample_page
 from retinaflow.runs import tracking
 from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.names import run_name
+from retinaflow.runs.run import FolderRun
 from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.data_settings import DataSettings
 from retinaflow.taxonomy import Taxonomy
@@ -79,6 +81,8 @@ def run(config: VisualizeConfig) -> list[Path]:
             save_image(pixels, path)
             run.log_file(path, FOLDER)
             paths.append(path)
+        targets = (run, FolderRun(config.output))
+        log_sample_page(targets, wanted.index, found, ground_truth, score=config.min_score)
         skipped.log(run.log_csv, wanted.unreadable_table)
     folder = config.output / FOLDER
     others = len(set(folder.glob("*.jpg")) - set(paths))

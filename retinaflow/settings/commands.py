@@ -130,6 +130,8 @@ class EvaluateConfig(
     """Resamples of the images for intervals; 0: no intervals."""
     error_analysis: bool = True
     """Also analyse what each kind of error costs: about 4 s per million detections."""
+    samples: Annotated[int, Field(ge=0, le=200)] = 24
+    """Images on the page detections.html, first those with missed boxes of the rarest classes; 0: no page."""
 
 
 @with_defaults(

@@ -93,6 +93,8 @@ def test_split_trains_merges_and_compares_under_one_run(halves: Run, trained: Tr
     children = _children(halves)
     assert set(children) == {"Car,Bus,Vehicle", "Tree,Plant", "merged", "calibrated"}
     assert {run.info.status for run in (*children.values(), halves)} == {"FINISHED"}
+    inputs = MlflowClient().get_run(halves.info.run_id).inputs.dataset_inputs
+    assert [one.tags[0].value for one in inputs] == ["training", "validation"]
     assert _parts(halves) == [children[name].info.run_id for name in ("Car,Bus,Vehicle", "Tree,Plant")]
     path = mlflow.artifacts.download_artifacts(run_id=halves.info.run_id, artifact_path="comparison.csv")
     table = pd.read_csv(path).set_index("group")
