@@ -57,6 +57,7 @@ def build_dataset(config: TrainConfig, data: TrainingData) -> DetectionDataset:
         base=config.augment,
         rare=config.rare_augment,
         balance=config.balance,
+        horizontal_flip=config.horizontal_flip,
         vertical_flip=config.vertical_flip,
     )
     return DetectionDataset(
