@@ -36,7 +36,7 @@ def build_trainer(config: TrainConfig, data: TrainingData, world: World, *, load
             report(str(load_weights(model, config.weights)))
     model = on_device(model, device)
     if config.compile:
-        compile_network(model, device)
+        compile_network(model, device, batch_size=config.batch_size // world.size)
     ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
     return Trainer(
         model,
