@@ -170,7 +170,7 @@ def _dense_box_loss(
 ) -> Tensor:
     """The sum of :func:`_box_loss` over the positive anchors. deltas, boxes: ``[B, A, 4]``.
 
-    The other anchors are given themselves as box and no offset, whatever the network says: their loss is nothing.
+    The other anchors are given themselves as box and no offset, whatever the network gives: their loss is nothing.
     """
     chosen = is_positive[..., None]
     deltas = torch.where(chosen, deltas.to(torch.promote_types(deltas.dtype, torch.float32)), 0.0)
