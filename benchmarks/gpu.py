@@ -374,7 +374,7 @@ def agreement(scale: Scale, kind: Any) -> str:
     for config in (LossConfig(learn_ancestors=True), LossConfig(equalized_scale=8.0, box_loss="giou")):
         found = []
         for device, dtype in ((torch.device("cpu"), torch.float32), (scale.device, kind)):
-            x, d = (value.to(device, dtype, copy=True).requires_grad_() for value in (logits, deltas))
+            x, d = (value.to(kind).to(device, dtype, copy=True).requires_grad_() for value in (logits, deltas))
             losses = detection_loss(
                 RawOutput(x, d),
                 anchors.to(device),

@@ -24,6 +24,7 @@ from retinaflow.ensemble.group_training import (
 from retinaflow.ensemble.members import load_ensemble
 from retinaflow.progress import report
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.fit_to_data import fit_to_data
@@ -43,11 +44,15 @@ def run(config: SplitConfig) -> Comparison:
     groups = read_groups(config.groups)
     refuse_settings(config, groups)
     # One choice for all groups: models of other anchors or lengths would not be comparable.
-    config = fit_to_data(config, load_training_data(config).train)
+    data = load_training_data(config)
+    config = fit_to_data(config, data.train)
     base = None if config.from_run is None else chosen_run(config.from_run).stored
-    with tracking.start_run("split", track=config.track, experiment=config.experiment, output=config.output) as parent:
+    with tracking.start_run(
+        "split", track=config.track, experiment=config.experiment, output=config.output, default_name="split"
+    ) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
+        parent.log_datasets(training_datasets(config.model_dump(), data))
         wanted = [*groups, *(["all"] if config.with_all else [])]
         runs = [_trained(config, group, base, count=f"{n} of {len(wanted)}") for n, group in enumerate(wanted, start=1)]
         parts = runs[: len(groups)]

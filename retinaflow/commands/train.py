@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,13 +23,16 @@ from retinaflow.reports.evaluation_artifacts import (
     metrics_document,
     report_evaluation,
 )
+from retinaflow.reports.training_history import log_evaluation
 from retinaflow.runs import tracking
-from retinaflow.runs.run import NullRun, Run
+from retinaflow.runs.datasets import training_datasets
+from retinaflow.runs.names import description, run_name
+from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.training.distributed import World
 from retinaflow.training.fit_to_data import fit_to_data
+from retinaflow.training.goals import check_metrics
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
-from retinaflow.training.resume import Resumed, prepare
+from retinaflow.training.resume import prepare
 from retinaflow.training.run_folder import refuse_second_training, training_run
 from retinaflow.training.session import Session, machine_tags, start_session
 
@@ -67,10 +70,13 @@ def run(
             refuse_second_training(config, resumed, folder_name=folder_name)
         with world.first_on_machine():
             data = data or load_training_data(config)
+        called = run_name("train", config)
         config = config if resumed else fit_to_data(config, data.train)
+        if world.is_first:
+            check_metrics(config, data)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
-            _run(config, resumed, world, name=name, folder_name=folder_name) as run,
+            training_run(config, resumed, world, name=name, called=called, folder_name=folder_name) as run,
         ):
             folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
             if world.is_first:
@@ -78,7 +84,14 @@ def run(
                 _log_inputs(run, config, data)
             session = start_session(config, data, resumed.checkpoint if resumed else None, world=world)
             run.set_tags(machine_tags(session.trainer))
-            best = session.train(run, folder, stop, best_before=resumed.best if resumed else None)
+            best_before = resumed.best if resumed else None
+            best = session.train(
+                run,
+                folder,
+                stop,
+                best_before=best_before,
+                after_evaluation=partial(log_evaluation, run, data.evaluated),
+            )
             if not world.is_first:
                 sys.exit(0)
             return _conclude(run, session, best, stop)
@@ -89,18 +102,11 @@ def _has_parent() -> bool:
     return tracking.launched_by_mlflow() or multiprocessing.parent_process() is not None
 
 
-def _run(
-    config: TrainConfig, resumed: Resumed | None, world: World, *, name: str | None, folder_name: str
-) -> contextlib.AbstractContextManager[Run]:
-    if not world.is_first:
-        return contextlib.nullcontext(NullRun())
-    return training_run(config, resumed, name=name, folder_name=folder_name)
-
-
 def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
     run.log_params(config.model_dump())
     run.log_json(config.model_dump(mode="json"), "config.json")
     run.set_tags({"retinaflow.data_digest": data.digest})
+    run.log_datasets(training_datasets(config.model_dump(), data))
     log_bins(run, data)
     log_exposure(run, config, data)
 
@@ -116,7 +122,12 @@ def _conclude(run: Run, session: Session, best: Path, stop: StopRequest) -> Trai
     log_figures(run, evaluation, detections, data.evaluated)
     log_analysis([run], evaluation, detections, data.evaluated)
     store_matches([run], evaluation, detections, data.evaluated, data.bins, config)
-    run.log_model(best, register_as=config.register_as)
+    trained, dataset = training_datasets(config.model_dump(), data)
+    run.log_model(best, register_as=config.register_as, step=session.best_step, dataset=dataset)
+    command = f"`python -m retinaflow evaluate --from_run {run.run_id if config.track else best}`"
+    run.set_description(
+        description(evaluation.metrics, dataset, trained=trained, num_bins=data.bins.num_bins, lines=(command,))
+    )
     report_evaluation(evaluation)
     report(f"run {run.run_id}, best checkpoint {best}")
     return TrainResult(run.run_id, best, evaluation)

@@ -83,6 +83,7 @@ def comparison_page(comparison: Comparison, notes: PageNotes) -> str:
             (finder, other, [(image, data_url(image.jpeg, "jpeg")) for image in images])
             for (finder, other), images in notes.samples.items()
         ],
+        sampled={image.class_name for images in notes.samples.values() for image in images},
     )
 
 

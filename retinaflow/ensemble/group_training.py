@@ -13,8 +13,10 @@ from retinaflow.comparison.ground_truth_digest import ground_truth_digest
 from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.errors import DataError, SettingError
+from retinaflow.metric.chosen_metric import OF_CLASS
 from retinaflow.runs import store
 from retinaflow.settings.commands import SplitConfig, TrainConfig
+from retinaflow.settings.value_types import metric_target, metric_weights
 from retinaflow.training.resume import WITHOUT_EFFECT, find_resumed
 
 TRAINING_TAG = "retinaflow.training"
@@ -43,6 +45,14 @@ def refuse_settings(config: SplitConfig, groups: Sequence[str]) -> None:
         given, default = getattr(config, name), SplitConfig.model_fields[name].default
         if given != default:
             raise SettingError(f"{rule}, but got {name}={given}")
+    target = () if config.target is None else (metric_target(config.target)[0],)
+    for name, metrics in (("keep_best", metric_weights(config.keep_best)), ("target", target)):
+        own = [metric for metric in metrics if metric.startswith((OF_CLASS, "val/mAP_bin_"))]
+        if own:
+            raise SettingError(
+                f"{name} must be a metric that every class group has, but got {own[0]}; val/mAP, its thirds and "
+                "val/coco_AP are in all"
+            )
     if config.with_all and config.from_run is not None:
         raise SettingError(f"with_all or from_run can be given, not both, but got from_run={config.from_run}")
     if config.calibration == "none" and not config.with_all and config.from_run is None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.owner import OWNER, owner_of
-from retinaflow.runs.run import Run
+from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.training.distributed import World
 from retinaflow.training.resume import Resumed
 
 CHECKPOINTS = "checkpoints"
@@ -27,12 +28,17 @@ def refuse_second_training(config: TrainConfig, resumed: Resumed | None, *, fold
 
 
 @contextlib.contextmanager
-def training_run(config: TrainConfig, resumed: Resumed | None, *, name: str | None, folder_name: str) -> Iterator[Run]:
-    """The run of a training, new or resumed, which this process owns while the block runs.
+def training_run(
+    config: TrainConfig, resumed: Resumed | None, world: World, *, name: str | None, called: str, folder_name: str
+) -> Iterator[Run]:
+    """The run of a training, new or resumed, which this process owns while the block runs; none on other ranks.
 
-    ``folder_name``: of its folder in ``output`` with ``track=false``. Raises SettingError when another process trains
-    in it.
+    ``called``: its name unless it is given one. ``folder_name``: of its folder in ``output`` with ``track=false``.
+    Raises SettingError when another process trains in it.
     """
+    if not world.is_first:
+        yield NullRun()
+        return
     resume = resumed.run_id if resumed else None
     if resume is not None and config.track and not store.has_run(resume):
         report(f"the checkpoint's run {resume} is not in {store.uri()}: a new run resumes it")
@@ -54,6 +60,7 @@ def training_run(config: TrainConfig, resumed: Resumed | None, *, name: str | No
             experiment=config.experiment,
             output=config.output / folder_name,
             name=name,
+            default_name=called,
             resume=resume,
         ) as run:
             if resume is None and config.track:

@@ -93,6 +93,8 @@ def test_split_trains_merges_and_compares_under_one_run(halves: Run, trained: Tr
     children = _children(halves)
     assert set(children) == {"Car,Bus,Vehicle", "Tree,Plant", "merged", "calibrated"}
     assert {run.info.status for run in (*children.values(), halves)} == {"FINISHED"}
+    inputs = MlflowClient().get_run(halves.info.run_id).inputs.dataset_inputs
+    assert [one.tags[0].value for one in inputs] == ["training", "validation"]
     assert _parts(halves) == [children[name].info.run_id for name in ("Car,Bus,Vehicle", "Tree,Plant")]
     path = mlflow.artifacts.download_artifacts(run_id=halves.info.run_id, artifact_path="comparison.csv")
     table = pd.read_csv(path).set_index("group")
@@ -260,6 +262,11 @@ def test_merge_refuses_with_a_reason(
     [
         ({"groups": "people-clothing"}, "groups must be two different class groups or more, joined by +"),
         ({"groups": "Car+Car"}, "groups must be two different class groups or more"),
+        (
+            {"keep_best": "val/mAP,val/AP/Car:2"},
+            "keep_best must be a metric that every class group has, but got val/AP/Car",
+        ),
+        ({"target": "val/mAP_bin_1:0.5"}, "target must be a metric that every class group has, but got val/mAP_bin_1"),
         ({"class_group": "Car"}, "split makes the class groups from groups, but got class_group=Car"),
         ({"register_as": "pair"}, "a merged model cannot be registered"),
         ({"with_all": "true", "from_run": "abc"}, "with_all or from_run can be given, not both"),

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
@@ -25,11 +26,13 @@ from mlflow.tracking import MlflowClient
 from retinaflow.commands import train
 from retinaflow.errors import StoreError
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 
 pytestmark = pytest.mark.slow
+DATASET = DatasetInput("birds/train", "a" * 16, "/data/birds", {"images": 3}, "training")
 SMALL = {
     "image_size": 64,
     "num_buckets": 1,
@@ -165,6 +168,10 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
         run.log_csv(table, "per_class_ap.csv")
         run.log_table(table, "per_class_ap.json")
         run.log_params({"lr": 0.001})
+        run.log_datasets([DATASET])
+        run.log_image(np.full((40, 60, 3), 90, dtype=np.uint8), key="validation/1 A", step=3)
+        run.set_description("first")
+        run.set_description("last")
         time.sleep(4)
         waiting = Path(f"out/unsent-{run.run_id}/unsent.jsonl").read_text().splitlines()
         come_back()
@@ -179,6 +186,10 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     found = MlflowClient().get_run(run.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params == {"lr": "0.001"}
+    assert [one.dataset.name for one in found.inputs.dataset_inputs] == [DATASET.name]
+    images = [Path(item.path).name for item in MlflowClient().list_artifacts(run.run_id, "images")]
+    assert sorted(Path(name).suffix for name in images) == [".png", ".webp"]
+    assert found.data.tags["mlflow.note.content"] == "last"
     assert mlflow.artifacts.load_dict(f"runs:/{run.run_id}/per_class_ap.json")["data"] == [["A", 0.5]]
     assert not list(Path("out").rglob("*")), "nothing is left behind"
 

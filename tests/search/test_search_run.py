@@ -109,7 +109,9 @@ def test_a_trial_has_its_parameters_curves_table_and_state(searched: Searched) -
     assert {"val/mAP", "best/mAP", "best/mAP_rare", "search/objective"} <= set(run.data.metrics)
     assert (run.data.tags["retinaflow.state"], run.data.tags["retinaflow.trial"]) == ("complete", "1")
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert files == {"per_class_ap.csv", "per_class_ap.json"}, "a trial must not leave its weights"
+    assert files == {"per_class_ap.csv", "per_class_ap.json", "per_class_history.csv"}, (
+        "a trial must not leave its weights"
+    )
 
 
 def test_the_parent_has_the_best_so_far_under_the_names_of_its_children(searched: Searched) -> None:
