@@ -74,6 +74,7 @@ class Lab:
         world: World = ALONE,
         precision: Precision = "float32",
         equalized_scale: float | None = None,
+        deferred: bool | None = None,
         **more: Any,
     ) -> Trainer:
         """A new detector that nothing was done to."""
@@ -86,6 +87,7 @@ class Lab:
             device=CPU,
             ancestors=torch.from_numpy(self.index.taxonomy.is_ancestor),
             world=world,
+            deferred=deferred,
         )
 
     @staticmethod

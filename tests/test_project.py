@@ -47,8 +47,9 @@ EXCEPT: Mapping[str, tuple[str, ...]] = {
 
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "mlflow": ("runs/",),
-    "albumentations": ("data/augmentation.py",),
+    "albumentations": ("data/transforms.py",),
     "optuna": ("search/",),
+    "triton": ("detector/kernels.py",),
 }
 """Library -> the files or folders that may import it."""
 COLUMN_FILES = re.compile(
@@ -147,6 +148,23 @@ def test_a_library_stays_behind_its_fence(library: str) -> None:
         if source.split(".")[0] == library
     ]
     assert not wrong, f"{library} may be imported by {', '.join(ONLY_IN[library])} only, but {wrong} do too"
+
+
+def test_a_training_without_augmentation_does_without_trackers_search_and_augmentation() -> None:
+    """Detector, data, loop and metric on a machine with torch and the usual libraries alone, as benchmarks/gpu.py."""
+    blocked = ("mlflow", "optuna", "albumentations", "triton", "sqlalchemy")
+    rooms = ("detector/", "data/", "metric/", "statistics/", "inference/")
+    alone = ("training/loop.py", "training/step.py", "training/compilation.py", "training/optimizer.py")
+    skipped = ("detector/kernels.py", "data/transforms.py")
+    modules = [m for m in MODULES if (m.startswith(rooms) or m in alone) and m not in skipped]
+    names = [f"retinaflow.{m.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for m in modules]
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked}))\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_metric_and_data_do_without_torch() -> None:

@@ -176,9 +176,21 @@ def _dense_box_loss(
     deltas = torch.where(chosen, deltas.to(torch.promote_types(deltas.dtype, torch.float32)), 0.0)
     boxes = torch.where(chosen, boxes, anchors)
     if config.box_loss == "giou":
-        losses = generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="none")
-        return torch.where(is_positive, losses, 0.0).sum()
+        return torch.where(is_positive, _giou_losses(decode(deltas, anchors), boxes), 0.0).sum()
     return _offset_loss(deltas, boxes, anchors, config)
+
+
+def _giou_losses(first: Tensor, second: Tensor) -> Tensor:
+    """torchvision's ``generalized_box_iou_loss`` row by row ``[..., 4] -> [...]``; that one waits for the device."""
+    smallest = 1e-7
+    x1, y1, x2, y2 = first.unbind(-1)
+    u1, v1, u2, v2 = second.unbind(-1)
+    width = torch.minimum(x2, u2) - torch.maximum(x1, u1)
+    height = torch.minimum(y2, v2) - torch.maximum(y1, v1)
+    shared = torch.where((width > 0) & (height > 0), width * height, 0.0)
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
+    hull = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) * (torch.maximum(y2, v2) - torch.minimum(y1, v1))
+    return 1 - shared / (union + smallest) + (hull - union) / (hull + smallest)
 
 
 def _class_loss(

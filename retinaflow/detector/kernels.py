@@ -123,34 +123,27 @@ def _in_a_region(counts, corners, boxes, classes, start, end, related, k, is_cla
 
 
 @triton.jit
+def _terms(z, weight, gamma):
+    """weight * f(z) and weight * f'(z), as :mod:`retinaflow.detector.focal_loss` has them."""
+    # Comparisons that are false for NaN keep it.
+    z = tl.where(z < -1e30, -1e30, z)
+    small = tl.exp(-tl.abs(z))
+    softplus = tl.where(z > 0.0, z, 0.0) + _log1p(small)
+    factor = weight * tl.exp(gamma * (z - softplus))
+    larger, smaller = 1.0 / (1.0 + small), small / (1.0 + small)
+    p, rest = tl.where(z > 0.0, larger, smaller), tl.where(z > 0.0, smaller, larger)
+    return softplus * factor, factor * (gamma * rest * softplus + p)
+
+
+# fmt: off
+@triton.jit
 def _focal(
-    logits,
-    gradient,
-    losses,
-    sums,
-    labels,
-    negatives,
-    gamma,
-    positive_weight,
-    negative_weight,
-    scale,
-    lineage,
-    related,
-    anchors,
-    region_boxes,
-    region_classes,
-    region_bounds,
-    num_anchors,
-    ioa,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    HAS_LINEAGE: tl.constexpr,
-    LEARN_ANCESTORS: tl.constexpr,
-    HAS_REGIONS: tl.constexpr,
-    WITH_GRADIENT: tl.constexpr,
-    WITH_SUMS: tl.constexpr,
+    logits, gradient, losses, sums, labels, negatives, gamma, positive_weight, negative_weight, scale, lineage, related,
+    anchors, region_boxes, region_classes, region_bounds, num_anchors, ioa, K: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, HAS_LINEAGE: tl.constexpr, LEARN_ANCESTORS: tl.constexpr, HAS_REGIONS: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, WITH_SUMS: tl.constexpr,
 ):
+    # fmt: on
     tile, image = tl.program_id(0), tl.program_id(1)
     row = tile * ROWS + tl.arange(0, ROWS)
     is_anchor = row < num_anchors
@@ -184,18 +177,11 @@ def _focal(
         g = tl.load(gamma + k, mask=is_class, other=1.0)[None, :]
         w_positive = tl.load(positive_weight + k, mask=is_class, other=0.0)[None, :]
         w_negative = tl.load(negative_weight + k, mask=is_class, other=0.0)[None, :]
-        # z of equation 5, -1e4 where nothing is learned: comparisons that are false for NaN keep it.
+        # z of equation 5, -1e4 where nothing is learned.
         z = tl.where(positive, -x, tl.where(counts, x, -1e4))
-        z = tl.where(z < -1e30, -1e30, z)
-        small = tl.exp(-tl.abs(z))
-        softplus = tl.where(z > 0.0, z, 0.0) + _log1p(small)
-        weight = tl.where(positive, w_positive, w_negative)
-        factor = weight * tl.exp(g * (z - softplus))
-        total += tl.sum(tl.where(is_pair, softplus * factor, 0.0), axis=1)
+        loss, slope = _terms(z, tl.where(positive, w_positive, w_negative), g)
+        total += tl.sum(tl.where(is_pair, loss, 0.0), axis=1)
         if WITH_GRADIENT:
-            larger, smaller = 1.0 / (1.0 + small), small / (1.0 + small)
-            p, rest = tl.where(z > 0.0, larger, smaller), tl.where(z > 0.0, smaller, larger)
-            slope = factor * (g * rest * softplus + p)
             signed = tl.where(positive, -slope, slope) * factor_of_gradient
             tl.store(gradient + pair, signed.to(gradient.dtype.element_ty), mask=is_pair)
             if WITH_SUMS:

@@ -191,6 +191,8 @@ class AugmentSettings(Settings):
     """Augmentation strength for images of the rarest bin; interpolated in between."""
     copy_paste: Annotated[Fraction, STEERS, Searched("0..1")] = 0.0
     """Probability that a sampled image gets a pasted crop of a rare class, the rarest most often; 0: none."""
+    horizontal_flip: Annotated[bool, STEERS] = False
+    """Flip half of the images left to right with augment=0 too; augmented images are flipped anyway."""
     vertical_flip: Annotated[bool, STEERS] = False
     """Flip upside down too (microscopy, aerial images)."""
 

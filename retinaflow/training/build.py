@@ -36,7 +36,7 @@ def build_trainer(config: TrainConfig, data: TrainingData, world: World, *, load
             report(str(load_weights(model, config.weights)))
     model = on_device(model, device)
     if config.compile:
-        compile_network(model, device)
+        compile_network(model, device, batch_size=config.batch_size // world.size)
     ancestors = torch.from_numpy(data.train.taxonomy.is_ancestor)
     return Trainer(
         model,
@@ -57,6 +57,7 @@ def build_dataset(config: TrainConfig, data: TrainingData) -> DetectionDataset:
         base=config.augment,
         rare=config.rare_augment,
         balance=config.balance,
+        horizontal_flip=config.horizontal_flip,
         vertical_flip=config.vertical_flip,
     )
     return DetectionDataset(

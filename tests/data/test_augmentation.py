@@ -68,6 +68,22 @@ def test_a_flip_mirrors_the_pixels_and_the_boxes_and_happens_to_half_of_the_imag
     assert 15 <= flipped <= 45
 
 
+def test_flips_alone_change_nothing_else() -> None:
+    flips = Augmentation(np.zeros(2), base=0.0, horizontal_flip=True)
+    mirrored = np.stack([1 - BOXES[:, 2], BOXES[:, 1], 1 - BOXES[:, 0], BOXES[:, 3]], axis=1)
+    count = 0
+    for seed in range(60):
+        image, boxes, kept = flips.apply(scene(), BOXES, labels=LABELS, seed=seed)
+        is_flipped = not np.array_equal(image, scene())
+        count += is_flipped
+        np.testing.assert_array_equal(image, scene()[:, ::-1] if is_flipped else scene())
+        np.testing.assert_array_equal(boxes, mirrored if is_flipped else BOXES)
+        assert kept.tolist() == [0, 1]
+        assert image.flags.c_contiguous
+    assert 15 <= count <= 45
+    assert len(flips.apply(scene(), BOXES[:0], labels=LABELS[:0], seed=1)[1]) == 0
+
+
 def test_a_vertical_flip_turns_the_boxes_upside_down_and_only_happens_if_asked_for() -> None:
     upside_down = Augmentation(np.full(2, 0.004), base=0.004, vertical_flip=True)
     below = [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from retinaflow.detector.backbones import FrozenNorm
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.onnx import onnx_detector
 from retinaflow.detector.postprocess import detect
@@ -337,3 +338,17 @@ def test_a_graph_that_would_be_right_for_one_size_only_is_refused() -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(SettingError, match="right for images of any size, but that of backbone=swin_t"):
         onnx_detector(network("swin_t"), PostprocessSettings(), notes={})
+
+
+def test_a_frozen_norm_in_bfloat16_keeps_the_type_and_the_values_within_its_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = torch.nn.BatchNorm2d(4)
+    for part in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        assert part is not None
+        part.copy_(0.5 + torch.rand(4, generator=generator))
+    frozen = FrozenNorm(norm)
+    x = torch.randn(2, 4, 3, 3, generator=generator).bfloat16()
+    made = frozen.in_its_type(x)
+    assert made.dtype == torch.bfloat16
+    # Three roundings of 2^-9, of values up to about 5.
+    torch.testing.assert_close(made.float(), frozen(x.float()), rtol=0, atol=5 * 3 * 2**-9)

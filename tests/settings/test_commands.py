@@ -325,3 +325,13 @@ def test_every_strategy_of_the_setting_has_its_weights() -> None:
     from retinaflow.data.sampling import _WEIGHTS, STRATEGIES
 
     assert set(_WEIGHTS) == set(STRATEGIES)
+
+
+def test_the_task_of_mlperf_is_stated_by_a_file_of_settings() -> None:
+    path = Path(__file__).parents[2] / "docs" / "mlperf-retinanet.yaml"
+    config = resolve(TrainConfig, {"config": str(path)})
+    assert (config.backbone, config.image_size, config.num_buckets) == ("resnext50_32x4d", 800, 1)
+    assert (config.augment, config.rare_augment, config.horizontal_flip, config.copy_paste) == (0, 0, True, 0)
+    assert (config.batch_size, config.lr, config.schedule, config.epochs) == (256, 1e-4, "constant", 8)
+    assert (config.head_norm, config.batch_norm, config.trainable_layers) == ("none", "frozen", 3)
+    assert str(config.target) == "val/mAP:0.34"

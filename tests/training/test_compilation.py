@@ -32,7 +32,7 @@ def test_a_machine_without_a_compiler_is_reported(fault: Exception, monkeypatch:
         r"compile=true needs a compiler that torch can use \(g\+\+\), but: (Inv.*found|OSError)\. Install one, or use"
     )
     with pytest.raises(ValueError, match=words):
-        compile_network(network(), CPU)
+        compile_network(network(), CPU, batch_size=2)
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_a_compiled_network_gives_the_same_gradients_under_the_same_names() -> N
     with warnings.catch_warnings():
         # What torch's own compiler warns of is not ours to mend.
         warnings.simplefilter("ignore")
-        compile_network(compiled, CPU)
+        compile_network(compiled, CPU, batch_size=2)
         for model in (plain, compiled):
             output = model(images)
             (output.class_logits.square().sum() + output.box_deltas.square().sum()).backward()
