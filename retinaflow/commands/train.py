@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import sys
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
@@ -27,10 +26,11 @@ from retinaflow.runs import tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
+from retinaflow.training.earlier_training import own_training, training_key, training_tags, with_restarts
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
-from retinaflow.training.resume import Resumed, prepare
-from retinaflow.training.run_folder import refuse_second_training, training_run
+from retinaflow.training.resume import AUTO, CHECKPOINTS, Resumed, prepare
+from retinaflow.training.run_folder import folder_name_of, refuse_second_training, report_finished, training_run
 from retinaflow.training.session import Session, machine_tags, start_session
 
 
@@ -43,38 +43,45 @@ class TrainResult:
     evaluation: EvaluationResult
 
 
-def run(
-    config: TrainConfig,
-    *,
-    data: TrainingData | None = None,
-    name: str | None = None,
-    tags: Mapping[str, str] = MappingProxyType({}),
-) -> TrainResult:
-    """Train as configured. ``data``: already loaded data of the same settings; ``name`` and ``tags``: of the run.
+def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | None = None) -> TrainResult | None:
+    """Train as configured. ``data``: already loaded data of the same settings; ``name``: of the run, when another
+    command trains.
 
-    Only rank 0 returns; the other ranks exit when their part is done.
+    Only rank 0 returns; the other ranks exit when their part is done. None: with ``resume=auto``, when a finished
+    training has these settings and data.
     """
     # A checkpoint of ``main`` is that of a training like any other.
     config = config.part(TrainConfig)
+    config = with_restarts(config) if name is None else config
     # Rank 0 finds the checkpoint to resume from: it may be on its machine alone.
     prepared = prepare(config) if is_rank_0() else None
-    with ranks(prepared[0].nproc if prepared else 1) as world, printing_on_rank_0(world):
+    with ranks(prepared[0].nproc if prepared else 1) as world, printing_on_rank_0(world), ExitStack() as owned:
         prepared = world.broadcast(prepared)
         assert prepared is not None
         config, resumed = prepared
-        folder_name = name or (resumed.run_id if resumed and not config.track else "train")
         if world.is_first:
-            refuse_second_training(config, resumed, folder_name=folder_name)
+            refuse_second_training(config, resumed, folder_name=folder_name_of(config, resumed, name))
         with world.first_on_machine():
             data = data or load_training_data(config)
         config = config if resumed else fit_to_data(config, data.train)
+        key = training_key(config, data.digest)
+        if config.resume == AUTO:
+            found = world.broadcast(owned.enter_context(own_training(key, config)) if world.is_first else None)
+            assert found is not None
+            if found.finished is not None:
+                if not world.is_first:
+                    sys.exit(0)
+                report_finished(found.finished, config)
+                return None
+            config, resumed = found.config, found.resumed
+        folder_name = folder_name_of(config, resumed, name)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             _run(config, resumed, world, name=name, folder_name=folder_name) as run,
         ):
-            folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
+            folder = config.output / (run.run_id if config.track else folder_name) / CHECKPOINTS
             if world.is_first:
-                run.set_tags(tags)
+                run.set_tags(training_tags(key, config, resumed))
                 _log_inputs(run, config, data)
             session = start_session(config, data, resumed.checkpoint if resumed else None, world=world)
             run.set_tags(machine_tags(session.trainer))
