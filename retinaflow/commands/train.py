@@ -26,7 +26,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.run import NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
-from retinaflow.training.earlier_training import own_training, training_key, training_tags, with_restarts
+from retinaflow.training.earlier_training import after_restart, is_restart, own_training, training_key, training_tags
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
 from retinaflow.training.resume import AUTO, CHECKPOINTS, Resumed, prepare
@@ -47,15 +47,16 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
     """Train as configured. ``data``: already loaded data of the same settings; ``name``: of the run, when another
     command trains.
 
-    Only rank 0 returns; the other ranks exit when their part is done. None: with ``resume=auto``, when a finished
-    training has these settings and data.
+    Only rank 0 returns; the other ranks exit when done. None: ``resume=auto`` has found a finished training.
     """
     # A checkpoint of ``main`` is that of a training like any other.
     config = config.part(TrainConfig)
-    config = with_restarts(config) if name is None else config
     # Rank 0 finds the checkpoint to resume from: it may be on its machine alone.
     prepared = prepare(config) if is_rank_0() else None
     with ranks(prepared[0].nproc if prepared else 1) as world, printing_on_rank_0(world), ExitStack() as owned:
+        # Of torchrun's agents, not all need to count a restart.
+        if world.any(is_restart()) and prepared and name is None:
+            prepared = after_restart(prepared[0]), prepared[1]
         prepared = world.broadcast(prepared)
         assert prepared is not None
         config, resumed = prepared

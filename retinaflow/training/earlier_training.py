@@ -38,13 +38,16 @@ RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """Environment variables in which torchrun and Slurm count how often they have started the same command again."""
 
 
-def with_restarts(config: TrainConfig) -> TrainConfig:
-    """The settings with ``resume=auto`` where torchrun or Slurm has started the command again, unless it was given."""
-    restarts = [os.environ.get(name, "") for name in RESTARTS]
-    is_restart = any(count.isdecimal() and int(count) > 0 for count in restarts)
-    if config.resume is None and "resume" not in config.model_fields_set and is_restart:
-        return config.model_copy(update={"resume": AUTO})
-    return config
+def is_restart() -> bool:
+    """Whether torchrun or Slurm has started this process again."""
+    return any(count.isdecimal() and int(count) > 0 for count in (os.environ.get(name, "") for name in RESTARTS))
+
+
+def after_restart(config: TrainConfig) -> TrainConfig:
+    """The settings of a command that was started again: with ``resume=auto``, unless ``resume`` was given."""
+    if "resume" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"resume": AUTO})
 
 
 def training_key(config: TrainConfig, data_digest: str) -> str:

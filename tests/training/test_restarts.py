@@ -30,7 +30,7 @@ TIMES = ("images_per_second", "waiting_for_images", "peak_memory", "system/")
 def _start(output: Path, workshop: Any, *, track: bool) -> subprocess.Popen[str]:
     given = {**workshop.settings(epochs=6).model_dump(mode="json", exclude_defaults=True)}
     given = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
-    given |= {"batch_size": 2, "save_minutes": 0.0001, "track": track, "output": output, "eval_every": 3}
+    given |= {"batch_size": 2, "save_minutes": 0.02, "track": track, "output": output, "eval_every": 3}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if name not in RESTARTS}
     return subprocess.Popen(
@@ -60,10 +60,10 @@ def _rank(torchrun: int, rank: int) -> psutil.Process | None:
 
 
 def _kill(torchrun: subprocess.Popen[str], output: Path, rank: int) -> None:
-    """Kill a rank after two more checkpoints of this training, the one at its first step and a later one."""
+    """Kill a rank after a new checkpoint: there is one before it, of the first step or of the training before."""
     seen: set[int] = set()
     deadline = time.monotonic() + 300
-    while len(seen) < 3:
+    while len(seen) < 2:
         assert torchrun.poll() is None, torchrun.communicate()[0][-3000:]
         assert time.monotonic() < deadline, "no checkpoint"
         seen |= {path.stat().st_mtime_ns for path in output.glob("*/checkpoints/last.pt")}
@@ -75,7 +75,7 @@ def _kill(torchrun: subprocess.Popen[str], output: Path, rank: int) -> None:
 
 def _end(torchrun: subprocess.Popen[str]) -> str:
     text, _ = torchrun.communicate(timeout=600)
-    assert torchrun.returncode == 0, text[-5000:]
+    assert torchrun.returncode == 0, text
     return text
 
 
@@ -124,7 +124,9 @@ def _lines(folder: Path) -> list[tuple[str, int, float]]:
 def _history(run_id: str) -> list[tuple[str, int, float]]:
     client = mlflow.MlflowClient()
     names = filter(_is_same, client.get_run(run_id).data.metrics)
-    return sorted((name, point.step, point.value) for name in names for point in client.get_metric_history(run_id, name))
+    return sorted(
+        (name, point.step, point.value) for name in names for point in client.get_metric_history(run_id, name)
+    )
 
 
 def _is_same(name: str) -> bool:
