@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous as meet
 
 TIMEOUT = timedelta(hours=1)
 """Longest wait for another rank: rank 0 alone scores a whole validation set while the others wait."""
@@ -117,7 +118,7 @@ def connected(world: World, rendezvous: str) -> Iterator[World]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)
-    store = next(iter(dist.rendezvous(rendezvous, world.rank, world.size, timeout=TIMEOUT)))[0]
+    store = next(iter(meet(rendezvous, world.rank, world.size, timeout=TIMEOUT)))[0]
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=_of_these_processes(store, world),
