@@ -14,13 +14,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-import psutil
-
 from retinaflow.errors import SettingError
-from retinaflow.files import growing_waits, lock, retry
+from retinaflow.files import lock
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
-_ENDING_SECONDS = 15.0
 
 
 @contextlib.contextmanager
@@ -28,11 +25,7 @@ def owner_of(folder: Path) -> Iterator[None]:
     """Own a folder while the block runs. Raises SettingError that names the process which owns it already."""
     with contextlib.ExitStack() as held:
         try:
-            retry(
-                lambda: held.enter_context(lock(folder / LOCK, wait=False)),
-                waits=growing_waits(0.2, 1.0, patience=_ENDING_SECONDS),
-                may_pass=lambda error: isinstance(error, BlockingIOError) and _has_ended(folder),
-            )
+            held.enter_context(lock(folder / LOCK, wait=False))
         except BlockingIOError:
             raise SettingError(
                 f"a training is in progress in {folder}, by {_owner(folder)}; wait for it or stop it, or give another "
@@ -53,20 +46,3 @@ def _owner(folder: Path) -> str:
         return f"process {owner['process']} on {owner['machine']} since {owner['since']}"
     except (OSError, ValueError, KeyError):
         return "another process"
-
-
-def _has_ended(folder: Path) -> bool:
-    """Whether the owner was a process of this machine that is no more: its loader workers, which have the lock with
-    its memory, notice within seconds that it was killed, and end."""
-    try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        return bool(owner["machine"] == platform.node()) and not _is_alive(int(owner["process"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
