@@ -154,6 +154,6 @@ def _resumable(candidate: _Candidate, config: TrainConfig) -> Resumed | None:
             report(f"{candidate.name} has these settings and data and is not finished, but {error}")
         else:
             assert resumed is not None
-            # A folder may have been renamed, as another training took its place: it is resumed where it is now.
+            # A folder may have been renamed, as another training was begun there: it is resumed where it is now.
             return replace(resumed, run_id=candidate.run_id)
     return None

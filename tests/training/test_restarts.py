@@ -28,9 +28,9 @@ TIMES = ("images_per_second", "waiting_for_images", "peak_memory", "system/")
 
 
 def _start(output: Path, workshop: Any, *, track: bool) -> subprocess.Popen[str]:
-    given = {**workshop.settings(epochs=6).model_dump(mode="json", exclude_defaults=True)}
+    given = {**workshop.settings(epochs=4).model_dump(mode="json", exclude_defaults=True)}
     given = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
-    given |= {"batch_size": 2, "save_minutes": 0.02, "track": track, "output": output, "eval_every": 3}
+    given |= {"batch_size": 2, "save_minutes": 0.02, "track": track, "output": output, "eval_every": 2}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if name not in RESTARTS}
     return subprocess.Popen(
