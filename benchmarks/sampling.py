@@ -131,7 +131,7 @@ def turned(pairs: ImageClassPairs) -> Iterator[Point]:
     for count in (1, 3, 7, 14, EVERY_CLASS):
         bins = make_bins(pairs, num_bins=count)
         for balance in BALANCES if count > 1 else (0.75,):
-            searchable = SamplingSettings(balance=balance)
+            searchable = SamplingSettings(balance=balance, bin_rates="step")
             yield point(f"binned, {count} log bins", f"balance={balance:g}", "binned", bins, searchable)
     for cap in (100.0, 10.0):
         curve = "binned, 7 log bins, smooth" + ("" if cap == 100 else f", max_repeats={cap:g}")

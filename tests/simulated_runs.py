@@ -7,7 +7,7 @@ Every image has a difficulty that all detectors share, so that runs are paired a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,8 @@ class Annotated:
     verified_class: NDArray[np.int32]
     verified_present: NDArray[np.bool_]
     taxonomy: Taxonomy
+    sizes: NDArray[np.integer] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    """Not known."""
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,10 @@ class ToyRuns:
         return Path(self.runs[command]["artifacts"].removeprefix("file://"))
 
     def files(self, folder: Path) -> list[str]:
-        """The files in a folder and its subfolders; image ids without their number."""
+        """The files in a folder and its subfolders; image ids without number, images by step without time."""
         found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         names = {self.masked(path.as_posix()) for path in found if not path.name.startswith(".")}
+        names = {re.sub(r"timestamp\+\d+\+[0-9a-f-]{36}", "TIME", name) for name in names}
         return sorted({re.sub(r"(train|validation)\d\d", r"\1NN", name) for name in names})
 
     def tables(self) -> Iterator[tuple[str, dict[str, list[str]]]]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-
-import pandas as pd
+from collections.abc import Iterator
 
 from retinaflow.comparison.stored_matches import store_matches
-from retinaflow.data.frequency_bins import ClassBins
-from retinaflow.data.predictions import predictions_frame, read_predictions
+from retinaflow.data.predictions import predictions_frame
 from retinaflow.data.skipped_images import SkippedImages
-from retinaflow.data.tables import RowErrors
-from retinaflow.detections import Detections
-from retinaflow.inference.evaluated_images import EvaluatedImages, images_for_model, images_for_predictions
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
+from retinaflow.metric.coco import coco_scores
 from retinaflow.metric.details import detail_tables, means_by_threshold
 from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
 from retinaflow.reports import evaluation_artifacts as reports
+from retinaflow.runs.datasets import evaluated_dataset
+from retinaflow.runs.evaluated_detections import detections_to_evaluate
+from retinaflow.runs.names import description, run_name
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig
 
@@ -30,19 +26,22 @@ from retinaflow.settings.commands import EvaluateConfig
 
 def run(config: EvaluateConfig) -> EvaluationResult:
     """Evaluate, log, print. Returns scores, table and aggregates."""
-    source = _of_predictions(config) if config.predictions is not None else _of_model(config)
+    source = detections_to_evaluate(config)
     config, index, dropped, skipped = source.config, source.images.index, source.images.dropped, SkippedImages()
     with _started(config) as (stop, run):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]})
+        dataset = evaluated_dataset(source.images.settings, index)
+        run.log_datasets([dataset])
+        run.log_model_input(source.model_id)
         detections = source.detect(stop, skipped)
-        if config.expand_predictions:
-            detections = expand_to_ancestors(detections, index.taxonomy)
+        coco = coco_scores(detections, index)
+        detections = expand_to_ancestors(detections, index.taxonomy) if config.expand_predictions else detections
         evaluator = Evaluator(index)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
-        evaluation = evaluation_of(scores, index.taxonomy, source.bins)
+        evaluation = evaluation_of(scores, coco, index.taxonomy, source.bins)
         document = reports.metrics_document(evaluation, index) | reports.rules_document(evaluation, dropped, config)
         thresholds = COCO_THRESHOLDS if config.iou_thresholds == "coco" else config.iou_thresholds
         per_class, slices = detail_tables(
@@ -52,10 +51,11 @@ def run(config: EvaluateConfig) -> EvaluationResult:
             iou_thresholds=thresholds,
             score_threshold=config.report_score,
         )
-        document |= means_by_threshold(per_class, thresholds)
+        per_class["coco_ap"] = coco.class_ap
+        document |= means_by_threshold(per_class, thresholds) | {"coco": coco.metrics(prefix="")}
         if config.bootstrap > 0:
             evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
-        run.log_metrics(evaluation.metrics, step=0)
+        run.log_metrics(evaluation.metrics, step=0, model_id=source.model_id, dataset=dataset)
         targets: list[Run] = [run, FolderRun(config.output)] if config.track else [run]
         for target in targets:
             reports.log_tables(target, evaluation, document)
@@ -69,49 +69,9 @@ def run(config: EvaluateConfig) -> EvaluationResult:
                 target.log_csv(predictions_frame(detections, index), "predictions.csv")
         reports.log_analysis(targets, evaluation, detections, index, errors=config.error_analysis)
         store_matches(targets, evaluation, detections, index, source.bins, config, trained=source.trained)
+        run.set_description(description(evaluation.metrics, dataset, lines=(f"Evaluated: {source.name}",)))
         reports.report_evaluation(evaluation)
         return evaluation
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where detections come from, the images they are evaluated on, and the settings with those of the training."""
-
-    name: str
-    config: EvaluateConfig
-    images: EvaluatedImages
-    bins: ClassBins
-    detect: Callable[[StopRequest, SkippedImages], Detections]
-    trained: Mapping[str, Any] | None = None
-
-
-def _of_model(config: EvaluateConfig) -> _Source:
-    from retinaflow.inference.detector import Detector, as_trained
-    from retinaflow.runs.models import TrainedModel
-
-    model = TrainedModel.find(config.from_run)
-    checkpoint = model.checkpoint
-    config = as_trained(config, checkpoint)
-    images = images_for_model(config, checkpoint.taxonomy, checkpoint.settings)
-
-    def detect(stop: StopRequest, skipped: SkippedImages) -> Detections:
-        return Detector.load(checkpoint, config, sizes=images.index.sizes).detect(
-            images.index,
-            after_batch=lambda images: stop.check(),
-            on_bad_image=skipped.add if config.on_bad_image == "skip" else None,
-        )
-
-    return _Source(model.name, config, images, checkpoint.bins, detect, checkpoint.settings)
-
-
-def _of_predictions(config: EvaluateConfig) -> _Source:
-    assert config.predictions is not None
-    images = images_for_predictions(config)
-    errors = RowErrors(config.on_bad_row)
-    found = read_predictions(config.predictions, images.index, errors, ids=config.prediction_ids, explain=True)
-    images = replace(images, dropped=pd.concat([images.dropped, errors.frame()], ignore_index=True))
-    bins = ClassBins.unknown(images.index.num_classes)
-    return _Source(str(config.predictions), config, images, bins, lambda stop, skipped: found)
 
 
 @contextlib.contextmanager
@@ -124,6 +84,12 @@ def _started(config: EvaluateConfig) -> Iterator[tuple[StopRequest, Run]]:
 
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run("evaluate", track=config.track, experiment=config.experiment, output=config.output) as run,
+        tracking.start_run(
+            "evaluate",
+            track=config.track,
+            experiment=config.experiment,
+            output=config.output,
+            default_name=run_name("evaluate", config),
+        ) as run,
     ):
         yield stop, run

@@ -15,6 +15,8 @@ from retinaflow.data.training_data import read_split
 from retinaflow.progress import report
 from retinaflow.reports.data_report import ExploredData, TrainingSettings, write_sections
 from retinaflow.reports.page import Report
+from retinaflow.runs.datasets import explored_dataset
+from retinaflow.runs.names import run_name
 from retinaflow.runs.run import FolderRun
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import ExploreConfig
@@ -26,9 +28,13 @@ PAGE = "explore.html"
 def run(config: ExploreConfig) -> Path:
     """Read the annotations, write the page, log it. Returns its path."""
     data = _load(config)
+    called = run_name("explore", config)
     config = fit_to_data(config, data.index)
-    with start_run("explore", track=config.track, experiment=config.experiment, output=config.output) as run:
+    with start_run(
+        "explore", track=config.track, experiment=config.experiment, output=config.output, default_name=called
+    ) as run:
         run.log_params(config.model_dump())
+        run.log_datasets([explored_dataset(config.model_dump(), data.index)])
         targets = [run, FolderRun(config.output)] if config.track else [run]
         splits = ", ".join(config.train_splits)
         page = Report("What is in the data", f"{config.data}: {splits}; classes: {config.class_group}", targets)

@@ -14,6 +14,7 @@ from retinaflow.inference.detector import Detector, as_trained
 from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.runs.models import TrainedModel
+from retinaflow.runs.names import run_name
 from retinaflow.settings.commands import ExportConfig
 from retinaflow.settings.model_settings import DetectorSettings, PostprocessSettings
 
@@ -32,9 +33,14 @@ def run(config: ExportConfig) -> Path:
         "model_digest": checkpoint.digest,
     }
     with tracking.start_run(
-        "export", track=config.track, experiment=config.experiment, output=config.output.parent
+        "export",
+        track=config.track,
+        experiment=config.experiment,
+        output=config.output.parent,
+        default_name=run_name("export", config),
     ) as run:
         run.log_params(config.model_dump())
+        run.log_model_input(model.model_id if config.track else None)
         run.set_tags(model.tags() | {"retinaflow.output": str(config.output.absolute())})
         try:
             graph = onnx_detector(detector.network, detector.postprocess, notes=notes)

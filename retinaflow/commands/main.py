@@ -15,6 +15,8 @@ from retinaflow.metric.per_class import class_groups
 from retinaflow.progress import report
 from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.runs import store, tracking
+from retinaflow.runs.datasets import training_datasets
+from retinaflow.runs.names import run_name
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MainConfig, TrainConfig
 from retinaflow.statistics.bootstrap import paired_differences
@@ -36,14 +38,18 @@ def run(config: MainConfig) -> None:
     if config.resume is not None:
         raise SettingError(f"main trains two detectors anew, but got resume={config.resume}; run train to resume one")
     data = load_training_data(config)
+    called = run_name("main", config)
     config = fit_to_data(config, data.train)
     # The baseline is what people do without retinaflow: every image has the same weight and the same augmentation.
     plain = {"sampling": "uniform", "rare_augment": config.augment, "copy_paste": 0.0, "register_as": None}
     baseline = config.model_copy(update=plain)
-    with tracking.start_run("main", track=config.track, experiment=config.experiment, output=config.output) as parent:
+    with tracking.start_run(
+        "main", track=config.track, experiment=config.experiment, output=config.output, default_name=called
+    ) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         parent.set_tags({"retinaflow.data_digest": data.digest})
+        parent.log_datasets(training_datasets(config.model_dump(), data))
         log_bins(parent, data)
         log_exposure(parent, config, data)
         uniform, balanced = _trained({"uniform": baseline, config.sampling: config}, data, parent)

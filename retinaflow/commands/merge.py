@@ -25,6 +25,8 @@ from retinaflow.reports.evaluation_artifacts import (
     report_evaluation,
 )
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import evaluated_dataset
+from retinaflow.runs.logged_model import last_model_of_run
 from retinaflow.runs.run import FolderRun
 from retinaflow.settings.commands import MergeConfig
 
@@ -46,12 +48,16 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
     bins = ensemble_bins(ensemble)
     evaluation = score_detections(detections, ensemble.evaluated, bins, group_of_weight=ensemble.group_of_weight)
     with tracking.start_run(
-        "merge", track=config.track, experiment=config.experiment, output=config.output, name=name
+        "merge", track=config.track, experiment=config.experiment, output=config.output, name=name, default_name="merge"
     ) as run:
         targets = [run, FolderRun(config.output)] if config.track else [run]
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.data_digest": ensemble.evaluated.digest[:16], **_links(ensemble, config)})
+        source = ensemble.members[0].run.stored.evaluated_from
+        run.log_datasets([evaluated_dataset(source["settings"], ensemble.evaluated)])
+        for member in ensemble.members if config.track else ():
+            run.log_model_input(last_model_of_run(member.run_id))
         table = calibration_table(calibrated, ensemble)
         run.log_metrics({**evaluation.metrics, **mean_losses(table)}, step=0)
         document = metrics_document(evaluation, ensemble.evaluated) | {
@@ -64,7 +70,6 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
             log_calibration(target, calibrated, table)
         log_analysis(targets, evaluation, detections, ensemble.evaluated)
         settings = {**config.model_dump(mode="json"), "runs": [member.name for member in ensemble.members]}
-        source = ensemble.members[0].run.stored.evaluated_from
         write_matches(
             targets, evaluation, detections, ensemble.evaluated, bins, settings=settings, evaluated_from=source
         )

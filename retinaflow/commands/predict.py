@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from retinaflow.data.coco_results import CocoResults
 from retinaflow.data.images import file_states
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.detector.device import device_of, precision_on
@@ -19,7 +20,9 @@ from retinaflow.inference.shard_processes import Work, predict_shards
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import ImageProgress, report
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
+from retinaflow.runs.names import run_name
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.model_settings import PostprocessSettings
@@ -30,11 +33,14 @@ MAX_LOGGED_BYTES = 50 << 20
 
 def run(config: PredictConfig) -> Path:
     """Predict what is not done yet, join the shards, log. Returns the file of all predictions."""
-    model = TrainedModel.find(config.from_run)
+    model, called = TrainedModel.find(config.from_run), run_name("predict", config)
     config = as_trained(config, model.checkpoint)
     # The precision is part of the request: a run that is resumed on another machine must not change it unseen.
     config = config.model_copy(update={"precision": precision_on(device_of(), config.precision)})
     wanted = wanted_images(config, model.checkpoint.taxonomy, model.checkpoint.settings)
+    file_format = (
+        CocoResults(wanted.index, config.prediction_ids) if config.file_format == "json" else config.file_format
+    )
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
         PredictionFolder.opened(
@@ -45,13 +51,17 @@ def run(config: PredictConfig) -> Path:
             nproc=config.nproc,
             overwrite=config.overwrite,
         ) as folder,
-        tracking.start_run("predict", track=config.track, experiment=config.experiment, output=config.output) as run,
+        tracking.start_run(
+            "predict", track=config.track, experiment=config.experiment, output=config.output, default_name=called
+        ) as run,
     ):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
+        run.log_datasets([predicted_dataset(config, wanted.index, model.checkpoint.settings)])
+        run.log_model_input(model.model_id if config.track else None)
         run.set_tags(model.tags() | {"retinaflow.output": str(config.output.absolute())})
         speed = _predict(Work(model.path, config, wanted.index), config, folder, stop)
-        path = folder.write_predictions(config.file_format)
+        path = folder.write_predictions(file_format)
         if config.submission is not None:
             without_file = [image.image_id for image in wanted.unreadable]
             folder.write_submission(config.submission, wanted.index.image_ids, without_file=without_file)

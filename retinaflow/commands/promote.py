@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from retinaflow.comparison.chosen_runs import candidates
-from retinaflow.comparison.promotion import Decision, best_of, decide, trained_run
+from retinaflow.comparison.promotion import Decision, best_of, decide, has_model, promoted_run
 from retinaflow.errors import SettingError
 from retinaflow.progress import report
 from retinaflow.runs import registry, tracking
+from retinaflow.runs.logged_model import last_model_of_run
+from retinaflow.runs.names import run_name
 from retinaflow.settings.commands import PromoteConfig
 
 
@@ -15,15 +17,27 @@ def run(config: PromoteConfig) -> Decision:
     if not config.track:
         raise SettingError("promote needs the MLflow store, but got track=false")
     candidate = best_of(candidates(config))
-    run_id = trained_run(candidate)
+    run_id = promoted_run(candidate)
     present = registry.champion(config.register_as, config.alias)
-    with tracking.start_run("promote", track=True, experiment=config.experiment, output=config.output) as run:
+    with tracking.start_run(
+        "promote",
+        track=True,
+        experiment=config.experiment,
+        output=config.output,
+        default_name=run_name("promote", config),
+    ) as run:
         run.log_params(config.model_dump())
+        run.log_model_input(last_model_of_run(run_id))
         decision = decide(config, candidate, run_id, present)
         run.set_tags({**decision.tags, "retinaflow.candidate": run_id, "mlflow.note.content": decision.reason})
         if decision.promoted:
             version = registry.promote(
-                run_id, config.register_as, alias=config.alias, reason=decision.reason, tags=decision.tags
+                run_id,
+                config.register_as,
+                alias=config.alias,
+                reason=decision.reason,
+                tags=decision.tags,
+                has_model=has_model(candidate),
             )
             run.set_tags({"retinaflow.version": version})
             report(f"models:/{config.register_as}@{config.alias} is now version {version}")

@@ -42,7 +42,9 @@ def run(config: SplitConfig) -> Comparison:
     # One choice for all groups: models of other anchors or lengths would not be comparable.
     config = fit_to_data(config, load_training_data(config).train)
     base = None if config.from_run is None else chosen_run(config.from_run).stored
-    with tracking.start_run("split", track=config.track, experiment=config.experiment, output=config.output) as parent:
+    with tracking.start_run(
+        "split", track=config.track, experiment=config.experiment, output=config.output, default_name="split"
+    ) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         wanted = [*groups, *(["all"] if config.with_all else [])]

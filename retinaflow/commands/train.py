@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from retinaflow.comparison.stored_matches import store_matches
@@ -22,14 +22,17 @@ from retinaflow.reports.evaluation_artifacts import (
     metrics_document,
     report_evaluation,
 )
+from retinaflow.reports.training_history import log_evaluation
 from retinaflow.runs import tracking
-from retinaflow.runs.run import NullRun, Run
+from retinaflow.runs.datasets import training_datasets
+from retinaflow.runs.names import description, run_name
+from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.training.distributed import World
 from retinaflow.training.earlier_training import after_restart, is_restart, own_training, training_key, training_tags
 from retinaflow.training.fit_to_data import fit_to_data
+from retinaflow.training.goals import check_metrics
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
-from retinaflow.training.resume import AUTO, CHECKPOINTS, Resumed, prepare
+from retinaflow.training.resume import CHECKPOINTS, prepare
 from retinaflow.training.run_folder import folder_name_of, refuse_second_training, report_finished, training_run
 from retinaflow.training.session import Session, machine_tags, start_session
 
@@ -44,11 +47,9 @@ class TrainResult:
 
 
 def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | None = None) -> TrainResult | None:
-    """Train as configured. ``data``: already loaded data of the same settings; ``name``: of the run, when another
-    command trains.
+    """Train as configured; on rank 0 alone it returns. None: ``resume=auto`` has found a finished training.
 
-    Only rank 0 returns; the other ranks exit when done. None: ``resume=auto`` has found a finished training.
-    """
+    ``data``: already loaded data of the same settings; ``name``: of the run, when another command trains."""
     # A checkpoint of ``main`` is that of a training like any other.
     config = config.part(TrainConfig)
     # Rank 0 finds the checkpoint to resume from: it may be on its machine alone.
@@ -64,21 +65,20 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
             refuse_second_training(config, resumed, folder_name=folder_name_of(config, resumed, name))
         with world.first_on_machine():
             data = data or load_training_data(config)
+        called = run_name("train", config)
         config = config if resumed else fit_to_data(config, data.train)
         key = training_key(config, data.digest)
-        if config.resume == AUTO:
-            found = world.broadcast(owned.enter_context(own_training(key, config)) if world.is_first else None)
-            assert found is not None
-            if found.finished is not None:
-                if not world.is_first:
-                    sys.exit(0)
-                report_finished(found.finished, config)
-                return None
-            config, resumed = found.config, found.resumed
+        found = owned.enter_context(own_training(key, config, resumed, world))
+        config, resumed = found.config, found.resumed
+        if found.finished is not None:
+            report_finished(found.finished, config, world)
+            return None
+        if world.is_first:
+            check_metrics(config, data)
         folder_name = folder_name_of(config, resumed, name)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
-            _run(config, resumed, world, name=name, folder_name=folder_name) as run,
+            training_run(config, resumed, world, name=name, called=called, folder_name=folder_name) as run,
         ):
             folder = config.output / (run.run_id if config.track else folder_name) / CHECKPOINTS
             if world.is_first:
@@ -86,7 +86,8 @@ def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | No
                 _log_inputs(run, config, data)
             session = start_session(config, data, resumed.checkpoint if resumed else None, world=world)
             run.set_tags(machine_tags(session.trainer))
-            best = session.train(run, folder, stop, best_before=resumed.best if resumed else None)
+            best_before, shown = resumed.best if resumed else None, partial(log_evaluation, run, data.evaluated)
+            best = session.train(run, folder, stop, best_before=best_before, after_evaluation=shown)
             if not world.is_first:
                 sys.exit(0)
             return _conclude(run, session, best, stop)
@@ -97,18 +98,11 @@ def _has_parent() -> bool:
     return tracking.launched_by_mlflow() or multiprocessing.parent_process() is not None
 
 
-def _run(
-    config: TrainConfig, resumed: Resumed | None, world: World, *, name: str | None, folder_name: str
-) -> contextlib.AbstractContextManager[Run]:
-    if not world.is_first:
-        return contextlib.nullcontext(NullRun())
-    return training_run(config, resumed, name=name, folder_name=folder_name)
-
-
 def _log_inputs(run: Run, config: TrainConfig, data: TrainingData) -> None:
     run.log_params(config.model_dump())
     run.log_json(config.model_dump(mode="json"), "config.json")
     run.set_tags({"retinaflow.data_digest": data.digest})
+    run.log_datasets(training_datasets(config.model_dump(), data))
     log_bins(run, data)
     log_exposure(run, config, data)
 
@@ -124,7 +118,12 @@ def _conclude(run: Run, session: Session, best: Path, stop: StopRequest) -> Trai
     log_figures(run, evaluation, detections, data.evaluated)
     log_analysis([run], evaluation, detections, data.evaluated)
     store_matches([run], evaluation, detections, data.evaluated, data.bins, config)
-    run.log_model(best, register_as=config.register_as)
+    trained, dataset = training_datasets(config.model_dump(), data)
+    run.log_model(best, register_as=config.register_as, step=session.best_step, dataset=dataset)
+    command = f"`python -m retinaflow evaluate --from_run {run.run_id if config.track else best}`"
+    run.set_description(
+        description(evaluation.metrics, dataset, trained=trained, num_bins=data.bins.num_bins, lines=(command,))
+    )
     report_evaluation(evaluation)
     report(f"run {run.run_id}, best checkpoint {best}")
     return TrainResult(run.run_id, best, evaluation)

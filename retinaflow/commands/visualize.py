@@ -24,7 +24,9 @@ from retinaflow.progress import report
 from retinaflow.reports.box_images import save_image
 from retinaflow.reports.detection_images import detection_image, without_parents
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
+from retinaflow.runs.names import run_name
 from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.data_settings import DataSettings
 from retinaflow.taxonomy import Taxonomy
@@ -34,6 +36,7 @@ FOLDER = "pictures"
 
 def run(config: VisualizeConfig) -> list[Path]:
     """Write an image file for each chosen image. Returns their paths."""
+    called = run_name("visualize", config)
     needs_model = config.predictions is None or config.data == "trained"
     model = TrainedModel.find(config.from_run) if needs_model else None
     checkpoint = model.checkpoint if model else None
@@ -43,10 +46,14 @@ def run(config: VisualizeConfig) -> list[Path]:
     wanted = wanted_images(config, taxonomy, trained, choose=lambda ids: _chosen(config, ids))
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run("visualize", track=config.track, experiment=config.experiment, output=config.output) as run,
+        tracking.start_run(
+            "visualize", track=config.track, experiment=config.experiment, output=config.output, default_name=called
+        ) as run,
     ):
         run.log_params(config.model_dump())
+        run.log_model_input(model.model_id if model and config.track else None)
         run.set_tags(model.tags() if model else {"retinaflow.predictions": str(config.predictions)})
+        run.log_datasets([predicted_dataset(config, wanted.index, trained)])
         skipped = SkippedImages()
         found = _detections(config, checkpoint, wanted, skipped, stop)
         ground_truth = known_ground_truth(config, taxonomy, trained) if config.ground_truth else None

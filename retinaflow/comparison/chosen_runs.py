@@ -24,6 +24,8 @@ NOT_A_SETTING = frozenset(
 )
 """Settings that may differ between runs of one side: paths, tracking, and the seed."""
 NAME_SETTINGS = 3
+PREDICTIONS = "predictions"
+"""Setting of an evaluation of a file."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,20 @@ def _named(config: ComparisonSettings) -> list[list[ChosenRun]]:
 
 
 def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
-    """The sides, named by the settings in which they differ, or by their runs where none does."""
+    """The sides, named by the settings in which they differ, or by their runs where none does. Beside a file of
+    predictions, of which no other setting is known, a model has the name of its run."""
     if len(chosen) > len(LETTERS):
         raise SettingError(
             f"up to {len(LETTERS)} settings can be compared, but got {len(chosen)}; narrow runs or filter"
         )
     table = differing_settings(chosen).set_index("setting")
-    shown = [name for name in table.index if not name.startswith("(")][:NAME_SETTINGS]
+    shown = [name for name in table.index if not name.startswith("(")]
+    shown = [PREDICTIONS] if PREDICTIONS in shown else shown[:NAME_SETTINGS]
     sides = []
     for letter, runs in zip(LETTERS, chosen, strict=False):
         by_settings = ", ".join(f"{setting}={table[letter][setting]}" for setting in shown)
+        if PREDICTIONS in shown and PREDICTIONS not in runs[0].settings:
+            by_settings = ""
         name = by_settings or " + ".join(run.record.name for run in runs)
         sides.append(Side(letter, name, tuple(run.stored for run in runs)))
     return sides

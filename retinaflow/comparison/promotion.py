@@ -38,12 +38,17 @@ def best_of(runs: list[ChosenRun]) -> ChosenRun:
     return max(runs, key=lambda one: (np.nan_to_num(_mean_ap(one.stored), nan=-1.0), one.record.started))
 
 
-def trained_run(candidate: ChosenRun) -> str:
-    """The run that holds the model: the candidate, or the training that it evaluated."""
+def has_model(candidate: ChosenRun) -> bool:
+    """Whether there is a model: not for an evaluation of a file of predictions."""
+    return candidate.stored.settings.get("predictions") is None
+
+
+def promoted_run(candidate: ChosenRun) -> str:
+    """The run that becomes a version: the training that the candidate evaluated, else the candidate."""
     record = candidate.record
     if not record.experiment_id:
-        raise SettingError(f"runs={record.run_id}: only runs of the MLflow store have a model to register")
-    if record.tags.get("retinaflow.command") != "evaluate":
+        raise SettingError(f"runs={record.run_id}: only runs of the MLflow store can be promoted")
+    if record.tags.get("retinaflow.command") != "evaluate" or not has_model(candidate):
         return record.run_id
     return store.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
 

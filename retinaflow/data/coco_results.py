@@ -1,22 +1,26 @@
-"""Detections as COCO results JSON -> rows in the published columns.
+"""Detections as COCO results JSON -> rows in the published columns, and back.
 
 A results file is a list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``, boxes in pixels.
 Which image and class an id stands for is in a COCO file of the images (``prediction_ids``); a file of predictions that
 lists its own images and categories needs none. Without either, an image id is the id of an image as a text or a number
 (``000000391895`` is 391895, as in COCO), and a category id is the id of a class or counts the class list from 1.
+
+What is written by these rules is read back by them: ids are the same, and numbers the same float32 values.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 
 from retinaflow.data.annotation_rows import CORNERS
 from retinaflow.data.formats.box_values import number_of
@@ -29,12 +33,18 @@ from retinaflow.progress import report
 
 
 @dataclass
-class _Ids:
+class CocoIds:
     """Image and category ids of COCO -> ids here, and (width, height) of images by their id here."""
 
     images: dict[Any, str] = field(default_factory=dict)
     classes: dict[Any, str] = field(default_factory=dict)
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(index: AnnotationIndex, file: Path | None) -> CocoIds:
+        """The ids of a COCO file, or those of the data. Raises DataError for a file that is none."""
+        here = _ids_here(index)
+        return here if file is None else _ids_of_document(read_json(file), file, index, here)
 
 
 def read_coco_results(path: Path, index: AnnotationIndex, errors: RowErrors, *, ids: Path | None = None) -> Table:
@@ -48,12 +58,10 @@ def read_coco_results(path: Path, index: AnnotationIndex, errors: RowErrors, *, 
         raise DataError(f"{path}: COCO results must be a list of detections, but begin with {shown(start)}")
     document = read_json(path) if start == "{" else None
     entries = list_elements(path) if document is None else iter(_listed(document, "annotations", path))
-    known, here = _ids_here(index), set(map(str, index.image_ids))
-    if ids is not None:
-        known = _ids_of_document(read_json(ids), ids, index, known)
-    elif document is not None:
+    known, here = CocoIds.of(index, ids), set(map(str, index.image_ids))
+    if ids is None and document is not None:
         known = _ids_of_document(document, path, index, known)
-    else:
+    elif ids is None:
         _report_assumed_classes(known, index)
     rows: dict[str, list[Any]] = {name: [] for name in ("ImageID", "LabelName", "Score", *CORNERS)}
     lines: list[int] = []
@@ -110,7 +118,7 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, str) and math.isfinite(number_of(value))
 
 
-def _ids_here(index: AnnotationIndex) -> _Ids:
+def _ids_here(index: AnnotationIndex) -> CocoIds:
     """What ids stand for where no file names them."""
     ids = list(map(str, index.image_ids))
     numbers = Counter(int(text) for text in ids if text.isdecimal())
@@ -123,12 +131,12 @@ def _ids_here(index: AnnotationIndex) -> _Ids:
         for text, (height, width) in zip(ids, index.sizes.tolist(), strict=True)
         if width
     }
-    return _Ids({**images, **{text: text for text in ids}}, classes, sizes)
+    return CocoIds({**images, **{text: text for text in ids}}, classes, sizes)
 
 
-def _ids_of_document(document: Any, path: Path, index: AnnotationIndex, here: _Ids) -> _Ids:
+def _ids_of_document(document: Any, path: Path, index: AnnotationIndex, here: CocoIds) -> CocoIds:
     """What the ids of a COCO file stand for."""
-    found = _Ids(sizes=dict(here.sizes))
+    found = CocoIds(sizes=dict(here.sizes))
     known, taxonomy = set(map(str, index.image_ids)), index.taxonomy
     for image in _listed(document, "images", path):
         if not isinstance(image, Mapping) or not isinstance(image.get("id"), int | str):
@@ -156,7 +164,7 @@ def _listed(document: Any, name: str, path: Path) -> list[Any]:
     return list(document[name])
 
 
-def _report_assumed_classes(known: _Ids, index: AnnotationIndex) -> None:
+def _report_assumed_classes(known: CocoIds, index: AnnotationIndex) -> None:
     first = next(iter(known.classes.items()), None)
     if first is not None:
         name = index.taxonomy.names[index.taxonomy.index_of[first[1]]]
@@ -164,3 +172,62 @@ def _report_assumed_classes(known: _Ids, index: AnnotationIndex) -> None:
             f"category ids are taken in the order of the class list: {first[0]} is {name}, and so on; the COCO file "
             "that defines them can be given as prediction_ids="
         )
+
+
+class CocoResults:
+    """Writes detections on the images of ``index`` as COCO results, with the ids of a COCO file or of the data.
+
+    Raises DataError when the file has no image, or no class, of ``index``. What else it lacks is printed and left out,
+    since the file gives it no id.
+    """
+
+    def __init__(self, index: AnnotationIndex, file: Path | None) -> None:
+        ids = CocoIds.of(index, file)
+        # Of several ids of one image the first: its number, where its name is one.
+        self._images = {here: json.dumps(there) for there, here in reversed(ids.images.items())}
+        self._classes = {here: json.dumps(there) for there, here in reversed(ids.classes.items())}
+        self._sizes = ids.sizes
+        if file is None:
+            self._classes = {mid: json.dumps(mid) for mid in index.taxonomy.ids} | self._classes
+            return
+        names = dict(zip(index.taxonomy.ids, index.taxonomy.labels, strict=True))
+        self._report_missing(file, "images", list(map(str, index.image_ids)), self._images)
+        self._report_missing(
+            file, "classes", [names[mid] for mid in names], {names[m]: "" for m in self._classes if m in names}
+        )
+
+    @staticmethod
+    def _report_missing(file: Path, what: str, wanted: Sequence[str], there: Mapping[str, str]) -> None:
+        missing = [name for name in wanted if name not in there]
+        if wanted and len(missing) == len(wanted):
+            raise DataError(f"{file}: it must list the {what} of the predictions, but lists none of them ({wanted[0]})")
+        if missing:
+            report(
+                f"{file} lacks {len(missing):,} of {len(wanted):,} {what} ({missing[0]}): their detections are left out"
+            )
+
+    def write(self, tables: Iterable[pa.Table], path: Path) -> None:
+        """Detections in the published columns, table by table, as one list."""
+        with path.open("w", encoding="utf-8") as file:
+            separator = "["
+            for table in tables:
+                for entry in self._entries(table):
+                    file.write(separator + entry)
+                    separator = ",\n"
+            file.write("[]\n" if separator == "[" else "]\n")
+
+    def _entries(self, table: pa.Table) -> Iterator[str]:
+        # By their shortest text, as in a CSV file, so that both files hold the same numbers.
+        columns = (
+            pa_compute.cast(pa_compute.cast(table[name], pa.string()), pa.float64()) for name in ("Score", *CORNERS)
+        )
+        numbers = zip(*(column.to_pylist() for column in columns), strict=True)
+        rows = zip(table["ImageID"].to_pylist(), table["LabelName"].to_pylist(), numbers, strict=True)
+        for image_id, mid, (score, *corners) in rows:
+            image, category = self._images.get(image_id), self._classes.get(mid)
+            if image is None or category is None:
+                continue
+            width, height = self._sizes[image_id]
+            x1, y1, x2, y2 = corners
+            bbox = f"[{x1 * width!r}, {y1 * height!r}, {(x2 - x1) * width!r}, {(y2 - y1) * height!r}]"
+            yield f'{{"image_id": {image}, "category_id": {category}, "bbox": {bbox}, "score": {score!r}}}'

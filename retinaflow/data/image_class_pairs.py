@@ -37,6 +37,11 @@ class ImageClassPairs:
         """``[K]`` boxes of the class."""
         return np.bincount(self.class_index, weights=self.boxes, minlength=self.num_classes).astype(np.int64)
 
+    @cached_property
+    def has_class(self) -> NDArray[np.bool_]:
+        """``[I]`` whether an image has any class."""
+        return np.bincount(self.image, minlength=self.num_images) > 0
+
     def max_over_classes(self, value: NDArray[np.float64], empty: float) -> NDArray[np.float64]:
         """``[I]`` largest value among an image's classes; ``empty`` for an image without any."""
         result = np.full(self.num_images, empty, dtype=np.float64)

@@ -9,17 +9,19 @@ With n_c images of class c among I images, f_c = n_c / I, and L samples per epoc
 - ``class-aware`` (Shen et al. 2016): each class gets the same number of samples, spread evenly over its images;
   with a ``class_power`` q above 0 it gets samples in proportion to n_c^q (q = 0.5: Mahajan et al. 2018).
 - ``binned``, introduced by this project: all classes of a frequency bin share the rate r_b = max(1, T / n_b), n_b the
-  median n_c of the bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs the largest rate
-  among its classes. With ``bin_rates="smooth"`` r_b is the rate at n_b, and a class between two medians takes an
-  interpolated rate (linear in log n and log r), so that there are no steps at the edges of bins. Seven bins then
-  balance about as well as a rate for every class.
+  median n_c of the bin and T the exposure target, the ``balance`` quantile of n_c. An image weighs r + the sum over its
+  classes of r_c - r, where r is the lowest rate: what each of its classes is raised by adds up. With
+  ``bin_rates="smooth"`` r_b is the rate at n_b, and a class between two medians takes an interpolated rate (linear in
+  log n and log r), so that there are no steps at the edges of bins. Seven bins then balance about as well as a rate for
+  every class.
 
 Weights become expected samples by scaling to L with no image above ``max_repeats`` (water-filling). One bin is exactly
 uniform.
 
 Worked example for ``binned``: bins with medians 10, 100 and 1000 images, T = 1000: rates 100, 10 and 1. An image with a
-class of the first and one of the last bin weighs 100. With weights (100, 10, 1, 1), L = 4, max_repeats = 2: the first
-image is capped at 2, and the remaining 2 samples are divided 10 : 1 : 1 into 1.67, 0.17, 0.17.
+class of the first and one of the last bin weighs 1 + 99 + 0 = 100, one with a class of each bin 1 + 99 + 9 + 0 = 109.
+With weights (100, 10, 1, 1), L = 4, max_repeats = 2: the first image is capped at 2, and the remaining 2 samples are
+divided 10 : 1 : 1 into 1.67, 0.17, 0.17.
 """
 
 from __future__ import annotations
@@ -97,7 +99,10 @@ def _bin_weights(rates: FloatArray, pairs: ImageClassPairs, bins: ClassBins, set
     else:
         # A class without a bin (-1) has no image here, so the rate it would pick is never used.
         of_class = rates[np.maximum(bins.bin_of_class, 0)]
-    return pairs.max_over_classes(of_class, empty=float(rates.min()) * settings.empty_image_rate)
+    lowest = float(of_class.min())
+    # Not the sum of the rates themselves: with one bin, an image with two classes would weigh twice as much.
+    weights = lowest + pairs.sum_over_classes(of_class - lowest)
+    return np.where(pairs.has_class, weights, lowest * settings.empty_image_rate)
 
 
 _WEIGHTS: dict[Strategy, Callable[[ImageClassPairs, ClassBins, SamplingSettings], FloatArray]] = {

@@ -7,8 +7,8 @@ image and averages over images, which gives a box on an image with few boxes mor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from retinaflow.detector.anchors import decode, encode
 from retinaflow.detector.focal_loss import ClassTargets, Pairs, equalized_focal_loss, focal_loss
+from retinaflow.detector.fused_loss import PairRules, bounds, fused_focal_loss, is_fused, match, regions_of
 from retinaflow.detector.gradient_ratio import equalized
 from retinaflow.detector.network import RawOutput, check_ancestors
 from retinaflow.detector.targets import BETWEEN, FOREGROUND, Targets, ignore_masks, match_anchors
@@ -49,6 +50,13 @@ class LossConfig:
     match_high: float = FOREGROUND
     match_low: float = 0.4
     ignore_ioa: float = 0.5
+
+    def to(self, device: torch.device) -> LossConfig:
+        """The same loss with its tensors on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +98,8 @@ def detection_loss(
     max(1, sum of num_positives over ranks) / W. Raises ValueError where shapes disagree.
     """
     _check_shapes(output, anchors, targets, config, ancestors)
+    if is_fused(output.class_logits):
+        return _fused_loss(output, anchors, targets, config, ancestors, normaliser, ratio)
     matched = match_anchors(anchors, targets, high=config.match_high, low=config.match_low)
     positive = (matched >= 0).flatten().nonzero().squeeze(1)
     box = matched.flatten()[positive]
@@ -101,6 +111,74 @@ def detection_loss(
     count = torch.tensor(float(len(positive)), device=anchors.device)
     divisor = count.clamp(min=1) if normaliser is None else normaliser
     return Losses(class_loss / divisor, config.box_weight * box_loss / divisor, count, class_gradients / divisor)
+
+
+def _fused_loss(
+    output: RawOutput,
+    anchors: Tensor,
+    targets: Targets,
+    config: LossConfig,
+    ancestors: Tensor | None,
+    normaliser: Tensor | float | None,
+    ratio: Tensor | None,
+) -> Losses:
+    """The same on a GPU, in shapes that do not depend on the matches: the host waits for nothing."""
+    # One row more, so that an anchor without a box has a row to read in a batch without boxes too.
+    boxes = torch.cat([targets.boxes.to(anchors.dtype), anchors.new_zeros(1, 4)])
+    labels = torch.cat([targets.labels, targets.labels.new_zeros(1)])
+    owners = bounds(targets.owner, targets.batch_size)
+    matched = match(anchors, boxes, owners, config.match_high, config.match_low)
+    is_positive = matched >= 0
+    box = matched.clamp(min=0)
+    count = is_positive.sum().float()
+    scale = 1 / count.clamp(min=1) if normaliser is None else torch.ones_like(count) / normaliser
+    regions = regions_of(targets, ancestors, ioa=config.ignore_ioa)
+    own = torch.eye(targets.num_classes, dtype=torch.bool, device=anchors.device)
+    rules = PairRules(
+        torch.where(is_positive, labels[box].int(), matched),
+        targets.negatives,
+        None if ancestors is None else ancestors | own,
+        config.learn_ancestors,
+        anchors,
+        regions,
+    )
+    class_loss, sums = fused_focal_loss(
+        output.class_logits,
+        rules,
+        _tables(config, ratio, count.new_ones(targets.num_classes)),
+        scale,
+        with_sums=config.equalized_scale is not None,
+    )
+    box_loss = _dense_box_loss(output.box_deltas, anchors, boxes[box], is_positive, config=config)
+    return Losses(class_loss, config.box_weight * box_loss * scale, count, sums * scale)
+
+
+def _tables(config: LossConfig, ratio: Tensor | None, ones: Tensor) -> Tensor:
+    """``[3, K]`` float32: the exponent of each class, the weight of its positives and of its negatives."""
+    gamma: Tensor | float = config.gamma
+    factor: Tensor | float = 1.0
+    if config.equalized_scale is not None:
+        ratio = ones if ratio is None else ratio
+        gamma, factor = equalized(config.gamma, ratio, scale=config.equalized_scale)
+    alpha = config.alpha
+    positive, negative = (factor, factor) if alpha is None else (factor * alpha, factor * (1 - alpha))
+    return torch.stack([ones * value for value in (gamma, positive, negative)]).float()
+
+
+def _dense_box_loss(
+    deltas: Tensor, anchors: Tensor, boxes: Tensor, is_positive: Tensor, *, config: LossConfig
+) -> Tensor:
+    """The sum of :func:`_box_loss` over the positive anchors. deltas, boxes: ``[B, A, 4]``.
+
+    The other anchors are given themselves as box and no offset, whatever the network gives: their loss is nothing.
+    """
+    chosen = is_positive[..., None]
+    deltas = torch.where(chosen, deltas.to(torch.promote_types(deltas.dtype, torch.float32)), 0.0)
+    boxes = torch.where(chosen, boxes, anchors)
+    if config.box_loss == "giou":
+        losses = generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="none")
+        return torch.where(is_positive, losses, 0.0).sum()
+    return _offset_loss(deltas, boxes, anchors, config)
 
 
 def _class_loss(
@@ -144,6 +222,10 @@ def _box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, *, config: LossCon
     anchors, boxes = anchors.to(deltas.dtype), boxes.to(deltas.dtype)
     if config.box_loss == "giou":
         return cast(Tensor, generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="sum"))
+    return _offset_loss(deltas, boxes, anchors, config)
+
+
+def _offset_loss(deltas: Tensor, boxes: Tensor, anchors: Tensor, config: LossConfig) -> Tensor:
     beta = config.box_beta if config.box_loss == "smooth_l1" else 0.0
     return F.smooth_l1_loss(deltas, encode(boxes, anchors), reduction="sum", beta=beta)
 
@@ -160,7 +242,9 @@ def _check_shapes(
             f"but got {tuple(output.class_logits.shape)} and {tuple(output.box_deltas.shape)}."
         )
     check_ancestors(ancestors, num_classes)
-    if config.equalized_scale is not None and not torch.all(torch.as_tensor(config.gamma) > 0):
+    gamma = torch.as_tensor(config.gamma)
+    # To read it on a GPU would be to wait for the device; the settings have been checked.
+    if config.equalized_scale is not None and gamma.device.type == "cpu" and not torch.all(gamma > 0):
         raise ValueError(f"gamma > 0 must hold for the equalized focal loss, but got {config.gamma}.")
     for name, value in (("gamma", config.gamma), ("alpha", config.alpha)):
         if isinstance(value, Tensor) and value.shape not in ((), (num_classes,)):

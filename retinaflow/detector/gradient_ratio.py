@@ -29,6 +29,7 @@ def gradient_ratio(sums: Tensor) -> Tensor:
 
 def equalized(gamma: float | Tensor, ratio: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
     """gamma_k and gamma_k / gamma, both ``[K]`` float64, of g ``[K]``. gamma: a number > 0 or ``[K]``."""
-    start = torch.as_tensor(gamma, dtype=torch.float64, device=ratio.device)
+    # A number stays one: a tensor made of it would be a copy to the device, for which the host waits.
+    start = gamma.to(ratio.device, torch.float64) if isinstance(gamma, Tensor) else gamma
     gamma_k = start + scale * (1 - ratio.double())
     return gamma_k, gamma_k / start

@@ -23,10 +23,12 @@ _CHOICE_OF_DATA = ("eval_split", "eval_ids", "boxes", "image_labels", "classes",
 
 @dataclass(frozen=True)
 class EvaluatedImages:
-    """An index of images with annotations, and the rows that were left out of it (file, line, rule, value)."""
+    """An index of images with annotations, the rows that were left out of it (file, line, rule, value), and the
+    settings that it was read by: those of the training for ``data=trained``."""
 
     index: AnnotationIndex
     dropped: pd.DataFrame
+    settings: Mapping[str, Any]
 
 
 def images_for_model(config: EvaluateConfig, taxonomy: Taxonomy, trained: Mapping[str, Any]) -> EvaluatedImages:
@@ -38,8 +40,9 @@ def images_for_model(config: EvaluateConfig, taxonomy: Taxonomy, trained: Mappin
     if config.data == "trained":
         _refuse_choice_of_data(config, trained)
         # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
-        data = load_training_data(resolve(TrainConfig, {**trained, "config": None}))
-        return EvaluatedImages(data.evaluated, data.dropped)
+        own = resolve(TrainConfig, {**trained, "config": None})
+        data = load_training_data(own)
+        return EvaluatedImages(data.evaluated, data.dropped, own.model_dump())
     labels = None if config.image_labels == "none" else config.image_labels
     loaded = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels)
     index_of = loaded.index.taxonomy.index_of
@@ -47,7 +50,7 @@ def images_for_model(config: EvaluateConfig, taxonomy: Taxonomy, trained: Mappin
     if missing:
         raise DataError(f"the class list must hold the model's classes, but lacks {', '.join(missing[:5])}")
     index = loaded.index.with_classes(np.array([index_of[mid] for mid in taxonomy.ids]))
-    return EvaluatedImages(_listed_only(index, config), loaded.dropped)
+    return EvaluatedImages(_listed_only(index, config), loaded.dropped, config.model_dump())
 
 
 def images_for_predictions(config: EvaluateConfig) -> EvaluatedImages:
@@ -71,7 +74,7 @@ def images_for_predictions(config: EvaluateConfig) -> EvaluatedImages:
         with_images=in_pixels and _has_images(config),
         allow_repeats=True,
     )
-    return EvaluatedImages(_listed_only(loaded.index, config), loaded.dropped)
+    return EvaluatedImages(_listed_only(loaded.index, config), loaded.dropped, config.model_dump())
 
 
 def _has_images(config: EvaluateConfig) -> bool:

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
+from retinaflow.data.coco_results import CocoResults
 from retinaflow.data.images import BadImage
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import SCHEMA, predictions_frame, submission_rows
@@ -152,19 +153,22 @@ class PredictionFolder:
             found.append(Shard(first, first + len(states), files, path))
         return found
 
-    def write_predictions(self, file_format: Literal["csv", "parquet"]) -> Path:
+    def write_predictions(self, file_format: Literal["csv", "parquet"] | CocoResults) -> Path:
         """All rows of the shards, in order, as one file. Returns its path."""
-        path = self.path / f"predictions.{file_format}"
+        suffix = file_format if isinstance(file_format, str) else "json"
+        path = self.path / f"predictions.{suffix}"
+        tables = (pa_parquet.read_table(shard.path) for shard in self.shards)
         with atomic_file(path) as partial:
-            if file_format == "parquet":
+            if isinstance(file_format, CocoResults):
+                file_format.write(tables, partial)
+            elif file_format == "parquet":
                 with pa_parquet.ParquetWriter(partial, SCHEMA) as writer:
-                    for shard in self.shards:
-                        writer.write_table(pa_parquet.read_table(shard.path).replace_schema_metadata(None))
+                    for table in tables:
+                        writer.write_table(table.replace_schema_metadata(None))
             else:
                 pd.DataFrame(columns=SCHEMA.names).to_csv(partial, index=False)
-                for shard in self.shards:
-                    frame = pa_parquet.read_table(shard.path).to_pandas()
-                    for_spreadsheet(frame).to_csv(partial, mode="a", header=False, index=False)
+                for table in tables:
+                    for_spreadsheet(table.to_pandas()).to_csv(partial, mode="a", header=False, index=False)
         return path
 
     def write_submission(self, path: Path, image_ids: NDArray[np.str_], *, without_file: Sequence[str] = ()) -> None:

@@ -24,10 +24,13 @@ class Annotations(Protocol):
 
     ``boxes`` and ``labels`` (class indices) of image i are the rows ``box_start[i]:box_start[i + 1]`` in published
     order; its image-level labels are the rows ``label_start[i]:label_start[i + 1]``. Boxes are normalised xyxy.
+    ``sizes`` are (height, width) in pixels, 0 where they are not known; the rules of COCO alone read them.
     """
 
     @property
     def image_ids(self) -> NDArray[np.str_]: ...
+    @property
+    def sizes(self) -> NDArray[np.integer]: ...
     @property
     def box_start(self) -> NDArray[np.int64]: ...
     @property

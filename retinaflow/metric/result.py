@@ -1,6 +1,7 @@
 """The result of evaluating one set of detections: scores, the table per class, and the aggregates that are tracked.
 
-The same for every command that evaluates. Cost: that of :func:`retinaflow.metric.challenge.challenge_scores`.
+The same for every command that evaluates. Cost: that of :func:`retinaflow.metric.challenge.challenge_scores` and of
+:func:`retinaflow.metric.coco.coco_scores`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Annotations, Scores, challenge_scores
+from retinaflow.metric.coco import CocoScores, coco_scores
 from retinaflow.metric.per_class import per_class_table, summary
 from retinaflow.taxonomy import Taxonomy
 
@@ -33,7 +35,8 @@ class TrainingCounts(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """``scores`` with the ``table`` of :func:`per_class_table` and the ``metrics`` of :func:`summary`."""
+    """``scores`` with the ``table`` of :func:`per_class_table`; ``metrics``: those of :func:`summary` and the main ones
+    of the COCO metric."""
 
     scores: Scores
     table: pd.DataFrame
@@ -47,12 +50,13 @@ def score_detections(
     *,
     group_of_weight: float,
 ) -> EvaluationResult:
-    """The Challenge metric over all images of ``ground_truth``."""
+    """The Challenge metric and AP by COCO's rules over all images of ``ground_truth``."""
     scores = challenge_scores(detections, ground_truth, group_of_weight=group_of_weight)
-    return evaluation_of(scores, ground_truth.taxonomy, counts)
+    coco = coco_scores(detections, ground_truth, by_area=False)
+    return evaluation_of(scores, coco, ground_truth.taxonomy, counts)
 
 
-def evaluation_of(scores: Scores, taxonomy: Taxonomy, counts: TrainingCounts) -> EvaluationResult:
+def evaluation_of(scores: Scores, coco: CocoScores, taxonomy: Taxonomy, counts: TrainingCounts) -> EvaluationResult:
     """Scores with their table and aggregates. Raises ValueError unless there is one count per class."""
     table = per_class_table(
         scores,
@@ -61,4 +65,4 @@ def evaluation_of(scores: Scores, taxonomy: Taxonomy, counts: TrainingCounts) ->
         images_per_class=counts.images_per_class,
         boxes_per_class=counts.boxes_per_class,
     )
-    return EvaluationResult(scores, table, summary(table))
+    return EvaluationResult(scores, table, summary(table) | coco.main_metrics)

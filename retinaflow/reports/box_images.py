@@ -36,6 +36,13 @@ class DrawnBox:
     class_id: str
     name: str
     score: float | None = None
+    own_color: tuple[int, int, int] | None = None
+    """Instead of that of the class."""
+
+    @property
+    def color(self) -> tuple[int, int, int]:
+        """RGB."""
+        return self.own_color or class_color(self.class_id)
 
     @property
     def text(self) -> str:
@@ -60,7 +67,7 @@ def drawn(image: Pixels, boxes: Sequence[DrawnBox], *, title: str) -> Pixels:
     line = max(2, size // 7)
     ordered = sorted(boxes, key=lambda box: (box.score is not None, box.score or 0.0))
     for box in ordered:
-        pen.rectangle(_pixels(box.box, width, height), outline=class_color(box.class_id), width=line)
+        pen.rectangle(_pixels(box.box, width, height), outline=box.color, width=line)
     taken: list[Rectangle] = []
     # The best first, so that it gets the best position.
     for box in reversed(ordered):
@@ -101,7 +108,7 @@ def _write(
     ]
     rectangles = [_inside(left, top, text_width, text_height, image) for left, top in corners]
     chosen = min(rectangles, key=lambda one: sum(_overlap(one, other) for other in taken))
-    color = class_color(box.class_id)
+    color = box.color
     pen.rectangle(chosen, fill=color)
     is_bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
     pen.text(

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retinaflow.boxes import iou
 from retinaflow.data.images import UnreadableImageError, decode
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
@@ -21,6 +20,7 @@ from retinaflow.progress import report
 from retinaflow.reports.class_figures import ap_vs_frequency
 from retinaflow.reports.contact_sheet import Panel, contact_sheet
 from retinaflow.reports.score_figures import error_costs, precision_recall, rarest_classes, spread_classes
+from retinaflow.reports.validation_images import clearest, images_of_classes
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig
 from retinaflow.statistics.bootstrap import bootstrap_intervals
@@ -29,8 +29,6 @@ from retinaflow.taxonomy import Taxonomy
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.3
 """Detections below this score are left off the contact sheet, which would be covered by them."""
-SHEET_BOXES = 25
-SHEET_OVERLAP = 0.6
 _SHEET_PIXELS = 360
 
 
@@ -128,27 +126,13 @@ def with_intervals(
     return replace(evaluation, table=table), bounds
 
 
-def _sheet_images(index: AnnotationIndex, table: pd.DataFrame) -> list[int]:
-    """Images for the contact sheet: one of each class in turn, rarest class first, so that the tail is seen."""
-    chosen: dict[int, None] = {}
-    for _ in range(SHEET_IMAGES):
-        for mid in table["class_id"]:
-            if len(chosen) == SHEET_IMAGES:
-                return list(chosen)
-            holders = index.box_image[np.asarray(index.labels) == index.taxonomy.index_of[mid]]
-            fresh = [int(image) for image in np.unique(holders) if int(image) not in chosen]
-            if fresh:
-                chosen[fresh[len(fresh) // 2]] = None
-    return list(chosen)
-
-
 def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.DataFrame) -> Figure:
     """Detections against ground truth on a dozen images; classes that only the hierarchy implies are left off.
 
     The box of a parent class scores higher than the same box of its child, and would hide which child was found.
     """
     detections = detections.take(np.isin(detections.class_index, index.labels))
-    panels = [_panel(image, detections, index) for image in _sheet_images(index, table)]
+    panels = [_panel(image, detections, index) for image in images_of_classes(index, table, count=SHEET_IMAGES)]
     return contact_sheet(
         [panel for panel in panels if panel], title=f"Detections (score > {SHEET_SCORE:g}) against ground truth"
     )
@@ -160,7 +144,7 @@ def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel 
     scale = min(1.0, _SHEET_PIXELS / max(height, width))
     target = max(round(height * scale), 1), max(round(width * scale), 1)
     rows = slice(index.box_start[image], index.box_start[image + 1])
-    found = _clearest(detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE)))
+    found = clearest(detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE)))
     names = index.taxonomy.labels
     try:
         pixels = decode(index.file_of(image), (height, width), target)
@@ -176,15 +160,6 @@ def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel 
         detection_labels=[names[label] for label in found.class_index],
         detection_scores=found.score,
     )
-
-
-def _clearest(found: Detections) -> Detections:
-    """At most ``SHEET_BOXES`` detections, of overlapping ones the best, so that the image stays readable."""
-    chosen: list[int] = []
-    for row in np.argsort(-found.score, kind="stable"):
-        if len(chosen) < SHEET_BOXES and (iou(found.boxes[[row]], found.boxes[chosen]) < SHEET_OVERLAP).all():
-            chosen.append(int(row))
-    return found.take(np.array(chosen, dtype=np.int64))
 
 
 def report_evaluation(evaluation: EvaluationResult) -> None:

@@ -6,6 +6,7 @@ later command could not distinguish it from what the user has set.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -20,6 +21,8 @@ from retinaflow.runs.store import refuses, store_errors, uri
 from retinaflow.settings.data_settings import DEFAULT_EXPERIMENT, EXPERIMENT_VARIABLES
 
 NAME, ID = EXPERIMENT_VARIABLES
+KIND = "mlflow.experimentKind"
+"""Tag of an experiment with its kind: of trainings, or of generative models."""
 RUN_NAME, TAGS = "MLFLOW_RUN_NAME", "MLFLOW_TAGS"
 """Environment variables that the trainers of other libraries read for the name and the tags of a run."""
 
@@ -53,6 +56,14 @@ def _of_name(name: str) -> Any:
     if found is None:
         found = mlflow.get_experiment(mlflow.create_experiment(name))
     return found
+
+
+def mark_experiment(number: str) -> None:
+    """Tag an experiment as one of trainings, unless somebody has given it a kind."""
+    # Whoever may add runs may not always change the experiment.
+    with contextlib.suppress(MlflowException):
+        if KIND not in mlflow.get_experiment(number).tags:
+            mlflow.MlflowClient().set_experiment_tag(number, KIND, "custom_model_development")
 
 
 def leave_experiment_for(run_id: str) -> None:

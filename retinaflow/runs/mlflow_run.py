@@ -12,26 +12,35 @@ import json
 import math
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Metric
+from mlflow.entities import Dataset, InputTag, LoggedModelInput, Metric
+from mlflow.entities import DatasetInput as MlflowDatasetInput
+from PIL import Image
 
 from retinaflow.addresses import without_secrets
 from retinaflow.errors import first_line
 from retinaflow.progress import print_to
+from retinaflow.runs.datasets import DatasetInput
+from retinaflow.runs.logged_model import log_checkpoint
 from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
-from retinaflow.runs.registry import log_checkpoint
-from retinaflow.runs.run import FileRun, as_parameters
+from retinaflow.runs.run import DESCRIPTION, FileRun, Pixels, as_parameters
+from retinaflow.runs.step_images import StepImages
 from retinaflow.runs.store import refuses, uri
 
 Value = TypeVar("Value")
 _LONGEST = 6000
 """Letters of a parameter, after which MLflow cuts it."""
+LONGEST_NAME = 500
+"""Letters of the name of a dataset that MLflow takes."""
+_OWN_DESCRIPTION = "retinaflow.description"
+"""Tag with the description that was set here: another one is somebody's own."""
 _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 """The tag in which ``mlflow ui`` finds the tables of a run."""
 
@@ -45,6 +54,7 @@ class MlflowRun(FileRun):
         self._client = mlflow.MlflowClient()
         self._resumed = resumed
         self._known: dict[str, set[tuple[int, float]]] = {}
+        self._images = StepImages(self._client, run_id)
         self._outbox = Outbox(folder, self._deliver, answers=self._answers, report=warn, store=f"MLflow at {uri()}")
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -55,12 +65,31 @@ class MlflowRun(FileRun):
         """
         self._outbox.put("params", {"params": as_parameters(params)})
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        model_id: str | None = None,
+        dataset: DatasetInput | None = None,
+    ) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        self._outbox.put("metrics", {"time": int(time.time() * 1000), "step": step, "metrics": values})
+        content: dict[str, Any] = {"time": int(time.time() * 1000), "step": step, "metrics": values}
+        if model_id is not None:
+            content["model_id"] = model_id
+        if dataset is not None:
+            content["dataset"] = [dataset.name[:LONGEST_NAME], dataset.digest]
+        self._outbox.put("metrics", content)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._outbox.put("tags", {"tags": {name: without_secrets(value) for name, value in tags.items()}})
+
+    def set_description(self, text: str) -> None:
+        """The description, unless somebody has written another one."""
+        self._outbox.put("description", {"text": without_secrets(text)})
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        self._outbox.put("datasets", {"datasets": [dataset.document() for dataset in datasets]})
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._outbox.put("file", {"folder": folder}, path)
@@ -72,9 +101,20 @@ class MlflowRun(FileRun):
         self.log_json({"columns": list(values), "data": values.to_numpy().tolist()}, name)
         self._outbox.put("table", {"name": name})
 
-    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
-        """A checkpoint as an MLflow model, registered if a name is given."""
-        self._outbox.put("model", {"register_as": register_as}, checkpoint)
+    def log_image(self, image: Pixels, *, key: str, step: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image.png"
+            Image.fromarray(image).save(path)
+            self._outbox.put("image", {"key": key, "step": step, "time": int(time.time() * 1000)}, path)
+
+    def log_model_input(self, model_id: str | None) -> None:
+        if model_id is not None:
+            self._outbox.put("model_input", {"model_id": model_id})
+
+    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
+        """A checkpoint as an MLflow model with the metrics of its evaluation, registered if a name is given."""
+        evaluated_on = [dataset.name[:LONGEST_NAME], dataset.digest]
+        self._outbox.put("model", {"register_as": register_as, "step": step, "dataset": evaluated_on}, checkpoint)
 
     def end(self, status: str, *, patience: float) -> None:
         """Wait until all has arrived, or the store has failed for ``patience`` seconds."""
@@ -120,11 +160,18 @@ class MlflowRun(FileRun):
         self._each(new, lambda some: mlflow.log_params(dict(some), synchronous=True, run_id=self.run_id))
 
     def _deliver_metrics(self, item: Item) -> None:
-        content = item.content
-        points = {name: value for name, value in content["metrics"].items() if not self._has(name, value, item)}
+        content, model_id = item.content, item.content.get("model_id")
+        dataset_name, digest = content.get("dataset", (None, None))
+        # Those of a model are sent in any case: that a point is in the run does not show that the model has it.
+        points = {
+            name: value
+            for name, value in content["metrics"].items()
+            if model_id is not None or not self._has(name, value, item)
+        }
 
         def send(some: Mapping[str, float]) -> None:
-            metrics = [Metric(name, value, content["time"], content["step"]) for name, value in some.items()]
+            when = (content["time"], content["step"])
+            metrics = [Metric(name, value, *when, model_id, dataset_name, digest) for name, value in some.items()]
             self._client.log_batch(self.run_id, metrics, synchronous=True)
 
         self._each(points, send)
@@ -147,8 +194,23 @@ class MlflowRun(FileRun):
 
         self._each(item.content["tags"], send)
 
+    def _deliver_description(self, item: Item) -> None:
+        tags, text = self._client.get_run(self.run_id).data.tags, item.content["text"]
+        if tags.get(DESCRIPTION, "") in ("", tags.get(_OWN_DESCRIPTION), text):
+            # In this order, so that a call between the two that is repeated finds its own text.
+            for name in (DESCRIPTION, _OWN_DESCRIPTION):
+                self._client.set_tag(self.run_id, name, text)
+
+    def _deliver_datasets(self, item: Item) -> None:
+        # The store adds none that the run has.
+        self._client.log_inputs(self.run_id, datasets=[_as_mlflow(**dataset) for dataset in item.content["datasets"]])
+
     def _deliver_file(self, item: Item) -> None:
         self._client.log_artifact(self.run_id, str(item.file), item.content["folder"])
+
+    def _deliver_image(self, item: Item) -> None:
+        assert item.file is not None
+        self._images.deliver(item.file, item.content, resumed=self._resumed)
 
     def _deliver_table(self, item: Item) -> None:
         known = json.loads(self._client.get_run(self.run_id).data.tags.get(_LOGGED_ARTIFACTS, "[]"))
@@ -156,12 +218,15 @@ class MlflowRun(FileRun):
         if entry not in known:
             self._client.set_tag(self.run_id, _LOGGED_ARTIFACTS, json.dumps([*known, entry]))
 
+    def _deliver_model_input(self, item: Item) -> None:
+        self._client.log_inputs(self.run_id, models=[LoggedModelInput(item.content["model_id"])])
+
     def _deliver_model(self, item: Item) -> None:
-        name = item.content["register_as"]
-        if item.again and name and self._client.search_model_versions(f"run_id = '{self.run_id}' and name = '{name}'"):
-            return
+        content = item.content
         assert item.file is not None
-        log_checkpoint(self.run_id, item.file, register_as=name)
+        # An item of an earlier version has neither.
+        step, dataset = content.get("step", 0), content.get("dataset", (None, None))
+        log_checkpoint(self.run_id, item.file, register_as=content["register_as"], step=step, dataset=tuple(dataset))
 
     def _each(self, entries: Mapping[str, Value], send: Callable[[Mapping[str, Value]], object]) -> None:
         """Send entries at once, or one by one where the store refuses: one that it does not take must not take the
@@ -205,6 +270,12 @@ def _same_value(quoted: str, value: str) -> bool:
         return float(logged) == float(value)
     except ValueError:
         return logged == value
+
+
+def _as_mlflow(name: str, digest: str, source: str, profile: Mapping[str, Any], context: str) -> MlflowDatasetInput:
+    place = json.dumps({"uri": without_secrets(source)})
+    dataset = Dataset(name[:LONGEST_NAME], digest, "local", place, profile=json.dumps(profile, ensure_ascii=False))
+    return MlflowDatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _stored(value: float) -> float:

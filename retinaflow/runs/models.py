@@ -12,7 +12,7 @@ from pathlib import Path
 
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.progress import report
-from retinaflow.runs import registry, store
+from retinaflow.runs import logged_model, registry, store
 
 MODEL_URI = "models:/"
 
@@ -43,6 +43,13 @@ class TrainedModel:
     def checkpoint(self) -> Checkpoint:
         """The checkpoint, read once. Errors as of :func:`retinaflow.inference.checkpoint.load_checkpoint`."""
         return load_checkpoint(self.path)
+
+    @cached_property
+    def model_id(self) -> str | None:
+        """Id of the logged model that has these weights; None when the store is not known to have one."""
+        if self.name.startswith(MODEL_URI):
+            return logged_model.model_of_name(self.name)
+        return None if self.run_id is None else logged_model.model_of_run(self.run_id, self.checkpoint.digest)
 
     def tags(self) -> dict[str, str]:
         """Tags that link a run to the model that it uses."""

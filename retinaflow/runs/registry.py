@@ -1,4 +1,4 @@
-"""Logged and registered models: the checkpoint of one, the champion of a name, and promotion to it."""
+"""Registered models: the checkpoint of one, the champion of a name, and promotion to it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from retinaflow.errors import DataError, SettingError
-from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.runs.served_requirements import serving_requirements
 from retinaflow.runs.store import new_folder, refuses, store_errors, uri
-from retinaflow.settings.backbone_names import TIMM
 
 MODEL = "model"
 """Name of the logged model of a run."""
@@ -32,7 +28,10 @@ def fetch_model(name: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(name, dst_path=new_folder()))
     found = sorted(folder.rglob("*.pt"))
     if not found:
-        raise DataError(f"from_run={name}: the model holds no checkpoint; was it logged by retinaflow?")
+        raise DataError(
+            f"from_run={name}: the model holds no checkpoint, as one that is known by its "
+            "predictions only, or that was not logged by retinaflow"
+        )
     return found[0]
 
 
@@ -57,10 +56,11 @@ def champion(name: str, alias: str) -> tuple[str, str] | None:
     return str(version.version), str(version.run_id)
 
 
-def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[str, str]) -> str:
+def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[str, str], has_model: bool = True) -> str:
     """Give a run's model the alias, as the version it has or a new one; the reason is its description.
 
-    Returns the version. Raises SettingError when the run has no model.
+    ``has_model=False``: the version is the evaluation of a detector that is not here, and cannot be loaded. Returns the
+    version. Raises SettingError when the run has no model.
     """
     client = mlflow.MlflowClient()
     with store_errors(f"run {run_id}: its model cannot be registered as {name}", refused=SettingError):
@@ -68,7 +68,7 @@ def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[st
         version = max(known, key=lambda one: int(one.version)) if known else None
         if version is None:
             with quiet():
-                version = mlflow.register_model(f"runs:/{run_id}/{MODEL}", name)
+                version = _registered(run_id, name) if has_model else _registered_evaluation(run_id, name)
         client.update_model_version(name, version.version, description=reason)
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
@@ -76,61 +76,15 @@ def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[st
     return str(version.version)
 
 
-def log_checkpoint(run_id: str, checkpoint: Path, *, register_as: str | None) -> None:
-    """Log a checkpoint as an MLflow model of a run (models from code, no pickle); register it if a name is given.
+def _registered(run_id: str, name: str) -> ModelVersion:
+    return mlflow.register_model(f"runs:/{run_id}/{MODEL}", name)
 
-    Raises what MLflow raises.
-    """
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    from retinaflow.runs.served_images import EXAMPLE, Limits
-
-    outputs = [
-        ColSpec(DataType.long, "image"),
-        *(ColSpec(DataType.double, name) for name in ("x1", "y1", "x2", "y2", "score")),
-    ]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema([*outputs, ColSpec(DataType.string, "label"), ColSpec(DataType.string, "class")]),
-        params=ParamSchema([ParamSpec("score_threshold", DataType.double, 0.0)]),
-    )
-    uses_timm = load_checkpoint(checkpoint).network.backbone.startswith(TIMM)
+def _registered_evaluation(run_id: str, name: str) -> ModelVersion:
     client = mlflow.MlflowClient()
-    run = client.get_run(run_id)
-    # pyfunc.log_model, but with the run named, and the model made in its experiment: the run that is active is so in
-    # another thread, and without one MLflow takes the experiment that was chosen last.
-    made = client.create_logged_model(
-        run.info.experiment_id, name=MODEL, source_run_id=run_id, params=dict(run.data.params)
-    )
-    with quiet():
-        Model.log(
-            artifact_path=None,
-            name=MODEL,
-            model_id=made.model_id,
-            run_id=run_id,
-            flavor=_Unvalidated,
-            validate_serving_input=False,
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(checkpoint)},
-            code_paths=[str(Path(__file__).parents[1])],
-            signature=signature,
-            input_example=(pd.DataFrame({"image": [EXAMPLE]}), {"score_threshold": 0.3}),
-            model_config={"images": "base64", **Limits().as_settings()},
-            registered_model_name=register_as,
-            pip_requirements=serving_requirements(["timm"] if uses_timm else []),
-            flavor_name="pyfunc.ModelFromCode",
-        )
-
-
-class _Unvalidated:
-    """MLflow's pyfunc flavor without its validation, which would load the model again while it is logged."""
-
-    @staticmethod
-    def save_model(*, validate_serving_input: bool, **settings: Any) -> None:
-        """Called by ``Model.log`` with all that it was given."""
-        del validate_serving_input
-        mlflow.pyfunc.save_model(**settings)
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(name)
+    return client.create_model_version(name, client.get_run(run_id).info.artifact_uri, run_id)
 
 
 @contextlib.contextmanager

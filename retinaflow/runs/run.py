@@ -10,41 +10,66 @@ import contextlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 from retinaflow.addresses import without_secrets
 from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import atomic_file, read_json
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.settings.value_types import as_text
 
 FIGURE_DPI = 110
 TAGS = "tags.json"
 STATUS_TAG, FINISHED = "retinaflow.status", "FINISHED"
 """Tag of a training without MLflow, which has the status of a run itself; its value after a whole training."""
+DESCRIPTION = "mlflow.note.content"
+"""Tag that ``mlflow ui`` shows as the description of a run, in Markdown."""
+IMAGES = "images"
+"""Folder of images by step, where ``mlflow ui`` looks for them."""
+Pixels = NDArray[np.uint8]
 
 
 class Run(Protocol):
-    """What a command logs its results to."""
+    """What a command logs its results to.
+
+    ``log_image``: a uint8 RGB image ``[H, W, 3]`` of a step; images of one key are a series. ``log_metrics``:
+    ``model_id`` is the logged model that was evaluated on ``dataset``. ``log_model_input``: the logged model that the
+    run uses; None: it is not known. ``log_model``: the checkpoint that was evaluated at ``step``, on ``dataset``.
+    """
 
     run_id: str
 
     def log_params(self, params: Mapping[str, Any]) -> None: ...
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        model_id: str | None = None,
+        dataset: DatasetInput | None = None,
+    ) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    def set_description(self, text: str) -> None: ...
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None: ...
+    def log_model_input(self, model_id: str | None) -> None: ...
     def log_file(self, path: Path, folder: str | None = None) -> None: ...
     def log_json(self, document: Any, name: str) -> None: ...
     def log_text(self, text: str, name: str) -> None: ...
     def log_csv(self, table: pd.DataFrame, name: str) -> None: ...
     def log_table(self, table: pd.DataFrame, name: str) -> None: ...
     def log_figure(self, figure: Figure, name: str) -> None: ...
-    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None: ...
+    def log_image(self, image: Pixels, *, key: str, step: int) -> None: ...
+    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None: ...
 
 
 def as_parameters(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -98,10 +123,29 @@ class NullRun(FileRun):
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        model_id: str | None = None,
+        dataset: DatasetInput | None = None,
+    ) -> None:
         """Nothing."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def set_description(self, text: str) -> None:
+        """Nothing."""
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        """Nothing."""
+
+    def log_image(self, image: Pixels, *, key: str, step: int) -> None:
+        """Nothing."""
+
+    def log_model_input(self, model_id: str | None) -> None:
         """Nothing."""
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -110,7 +154,7 @@ class NullRun(FileRun):
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Nothing."""
 
-    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
+    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
         """Nothing."""
 
 
@@ -168,7 +212,15 @@ class FolderRun(FileRun):
     def log_params(self, params: Mapping[str, Any]) -> None:
         self.log_json(as_parameters(params), "params.json")
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        model_id: str | None = None,
+        dataset: DatasetInput | None = None,
+    ) -> None:
+        del model_id, dataset  # A folder has the metrics of one model.
         new = self._logged.beyond(metrics, step)
         if new:
             with self._metrics.open("a", encoding="utf-8") as file:
@@ -177,16 +229,30 @@ class FolderRun(FileRun):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.log_json({**tags_of_folder(self.folder), **tags}, TAGS)
 
+    def set_description(self, text: str) -> None:
+        self.set_tags({DESCRIPTION: text})
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        self.log_json([dataset.document() for dataset in datasets], "datasets.json")
+
+    def log_model_input(self, model_id: str | None) -> None:
+        """Nothing: the tags name the model, and a folder has no logged models."""
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         target = self.folder / (folder or "") / path.name
         if path.resolve() != target.resolve():
             with atomic_file(target) as partial:
                 partial.write_bytes(path.read_bytes())
 
+    def log_image(self, image: Pixels, *, key: str, step: int) -> None:
+        path = self.folder / IMAGES / key / f"step_{step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
     def log_table(self, table: pd.DataFrame, name: str) -> None:
         """Nothing: ``log_csv`` has written the table, and a folder has no evaluation view."""
 
-    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
+    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
         """Nothing: the folder has the checkpoint, and no registry."""
 
 

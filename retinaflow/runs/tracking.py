@@ -26,10 +26,12 @@ from retinaflow.runs import new_store, store
 from retinaflow.runs.experiment import (
     find_experiment,
     leave_experiment_for,
+    mark_experiment,
     run_name_of_environment,
     tags_of_environment,
 )
 from retinaflow.runs.mlflow_run import MlflowRun, warn
+from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
 from retinaflow.runs.run import FolderRun, NullRun, Run
 
@@ -55,17 +57,21 @@ def start_run(
     experiment: str | None,
     output: Path,
     name: str | None = None,
+    default_name: str | None = None,
     resume: str | None = None,
 ) -> Iterator[Run]:
     """Open a run, nested when one is open; end it by how the block ends.
 
-    ``experiment``: as :func:`retinaflow.runs.experiment.find_experiment` takes it. ``resume``: id of an MLflow run to
-    resume instead of a new one. Raises StoreError when no run can be started.
+    ``experiment``: as :func:`retinaflow.runs.experiment.find_experiment` takes it. ``name``: of the run;
+    ``default_name``: where neither this, nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id
+    of an MLflow run to resume instead of a new one. Raises StoreError when no run can be started.
     """
     if not track:
         yield FolderRun(output, resumed=resume is not None)
         return
-    run = open_run(_started(experiment, name=name, resume=resume), output, resumed=resume is not None)
+    run = open_run(
+        _started(experiment, name=name, default_name=default_name, resume=resume), output, resumed=resume is not None
+    )
     run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
     try:
         yield run
@@ -77,7 +83,7 @@ def start_run(
     end_run(run, "FINISHED", is_current=True)
 
 
-def _started(experiment: str | None, *, name: str | None, resume: str | None) -> str:
+def _started(experiment: str | None, *, name: str | None, default_name: str | None, resume: str | None) -> str:
     """Id of the run to log to, which is now MLflow's active run: a new one, that of `mlflow run`, or one to resume."""
     launched, outer = os.environ.get("MLFLOW_RUN_ID"), mlflow.active_run()
     where: dict[str, Any] = {}
@@ -88,15 +94,20 @@ def _started(experiment: str | None, *, name: str | None, resume: str | None) ->
             if launched not in (None, resume):
                 _link_launched(launched, resume, "Resumes")
         elif outer is not None:
-            where = {"experiment_id": outer.info.experiment_id, "run_name": name}
+            where = {"experiment_id": outer.info.experiment_id, "run_name": name or default_name}
         elif launched is None:
             new_store.make_store(store.uri())
             where = {
                 "experiment_id": find_experiment(experiment).experiment_id,
-                "run_name": name or run_name_of_environment(),
+                "run_name": name or run_name_of_environment() or default_name,
             }
         tags = {} if outer is not None else tags_of_environment()
         started = mlflow.start_run(**where, nested=outer is not None, tags=tags, log_system_metrics=False)
+        if outer is None:
+            mark_experiment(started.info.experiment_id)
+        found, own_name = started.info, name or default_name
+        if launched == found.run_id and own_name is not None and is_generated(found.run_name):
+            mlflow.MlflowClient().set_tag(found.run_id, "mlflow.runName", own_name)
     return str(started.info.run_id)
 
 

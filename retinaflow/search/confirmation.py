@@ -16,6 +16,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from retinaflow.progress import report
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.search.runs import TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import quiet, sampler_of
 from retinaflow.search.storage import as_optuna
@@ -73,6 +74,7 @@ class Confirmation:
         name = f"confirm-{arm}-seed-{seed}"
         with trial_run(trial, search.runs, name=name, heartbeat=search.config.heartbeat) as run:
             run.log_params(settings.model_dump())
+            run.log_datasets(training_datasets(settings.model_dump(), search.data))
             watched = TrialRun(run, curves=True, evaluated=lambda metrics: None)
             evaluation = train_once(settings, search.data, watched, folder=search.objective.folder, stop=search.stop)
             log_trial(run, [evaluation], evaluation.metrics)

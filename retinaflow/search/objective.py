@@ -4,10 +4,11 @@
 ``study.ask()`` and ``study.tell()``. It sends heartbeats while it runs, so that a trial whose process has ended is
 noticed.
 
-The value of a trial is that of its best epoch (highest val/mAP), which ``train`` logs under ``best/``; with several
-seeds it is the mean of those that were trained (:mod:`retinaflow.search.seed_test`). Metrics are those of
-:func:`retinaflow.metric.per_class.summary` over the **same bins in every trial** (those of the defaults), whatever bins
-a trial samples images by. Otherwise a trial could improve by moving classes to another bin.
+The value of a trial is that of its best epoch, which is the best by the objective itself (:func:`keep_best_of`) and is
+logged under ``best/``; with several seeds it is the mean of those that were trained
+(:mod:`retinaflow.search.seed_test`). Metrics are those of :func:`retinaflow.metric.per_class.summary` over the **same
+bins in every trial** (those of the defaults), whatever bins a trial samples images by. Otherwise a trial could improve
+by moving classes to another bin.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ import optuna
 from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import DataError, SettingError
 from retinaflow.interrupts import StopRequest
+from retinaflow.metric.chosen_metric import OF_CLASS, ChosenMetric, logged_name
 from retinaflow.metric.result import EvaluationResult
+from retinaflow.runs.datasets import training_datasets
+from retinaflow.runs.names import description
 from retinaflow.runs.run import Run
 from retinaflow.search.runs import SearchRuns, TrialRun, trial_name
 from retinaflow.search.sampler_and_pruner import evaluations, quiet
@@ -31,6 +35,8 @@ from retinaflow.search.space import Space
 from retinaflow.search.training import log_trial, train_once
 from retinaflow.search.trial import METRICS, OVERHEAD, REASON, SECONDS, TRAININGS, trial_run
 from retinaflow.settings.commands import SearchConfig, TrainConfig
+from retinaflow.settings.value_types import as_text
+from retinaflow.taxonomy import Taxonomy
 
 BINS = "bins"
 """Name of the objective that is a weighted mean over bins."""
@@ -84,19 +90,51 @@ class ObjectiveMetrics:
         return sum(weight * value for weight, value in pairs) / total
 
 
-def read_objective(config: SearchConfig, *, num_bins: int) -> ObjectiveMetrics:
-    """The metrics of a search over data with ``num_bins`` bins. Raises SettingError for names or weights that do not
-    fit."""
-    known = [f"val/mAP{suffix}" for suffix in ("", "_rare", "_common", "_frequent")]
-    known += [f"val/mAP_bin_{number + 1}" for number in range(num_bins)]
-    for setting, names in (("objective", config.objective), ("floor_metric", (config.floor_metric,))):
-        for name in names:
-            if name not in known and (name, setting) != (BINS, "objective"):
-                raise SettingError(f"{setting} must be one of {', '.join([*known, BINS])}, but got {name}")
-    if len(set(config.objective)) < len(config.objective):
+def read_objective(
+    config: SearchConfig, *, num_bins: int, known: Mapping[str, float], taxonomy: Taxonomy
+) -> ObjectiveMetrics:
+    """The metrics of a search over data with ``num_bins`` bins. ``known``: what can be measured on its images.
+
+    Raises SettingError for names or weights that do not fit.
+    """
+    names = tuple(name if name == BINS else _checked("objective", name, known, taxonomy) for name in config.objective)
+    if config.floor_metric.startswith(OF_CLASS):
+        raise SettingError(f"floor_metric must be that of a group of classes, but got {config.floor_metric}")
+    if config.floor is not None:
+        _checked("floor_metric", config.floor_metric, known, taxonomy)
+    if len(set(names)) < len(names):
         raise SettingError(f"two objectives must differ, but got objective={','.join(config.objective)}")
     _check_weights(config, num_bins)
-    return ObjectiveMetrics(config.objective, config.bin_weights, config.floor, config.floor_metric)
+    return ObjectiveMetrics(names, config.bin_weights, config.floor, config.floor_metric)
+
+
+def keep_best_of(config: SearchConfig, known: Mapping[str, float]) -> tuple[str, ...]:
+    """``keep_best`` of the trainings of a search: its objective; of two objectives their mean, of ``bins`` their
+    weighted mean. Raises SettingError for another one that was given."""
+    weights: dict[str, float] = {}
+    for name in config.objective:
+        parts = {name: 1.0}
+        if name == BINS:
+            bins = {f"val/mAP_bin_{number}": weight for number, weight in enumerate(config.bin_weights, start=1)}
+            parts = {part: weight for part, weight in bins.items() if weight > 0 and (part in known or not known)}
+        total = sum(parts.values())
+        if not parts:
+            raise SettingError("objective=bins: no bin with a weight has ground truth in the evaluated images")
+        for part, weight in parts.items():
+            weights[part] = weights.get(part, 0.0) + weight / total
+    found = tuple(weights) if len(weights) == 1 else tuple(f"{name}:{weight!r}" for name, weight in weights.items())
+    if "keep_best" in config.model_fields_set and config.keep_best != found:
+        raise SettingError(
+            f"the trainings of a search keep the epoch that is best by its objective ({as_text(found)}), but got "
+            f"keep_best={as_text(config.keep_best)}; leave it out, or give it as objective"
+        )
+    return found
+
+
+def _checked(setting: str, name: str, known: Mapping[str, float], taxonomy: Taxonomy) -> str:
+    """The name under which trainings log the metric."""
+    (full,) = ChosenMetric.read(setting, {name: 1.0}, known, taxonomy).weights
+    return logged_name(full)
 
 
 def _check_weights(config: SearchConfig, num_bins: int) -> None:
@@ -152,10 +190,14 @@ class Objective:
         settings = self.space.settings(trial)
         with trial_run(trial, self.runs, name=trial_name(trial.number), heartbeat=self.heartbeat) as run:
             run.log_params(settings.model_dump())
+            datasets = training_datasets(settings.model_dump(), self.data)
+            run.log_datasets(datasets)
             results, trained = self._train(trial, settings, run)
             metrics = mean_metrics([result.metrics for result in results])
             values = self.metrics.values(metrics)
             log_trial(run, results, metrics)
+            chosen = ", ".join(f"{name}={as_text(value)}" for name, value in trial.params.items())
+            run.set_description(description(metrics, datasets[-1], lines=(chosen,)))
             named = {"search/objective" + ("" if n == 0 else f"_{n + 1}"): value for n, value in enumerate(values)}
             run.log_metrics(named, step=trial.number)
             seconds = time.perf_counter() - start
@@ -174,7 +216,9 @@ class Objective:
             watched = TrialRun(run, curves=number == 0, evaluated=reports)
             start = time.perf_counter()
             one = settings.model_copy(update={"seed": settings.seed + number})
-            results.append(train_once(one, self.data, watched, folder=self.folder, stop=self.stop))
+            results.append(
+                train_once(one, self.data, watched, folder=self.folder, stop=self.stop, with_history=number == 0)
+            )
             seconds += time.perf_counter() - start
             if self.metrics.is_single and self.seed_test.seeds > 1:
                 value = self.metrics.values(results[-1].metrics)[0]

@@ -6,7 +6,7 @@ They are created and ended by id, as the trials of a search run in several proce
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from retinaflow.errors import StoreError
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.mlflow_run import MlflowRun
-from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.run import FolderRun, Pixels, Run
 from retinaflow.runs.store import RunRecord
 
 STATE, REASON, STUDY, TRIAL = (f"retinaflow.{name}" for name in ("state", "reason", "study", "trial"))
@@ -127,9 +128,16 @@ class TrialRun:
         self.run_id = run.run_id
         self._run, self._curves, self._evaluated = run, curves, evaluated
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        model_id: str | None = None,
+        dataset: DatasetInput | None = None,
+    ) -> None:
         if self._curves:
-            self._run.log_metrics(metrics, step=step)
+            self._run.log_metrics(metrics, step=step, model_id=model_id, dataset=dataset)
         if any(name.startswith("val/") for name in metrics):
             self._evaluated(metrics)
 
@@ -143,6 +151,15 @@ class TrialRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._run.set_tags(tags)
+
+    def set_description(self, text: str) -> None:
+        self._run.set_description(text)
+
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
+        self._run.log_datasets(datasets)
+
+    def log_model_input(self, model_id: str | None) -> None:
+        self._run.log_model_input(model_id)
 
     def log_json(self, document: Any, name: str) -> None:
         self._run.log_json(document, name)
@@ -159,5 +176,8 @@ class TrialRun:
     def log_figure(self, figure: Figure, name: str) -> None:
         self._run.log_figure(figure, name)
 
-    def log_model(self, checkpoint: Path, *, register_as: str | None) -> None:
+    def log_image(self, image: Pixels, *, key: str, step: int) -> None:
+        self._run.log_image(image, key=key, step=step)
+
+    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
         """Nothing: a trial registers no model."""

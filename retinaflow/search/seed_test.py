@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
 from retinaflow.data.training_data import TrainingData
+from retinaflow.metric.chosen_metric import OF_CLASS, logged_name
 from retinaflow.metric.matches import Matches
 from retinaflow.metric.per_class import class_groups
 from retinaflow.search.trial import best_trial, set_system_attr
@@ -83,12 +84,16 @@ class SeedTest:
 
     @classmethod
     def on(cls, data: TrainingData, parts: Mapping[str, float], *, seeds: int, ends_trials: bool) -> SeedTest:
-        """``parts``: metric of a group of classes (``val/mAP_rare``) -> weight."""
+        """``parts``: metric of a group of classes (``val/mAP_rare``) or of a class -> weight. Metrics by other rules
+        (``val/coco_AP``) are not resampled: no trial ends early."""
         bins, ids = data.scored_bins or data.bins, data.evaluated.taxonomy.ids
         groups = class_groups(bins.images_per_class, bins.bin_of_class, class_ids=ids)
         groups["mAP"] = np.ones(len(ids), dtype=bool)
-        weighted = [(groups[name.removeprefix("val/")], weight) for name, weight in parts.items()]
-        return cls(seeds, weighted, ends_trials)
+        for index, label in enumerate(data.evaluated.taxonomy.labels):
+            groups[logged_name(OF_CLASS + label).removeprefix("val/")] = np.arange(len(ids)) == index
+        known = {name: groups[group] for name in parts if (group := name.removeprefix("val/")) in groups}
+        weighted = [(members, parts[name]) for name, members in known.items()]
+        return cls(seeds, weighted, ends_trials and len(known) == len(parts))
 
     def add(self, trial: optuna.Trial, value: float, matches: Matches) -> str | None:
         """Store what a training of the trial reached; returns why its other seeds are not trained, or None."""

@@ -17,16 +17,19 @@ from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.runs import store, tracking
+from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import NullRun, Run
-from retinaflow.search.objective import Objective, ObjectiveMetrics, read_objective
+from retinaflow.search.objective import Objective, ObjectiveMetrics, keep_best_of, read_objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
 from retinaflow.search.sampler_and_pruner import pruner_of, quiet
 from retinaflow.search.seed_test import SeedTest
 from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import StudyStorage, as_optuna, open_storage, storage_url
 from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
+from retinaflow.settings.resolve import changed
 from retinaflow.settings.value_types import OnResume
 from retinaflow.training.fit_to_data import fit_to_data
+from retinaflow.training.validation import known_metrics
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
@@ -110,8 +113,10 @@ class _Setup:
     def read(cls, config: SearchConfig, space: Space) -> _Setup:
         """Load the data and check the objective against it."""
         data = load_training_data(space.base)
-        config = fit_to_data(config, data.train)
-        return cls(config, read_space(config), read_objective(config, num_bins=data.bins.num_bins), data)
+        config, known = fit_to_data(config, data.train), known_metrics(data, config)
+        metrics = read_objective(config, num_bins=data.bins.num_bins, known=known, taxonomy=data.evaluated.taxonomy)
+        config = changed(config, {"keep_best": keep_best_of(config, known)})
+        return cls(config, read_space(config), metrics, data)
 
     def identity(self) -> dict[str, Any]:
         """The form in which the study stores it."""
@@ -130,7 +135,7 @@ class _Setup:
 
 def _checked_space(config: SearchConfig) -> Space:
     """The space of a search. Raises SettingError for settings that do not fit a search."""
-    for name in ("resume", "register_as"):
+    for name in ("resume", "register_as", "target"):
         if getattr(config, name) is not None:
             raise SettingError(f"{name} is a setting of train, not of search, but got {name}={getattr(config, name)}")
     if config.nproc != 1:
@@ -235,4 +240,5 @@ def _log_inputs(search: Search) -> None:
     run.log_params(settings)
     run.log_json(settings, "config.json")
     run.log_json({name: ranges.get(name, getattr(config, name)) for name in SEARCHABLE}, "space.json")
+    run.log_datasets(training_datasets(search.space.base.model_dump(), search.data))
     run.set_tags({"retinaflow.data_digest": search.data.digest, "retinaflow.study": config.study})

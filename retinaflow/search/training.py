@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import TrainingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
+from retinaflow.reports.training_history import log_evaluation
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.training.session import start_session
+from retinaflow.training.session import ignore, start_session
 
 
 def train_once(
-    settings: TrainConfig, data: TrainingData, run: Run, *, folder: Path, stop: StopRequest
+    settings: TrainConfig, data: TrainingData, run: Run, *, folder: Path, stop: StopRequest, with_history: bool = True
 ) -> EvaluationResult:
     """Train with some settings and evaluate the best epoch; the weights are deleted.
 
+    ``with_history``: AP per class over time is logged, for one of several seeds.
     The index, its image sizes and the image-class pairs are those of ``data``; only the bins are made again.
     """
     bins = make_bins(data.pairs, num_bins=settings.num_bins, strategy=settings.bin_strategy, edges=settings.bin_edges)
@@ -33,8 +36,9 @@ def train_once(
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         # A killed trial starts from the beginning, so checkpoints within its epochs would only cost time.
         session = start_session(settings.model_copy(update={"save_minutes": 0.0}), own, None)
+        log = partial(log_evaluation, run, own.evaluated, images=False) if with_history else ignore
         try:
-            best = session.train(run, Path(checkpoints), stop)
+            best = session.train(run, Path(checkpoints), stop, after_evaluation=log)
         except TrainingError as error:
             raise TrainingError(f"{error} The checkpoints of a trial are deleted.") from None
         return session.evaluate_best(best, stop).evaluation

@@ -26,6 +26,7 @@ from retinaflow.settings.data_settings import (
     with_defaults,
 )
 from retinaflow.settings.model_settings import (
+    CocoIdSettings,
     ComparisonSettings,
     DetectingSettings,
     DetectorSettings,
@@ -151,22 +152,35 @@ class ExploreConfig(AnchorSettings, InputSettings, BinSettings, TrainSplitSettin
 
 @with_defaults(
     output=Path("outputs/predict"),
-    texts={"output": "Folder of the predictions, and of the shards that an interrupted run resumes from."},
+    texts={
+        "output": "Folder of the predictions, and of the shards that an interrupted run resumes from.",
+        "prediction_ids": "file_format=json: COCO file whose ids of images and categories are written "
+        "(instances_val.json); none: ids are those of the data, categories count the class list from 1.",
+    },
 )
-class PredictConfig(RankSettings, DetectingSettings, TrackingSettings):
+class PredictConfig(CocoIdSettings, RankSettings, DetectingSettings, TrackingSettings):
     """``predict``: detections of a trained model on a folder, a list or a split of images, in files; an interrupted run
     is resumed by the same command."""
 
     title = "Files"
 
-    file_format: Literal["csv", "parquet"] = "csv"
-    """Format of the file of all predictions, which evaluate reads."""
+    file_format: Literal["csv", "parquet", "json"] = "csv"
+    """Format of the file of all predictions, which evaluate reads; json: COCO results."""
     submission: OptionalPath = None
     """Also write a Kaggle submission of the Challenge (ImageId,PredictionString) to this file."""
     shard_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Images of one shard, the most that an interruption loses; auto: 1,000, or fewer for four shards per process."""
     overwrite: bool = False
     """Start anew in an output folder that holds predictions of another model, other settings or other images."""
+
+    @model_validator(mode="after")
+    def _ids_are_written(self) -> PredictConfig:
+        if self.prediction_ids is not None and self.file_format != "json":
+            raise SettingError(
+                f"prediction_ids applies to file_format=json, but got file_format={self.file_format}, "
+                f"prediction_ids={self.prediction_ids}"
+            )
+        return self
 
 
 @with_defaults(output=Path("outputs/visualize"))

@@ -73,16 +73,23 @@ class ExpansionSettings(Settings):
     """Copy each detection to the ancestors of its class; of overlapping ones of a class the best stays."""
 
 
-class PredictionFileSettings(Settings):
+class CocoIdSettings(Settings):
+    """What ids of COCO results stand for."""
+
+    title = "Files"
+
+    prediction_ids: OptionalPath = None
+    """predictions=*.json: COCO file that lists its images and categories (instances_val.json); none: ids are those of
+    the data, categories count the class list from 1."""
+
+
+class PredictionFileSettings(CocoIdSettings):
     """Detections from a file."""
 
     title = "Model"
 
     predictions: OptionalPath = None
     """Detections to use instead of a model: CSV, Parquet, a Kaggle submission, or COCO results in JSON."""
-    prediction_ids: OptionalPath = None
-    """predictions=*.json: COCO file that lists its images and categories (instances_val.json); none: ids are those of
-    the data, categories count the class list from 1."""
 
 
 class FromRunSettings(Settings):

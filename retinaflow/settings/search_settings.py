@@ -27,7 +27,8 @@ class SearchSettings(DryRunSettings):
     confirm_seeds: Count = 5
     """New seeds for comparing the best trial with the defaults; 0: not compared."""
     objective: Annotated[Names, Field(min_length=1, max_length=2)] = ("val/mAP_rare",)
-    """What is maximised: a val/ metric, or bins (see bin_weights); two names give a Pareto front."""
+    """What is maximised, and by which the best epoch of a training is kept: a metric as in keep_best, or bins (see
+    bin_weights); two names give a Pareto front."""
     bin_weights: Numbers = ()
     """objective=bins: weights of the mean over bins, rarest first; bins without a weight count 0."""
     floor: Annotated[Fraction | None, BeforeValidator(none_of)] = None

@@ -20,11 +20,13 @@ from retinaflow.settings.value_types import (
     Count,
     Fraction,
     GammaByBin,
+    MetricTarget,
     NonNegative,
     Numbers,
     OptionalText,
     Positive,
     Searched,
+    WeightedMetrics,
     as_text,
     auto,
     by_data,
@@ -255,10 +257,14 @@ class CheckpointSettings(Settings):
 
     eval_every: Annotated[AtLeastOne, STEERS] = by_data(1, demo=3, text=f"at most {EVALUATIONS} evaluations")
     """Epochs between evaluations; the last epoch is always evaluated."""
-    keep_best: Annotated[Literal["val/mAP", "val/mAP_rare", "val/mAP_common", "val/mAP_frequent"], STEERS] = "val/mAP"
-    """Metric of the best epoch, which is saved as best.pt, and of early stopping."""
+    keep_best: Annotated[WeightedMetrics, STEERS] = ("val/mAP",)
+    """Metric of the best epoch, which is saved as best.pt, and of early stopping: an aggregate (val/mAP_rare,
+    val/mAP_bin_1, val/coco_AP), a class (val/AP/Car), or several with weights (val/mAP_rare:2,val/mAP:1)."""
     patience: Annotated[Count, STEERS] = 0
     """Early stopping: evaluations in a row without a better keep_best; 0: never."""
+    target: Annotated[MetricTarget, STEERS] = None
+    """METRIC:VALUE (val/mAP:0.34) at which the training ends and logs time_to_target, in seconds; none: it trains all
+    epochs."""
     save_minutes: Annotated[NonNegative, FREE] = 10.0
     """Minutes between checkpoints within an epoch, the first after the first step; 0: after epochs only."""
     resume: Annotated[OptionalText, FREE] = None

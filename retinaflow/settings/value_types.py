@@ -7,13 +7,13 @@ whether a search may set it (:class:`Searched`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 # Writing and reading
@@ -63,6 +63,52 @@ def _folder_name(value: Any) -> Any:
     return name
 
 
+def metric_weights(names: Sequence[str]) -> dict[str, float]:
+    """``NAME`` or ``NAME:WEIGHT`` each -> name and weight; a name that has a colon may be followed by its weight."""
+    weights: dict[str, float] = {}
+    for text in names:
+        name, colon, last = text.rpartition(":")
+        weight = _number(last) if colon else None
+        name, weight = (text, 1.0) if weight is None else (name, weight)
+        weights[name] = weights.get(name, 0.0) + weight
+    return weights
+
+
+def metric_target(text: str) -> tuple[str, float]:
+    """``NAME:VALUE`` -> both. Raises ValueError for anything else."""
+    name, _, last = text.rpartition(":")
+    value = _number(last)
+    if not name or value is None:
+        raise ValueError(text)
+    return name, value
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _weighted(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or not all(0 < weight < float("inf") for weight in metric_weights(names).values()):
+        raise PydanticCustomError("weights", "a metric is NAME or NAME:WEIGHT, with a weight above 0")
+    return names
+
+
+def _target(text: str | None) -> str | None:
+    try:
+        if text is not None and not 0 < metric_target(text)[1] <= 1:
+            raise ValueError(text)
+    except ValueError:
+        raise PydanticCustomError("target", "a target is METRIC:VALUE (val/mAP:0.5), with a value in (0, 1]") from None
+    return text
+
+
+WeightedMetrics = Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_weighted)]
+"""Metrics, each with its weight after a colon, or 1."""
+MetricTarget = Annotated[str | None, BeforeValidator(none_of), AfterValidator(_target)]
+"""A metric and the value that it shall reach."""
 FolderName = Annotated[str, BeforeValidator(_folder_name)]
 """A name that becomes a folder inside of ``output``."""
 

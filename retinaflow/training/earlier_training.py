@@ -21,6 +21,7 @@ from retinaflow.runs import store
 from retinaflow.runs.owner import owner_of
 from retinaflow.runs.run import FINISHED, STATUS_TAG, tags_of_folder
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.resume import (
     AUTO,
     CHECKPOINTS,
@@ -76,11 +77,22 @@ class EarlierTraining:
 
 
 @contextlib.contextmanager
-def own_training(key: str, config: TrainConfig) -> Iterator[EarlierTraining]:
-    """The earlier training with a key, for a process that is the only one in ``output`` to train it while the block
-    runs. Raises as :func:`earlier_training`."""
-    with owner_of(config.output / f".training-{key}"):
-        yield earlier_training(key, config)
+def own_training(
+    key: str, config: TrainConfig, resumed: Resumed | None = None, world: World = ALONE
+) -> Iterator[EarlierTraining]:
+    """What to train from, on every rank: with ``resume=auto`` the earlier training with a key, which no other process
+    in ``output`` trains while the block runs; else ``resumed``. Raises as :func:`earlier_training`."""
+    if config.resume != AUTO:
+        yield EarlierTraining(config, resumed=resumed)
+        return
+    with contextlib.ExitStack() as owned:
+        found = None
+        if world.is_first:
+            owned.enter_context(owner_of(config.output / f".training-{key}"))
+            found = earlier_training(key, config)
+        found = world.broadcast(found)
+        assert found is not None
+        yield found
 
 
 @dataclass(frozen=True)

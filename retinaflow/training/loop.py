@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,11 +32,16 @@ from retinaflow.errors import SettingError, TrainingError
 from retinaflow.settings.training_settings import OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.divergence import RecentLosses
+from retinaflow.training.open_epoch import OpenEpoch
 from retinaflow.training.optimizer import make_optimizer
 from retinaflow.training.schedule import learning_rate
 from retinaflow.training.step import NotFiniteError, Stepper, StepValues, not_finite
 from retinaflow.training.synced_norm import sync_batch_norms
 from retinaflow.training.weight_average import WeightAverage
+
+STEPS_UNREAD, SECONDS_UNREAD = 10, 2.0
+"""On a GPU the losses are read after so many steps or so long, and at the end of an epoch: to read them is to wait for
+the device, which then waits for the next step."""
 
 
 @dataclass(frozen=True)
@@ -70,33 +74,6 @@ class EpochResult:
     """Fraction of that time spent waiting for images, in [0, 1]."""
 
 
-@dataclass
-class OpenEpoch:
-    """The epoch in progress. ``batches``: done by each rank. ``sums``: of class and box loss times images."""
-
-    batches: int = 0
-    images: int = 0
-    sums: tuple[float, float] = (0.0, 0.0)
-    plan: int = 0
-    """Checksum of the epoch's plan, which a resumed training must have too."""
-
-    def check_plan(self, plan: NDArray[np.int64], epoch: int) -> None:
-        """Raise SettingError when the epoch was begun with another plan."""
-        checksum = zlib.crc32(np.ascontiguousarray(plan).tobytes())
-        if self.batches and self.plan != checksum:
-            raise SettingError(
-                f"epoch {epoch + 1} must be resumed with the plan that it began with, but the settings give another; "
-                "leave out those that change the sampling (epochs changes when balance_start ends)"
-            )
-        self.plan = checksum
-
-    def add(self, done: StepValues, batches: int) -> None:
-        """Count a step."""
-        self.batches += batches
-        self.images += done.images
-        self.sums = self.sums[0] + done.loss_class * done.images, self.sums[1] + done.loss_box * done.images
-
-
 class Trainer:
     """A model with its optimizer and position: what :meth:`fit` advances and a checkpoint stores."""
 
@@ -111,7 +88,9 @@ class Trainer:
         workers: int = 0,
         ancestors: Tensor | None = None,
         world: World = ALONE,
+        deferred: bool | None = None,
     ) -> None:
+        """deferred: see :class:`~retinaflow.training.step.Stepper`; None: on a GPU."""
         if settings.batch_size % world.size:
             raise SettingError(
                 f"batch_size must be a multiple of the number of processes, but got batch_size={settings.batch_size}, "
@@ -130,8 +109,11 @@ class Trainer:
         """False once the training has failed by its weights, which are then not saved."""
         self._losses = RecentLosses()
         self._average = WeightAverage(model, decay=settings.ema) if settings.ema > 0 else None
+        self._deferred = device.type != "cpu" if deferred is None else deferred
+        self._last_read = time.monotonic()
+        self._failed: NotFiniteError | None = None
         sync_batch_norms(model, world)
-        self._optimizer = make_optimizer(model, settings)
+        self._optimizer = make_optimizer(model, settings, fused=self._deferred)
         self._stepper = Stepper(
             model,
             self._optimizer,
@@ -141,6 +123,7 @@ class Trainer:
             device=device,
             ancestors=None if ancestors is None else ancestors.to(device),
             world=world,
+            deferred=self._deferred,
         )
 
     @property
@@ -192,7 +175,8 @@ class Trainer:
         """Train the remaining epochs. ``plans(epoch)`` returns the image indices of an epoch (from 0), in their order.
 
         Before the epoch ``rare_augment_from`` (from 0) all images are augmented with the base strength.
-        ``after_step`` may raise to stop. ``on_bad_image`` is called with images that can no longer be read; without it
+        ``after_step`` may raise to stop; on a GPU it is called for some steps at once, and the state is that of the
+        last of them. ``on_bad_image`` is called with images that can no longer be read; without it
         such an image is a DataError. A result is yielded while its epoch is still open, so that a state taken before
         :meth:`finish_epoch` (or the next result) leads to the same result again. Raises TrainingError when
         losses or gradients are not finite, and SettingError when a plan is not the one the epoch began with.
@@ -248,23 +232,53 @@ class Trainer:
         self.epoch += 1
         self.open = OpenEpoch()
 
-    def take_step(self, batches: Sequence[Batch], lr: float, image_ids: NDArray[np.str_]) -> StepValues:
-        """Take one step and count it. Raises TrainingError, and leaves the state, when it is not finite."""
+    def take_step(self, batches: Sequence[Batch], lr: float, length: int) -> list[StepResult]:
+        """Take one step (none without batches), and count those that are known to be sound: on a CPU this one, on a
+        GPU some at once, and all without batches. length: images of an epoch.
+
+        After a step that is not finite :meth:`raise_failure` raises; the state is that before it.
+        """
         try:
-            done = self._stepper.take(batches, lr)
+            if batches:
+                self._stepper.take(batches, lr)
+                if self._average is not None:
+                    self._average.update(self.model, self._stepper.all_finite)
+            if batches and not self._must_read():
+                return []
+            self._last_read = time.monotonic()
+            done: Sequence[StepValues] = self._stepper.read()
         except NotFiniteError as error:
-            ids = ", ".join(str(image_ids[image]) for image in error.images)
-            # Either these images are to blame, or the weights that the step before has left.
-            with contextlib.suppress(TrainingError):
-                self.is_sound = self.check()
-            advice = self._losses.advice(error.loss, self.precision, sound=self.is_sound)
-            raise TrainingError(f"{error} at step {self.step + 1}, lr={lr:.3g}, images {ids}. {advice}") from None
-        if self._average is not None:
-            self._average.update(self.model)
+            self._failed, done = error, error.before
+            if self._average is not None and self._deferred:
+                self._average.updates -= error.refused
+        return [self._count(values, length) for values in done]
+
+    def _must_read(self) -> bool:
+        if not self._deferred or self._stepper.num_pending >= STEPS_UNREAD:
+            return True
+        # All ranks at once; what asks to stop waits no longer than this either.
+        return self.world.any(time.monotonic() - self._last_read >= SECONDS_UNREAD)
+
+    def _count(self, values: StepValues, length: int) -> StepResult:
         self.step += 1
-        self._losses.add(done.loss_class + done.loss_box)
-        self.open.add(done, len(batches))
-        return done
+        self._losses.add(values.loss_class + values.loss_box)
+        self.open.add(values)
+        return StepResult(
+            self.step, values.loss_class, values.loss_box, values.lr, values.gradient_norm, self.images_seen(length)
+        )
+
+    def raise_failure(self, image_ids: NDArray[np.str_]) -> None:
+        """Raise TrainingError when a step was not finite."""
+        error = self._failed
+        if error is None:
+            return
+        ids = ", ".join(str(image_ids[image]) for image in error.images)
+        # Either these images are to blame, or the weights that the step before has left.
+        with contextlib.suppress(TrainingError):
+            self.is_sound = self.check()
+        loss = error.step.loss_class + error.step.loss_box
+        advice = self._losses.advice(loss, self.precision, sound=self.is_sound)
+        raise TrainingError(f"{error} at step {self.step + 1}, lr={error.step.lr:.3g}, images {ids}. {advice}")
 
 
 def _check_batch_norm(batches: Sequence[PlannedBatch]) -> None:
@@ -288,17 +302,19 @@ def _train_epoch(
     settings, epoch = trainer.settings, trainer.open
     steps = -(-batches // settings.accumulate) * settings.epochs
     start, before, waited = time.perf_counter(), epoch.images, 0.0
-    lr = learning_rate(max(trainer.step - 1, 0), steps, settings)
+    lr, taken = learning_rate(max(trainer.step - 1, 0), steps, settings), trainer.step
     while True:
         asked = time.perf_counter()
         part = list(islice(loaded, settings.accumulate))
         waited += time.perf_counter() - asked
+        if part:
+            lr = learning_rate(taken, steps, settings)
+            taken += 1
+        for result in trainer.take_step(part, lr, length):
+            after_step(result)
+        trainer.raise_failure(image_ids)
         if not part:
             break
-        lr = learning_rate(trainer.step, steps, settings)
-        done = trainer.take_step(part, lr, image_ids)
-        seen = trainer.images_seen(length)
-        after_step(StepResult(trainer.step, done.loss_class, done.loss_box, lr, done.gradient_norm, seen))
     seconds = max(time.perf_counter() - start, 1e-9)
     return EpochResult(
         epoch=trainer.epoch + 1,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.owner import OWNER, owner_of
-from retinaflow.runs.run import FINISHED, STATUS_TAG, Run
+from retinaflow.runs.run import FINISHED, STATUS_TAG, NullRun, Run
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.training.distributed import World
 from retinaflow.training.resume import CHECKPOINTS, Resumed
 
 
@@ -19,8 +21,10 @@ def folder_name_of(config: TrainConfig, resumed: Resumed | None, name: str | Non
     return resumed.run_id if resumed and not config.track else name or "train"
 
 
-def report_finished(run_id: str, config: TrainConfig) -> None:
-    """Report that this training is done already, by which run and how to train again."""
+def report_finished(run_id: str, config: TrainConfig, world: World) -> None:
+    """Report that this training is done already, by which run and how to train again; other ranks exit."""
+    if not world.is_first:
+        sys.exit(0)
     if config.track:
         tracking.link_launched(run_id)
     where = f"run {run_id}" if config.track else config.output / run_id
@@ -39,12 +43,17 @@ def refuse_second_training(config: TrainConfig, resumed: Resumed | None, *, fold
 
 
 @contextlib.contextmanager
-def training_run(config: TrainConfig, resumed: Resumed | None, *, name: str | None, folder_name: str) -> Iterator[Run]:
-    """The run of a training, new or resumed, which this process owns while the block runs.
+def training_run(
+    config: TrainConfig, resumed: Resumed | None, world: World, *, name: str | None, called: str, folder_name: str
+) -> Iterator[Run]:
+    """The run of a training, new or resumed, which this process owns while the block runs; none on other ranks.
 
-    ``folder_name``: of its folder in ``output`` with ``track=false``. Raises SettingError when another process trains
-    in it.
+    ``called``: its name unless it is given one. ``folder_name``: of its folder in ``output`` with ``track=false``.
+    Raises SettingError when another process trains in it.
     """
+    if not world.is_first:
+        yield NullRun()
+        return
     resume = resumed.run_id if resumed else None
     if resume is not None and config.track and not store.has_run(resume):
         report(f"the checkpoint's run {resume} is not in {store.uri()}: a new run resumes it")
@@ -66,6 +75,7 @@ def training_run(config: TrainConfig, resumed: Resumed | None, *, name: str | No
             experiment=config.experiment,
             output=config.output / folder_name,
             name=name,
+            default_name=called,
             resume=resume,
         ) as run:
             if resume is None and config.track:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from retinaflow.errors import DataError, Interrupted, SettingError, TrainingErro
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
 from retinaflow.inference.detector import Detector
 from retinaflow.interrupts import StopRequest
+from retinaflow.metric.chosen_metric import measured
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
@@ -25,10 +27,26 @@ from retinaflow.settings.model_settings import DetectorSettings
 from retinaflow.training.build import build_dataset, build_trainer, report_missed_boxes
 from retinaflow.training.checkpoints import Checkpoints
 from retinaflow.training.distributed import ALONE, World
-from retinaflow.training.early_stopping import EarlyStopping
+from retinaflow.training.goals import TIME_TO_TARGET, Goals
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
 from retinaflow.training.progress import Progress
 from retinaflow.training.validation import Validated, validate
+
+
+@dataclass(frozen=True)
+class EvaluatedEpoch:
+    """An evaluation of a training. ``history``: epoch -> AP of each class in class order, of all evaluations so far."""
+
+    validated: Validated
+    step: int
+    history: Mapping[int, Sequence[float]]
+
+
+AfterEvaluation = Callable[[EvaluatedEpoch], None]
+
+
+def ignore(evaluated: EvaluatedEpoch) -> None:
+    """Nothing is done after an evaluation."""
 
 
 class Session:
@@ -39,23 +57,38 @@ class Session:
 
     def __init__(self, config: TrainConfig, data: TrainingData, trainer: Trainer, buckets: AspectBuckets) -> None:
         self.config, self.data, self.trainer, self.buckets = config, data, trainer, buckets
-        self.stopping = EarlyStopping(config.patience)
+        self.goals = Goals(config, data.evaluated.taxonomy)
         self._best: Validated | None = None
+        self._history: dict[int, list[float]] = {}
+        self._after_evaluation: AfterEvaluation = ignore
+        self.best_step = 0
+        """Step of the best evaluation."""
         self._curve: dict[str, Any] | None = None
         self._skipped = SkippedImages()
         self._on_bad_image = self._skipped.add if config.on_bad_image == "skip" else None
 
-    def train(self, run: Run, folder: Path, stop: StopRequest, *, best_before: Path | None = None) -> Path:
+    def train(
+        self,
+        run: Run,
+        folder: Path,
+        stop: StopRequest,
+        *,
+        best_before: Path | None = None,
+        after_evaluation: AfterEvaluation = ignore,
+    ) -> Path:
         """Train the remaining epochs; ``last.pt`` within and after each, ``best.pt`` whenever ``keep_best`` rises.
 
-        Returns the best. ``best_before``: the best checkpoint of the training that is resumed. Raises Interrupted on
+        Returns the best. ``best_before``: the best checkpoint of the training that is resumed. ``after_evaluation`` is
+        called on rank 0 with each evaluation. Raises Interrupted on
         request, TrainingError when the training cannot continue and WorkerError when a loader worker dies.
         """
+        self._after_evaluation = after_evaluation
         trainer, length = self.trainer, epoch_length(self.config, self.data)
         checkpoints = Checkpoints(folder, trainer, self.data, self.config, self.buckets)
         if best_before is not None:
             checkpoints.take_over(best_before)
         quiet = not trainer.world.is_first
+        self.goals.start()
         with (
             self._logged_at_the_end(run, checkpoints),
             _dead_loader_named(trainer, checkpoints.last),
@@ -77,6 +110,9 @@ class Session:
 
         def after_step(step: StepResult) -> None:
             progress.after_step(step)
+            if step.step < trainer.step:
+                # Read with later ones, whose state it is.
+                return
             # A diverging training is not saved over what was good.
             if trainer.world.any(checkpoints.is_due) and trainer.check():
                 checkpoints.save_last(self._progress(run, progress))
@@ -119,37 +155,42 @@ class Session:
             return None
         checkpoint = checkpoints.current()
         validated = self._validate(self.trainer.evaluated_model, checkpoint, stop, world)
-        value = None
+        outcome, metrics = None, {}
         if validated is not None:
+            metrics = measured(validated.evaluation)
             run.log_metrics(validated.evaluation.metrics, step=epoch.step)
-            value = validated.evaluation.metrics.get(config.keep_best)
-            if value is None:
-                # No class with ground truth: every epoch is as good as any other.
-                report(f"{config.keep_best} cannot be measured on these images: the last epoch is saved as the best")
-                value = float(epoch.epoch)
-        value = world.broadcast(value)
-        assert value is not None
-        if self.stopping.add(value):
-            self._best = validated
+            self._history[epoch.epoch] = validated.evaluation.scores.ap.tolist()
+            self._after_evaluation(EvaluatedEpoch(validated, epoch.step, self._history))
+            outcome = self.goals.value(metrics, epoch=epoch.epoch), self.goals.reaches_target(metrics)
+        outcome = world.broadcast(outcome)
+        assert outcome is not None
+        value, reached = outcome
+        if self.goals.add(value, metrics):
+            self._best, self.best_step = validated, epoch.step
             checkpoints.save_best(checkpoint)
+        if reached:
+            self.goals.seconds_to_target = self.goals.seconds
+            run.log_metrics({TIME_TO_TARGET: self.goals.seconds_to_target}, step=epoch.step)
         return validated
 
     def _validate(self, model: RetinaNet, checkpoint: Checkpoint, stop: StopRequest, world: World) -> Validated | None:
         detector = Detector.around(model, checkpoint, DetectorSettings(workers=self.config.workers))
-        return validate(detector, self.data, self.config, stop=stop, world=world, on_bad_image=self._on_bad_image)
+        found = validate(detector, self.data, self.config, stop=stop, world=world, on_bad_image=self._on_bad_image)
+        if found is None:
+            return None
+        named = self.goals.named_classes(measured(found.evaluation))
+        evaluation = replace(found.evaluation, metrics={**found.evaluation.metrics, **named})
+        return replace(found, evaluation=evaluation)
 
     def _is_over(self) -> bool:
-        """Whether early stopping ends the training here."""
-        over = self.stopping.is_over and self.trainer.epoch < self.config.epochs
-        if over:
-            report(f"early stop: {self.config.keep_best} has not risen in {self.stopping.without_gain} evaluations")
-        return over
+        return self.goals.is_over(epoch=self.trainer.epoch)
 
     def _progress(self, run: Run, progress: Progress) -> dict[str, Any]:
         """What a checkpoint stores of this session; :meth:`restore` reads it."""
         return {
-            "best": self.stopping.best,
-            "without_gain": self.stopping.without_gain,
+            **self.goals.stored(),
+            "best_step": self.best_step,
+            "history": dict(self._history),
             "skipped": [[image.image_id, image.reason] for image in self._skipped.images],
             "run_id": run.run_id,
             "curve": progress.curve,
@@ -157,8 +198,10 @@ class Session:
 
     def restore(self, progress: dict[str, Any]) -> None:
         """Continue from what a checkpoint stored."""
-        self.stopping.best, self.stopping.without_gain = progress["best"], progress["without_gain"]
+        self.goals.restore(progress)
         self._curve = progress["curve"]
+        # A checkpoint of an earlier version has none.
+        self.best_step, self._history = progress.get("best_step", 0), dict(progress.get("history", {}))
         for image_id, reason in progress["skipped"]:
             self._skipped.add(BadImage(image_id, reason))
 

@@ -12,6 +12,7 @@ from retinaflow.detections import Detections
 from retinaflow.errors import Interrupted
 from retinaflow.inference.detector import Detector, by_image
 from retinaflow.interrupts import StopRequest
+from retinaflow.metric.chosen_metric import measured
 from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.settings.model_settings import EvaluationSettings
 from retinaflow.training.distributed import World
@@ -23,6 +24,13 @@ class Validated:
 
     detections: Detections
     evaluation: EvaluationResult
+
+
+def known_metrics(data: TrainingData, settings: EvaluationSettings) -> dict[str, float]:
+    """What can be measured on the validation images, as :func:`retinaflow.metric.chosen_metric.measured` names it."""
+    bins = data.scored_bins or data.bins
+    nothing = score_detections(Detections.empty(), data.evaluated, bins, group_of_weight=settings.group_of_weight)
+    return measured(nothing)
 
 
 def validate(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from retinaflow.detector.network import RetinaNet
 
@@ -26,10 +27,12 @@ class WeightAverage:
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, model: RetinaNet) -> None:
-        """Add the weights after a step."""
+    def update(self, model: RetinaNet, taken: Tensor | None = None) -> None:
+        """Add the weights after a step. ``taken``: a scalar of the device, False if the step was not taken."""
         self.updates += 1
-        new_weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        new_weight: float | Tensor = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        if taken is not None:
+            new_weight = new_weight * taken.float()
         new = model.state_dict()
         for name, average in self.model.state_dict().items():
             if average.is_floating_point():

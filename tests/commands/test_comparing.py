@@ -20,8 +20,11 @@ from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.images_of_run import images_of_run
 from retinaflow.comparison.promotion import Decision
 from retinaflow.comparison.stored_matches import read_matches, save_matches
+from retinaflow.errors import DataError
 from retinaflow.metric.challenge import average_precision
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import DatasetInput
+from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import EvaluateConfig, PromoteConfig
 from retinaflow.settings.resolve import resolve
 
@@ -218,14 +221,14 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
     """Runs with a model each: a weak one, a better one, and one that is only a little better than that."""
 
     def make() -> dict[str, str]:
-        ids = {}
+        ids, dataset = {}, DatasetInput("made/validation", "0123456789abcdef", "made", {}, "validation")
         for name, skill, seed in (("weak", 0.0, 1), ("better", 1.5, 2), ("equal", 1.5, 3)):
             kept = run(made, skill, seed=seed)
             with tracking.start_run("train", track=True, experiment="champions", output=Path("out"), name=name) as one:
                 save_matches(kept, Path("matches.npz"))
                 one.log_file(Path("matches.npz"))
                 one.log_file(trained.checkpoint, "checkpoints")
-                one.log_model(trained.checkpoint, register_as=None)
+                one.log_model(trained.checkpoint, register_as=None, step=0, dataset=dataset)
             ids[name] = one.run_id
         return ids
 
@@ -311,6 +314,31 @@ def test_a_run_without_a_model_and_an_untracked_promotion_are_refused(
     assert f"run {store.ids['a1']}: its model cannot be registered as weeds" in capsys.readouterr().err
     assert store.cli("promote", runs="a1", track="false") == 2
     assert "promote needs the MLflow store, but got track=false" in capsys.readouterr().err
+
+
+def test_evaluated_files_of_predictions_are_compared_and_promoted(
+    store: Any, made: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = {
+        name: _logged(made, name, skill=skill, seed=9, command="evaluate", predictions=f"{name}.json")
+        for name, skill in (("theirs", 0.0), ("theirs_again", 3.0))
+    }
+    assert _compare(store, runs="theirs,theirs_again", output="files", track="false") == 0
+    assert "B (predictions=theirs_again.json) against A (predictions=theirs.json)" in capsys.readouterr().out
+    # One of them against a training, too, which has many settings that the other lacks.
+    assert _compare(store, runs="a1,theirs_again", output="mixed", track="false") == 0
+    assert "B (predictions=theirs_again.json) against A (a1)" in capsys.readouterr().out
+    assert _promote(runs="theirs", register_as="detectors").reason.startswith("theirs (")
+    decision = _promote(runs="theirs_again", register_as="detectors")
+    assert decision.promoted
+    assert decision.tags["retinaflow.reason"] == "better"
+    champion = MlflowClient().get_model_version_by_alias("detectors", "champion")
+    assert champion.run_id == ids["theirs_again"]
+    assert "beats version 1" in champion.description
+    assert not _promote(runs="theirs", register_as="detectors").promoted
+    assert _promote(runs="theirs_again", register_as="detectors").tags["retinaflow.reason"] == "already champion"
+    with pytest.raises(DataError, match="holds no checkpoint, as one that is known by its predictions only"):
+        TrainedModel.find("models:/detectors@champion")
 
 
 def test_the_settings_of_a_pooled_run_are_kept_as_json(store: Any) -> None:

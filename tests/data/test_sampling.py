@@ -52,16 +52,29 @@ def test_weights_of_every_strategy_by_hand(strategy: Strategy) -> None:
     np.testing.assert_allclose(weights, expected, rtol=1e-12)
 
 
+def test_what_the_classes_of_an_image_are_raised_by_adds_up_and_one_bin_is_uniform() -> None:
+    # Classes 0, 1 and 2 on 8, 2 and 1 images, a bin each; T = the 1.0 quantile = 8, so the rates are 1, 4 and 8.
+    index = make_index([[0]] * 6 + [[0, 1], [0, 1, 2], []], classes=3)
+    pairs = image_class_pairs(index)
+    for bin_rates in ("step", "smooth"):
+        settings = SamplingSettings(balance=1.0, bin_rates=bin_rates)
+        three = image_weights("binned", pairs, make_bins(pairs, num_bins=3), settings)
+        np.testing.assert_allclose(three, [1.0] * 6 + [1 + 3, 1 + 3 + 7, 1.0])
+        assert set(image_weights("binned", pairs, make_bins(pairs, num_bins=1), settings)) == {8 / 2}
+
+
 def test_one_correction_step_by_hand_lowers_the_rate_of_a_bin_that_rarer_classes_lift() -> None:
     # Twenty images: class 0 on 0 to 15, class 1 on 15 to 18, class 2 on 18. Bins (1) (4) (16), T = 0.75 quantile = 10.
-    # Rates 10, 2.5, 1. Draws of weight: class 2: 10; class 1: 3 x 2.5 + 10 = 17.5; class 0: 15 + 2.5 = 17.5. Goals
-    # max(T, n) = 10, 10, 16. New rates: 10 x sqrt(10 / 10); 2.5 x sqrt(10 / 17.5) = 1.89; max(1, sqrt(16 / 17.5)) = 1.
+    # Rates 10, 2.5, 1; image 18, with classes 1 and 2, weighs 1 + 9 + 1.5 = 11.5. Draws of weight: class 2: 11.5;
+    # class 1: 3 x 2.5 + 11.5 = 19; class 0: 15 + 2.5 = 17.5. Goals max(T, n) = 10, 10, 16. New rates:
+    # 10 x sqrt(10 / 11.5) = 9.33; 2.5 x sqrt(10 / 19) = 1.81; max(1, sqrt(16 / 17.5)) = 1.
     index = make_index([[0]] * 15 + [[0, 1], [1], [1], [1, 2], []], classes=3)
     pairs = image_class_pairs(index)
     bins = make_bins(pairs, num_bins=3)
     assert bins.bin_of_class.tolist() == [2, 1, 0]
     weights = image_weights("binned", pairs, bins, SamplingSettings(correction_steps=1))
-    np.testing.assert_allclose(weights, [1.0] * 15 + [2.5 * sqrt(10 / 17.5)] * 3 + [10.0, 1.0])
+    rare, middle = 10 * sqrt(10 / 11.5), 2.5 * sqrt(10 / 19)
+    np.testing.assert_allclose(weights, [1.0] * 15 + [middle] * 3 + [rare + middle - 1, 1.0])
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -20,8 +20,11 @@ from mlflow.tracking import MlflowClient
 from retinaflow.errors import DataError, Interrupted, SettingError, StoreError
 from retinaflow.reports.class_figures import exposure_curves
 from retinaflow.runs import registry, store, tracking
+from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.value_types import as_text
+
+DATASET = DatasetInput("birds/validation", "0123456789abcdef", "/data/birds", {"images": 6}, "validation")
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +295,7 @@ def test_untracked_work_opens_no_store(tmp_path: Path, monkeypatch: pytest.Monke
     try:
         with _start(track=False) as run:  # type: ignore[attr-defined]
             _log_everything(run)
-            run.log_model(Path("last.pt"), register_as="nothing")
+            run.log_model(Path("last.pt"), register_as="nothing", step=0, dataset=DATASET)
     finally:
         mlflow.set_tracking_uri(before)
     assert not list(tmp_path.glob("*.db"))

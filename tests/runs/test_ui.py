@@ -23,6 +23,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.entities import LoggedModelOutput
+from numpy.typing import NDArray
 from simulated_runs import run, table_of, world
 
 from retinaflow.comparison.comparison import Resampling, Side, compare_runs
@@ -33,6 +35,8 @@ from retinaflow.metric.result import EvaluationResult
 from retinaflow.reports.class_figures import ap_vs_frequency, class_frequency
 from retinaflow.reports.evaluation_artifacts import log_tables
 from retinaflow.runs import tracking
+from retinaflow.runs.datasets import DatasetInput
+from retinaflow.runs.logged_model import link_metrics
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -46,7 +50,14 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
 ]
 MADE = world(20, 150)
+TRAIN, VALIDATION = (
+    DatasetInput(f"birds/{name}", digest * 16, "/data/birds", {"images": images, "boxes": 3 * images}, context)
+    for name, digest, images, context in (("train", "a", 900, "training"), ("validation", "b", 150, "validation"))
+)
+RUNS = ((0, "uniform"), (1, "binned"), (2, "class-aware"))
 SKILLS = {"uniform": 0.3, "binned": np.linspace(0, 1, 20), "class-aware": np.linspace(-0.5, 1, 20)}
+ASSISTANT = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
+"""Key by which ``mlflow ui`` remembers that it has opened its assistant, which covers a third of the page."""
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +75,16 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     opened = browser.new_page(viewport={"width": 1400, "height": 900})
     opened.set_default_timeout(PATIENCE)
+    opened.add_init_script(f"localStorage.setItem('{ASSISTANT}', 'true')")
     yield opened
     opened.close()
+
+
+def _pixels(name: str, step: int) -> NDArray[np.uint8]:
+    """An image that differs by run and step."""
+    pixels = np.full((120, 200, 3), 60, dtype=np.uint8)
+    pixels[20:100, 20 : 40 + 50 * step] = [(86, 180, 233), (230, 159, 0), (0, 158, 115)][len(name) % 3]
+    return pixels
 
 
 def _screenshot(page: Any, name: str) -> None:
@@ -85,6 +104,9 @@ def _log(name: str, skill: Any, seed: int) -> None:
     counts = kept.training
     with tracking.start_run("train", track=True, experiment="retinaflow", output=Path("out"), name=name) as logged:
         logged.log_params(config.model_dump())
+        logged.log_datasets([TRAIN, VALIDATION])
+        for step in range(4):
+            logged.log_image(_pixels(name, step), key="validation/1 Torch", step=step)
         for step in (1, 2, 3):
             logged.log_metrics({name: value * step / 3 for name, value in summary(table).items()}, step=step)
         log_tables(logged, EvaluationResult(scores, table, summary(table)), {"mAP": scores.mean_ap})
@@ -93,6 +115,17 @@ def _log(name: str, skill: Any, seed: int) -> None:
             counts.images, edges=np.array([1.0, 100.0, 1e4]), bin_of_class=counts.bin_of_class, names=kept.class_names
         )
         logged.log_figure(frequencies, "class_frequency.png")
+    _give_model(logged.run_id)
+
+
+def _give_model(run_id: str) -> None:
+    """A logged model with the metrics of the run, without files, which no page opens."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 3)])
+    link_metrics(client, run_id, model.model_id, step=3, dataset=(VALIDATION.name, VALIDATION.digest))
+    client.finalize_logged_model(model.model_id, "READY")
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +188,9 @@ def _warnings_off() -> Any:
 
 
 def _open_runs(page: Any, server: str, *, view: str = "LIST") -> None:
-    """The runs of the experiment, without the assistant that covers half of the page at first."""
+    """The runs of the experiment."""
     page.goto(f"{server}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode={view}")
     page.get_by_role("link", name="class-aware").first.wait_for()
-    close = page.get_by_role("button", name="Close")
-    if close.count():
-        close.first.click()
 
 
 def _text(page: Any) -> str:
@@ -235,6 +265,48 @@ def _choose(page: Any, name: str) -> None:
     # The list scrolls by itself inside of a page that scrolls: a click by coordinates would miss it.
     file.evaluate("element => element.scrollIntoView({block: 'center'})")
     file.dispatch_event("click")
+
+
+def test_the_column_dataset_names_the_images_of_a_run(page: Any, server: str) -> None:
+    _open_runs(page, server, view="TABLE")
+    _until(page, r"class-aware .*birds/train \(aaaa")
+    _screenshot(page, "runs_list")
+
+
+def test_the_models_tab_shows_the_metrics_of_each_model_and_on_what_they_were_measured(page: Any, server: str) -> None:
+    # The open-source page offers no order by a metric; the store does (test_logged_model.py).
+    page.set_viewport_size({"width": 2600, "height": 900})
+    page.goto(f"{server}/#/experiments/1/models?workflowType=machine_learning")
+    _until(page, r"Dataset: ?birds/validation")
+    _screenshot(page, "models")
+    shown = _text(page)
+    assert "val/mAP_rare" in shown
+    for seed, name in RUNS:
+        value = summary(table_of(run(MADE, SKILLS[name], seed=seed), MADE))["val/mAP_rare"]
+        assert f"{value:.6f}"[:6] in shown
+
+
+def test_the_image_grid_shows_two_runs_at_two_steps(page: Any, server: str) -> None:
+    _open_runs(page, server, view="CHART")
+    if not page.get_by_role("link", name="uniform", exact=True).count():
+        _row(page, "main").get_by_role("button").first.click()
+    for title in ("validation", "validation/1 Torch"):  # A card is made when its section comes into view.
+        heading = page.get_by_text(title, exact=True).first
+        heading.evaluate("element => element.scrollIntoView({block: 'center'})")
+    images = page.locator("img[src*='get-artifact']")
+    slider = page.get_by_role("slider").first
+    seen = []
+    for step in (0, 1):
+        if step:
+            slider.press("ArrowRight")
+        shown = page.locator(f"img[src*='%2Bstep%2B{step}%2B']")
+        shown.nth(1).wait_for()
+        sources = [source.split("run_uuid=")[1] for source in images.evaluate_all("all => all.map(one => one.src)")]
+        assert len(sources) == len(set(sources)) == shown.count() >= 2
+        assert all(shown.evaluate_all("all => all.map(one => one.complete && one.naturalWidth > 100)"))
+        seen.append(set(sources))
+        _screenshot(page, f"image_grid_{step}")
+    assert seen[0] == seen[1]
 
 
 def test_ap_of_every_bin_is_a_chart(page: Any, server: str) -> None:

@@ -12,8 +12,10 @@ import pytest
 import yaml
 from sqlalchemy.engine import URL, make_url
 
+from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
-from retinaflow.search.objective import mean_metrics, read_objective
+from retinaflow.metric.chosen_metric import ChosenMetric
+from retinaflow.search.objective import ObjectiveMetrics, keep_best_of, mean_metrics, read_objective
 from retinaflow.search.results import as_yaml_values
 from retinaflow.search.sampler_and_pruner import pruner_of
 from retinaflow.search.space import SEARCHABLE, Choices, Range, Space, read_space
@@ -21,6 +23,8 @@ from retinaflow.search.storage import open_storage, storage_url
 from retinaflow.search.study import differences
 from retinaflow.settings.commands import SearchConfig, TrainConfig, searchable
 from retinaflow.settings.resolve import resolve
+from retinaflow.settings.value_types import metric_weights
+from retinaflow.taxonomy import Taxonomy
 
 
 def settings(**given: Any) -> SearchConfig:
@@ -154,21 +158,29 @@ def test_an_invalid_range_is_named(given: dict[str, str], message: str) -> None:
 METRICS = {"val/mAP": 0.4, "val/mAP_rare": 0.1, "val/mAP_frequent": 0.6, "val/mAP_bin_1": 0.1, "val/mAP_bin_3": 0.7}
 
 
+KNOWN = {**METRICS, "val/coco_AP": 0.2, "val/AP/Car": 0.3}
+TAXONOMY = Taxonomy(("/m/a", "/m/b"), ("Car", "Bus"))
+
+
+def objective_of(**given: Any) -> ObjectiveMetrics:
+    return read_objective(settings(**given), num_bins=3, known=KNOWN, taxonomy=TAXONOMY)
+
+
 def test_the_weighted_mean_is_over_the_bins_with_ground_truth() -> None:
-    objective = read_objective(settings(objective="bins", bin_weights="3,2,1"), num_bins=3)
+    objective = objective_of(objective="bins", bin_weights="3,2,1")
     # Bin 2 has no ground truth: (3 * 0.1 + 1 * 0.7) / 4.
     assert objective.values(METRICS) == pytest.approx((0.25,))
 
 
 def test_two_objectives_give_two_values() -> None:
-    objective = read_objective(settings(objective="val/mAP,val/mAP_rare"), num_bins=3)
+    objective = objective_of(objective="val/mAP,val/mAP_rare")
     assert objective.values(METRICS) == (0.4, 0.1)
     assert not objective.is_single
 
 
 @pytest.mark.parametrize(("floor", "met"), [(0.6, True), (0.61, False)])
 def test_a_floor_is_met_by_its_exact_value(floor: float, met: bool) -> None:
-    shortfall = read_objective(settings(floor=floor), num_bins=3).shortfall(METRICS)
+    shortfall = objective_of(floor=floor).shortfall(METRICS)
     assert shortfall is not None
     assert (shortfall <= 0) == met
 
@@ -176,26 +188,51 @@ def test_a_floor_is_met_by_its_exact_value(floor: float, met: bool) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"objective": "mAP"}, "objective must be one of val/mAP, val/mAP_rare"),
+        ({"objective": "mAP"}, "objective must name metrics of these images, but got mAP"),
         ({"objective": "val/mAP_bin_4"}, "but got val/mAP_bin_4"),
+        ({"objective": "val/mAP_common"}, "but got val/mAP_common; did you mean"),
+        ({"objective": "val/AP/Bus"}, "but got val/AP/Bus, and no evaluated image has a box of Bus; there are val/mAP"),
+        ({"objective": "val/AP/Car,val/AP//m/a"}, "two objectives must differ"),
         ({"objective": "val/mAP,val/mAP"}, "two objectives must differ"),
         ({"objective": "bins"}, "objective=bins and bin_weights belong together"),
         ({"bin_weights": "1,2"}, "objective=bins and bin_weights belong together"),
         ({"objective": "bins", "bin_weights": "1,2,3,4"}, "at most 3 weights"),
         ({"objective": "bins", "bin_weights": "0,0"}, "not all 0"),
-        ({"floor": 0.5, "floor_metric": "bins"}, "floor_metric must be one of"),
+        ({"floor": 0.5, "floor_metric": "bins"}, "floor_metric must name metrics"),
+        ({"floor": 0.5, "floor_metric": "val/AP/Car"}, "floor_metric must be that of a group of classes"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_an_objective_that_cannot_be_measured_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_objective(settings(**given), num_bins=3)
+        objective_of(**given)
 
 
-def test_a_metric_without_ground_truth_is_named_with_those_that_can_be_measured() -> None:
-    objective = read_objective(settings(objective="val/mAP_common"), num_bins=3)
-    with pytest.raises(ValueError, match=r"val/mAP_common must be measurable.*there are val/mAP, val/mAP_rare"):
-        objective.values(METRICS)
+@pytest.mark.parametrize(
+    ("given", "keep_best"),
+    [
+        ({}, ("val/mAP_rare",)),
+        ({"objective": "val/AP//m/a"}, ("val/AP//m/a",)),
+        ({"objective": "val/mAP,val/coco_AP"}, ("val/mAP:1.0", "val/coco_AP:1.0")),
+        # Bin 2 has no ground truth.
+        ({"objective": "bins", "bin_weights": "3,2,1"}, ("val/mAP_bin_1:0.75", "val/mAP_bin_3:0.25")),
+        ({"objective": "bins", "bin_weights": "1,0,0"}, ("val/mAP_bin_1",)),
+        ({"keep_best": "val/mAP_rare"}, ("val/mAP_rare",)),
+    ],
+)
+def test_trainings_keep_the_epoch_that_is_best_by_the_objective(
+    given: dict[str, Any], keep_best: tuple[str, ...]
+) -> None:
+    found = keep_best_of(settings(**given), KNOWN)
+    assert found == keep_best
+    if len(objective_of(**given).names) == 1:
+        metric = ChosenMetric.read("keep_best", metric_weights(found), KNOWN, TAXONOMY)
+        assert metric.value(KNOWN) == pytest.approx(objective_of(**given).values(KNOWN)[0])
+
+
+def test_another_keep_best_than_the_objective_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"best by its objective \(val/mAP_rare\), but got keep_best=val/mAP"):
+        keep_best_of(settings(keep_best="val/mAP"), KNOWN)
 
 
 def test_the_mean_over_seeds_leaves_out_what_one_of_them_lacks() -> None:

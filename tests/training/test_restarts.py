@@ -31,6 +31,7 @@ def _start(output: Path, workshop: Any, *, track: bool) -> subprocess.Popen[str]
     given = {**workshop.settings(epochs=4).model_dump(mode="json", exclude_defaults=True)}
     given = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     given |= {"batch_size": 2, "save_minutes": 0.02, "track": track, "output": output, "eval_every": 2}
+    given["experiment"] = output.name
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if name not in RESTARTS}
     return subprocess.Popen(
@@ -40,7 +41,6 @@ def _start(output: Path, workshop: Any, *, track: bool) -> subprocess.Popen[str]
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "MLFLOW_TRACKING_URI": workshop.uri,
-            "MLFLOW_EXPERIMENT_NAME": output.name,
         },
         cwd=workshop.folder,
         stdout=subprocess.PIPE,

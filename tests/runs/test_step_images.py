@@ -1,0 +1,71 @@
+"""Images by step in MLflow: in the form that its Image Grid reads, each once, also after lost answers and on resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from retinaflow.runs import tracking
+
+pytestmark = pytest.mark.slow
+PIXELS = np.full((90, 400, 3), 200, dtype=np.uint8)
+
+
+def _files(run_id: str) -> list[list[str]]:
+    """Parts of the names: key, step, small or whole."""
+    names = [Path(item.path).name for item in MlflowClient().list_artifacts(run_id, "images")]
+    parts = [name.split("+") for name in names]
+    return sorted([part[0], part[2], "small" if part[-1] == "compressed.webp" else "whole"] for part in parts)
+
+
+def _started(**more: Any) -> Any:
+    return tracking.start_run("train", track=True, experiment="images", output=Path("out"), **more)
+
+
+def _of(*steps: int) -> list[list[str]]:
+    return [["validation~1 Bus", str(step), kind] for step in steps for kind in ("small", "whole")]
+
+
+def test_an_image_is_stored_whole_and_small_with_its_step(workshop: Any) -> None:
+    del workshop
+    with _started() as run:
+        for step in (3, 6):
+            run.log_image(PIXELS, key="validation/1 Bus", step=step)
+    assert _files(run.run_id) == _of(3, 6)
+    assert MlflowClient().get_run(run.run_id).data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_a_resumed_run_keeps_the_images_that_it_has(workshop: Any) -> None:
+    del workshop
+    with _started() as run:
+        for step in (3, 6):
+            run.log_image(PIXELS, key="validation/1 Bus", step=step)
+    with _started(resume=run.run_id) as resumed:
+        for step in (6, 9):
+            resumed.log_image(PIXELS, key="validation/1 Bus", step=step)
+    assert _files(run.run_id) == _of(3, 6, 9)
+
+
+@pytest.mark.parametrize("lost", [1, 2], ids=["of the whole image", "of the small image"])
+def test_an_image_whose_answer_was_lost_is_there_once(
+    lost: int, workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del workshop
+    log_artifact, calls = MlflowClient.log_artifact, []
+
+    def unanswered(client: MlflowClient, *words: Any) -> None:
+        log_artifact(client, *words)
+        if words[-1] == "images":
+            calls.append(words)
+            if len(calls) == lost:
+                raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", unanswered)
+    with _started() as run:
+        run.log_image(PIXELS, key="validation/1 Bus", step=3)
+    assert len(calls) > 2
+    assert _files(run.run_id) == _of(3)
