@@ -66,7 +66,7 @@ def _verify_before_work(command: str, config: TrackingSettings) -> None:
             experiment=config.experiment if "experiment" in config.model_fields_set else None,
             register_as=getattr(config, "register_as", None),
             alias=getattr(config, "alias", None),
-            resumes=getattr(config, "resume", None) is not None,
+            resumes=getattr(config, "resume", None) not in (None, "auto"),
         )
 
 

@@ -18,7 +18,7 @@ from retinaflow.runs import store, tracking
 from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.names import run_name
 from retinaflow.runs.run import Run
-from retinaflow.settings.commands import MainConfig
+from retinaflow.settings.commands import MainConfig, TrainConfig
 from retinaflow.statistics.bootstrap import paired_differences
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.side_by_side import train_side_by_side
@@ -68,9 +68,16 @@ def _trained(trainings: Mapping[str, MainConfig], data: TrainingData, parent: Ru
     divisible = torch.get_num_threads() > 1 and config.nproc == 1 and not torch.cuda.is_available()
     if config.side_by_side and divisible:
         report(f"\n{names} sampling, side by side")
-        return train_side_by_side(train.run, trainings, data, parent=parent).values()
+        return train_side_by_side(train_anew, trainings, data, parent=parent).values()
     report(f"\n{names} sampling, one after the other")
-    return [train.run(config, data=data, name=name) for name, config in trainings.items()]
+    return [train_anew(config, data=data, name=name) for name, config in trainings.items()]
+
+
+def train_anew(config: TrainConfig, *, data: TrainingData, name: str) -> train.TrainResult:
+    """One of the two trainings."""
+    result = train.run(config, data=data, name=name)
+    assert result is not None, "only resume=auto finds a finished training"
+    return result
 
 
 def sampling_comparison(

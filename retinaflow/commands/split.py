@@ -12,14 +12,10 @@ from retinaflow.comparison.comparison import Comparison, Resampling, Side, compa
 from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.data.training_data import load_training_data
 from retinaflow.ensemble.group_training import (
-    TRAINING_TAG,
-    EarlierTraining,
-    earlier_training,
     read_groups,
     refuse_other_data,
     refuse_settings,
     run_name,
-    training_key,
 )
 from retinaflow.ensemble.members import load_ensemble
 from retinaflow.progress import report
@@ -27,6 +23,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.datasets import training_datasets
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
+from retinaflow.training.earlier_training import EarlierTraining, earlier_training, training_key
 from retinaflow.training.fit_to_data import fit_to_data
 
 ONE_MODEL, PLAIN, CALIBRATED = "one_model", "merged", "calibrated"
@@ -77,16 +74,15 @@ def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, cou
     data = load_training_data(own)
     if base is not None:
         refuse_other_data(config, base, data.evaluated)
-    key, name = training_key(own, data.digest), run_name(group)
-    earlier = earlier_training(key, own) if config.track and config.reuse else EarlierTraining()
-    if earlier.finished is not None:
-        report(f"run {earlier.finished} of an earlier split has these settings and data; reuse=false trains it again")
-        return earlier.finished
-    if earlier.stopped is not None:
-        report(f"run {earlier.stopped} of an earlier split was stopped and is resumed; reuse=false trains it again")
-        own = own.model_copy(update={"resume": earlier.stopped})
-    run_id = train.run(own, data=data, name=name, tags={TRAINING_TAG: key}).run_id
-    return run_id if config.track else str(config.output / name)
+    earlier = earlier_training(training_key(own, data.digest), own) if config.reuse else EarlierTraining(own)
+    run_id = earlier.finished
+    if run_id is not None:
+        report(f"{run_id} has these settings and data and is finished; reuse=false trains it again")
+    else:
+        trained = train.run(earlier.config, data=data, name=run_name(group))
+        assert trained is not None, "resume=auto is refused above"
+        run_id = trained.run_id
+    return run_id if config.track else str(config.output / run_id)
 
 
 def compare_with_one_model(config: SplitConfig, parts: Sequence[str], one_model: str | None) -> Comparison:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
@@ -29,11 +28,12 @@ from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.names import description, run_name
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.training.earlier_training import after_restart, is_restart, own_training, training_key, training_tags
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.goals import check_metrics
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
-from retinaflow.training.resume import prepare
-from retinaflow.training.run_folder import refuse_second_training, training_run
+from retinaflow.training.resume import CHECKPOINTS, prepare
+from retinaflow.training.run_folder import folder_name_of, refuse_second_training, report_finished, training_run
 from retinaflow.training.session import Session, machine_tags, start_session
 
 
@@ -46,52 +46,48 @@ class TrainResult:
     evaluation: EvaluationResult
 
 
-def run(
-    config: TrainConfig,
-    *,
-    data: TrainingData | None = None,
-    name: str | None = None,
-    tags: Mapping[str, str] = MappingProxyType({}),
-) -> TrainResult:
-    """Train as configured. ``data``: already loaded data of the same settings; ``name`` and ``tags``: of the run.
+def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | None = None) -> TrainResult | None:
+    """Train as configured; on rank 0 alone it returns. None: ``resume=auto`` has found a finished training.
 
-    Only rank 0 returns; the other ranks exit when their part is done.
-    """
+    ``data``: already loaded data of the same settings; ``name``: of the run, when another command trains."""
     # A checkpoint of ``main`` is that of a training like any other.
     config = config.part(TrainConfig)
     # Rank 0 finds the checkpoint to resume from: it may be on its machine alone.
     prepared = prepare(config) if is_rank_0() else None
-    with ranks(prepared[0].nproc if prepared else 1) as world, printing_on_rank_0(world):
+    with ranks(prepared[0].nproc if prepared else 1) as world, printing_on_rank_0(world), ExitStack() as owned:
+        # Of torchrun's agents, not all need to count a restart.
+        if world.any(is_restart()) and prepared and name is None:
+            prepared = after_restart(prepared[0]), prepared[1]
         prepared = world.broadcast(prepared)
         assert prepared is not None
         config, resumed = prepared
-        folder_name = name or (resumed.run_id if resumed and not config.track else "train")
         if world.is_first:
-            refuse_second_training(config, resumed, folder_name=folder_name)
+            refuse_second_training(config, resumed, folder_name=folder_name_of(config, resumed, name))
         with world.first_on_machine():
             data = data or load_training_data(config)
         called = run_name("train", config)
         config = config if resumed else fit_to_data(config, data.train)
+        key = training_key(config, data.digest)
+        found = owned.enter_context(own_training(key, config, resumed, world))
+        config, resumed = found.config, found.resumed
+        if found.finished is not None:
+            report_finished(found.finished, config, world)
+            return None
         if world.is_first:
             check_metrics(config, data)
+        folder_name = folder_name_of(config, resumed, name)
         with (
             StopRequest(watch_parent=_has_parent() or not world.is_first) as stop,
             training_run(config, resumed, world, name=name, called=called, folder_name=folder_name) as run,
         ):
-            folder = config.output / (run.run_id if config.track else folder_name) / "checkpoints"
+            folder = config.output / (run.run_id if config.track else folder_name) / CHECKPOINTS
             if world.is_first:
-                run.set_tags(tags)
+                run.set_tags(training_tags(key, config, resumed))
                 _log_inputs(run, config, data)
             session = start_session(config, data, resumed.checkpoint if resumed else None, world=world)
             run.set_tags(machine_tags(session.trainer))
-            best_before = resumed.best if resumed else None
-            best = session.train(
-                run,
-                folder,
-                stop,
-                best_before=best_before,
-                after_evaluation=partial(log_evaluation, run, data.evaluated),
-            )
+            best_before, shown = resumed.best if resumed else None, partial(log_evaluation, run, data.evaluated)
+            best = session.train(run, folder, stop, best_before=best_before, after_evaluation=shown)
             if not world.is_first:
                 sys.exit(0)
             return _conclude(run, session, best, stop)

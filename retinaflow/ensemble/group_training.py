@@ -1,26 +1,19 @@
-"""The trainings of ``split``: one for each group of classes, taken from an earlier split where one has finished."""
+"""The class groups of ``split`` and the names of their trainings."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import retinaflow
 from retinaflow.comparison.ground_truth_digest import ground_truth_digest
 from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import SettingError
 from retinaflow.metric.chosen_metric import OF_CLASS
-from retinaflow.runs import store
-from retinaflow.settings.commands import SplitConfig, TrainConfig
+from retinaflow.settings.commands import SplitConfig
 from retinaflow.settings.value_types import metric_target, metric_weights
-from retinaflow.training.resume import WITHOUT_EFFECT, find_resumed
 
-TRAINING_TAG = "retinaflow.training"
-"""Tag of a group's training: :func:`training_key`."""
 _LONGEST_NAME = 40
 
 
@@ -79,42 +72,3 @@ def run_name(group: str) -> str:
     name = re.sub(r"[^\w.,:-]+", "_", group)
     digest = hashlib.sha256(group.encode()).hexdigest()[:6]
     return name if len(name) <= _LONGEST_NAME and name == group else f"{name[:_LONGEST_NAME]}-{digest}"
-
-
-def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Digest of everything that a training depends on: settings, data, version."""
-    settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in WITHOUT_EFFECT}
-    document = json.dumps([settings, data_digest, retinaflow.__version__], sort_keys=True)
-    return hashlib.sha256(document.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class EarlierTraining:
-    """A training of the same settings and data: ``finished``, or else ``stopped`` and resumable; None for neither."""
-
-    finished: str | None = None
-    stopped: str | None = None
-
-
-def earlier_training(key: str, config: TrainConfig) -> EarlierTraining:
-    """The newest training with the tag ``key``."""
-    runs = store.find_runs(f"tags.`{TRAINING_TAG}` = '{key}'")
-    finished = next((run.run_id for run in runs if run.status == "FINISHED"), None)
-    return EarlierTraining(finished, None if finished else _stopped(runs, config))
-
-
-def _stopped(earlier: Sequence[store.RunRecord], config: TrainConfig) -> str | None:
-    """The newest training that was stopped and can be resumed.
-
-    A training that runs now and one that was killed at once have the same status, so both are left alone.
-    """
-    ended = (run.run_id for run in earlier if run.status in ("KILLED", "FAILED"))
-    return next((run_id for run_id in ended if _is_resumable(run_id, config)), None)
-
-
-def _is_resumable(run_id: str, config: TrainConfig) -> bool:
-    try:
-        return find_resumed(config.model_copy(update={"resume": run_id})) is not None
-    except (SettingError, DataError, OSError):
-        # It ended before its first checkpoint, or that is gone.
-        return False

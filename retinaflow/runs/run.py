@@ -23,11 +23,15 @@ from PIL import Image
 
 from retinaflow.addresses import without_secrets
 from retinaflow.data.spreadsheets import for_spreadsheet
-from retinaflow.errors import SettingError
+from retinaflow.errors import DataError, SettingError
+from retinaflow.files import atomic_file, read_json
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.settings.value_types import as_text
 
 FIGURE_DPI = 110
+TAGS = "tags.json"
+STATUS_TAG, FINISHED = "retinaflow.status", "FINISHED"
+"""Tag of a training without MLflow, which has the status of a run itself; its value after a whole training."""
 DESCRIPTION = "mlflow.note.content"
 """Tag that ``mlflow ui`` shows as the description of a run, in Markdown."""
 IMAGES = "images"
@@ -168,6 +172,15 @@ class LoggedPoints:
         return {name: float(value) for name, value in metrics.items() if step > self.last_step.get(name, -1)}
 
 
+def tags_of_folder(folder: Path) -> dict[str, str]:
+    """The tags of a run in a folder; none where there is no file of tags, or one that cannot be read."""
+    try:
+        tags = read_json(folder / TAGS)
+    except (OSError, DataError):
+        return {}
+    return tags if isinstance(tags, dict) else {}
+
+
 class FolderRun(FileRun):
     """The same files in a folder, and the metrics in ``metrics.jsonl``, which ``resumed`` continues."""
 
@@ -214,9 +227,7 @@ class FolderRun(FileRun):
                 file.write(json.dumps({"step": step, **new}) + "\n")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        path = self.folder / "tags.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.log_json({**known, **tags}, "tags.json")
+        self.log_json({**tags_of_folder(self.folder), **tags}, TAGS)
 
     def set_description(self, text: str) -> None:
         self.set_tags({DESCRIPTION: text})
@@ -230,8 +241,8 @@ class FolderRun(FileRun):
     def log_file(self, path: Path, folder: str | None = None) -> None:
         target = self.folder / (folder or "") / path.name
         if path.resolve() != target.resolve():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+            with atomic_file(target) as partial:
+                partial.write_bytes(path.read_bytes())
 
     def log_image(self, image: Pixels, *, key: str, step: int) -> None:
         path = self.folder / IMAGES / key / f"step_{step:06d}.png"

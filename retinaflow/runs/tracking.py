@@ -92,7 +92,7 @@ def _started(experiment: str | None, *, name: str | None, default_name: str | No
             where = {"run_id": resume}
             leave_experiment_for(resume)
             if launched not in (None, resume):
-                _link_to_resumed(launched, resume)
+                _link_launched(launched, resume, "Resumes")
         elif outer is not None:
             where = {"experiment_id": outer.info.experiment_id, "run_name": name or default_name}
         elif launched is None:
@@ -118,14 +118,22 @@ def _tags_without_secrets() -> dict[str, str]:
     return {name: without_secrets(value) for name, value in tags.items() if without_secrets(value) != value}
 
 
-def _link_to_resumed(launched: str, resumed: str) -> None:
-    """Let the run that `mlflow run` has made for this process, which stays empty, lead to the one that is resumed."""
+def link_launched(run_id: str) -> None:
+    """Let the run that `mlflow run` has made for this process, if any, lead to one that has all results already."""
+    launched = os.environ.get("MLFLOW_RUN_ID")
+    if launched not in (None, run_id):
+        with store.store_errors(f"run {launched} of mlflow run cannot be linked to run {run_id} in {store.uri()}"):
+            _link_launched(launched, run_id, "Is the same training as")
+
+
+def _link_launched(launched: str, run_id: str, what: str) -> None:
+    """Let the run that `mlflow run` has made for this process, which stays empty, lead to the one with the results."""
     client = mlflow.MlflowClient()
-    info = client.get_run(resumed).info
-    page = f"#/experiments/{info.experiment_id}/runs/{resumed}"
+    info = client.get_run(run_id).info
+    page = f"#/experiments/{info.experiment_id}/runs/{run_id}"
     client.set_tag(launched, "retinaflow.command", "resume")
-    client.set_tag(launched, "retinaflow.continues", resumed)
-    client.set_tag(launched, "mlflow.note.content", f"Resumes [{info.run_name}]({page}), which has all results.")
+    client.set_tag(launched, "retinaflow.continues", run_id)
+    client.set_tag(launched, "mlflow.note.content", f"{what} [{info.run_name}]({page}), which has all results.")
     # MLflow would start the next run of this process in it.
     del os.environ["MLFLOW_RUN_ID"]
 

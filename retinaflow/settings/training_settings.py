@@ -270,7 +270,8 @@ class CheckpointSettings(Settings):
     save_minutes: Annotated[NonNegative, FREE] = 10.0
     """Minutes between checkpoints within an epoch, the first after the first step; 0: after epochs only."""
     resume: Annotated[OptionalText, FREE] = None
-    """Run id or checkpoint file to resume, by its settings; none: start anew."""
+    """Run id or checkpoint file to resume, by its settings; auto: the unfinished training of these settings and data,
+    else a new one; none: start anew. Not given: none, and auto after a restart by torchrun or Slurm."""
     register_as: Annotated[OptionalText, FREE] = None
     """Name under which the best model is registered; none: not registered."""
 

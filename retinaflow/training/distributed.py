@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous as meet
 
 TIMEOUT = timedelta(hours=1)
 """Longest wait for another rank: rank 0 alone scores a whole validation set while the others wait."""
@@ -114,9 +118,10 @@ def connected(world: World, rendezvous: str) -> Iterator[World]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(world.local_rank)
+    store = next(iter(meet(rendezvous, world.rank, world.size, timeout=TIMEOUT)))[0]
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        init_method=rendezvous,
+        store=_of_these_processes(store, world),
         rank=world.rank,
         world_size=world.size,
         timeout=TIMEOUT,
@@ -125,3 +130,24 @@ def connected(world: World, rendezvous: str) -> Iterator[World]:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _of_these_processes(store: Store, world: World) -> Store:
+    """The store under a prefix that the present processes alone have.
+
+    torchrun gives ranks that it starts again the store of those that have died, with their addresses. So each rank asks
+    with a word of its own, and rank 0 answers with the prefix until the rank has been there: what rank 0 reads, or
+    finds answered, may be of the processes before.
+    """
+    if world.is_first:
+        prefix = secrets.token_hex(8)
+        for rank in range(1, world.size):
+            while not store.check([f"{prefix}/{rank}"]):
+                store.set(f"answer/{store.get(f'asked/{rank}').decode()}", prefix)
+                time.sleep(0.02)
+    else:
+        word = secrets.token_hex(8)
+        store.set(f"asked/{world.rank}", word)
+        prefix = store.get(f"answer/{word}").decode()
+        store.set(f"{prefix}/{world.rank}", "here")
+    return PrefixStore(prefix, store)

@@ -20,6 +20,11 @@ from retinaflow.settings.commands import TrainConfig, may_change
 from retinaflow.settings.resolve import resolve
 from retinaflow.settings.value_types import OnResume, as_text
 
+AUTO = "auto"
+"""Value of ``resume``: the unfinished training of the same settings and data, or a new one
+(:mod:`retinaflow.training.earlier_training`)."""
+CHECKPOINTS = "checkpoints"
+"""Folder in that of a run; its owner owns the run."""
 WITHOUT_EFFECT, STEERING = may_change(OnResume.FREE), may_change(OnResume.STEERS)
 """By the metadata of the settings. Sampling and its like may change between two epochs only: the trainer refuses
 another plan for an epoch that has begun. Where the data lies is free: that it is the same is seen by its digest."""
@@ -43,11 +48,11 @@ def prepare(config: TrainConfig) -> tuple[TrainConfig, Resumed | None]:
 
 def find_resumed(config: TrainConfig) -> Resumed | None:
     """The checkpoint that ``resume`` names: a file, a folder that holds one, or a run's ``last.pt``, here or among its
-    artifacts.
+    artifacts; None for none and auto.
 
     Raises SettingError or DataError when there is none, or none to resume from.
     """
-    if config.resume is None:
+    if config.resume in (None, AUTO):
         return None
     path, run_id = _last_of(config.resume, config)
     checkpoint = load_checkpoint(path)
@@ -70,16 +75,21 @@ def _last_of(resume: str, config: TrainConfig) -> tuple[Path, str | None]:
     given = Path(resume)
     if given.is_file():
         return given, None
-    for path in (given / "last.pt", given / "checkpoints" / "last.pt"):
+    for path in (given / "last.pt", given / CHECKPOINTS / "last.pt"):
         if path.is_file():
             return path, None
     if given.suffix == ".pt":
         raise SettingError(f"resume={resume}: no such checkpoint file")
-    path = config.output / resume / "checkpoints" / "last.pt"
-    if not path.is_file():
-        # The run may have written to another folder than this command would.
-        path = Path(store.params_of(resume).get("output", config.output)) / resume / "checkpoints" / "last.pt"
-    return path if path.is_file() else store.fetch(resume, "checkpoints") / "last.pt", resume
+    path = folder_of_run(resume, config) / "last.pt"
+    return path if path.is_file() else store.fetch(resume, CHECKPOINTS) / "last.pt", resume
+
+
+def folder_of_run(run_id: str, config: TrainConfig) -> Path:
+    """The local folder of a run's checkpoints: in ``output``, or where its own ``output`` was. It may not exist."""
+    folder = config.output / run_id / CHECKPOINTS
+    if (folder / "last.pt").is_file():
+        return folder
+    return Path(store.params_of(run_id).get("output", config.output)) / run_id / CHECKPOINTS
 
 
 def resumed_settings(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
@@ -87,7 +97,7 @@ def resumed_settings(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig
 
     Raises SettingError for a setting that the checkpoint cannot be resumed with.
     """
-    stored = resolve(TrainConfig, {**checkpoint.settings, "config": None})
+    stored = _stored(checkpoint)
     given = {name for name in config.model_fields_set if name in TrainConfig.model_fields}
     changed = sorted(name for name in given if getattr(config, name) != getattr(stored, name))
     for name in changed:
@@ -100,3 +110,13 @@ def resumed_settings(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig
                 f"checkpoint's {old}; leave it out, or start a new training"
             )
     return stored.model_copy(update={"resume": config.resume, **{name: getattr(config, name) for name in changed}})
+
+
+def is_steered(config: TrainConfig, checkpoint: Checkpoint) -> bool:
+    """Whether the rest of the training has other settings than the part before the checkpoint."""
+    stored = _stored(checkpoint)
+    return any(getattr(config, name) != getattr(stored, name) for name in STEERING)
+
+
+def _stored(checkpoint: Checkpoint) -> TrainConfig:
+    return resolve(TrainConfig, {**checkpoint.settings, "config": None})

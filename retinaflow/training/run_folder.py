@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.owner import OWNER, owner_of
-from retinaflow.runs.run import NullRun, Run
+from retinaflow.runs.run import FINISHED, STATUS_TAG, NullRun, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
-from retinaflow.training.resume import Resumed
+from retinaflow.training.resume import CHECKPOINTS, Resumed
 
-CHECKPOINTS = "checkpoints"
-"""Folder in that of a run; its owner owns the run."""
+
+def folder_name_of(config: TrainConfig, resumed: Resumed | None, name: str | None) -> str:
+    """The name of the folder in ``output`` that a training without MLflow has; ``name``: of the run, if it has one."""
+    return resumed.run_id if resumed and not config.track else name or "train"
+
+
+def report_finished(run_id: str, config: TrainConfig, world: World) -> None:
+    """Report that this training is done already, by which run and how to train again; other ranks exit."""
+    if not world.is_first:
+        sys.exit(0)
+    if config.track:
+        tracking.link_launched(run_id)
+    where = f"run {run_id}" if config.track else config.output / run_id
+    report(
+        f"{where} has these settings and data and is finished, so nothing is trained; resume=none trains the same again"
+    )
 
 
 def refuse_second_training(config: TrainConfig, resumed: Resumed | None, *, folder_name: str) -> None:
@@ -65,7 +80,11 @@ def training_run(
         ) as run:
             if resume is None and config.track:
                 owned.enter_context(owner_of(config.output / run.run_id / CHECKPOINTS))
+            if not config.track:
+                run.set_tags({STATUS_TAG: "RUNNING"})
             yield run
+            if not config.track:
+                run.set_tags({STATUS_TAG: FINISHED})
 
 
 @contextlib.contextmanager

@@ -21,10 +21,11 @@ from retinaflow.cli import main
 from retinaflow.commands import evaluate, merge, split
 from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.stored_matches import read_matches
-from retinaflow.ensemble.group_training import read_groups, run_name, training_key
+from retinaflow.ensemble.group_training import read_groups, run_name
 from retinaflow.metric.challenge import average_precision
 from retinaflow.settings.commands import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
+from retinaflow.training.earlier_training import training_key
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +143,9 @@ def test_the_same_split_again_trains_nothing_again(
     assert again.info.run_id != halves.info.run_id
     assert set(_children(again)) == {"merged", "calibrated"}
     assert _parts(again) == _parts(halves)
-    assert capsys.readouterr().out.count("of an earlier split has these settings and data") == 2
+    assert (
+        capsys.readouterr().out.count(" has these settings and data and is finished; reuse=false trains it again") == 2
+    )
     path = mlflow.artifacts.download_artifacts(run_id=again.info.run_id, artifact_path="comparison.csv")
     assert [name for name in pd.read_csv(path) if "difference" not in name] == [
         "group", "classes", "merged", "calibrated",
@@ -173,7 +176,7 @@ def test_a_split_that_was_stopped_goes_on_within_its_training(
     (stopped,) = (path.parents[1].name for path in found)
     assert mlflow.get_run(stopped).info.status == "KILLED"
     assert main(["split", *words]) == 0
-    assert f"run {stopped} of an earlier split was stopped and is resumed" in capsys.readouterr().out
+    assert f"run {stopped} has these settings and data, is not finished, and is resumed" in capsys.readouterr().out
     assert mlflow.get_run(stopped).info.status == "FINISHED"
     assert _parts(_last("split"))[0] == stopped
 

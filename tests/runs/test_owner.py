@@ -116,7 +116,7 @@ def test_two_trainings_in_one_folder_do_not_mix(
         for folder in tmp_path.iterdir()
     }
     assert found == {
-        "train": ["checkpoints", "metrics.jsonl", "only-of-2.0.txt"],
-        "train-1": ["checkpoints", "metrics.jsonl", "only-of-1.0.txt"],
+        "train": ["checkpoints", "metrics.jsonl", "only-of-2.0.txt", "tags.json"],
+        "train-1": ["checkpoints", "metrics.jsonl", "only-of-1.0.txt", "tags.json"],
     }
     assert "holds an earlier training, which is now" in capsys.readouterr().out
