@@ -34,7 +34,6 @@ from retinaflow.settings.value_types import (
     Searched,
     as_text,
     auto,
-    by_data,
     split_list,
 )
 
@@ -235,9 +234,9 @@ class SamplingSettings(Settings):
 
     sampling: Annotated[Strategy, STEERS, Searched("uniform,repeat-factor,class-aware,binned")] = "binned"
     """How often images are sampled."""
-    balance: Annotated[Fraction, STEERS, Searched("0.1..0.9", _BINNED)] = by_data(0.75, demo=0.5)
+    balance: Annotated[Fraction, STEERS, Searched("0.1..0.9", _BINNED)] = 0.75
     """binned: quantile of images per class that rarer bins are lifted to; 0 lifts none."""
-    bin_rates: Annotated[BinRates, STEERS] = by_data("smooth", demo="step")
+    bin_rates: Annotated[BinRates, STEERS] = "smooth"
     """binned: one rate for all classes of a bin (step), or interpolated between bins (smooth)."""
     class_power: Annotated[Fraction, STEERS] = 0.0
     """class-aware: a class is sampled in proportion to its images to this power; 0: all classes alike."""

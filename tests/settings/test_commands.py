@@ -334,4 +334,4 @@ def test_the_task_of_mlperf_is_stated_by_a_file_of_settings() -> None:
     assert (config.augment, config.rare_augment, config.horizontal_flip, config.copy_paste) == (0, 0, True, 0)
     assert (config.batch_size, config.lr, config.schedule, config.epochs) == (256, 1e-4, "constant", 8)
     assert (config.head_norm, config.batch_norm, config.trainable_layers) == ("none", "frozen", 3)
-    assert str(config.target) == "val/mAP:0.34"
+    assert str(config.target) == "val/coco_AP:0.34"
