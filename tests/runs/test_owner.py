@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 from retinaflow.runs.owner import LOCK, OWNER, owner_of
+from retinaflow.training.distributed import ALONE
 from retinaflow.training.resume import find_resumed
 from retinaflow.training.run_folder import refuse_second_training, training_run
 
@@ -30,17 +33,22 @@ with owner_of(Path(sys.argv[1])):
 """
 
 
-def _hold(folder: Path) -> subprocess.Popen[str]:
-    """Another process that owns a folder."""
-    process = subprocess.Popen(
+@contextlib.contextmanager
+def _hold(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that owns a folder while the block runs."""
+    with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "owned\n"
-    return process
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "owned\n"
+        try:
+            yield process
+        finally:
+            # Also when the test fails: leaving the block waits for the process.
+            process.kill()
 
 
 def test_a_second_process_is_refused_and_reads_who_is_the_first_until_that_ends(tmp_path: Path) -> None:
@@ -78,10 +86,9 @@ def test_a_resumed_run_that_is_in_progress_stays_as_it_is(trained: Any, workshop
                 refuse_second_training(config, find_resumed(config), folder_name="train")
             with (
                 pytest.raises(SettingError, match=f"by process {process.pid}"),
-                training_run(config, find_resumed(config), name=None, folder_name="train"),
+                training_run(config, find_resumed(config), ALONE, name=None, called="train", folder_name="train"),
             ):
                 pass
-        process.kill()
     after = mlflow.get_run(trained.run_id)
     assert (after.info.status, after.data.metrics) == (before.info.status, before.data.metrics)
     assert after.data.tags == before.data.tags
@@ -103,12 +110,12 @@ def test_two_trainings_in_one_folder_do_not_mix(
 ) -> None:
     config = workshop.settings(track=False, output=str(tmp_path))
     for loss in (1.0, 2.0):
-        with training_run(config, None, name=None, folder_name="train") as run:
+        with training_run(config, None, ALONE, name=None, called="train", folder_name="train") as run:
             run.log_metrics({"train/loss": loss}, step=1)
             run.log_text(str(loss), f"only-of-{loss}.txt")
             with (
                 pytest.raises(SettingError, match=f"by process {os.getpid()}"),
-                training_run(config, None, name=None, folder_name="train"),
+                training_run(config, None, ALONE, name=None, called="train", folder_name="train"),
             ):
                 pass
     found = {
