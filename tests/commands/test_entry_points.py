@@ -168,8 +168,11 @@ def test_without_tracking_the_same_files_go_to_the_output_folder(trained: TrainR
     output = workshop.folder / "untracked"
     result = train.run(workshop.settings(track="false", output=str(output)))
     files = {path.name for path in (output / "train").iterdir() if path.is_file()}
-    only_in_mlflow = {"per_class_ap.json", "checkpoints"}
-    assert files - {"params.json", "metrics.jsonl", "tags.json"} == _names(trained.run_id) - only_in_mlflow
+    only_in_mlflow = {"per_class_ap.json", "checkpoints", "images"}
+    assert (
+        files - {"params.json", "metrics.jsonl", "tags.json", "datasets.json"}
+        == _names(trained.run_id) - only_in_mlflow
+    )
     assert result.checkpoint == output / "train" / "checkpoints" / "best.pt"
     assert len(_runs("train")) == before
 

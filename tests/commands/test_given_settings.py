@@ -58,12 +58,12 @@ def test_a_value_that_is_given_under_mlflow_run_wins_also_when_it_is_the_default
 
 @pytest.mark.slow
 def test_a_value_that_is_given_as_auto_is_logged_as_given_and_as_used(folder: Path) -> None:
-    (folder / "mine.yaml").write_text("balance: 0.25\n", encoding="utf-8")
-    given = {"data": folder / "tiny", "config": folder / "mine.yaml", "output": folder / "out", "balance": "auto"}
-    done = _mlflow_run(folder, "binning", "auto", **given)
+    (folder / "mine.yaml").write_text("num_buckets: 3\n", encoding="utf-8")
+    given = {"data": folder / "tiny", "config": folder / "mine.yaml", "output": folder / "out", "num_buckets": "auto"}
+    done = _mlflow_run(folder, "explore", "auto", samples=0, **given)
     assert done.returncode == 0, done.stderr
     params = _params("auto")
-    assert (params["balance"], params["used/balance"]) == ("auto", "0.75")
+    assert (params["num_buckets"], params["used/num_buckets"]) == ("auto", "7")
 
 
 @pytest.mark.slow

@@ -113,12 +113,11 @@ def test_runs_of_the_same_data_are_found_by_it(workshop: Any) -> None:
 def test_an_evaluation_on_the_validation_images_has_the_dataset_of_the_training(
     trained: Any, evaluated: Path, workshop: Any
 ) -> None:
-    del evaluated
     training = _inputs(trained.run_id)
     assert training["training"][0] == f"{workshop.data.name}/train"
     [run] = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=f"tags.`retinaflow.evaluated` = '{trained.run_id}'",
+        filter_string=f"params.output = '{evaluated}'",
         output_format="list",
     )
     assert _inputs(run.info.run_id) == {"evaluation": training["validation"]}

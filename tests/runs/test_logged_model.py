@@ -47,10 +47,9 @@ def test_a_model_has_the_metrics_and_the_step_of_its_evaluation_on_the_validatio
 
 
 def test_an_evaluation_gives_its_metrics_to_the_model_that_it_names_as_input(trained: Any, evaluated: Path) -> None:
-    del evaluated
     [run] = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string=f"tags.`retinaflow.evaluated` = '{trained.run_id}'",
+        filter_string=f"params.output = '{evaluated}'",
         output_format="list",
     )
     run = MlflowClient().get_run(run.info.run_id)  # A search returns no models.

@@ -45,7 +45,7 @@ def test_no_yaml_file_is_asked_for_by_none() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ("demo", {"image_size": 112, "epochs": 3, "lr": 1e-3, "balance": 0.5, "focal_gamma": 1.0}),
+        ("demo", {"image_size": 112, "epochs": 3, "lr": 1e-3, "balance": 0.75, "focal_gamma": 1.0}),
         ("some/folder", {"image_size": 512, "epochs": 12, "lr": 3e-4, "balance": 0.75, "focal_gamma": 2.0}),
     ],
 )
@@ -289,6 +289,7 @@ def test_evaluate_has_only_what_the_training_had_or_evaluating_needs() -> None:
         "iou_thresholds",
         "report_score",
         "error_analysis",
+        "samples",
     }
     assert set(EvaluateConfig.model_fields) - set(TrainConfig.model_fields) == own
 
