@@ -82,7 +82,6 @@ def shop(request: pytest.FixtureRequest, trained: Any, workshop: Any, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.trains
 def test_the_newest_training_that_is_not_finished_is_resumed_and_the_others_are_named(
     shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +99,6 @@ def test_the_newest_training_that_is_not_finished_is_resumed_and_the_others_are_
 
 
 @pytest.mark.slow
-@pytest.mark.trains
 def test_a_checkpoint_that_is_damaged_or_missing_is_named_and_the_one_before_it_is_resumed(
     shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +114,6 @@ def test_a_checkpoint_that_is_damaged_or_missing_is_named_and_the_one_before_it_
 
 
 @pytest.mark.slow
-@pytest.mark.trains
 def test_a_training_in_progress_is_refused_not_doubled(shop: Shop) -> None:
     name = shop.add()
     with owner_of(shop.output / name / "checkpoints"), pytest.raises(SettingError, match="a training is in progress"):
@@ -130,7 +127,6 @@ def test_a_training_in_progress_is_refused_not_doubled(shop: Shop) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.trains
 def test_a_checkpoint_that_is_with_the_run_only_is_resumed_from_there(
     trained: Any, workshop: Any, tmp_path: Path
 ) -> None:
@@ -144,7 +140,6 @@ def test_a_checkpoint_that_is_with_the_run_only_is_resumed_from_there(
 
 
 @pytest.mark.slow
-@pytest.mark.trains
 def test_the_same_command_again_reports_the_finished_training(
     trained: Any, workshop: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +161,6 @@ def test_the_same_command_again_reports_the_finished_training(
 
 
 @pytest.mark.slow
-@pytest.mark.trains
 def test_a_training_that_was_changed_while_it_was_resumed_is_not_that_of_its_first_settings(
     workshop: Any, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ import torch
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.training.earlier_training import RESTARTS, TRAINING_TAG
 
-pytestmark = [pytest.mark.slow, pytest.mark.trains]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = "-m torch.distributed.run --standalone --max-restarts=3 --nproc-per-node=2 --monitor-interval=0.1"
