@@ -1,4 +1,4 @@
-"""What a GPU makes of this project, beside the targets: one table, in under five minutes on one H100 or H200.
+"""What a GPU makes of this project, beside the targets: one table, made to take under five minutes on one H100 or H200.
 
     python benchmarks/gpu.py                     # parts a to f, the generated set for e
     python benchmarks/gpu.py --parts a,c         # some of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -155,7 +156,8 @@ def _workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     workshop = Workshop(tmp_path_factory.mktemp("commands"))
     folder, before = workshop.folder, mlflow.get_tracking_uri()
-    with warnings.catch_warnings():
+    # A store remembers the folder in which it was first opened as the place of its artifacts.
+    with contextlib.chdir(folder), warnings.catch_warnings():
         # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
         warnings.simplefilter("ignore")
         mlflow.set_tracking_uri(workshop.uri)

@@ -35,7 +35,6 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         run.set_tags({"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]})
         dataset = evaluated_dataset(source.images.settings, index)
         run.log_datasets([dataset])
-        run.log_model_input(source.model_id)
         detections = source.detect(stop, skipped)
         coco = coco_scores(detections, index)
         detections = expand_to_ancestors(detections, index.taxonomy) if config.expand_predictions else detections
@@ -56,7 +55,8 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         document |= means_by_threshold(per_class, thresholds) | {"coco": coco.metrics(prefix="")}
         if config.bootstrap > 0:
             evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
-        run.log_metrics(evaluation.metrics, step=0, model_id=source.model_id, dataset=dataset)
+        run.log_metrics(evaluation.metrics, step=0)
+        run.log_model_input(source.model_id, evaluated_on=dataset)
         targets: list[Run] = [run, FolderRun(config.output)] if config.track else [run]
         for target in targets:
             reports.log_tables(target, evaluation, document)

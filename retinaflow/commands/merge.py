@@ -26,7 +26,7 @@ from retinaflow.reports.evaluation_artifacts import (
 )
 from retinaflow.runs import tracking
 from retinaflow.runs.datasets import evaluated_dataset
-from retinaflow.runs.logged_model import last_model_of_run
+from retinaflow.runs.logged_model import model_of_run
 from retinaflow.runs.run import FolderRun
 from retinaflow.settings.commands import MergeConfig
 
@@ -57,7 +57,7 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
         source = ensemble.members[0].run.stored.evaluated_from
         run.log_datasets([evaluated_dataset(source["settings"], ensemble.evaluated)])
         for member in ensemble.members if config.track else ():
-            run.log_model_input(last_model_of_run(member.run_id))
+            run.log_model_input(model_of_run(member.run_id))
         table = calibration_table(calibrated, ensemble)
         run.log_metrics({**evaluation.metrics, **mean_losses(table)}, step=0)
         document = metrics_document(evaluation, ensemble.evaluated) | {

@@ -7,7 +7,7 @@ from retinaflow.comparison.promotion import Decision, best_of, decide, has_model
 from retinaflow.errors import SettingError
 from retinaflow.progress import report
 from retinaflow.runs import registry, tracking
-from retinaflow.runs.logged_model import last_model_of_run
+from retinaflow.runs.logged_model import model_of_run
 from retinaflow.runs.names import run_name
 from retinaflow.settings.commands import PromoteConfig
 
@@ -27,7 +27,7 @@ def run(config: PromoteConfig) -> Decision:
         default_name=run_name("promote", config),
     ) as run:
         run.log_params(config.model_dump())
-        run.log_model_input(last_model_of_run(run_id))
+        run.log_model_input(model_of_run(run_id))
         decision = decide(config, candidate, run_id, present)
         run.set_tags({**decision.tags, "retinaflow.candidate": run_id, "mlflow.note.content": decision.reason})
         if decision.promoted:

@@ -55,22 +55,14 @@ def log_checkpoint(
             mlflow.register_model(f"models:/{model.model_id}", register_as)
 
 
-def model_of_run(run_id: str, digest: str) -> str | None:
-    """Id of the model that a run has logged with the weights of that digest; None when it has none, or is unknown."""
+def model_of_run(run_id: str, digest: str | None = None) -> str | None:
+    """Id of the newest model that a run has logged, with the weights of ``digest`` if that is given; None when it has
+    none, or is unknown."""
     try:
         found = _models_of(mlflow.MlflowClient(), run_id)
     except MlflowException:
         return None
-    return next((model.model_id for model in found if _has_digest(model, digest)), None)
-
-
-def last_model_of_run(run_id: str) -> str | None:
-    """Id of the newest model that a run has logged; None when it has none."""
-    try:
-        found = _models_of(mlflow.MlflowClient(), run_id)
-    except MlflowException:
-        return None
-    return found[0].model_id if found else None
+    return next((model.model_id for model in found if digest is None or _has_digest(model, digest)), None)
 
 
 def model_of_name(name: str) -> str | None:

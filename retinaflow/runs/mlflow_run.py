@@ -28,7 +28,7 @@ from retinaflow.addresses import without_secrets
 from retinaflow.errors import first_line
 from retinaflow.progress import print_to
 from retinaflow.runs.datasets import DatasetInput
-from retinaflow.runs.logged_model import log_checkpoint
+from retinaflow.runs.logged_model import link_metrics, log_checkpoint
 from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
 from retinaflow.runs.run import DESCRIPTION, FileRun, Pixels, as_parameters
 from retinaflow.runs.step_images import StepImages
@@ -65,21 +65,9 @@ class MlflowRun(FileRun):
         """
         self._outbox.put("params", {"params": as_parameters(params)})
 
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        step: int,
-        model_id: str | None = None,
-        dataset: DatasetInput | None = None,
-    ) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        content: dict[str, Any] = {"time": int(time.time() * 1000), "step": step, "metrics": values}
-        if model_id is not None:
-            content["model_id"] = model_id
-        if dataset is not None:
-            content["dataset"] = [dataset.name[:LONGEST_NAME], dataset.digest]
-        self._outbox.put("metrics", content)
+        self._outbox.put("metrics", {"time": int(time.time() * 1000), "step": step, "metrics": values})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._outbox.put("tags", {"tags": {name: without_secrets(value) for name, value in tags.items()}})
@@ -107,9 +95,10 @@ class MlflowRun(FileRun):
             Image.fromarray(image).save(path)
             self._outbox.put("image", {"key": key, "step": step, "time": int(time.time() * 1000)}, path)
 
-    def log_model_input(self, model_id: str | None) -> None:
+    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None:
         if model_id is not None:
-            self._outbox.put("model_input", {"model_id": model_id})
+            dataset = None if evaluated_on is None else [evaluated_on.name[:LONGEST_NAME], evaluated_on.digest]
+            self._outbox.put("model_input", {"model_id": model_id, "dataset": dataset})
 
     def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
         """A checkpoint as an MLflow model with the metrics of its evaluation, registered if a name is given."""
@@ -160,18 +149,11 @@ class MlflowRun(FileRun):
         self._each(new, lambda some: mlflow.log_params(dict(some), synchronous=True, run_id=self.run_id))
 
     def _deliver_metrics(self, item: Item) -> None:
-        content, model_id = item.content, item.content.get("model_id")
-        dataset_name, digest = content.get("dataset", (None, None))
-        # Those of a model are sent in any case: that a point is in the run does not show that the model has it.
-        points = {
-            name: value
-            for name, value in content["metrics"].items()
-            if model_id is not None or not self._has(name, value, item)
-        }
+        content = item.content
+        points = {name: value for name, value in content["metrics"].items() if not self._has(name, value, item)}
 
         def send(some: Mapping[str, float]) -> None:
-            when = (content["time"], content["step"])
-            metrics = [Metric(name, value, *when, model_id, dataset_name, digest) for name, value in some.items()]
+            metrics = [Metric(name, value, content["time"], content["step"]) for name, value in some.items()]
             self._client.log_batch(self.run_id, metrics, synchronous=True)
 
         self._each(points, send)
@@ -219,7 +201,10 @@ class MlflowRun(FileRun):
             self._client.set_tag(self.run_id, _LOGGED_ARTIFACTS, json.dumps([*known, entry]))
 
     def _deliver_model_input(self, item: Item) -> None:
-        self._client.log_inputs(self.run_id, models=[LoggedModelInput(item.content["model_id"])])
+        model_id, dataset = item.content["model_id"], item.content["dataset"]
+        self._client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+        if dataset is not None:
+            link_metrics(self._client, self.run_id, model_id, step=0, dataset=tuple(dataset))
 
     def _deliver_model(self, item: Item) -> None:
         content = item.content

@@ -42,26 +42,19 @@ Pixels = NDArray[np.uint8]
 class Run(Protocol):
     """What a command logs its results to.
 
-    ``log_image``: a uint8 RGB image ``[H, W, 3]`` of a step; images of one key are a series. ``log_metrics``:
-    ``model_id`` is the logged model that was evaluated on ``dataset``. ``log_model_input``: the logged model that the
-    run uses; None: it is not known. ``log_model``: the checkpoint that was evaluated at ``step``, on ``dataset``.
+    ``log_image``: a uint8 RGB image ``[H, W, 3]`` of a step; images of one key are a series. ``log_model_input``: the
+    logged model that the run uses, None: it is not known; ``evaluated_on``: the metrics of step 0 of the run are those
+    of the model on these images. ``log_model``: the checkpoint that was evaluated at ``step``, on ``dataset``.
     """
 
     run_id: str
 
     def log_params(self, params: Mapping[str, Any]) -> None: ...
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        step: int,
-        model_id: str | None = None,
-        dataset: DatasetInput | None = None,
-    ) -> None: ...
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
     def set_description(self, text: str) -> None: ...
     def log_datasets(self, datasets: Sequence[DatasetInput]) -> None: ...
-    def log_model_input(self, model_id: str | None) -> None: ...
+    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None: ...
     def log_file(self, path: Path, folder: str | None = None) -> None: ...
     def log_json(self, document: Any, name: str) -> None: ...
     def log_text(self, text: str, name: str) -> None: ...
@@ -123,14 +116,7 @@ class NullRun(FileRun):
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        step: int,
-        model_id: str | None = None,
-        dataset: DatasetInput | None = None,
-    ) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Nothing."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -145,7 +131,7 @@ class NullRun(FileRun):
     def log_image(self, image: Pixels, *, key: str, step: int) -> None:
         """Nothing."""
 
-    def log_model_input(self, model_id: str | None) -> None:
+    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None:
         """Nothing."""
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -212,15 +198,7 @@ class FolderRun(FileRun):
     def log_params(self, params: Mapping[str, Any]) -> None:
         self.log_json(as_parameters(params), "params.json")
 
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        step: int,
-        model_id: str | None = None,
-        dataset: DatasetInput | None = None,
-    ) -> None:
-        del model_id, dataset  # A folder has the metrics of one model.
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         new = self._logged.beyond(metrics, step)
         if new:
             with self._metrics.open("a", encoding="utf-8") as file:
@@ -235,7 +213,7 @@ class FolderRun(FileRun):
     def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
         self.log_json([dataset.document() for dataset in datasets], "datasets.json")
 
-    def log_model_input(self, model_id: str | None) -> None:
+    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None:
         """Nothing: the tags name the model, and a folder has no logged models."""
 
     def log_file(self, path: Path, folder: str | None = None) -> None:

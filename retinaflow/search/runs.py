@@ -128,16 +128,9 @@ class TrialRun:
         self.run_id = run.run_id
         self._run, self._curves, self._evaluated = run, curves, evaluated
 
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        *,
-        step: int,
-        model_id: str | None = None,
-        dataset: DatasetInput | None = None,
-    ) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         if self._curves:
-            self._run.log_metrics(metrics, step=step, model_id=model_id, dataset=dataset)
+            self._run.log_metrics(metrics, step=step)
         if any(name.startswith("val/") for name in metrics):
             self._evaluated(metrics)
 
@@ -158,8 +151,8 @@ class TrialRun:
     def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
         self._run.log_datasets(datasets)
 
-    def log_model_input(self, model_id: str | None) -> None:
-        self._run.log_model_input(model_id)
+    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None:
+        self._run.log_model_input(model_id, evaluated_on=evaluated_on)
 
     def log_json(self, document: Any, name: str) -> None:
         self._run.log_json(document, name)

@@ -106,7 +106,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_a_prediction_that_is_not_judged_is_counted_with_its_reason(kind: str, tmp_path: Path) -> None:
+def test_a_prediction_that_is_not_evaluated_is_counted_with_its_reason(kind: str, tmp_path: Path) -> None:
     row, counts = KEPT[kind]
     folder = written(tmp_path, predictions=more("predictions", row), boxes=more("boxes", "y,/m/0a,0.1,0.5,0.1,0.5"))
     assert evaluate(folder) == 0
@@ -161,7 +161,7 @@ def _header(name: str) -> str:
     [(("predictions",), 0.0), (("boxes",), None), (("labels",), 1.0), (("boxes", "labels", "predictions"), None)],
     ids=["predictions", "boxes", "labels", "all"],
 )
-def test_files_of_a_header_alone_are_judged_as_nothing(
+def test_files_of_a_header_alone_are_evaluated_as_nothing(
     empty: tuple[str, ...], mean: float | None, tmp_path: Path
 ) -> None:
     folder = written(tmp_path, **{name: _header(name) for name in empty})

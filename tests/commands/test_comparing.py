@@ -168,7 +168,7 @@ def test_what_cannot_be_compared_is_named(fault: str, store: Any, capsys: pytest
 
 
 @pytest.fixture
-def judged_again(trained: TrainResult, workshop: Any) -> str:
+def evaluated_again(trained: TrainResult, workshop: Any) -> str:
     """Id of an ``evaluate`` run of the training with another score threshold."""
 
     def make() -> str:
@@ -190,9 +190,9 @@ def test_a_training_keeps_matches_that_give_its_scores(trained: TrainResult) -> 
 
 
 def test_a_training_and_its_evaluation_are_compared_with_sample_images(
-    trained: TrainResult, judged_again: str, workshop: Any
+    trained: TrainResult, evaluated_again: str, workshop: Any
 ) -> None:
-    given = {"runs": f"{judged_again},{trained.run_id}", "bootstrap": 100, "output": "real", "track": "false"}
+    given = {"runs": f"{evaluated_again},{trained.run_id}", "bootstrap": 100, "output": "real", "track": "false"}
     assert workshop.cli("compare", **given) == 0
     page = Path("real/comparison.html").read_text(encoding="utf-8")
     assert "score_threshold=0.02 against score_threshold=0.3" in page
@@ -202,10 +202,12 @@ def test_a_training_and_its_evaluation_are_compared_with_sample_images(
     assert rows.loc["score_threshold", ["A", "B"]].astype(float).tolist() == [0.3, 0.02]
 
 
-def test_without_the_judged_images_the_report_says_so(trained: TrainResult, judged_again: str, workshop: Any) -> None:
+def test_without_the_evaluated_images_the_report_says_so(
+    trained: TrainResult, evaluated_again: str, workshop: Any
+) -> None:
     moved = workshop.data.rename(workshop.folder / "moved")
     try:
-        given = {"runs": f"{judged_again},{trained.run_id}", "bootstrap": 100, "output": "moved-away"}
+        given = {"runs": f"{evaluated_again},{trained.run_id}", "bootstrap": 100, "output": "moved-away"}
         assert workshop.cli("compare", **given, track="false") == 0
     finally:
         moved.rename(workshop.data)
@@ -289,7 +291,7 @@ def test_one_that_is_not_surely_better_stays_outside_unless_forced(with_model: d
     assert not _promote(runs="equal").promoted
 
 
-def test_a_champion_judged_on_other_data_is_not_tested_against(with_model: dict[str, str]) -> None:
+def test_a_champion_evaluated_on_other_data_is_not_tested_against(with_model: dict[str, str]) -> None:
     _promote(runs="weak")
     other = run(world(6, 60, seed=5), 3.0, seed=1)
     with tracking.start_run("evaluate", track=True, experiment="champions", output=Path("out")) as evaluated:

@@ -104,7 +104,7 @@ def test_a_table_of_image_sizes_stands_for_the_headers(workshop: Any) -> None:
     assert data.train.sizes[:2].tolist() == [[200, 300], [96, 64]]
 
 
-def test_images_of_eval_ids_are_judged_on_and_not_trained_on(workshop: Any) -> None:
+def test_images_of_eval_ids_are_evaluated_on_and_not_trained_on(workshop: Any) -> None:
     Path("ids.txt").write_text("ImageID\ntrain001\ntrain005\nelsewhere\n")
     data = load_training_data(workshop.settings(eval_ids="ids.txt"))
     assert set(data.evaluated.image_ids) == {"train001", "train005"}

@@ -191,7 +191,9 @@ def test_a_training_is_the_same_by_settings_and_data_not_by_place() -> None:
     assert len(set(keys)) == 4
 
 
-def test_disjoint_models_may_come_in_any_order_and_are_judged_again_from_the_file(halves: Run, workshop: Any) -> None:
+def test_disjoint_models_may_come_in_any_order_and_are_evaluated_again_from_the_file(
+    halves: Run, workshop: Any
+) -> None:
     one, two = (_merge(runs=",".join(ids), track="false") for ids in (_parts(halves), _parts(halves)[::-1]))
     for column in ("image_index", "class_index", "score", "boxes"):
         np.testing.assert_array_equal(getattr(one.detections, column), getattr(two.detections, column))
@@ -283,7 +285,7 @@ def test_split_refuses_before_it_trains(
     assert message in capsys.readouterr().err
 
 
-def test_split_refuses_a_model_judged_on_other_images_before_it_trains(
+def test_split_refuses_a_model_evaluated_on_other_images_before_it_trains(
     trained: TrainResult, workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("some.txt").write_text("train001\ntrain002\n")

@@ -55,7 +55,7 @@ def _assert_same(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])
-def test_the_images_judged_in_training_get_the_detections_of_evaluate(
+def test_the_images_evaluated_in_training_get_the_detections_of_evaluate(
     trained: TrainResult, evaluated: Path, tmp_path: Path, file_format: str
 ) -> None:
     path = predict.run(_config(trained, tmp_path, file_format=file_format, shard_size=4))

@@ -159,24 +159,24 @@ def test_judging_a_run_again_gives_its_score_and_the_same_files(trained: TrainRe
 
 
 @pytest.mark.parametrize("source", ["models:/tiny-detector/1", "file"])
-def test_a_model_and_a_file_are_judged_as_in_training(trained: TrainResult, workshop: Any, source: str) -> None:
+def test_a_model_and_a_file_are_evaluated_as_in_training(trained: TrainResult, workshop: Any, source: str) -> None:
     from_run = str(trained.checkpoint) if source == "file" else source
     expected = _run(trained).data.metrics["best/mAP"]
-    assert _judged_map(workshop, from_run=from_run) == pytest.approx(expected, abs=1e-12)
+    assert _evaluated_map(workshop, from_run=from_run) == pytest.approx(expected, abs=1e-12)
 
 
-def test_without_a_name_the_last_training_is_judged(trained: TrainResult, workshop: Any) -> None:
+def test_without_a_name_the_last_training_is_evaluated(trained: TrainResult, workshop: Any) -> None:
     del trained
-    assert _judged_map(workshop) == pytest.approx(_judged_map(workshop, from_run=last_run("train")), abs=1e-12)
+    assert _evaluated_map(workshop) == pytest.approx(_evaluated_map(workshop, from_run=last_run("train")), abs=1e-12)
 
 
-def _judged_map(workshop: Any, **given: str) -> float:
+def _evaluated_map(workshop: Any, **given: str) -> float:
     output = workshop.folder / "again"
     assert workshop.cli("evaluate", **given, output=output, track="false", bootstrap=0) == 0
     return float(json.loads((output / "metrics.json").read_text())["mAP"])
 
 
-def test_a_model_can_be_judged_on_named_data(trained: TrainResult, workshop: Any) -> None:
+def test_a_model_can_be_evaluated_on_named_data(trained: TrainResult, workshop: Any) -> None:
     output = workshop.folder / "named"
     given = {"from_run": trained.checkpoint, "data": workshop.data, "output": output, "track": "false"}
     assert workshop.cli("evaluate", **given, bootstrap=10) == 0

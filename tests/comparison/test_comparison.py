@@ -115,7 +115,7 @@ def test_choosing_and_stacking_classes_keep_their_scores(pair: tuple[StoredMatch
     np.testing.assert_array_equal(average_precision(both), np.concatenate([ap, average_precision(pair[1].matches)]))
 
 
-def test_runs_judged_on_other_data_are_refused_with_the_digests(pair: tuple[StoredMatches, StoredMatches]) -> None:
+def test_runs_evaluated_on_other_data_are_refused_with_the_digests(pair: tuple[StoredMatches, StoredMatches]) -> None:
     first, second = pair
     images = replace(second, ground_truth=replace(second.ground_truth, images="0123456789abcdef"))
     with pytest.raises(
@@ -131,7 +131,7 @@ def test_runs_judged_on_other_data_are_refused_with_the_digests(pair: tuple[Stor
     assert len(compare_runs(_sides([_only(first, [1, 2])], [other]), QUICK).classes) == 2
 
 
-def test_runs_judged_by_other_rules_are_refused(pair: tuple[StoredMatches, StoredMatches]) -> None:
+def test_runs_evaluated_by_other_rules_are_refused(pair: tuple[StoredMatches, StoredMatches]) -> None:
     other = replace(pair[1], matches=replace(pair[1].matches, group_of_weight=0.0))
     with pytest.raises(ValueError, match=r"by the same rules.*A: group_of_weight=1.*B: group_of_weight=0"):
         compare_runs(_sides([pair[0]], [other]), QUICK)

@@ -536,7 +536,7 @@ def test_settings_out_of_range_are_named(arguments: dict[str, float], message: s
         ({"score": np.array([0.5, NAN])}, "scores must be numbers, but row 1 has NaN"),
     ],
 )
-def test_a_detection_that_cannot_be_judged_is_named_by_its_row(change: dict[str, object], message: str) -> None:
+def test_a_detection_that_cannot_be_evaluated_is_named_by_its_row(change: dict[str, object], message: str) -> None:
     ground_truth = Scene(2, (Truth("i1", 0, LEFT),)).annotations()
     columns = {"image_index": np.zeros(2, np.int32), "class_index": np.zeros(2, np.int32), "score": np.ones(2)}
     with pytest.raises(ValueError, match=message):

@@ -86,7 +86,7 @@ def test_a_checkpoint_with_other_weights_is_no_model_of_the_run(trained: Any) ->
     assert TrainedModel.find(trained.run_id).model_id == _model(trained.run_id).model_id
     assert logged_model.model_of_run(trained.run_id, "0" * 64) is None
     assert TrainedModel.find(trained.checkpoint).model_id is None
-    assert logged_model.last_model_of_run("0" * 32) is None
+    assert logged_model.model_of_run("0" * 32) is None
 
 
 @pytest.mark.parametrize("lost", ["create_logged_model", "log_outputs", "log_batch", "finalize_logged_model"])

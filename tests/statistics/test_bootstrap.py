@@ -184,7 +184,7 @@ def test_pairing_finds_a_small_steady_gain_that_two_intervals_cannot_tell_apart(
     assert difference.low > 0
 
 
-def test_classes_that_only_one_run_judged_are_left_out_of_the_difference() -> None:
+def test_classes_that_only_one_run_evaluated_are_left_out_of_the_difference() -> None:
     ground_truths = (Truth("a", 0, BOX), Truth("a", 1, BOX))
     scene = Scene(2, ground_truths, found=(Found("a", 0, 0.5, BOX),))
     both = match(scene.detections(), scene.annotations())

@@ -113,7 +113,7 @@ def test_a_calibrator_comes_back_from_its_document(method: str) -> None:
         Calibrator.from_document({"method": "magic", "points": []})
 
 
-def test_nothing_judged_and_only_right_detections_can_be_fitted() -> None:
+def test_nothing_evaluated_and_only_right_detections_can_be_fitted() -> None:
     assert fit(_evaluated([], []), "platt") == Calibrator()
     assert choose_method(_evaluated([], [])) == "none"
     for method in METHODS:
