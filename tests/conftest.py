@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -151,21 +149,13 @@ def _box_in_column(
 
 @pytest.fixture(scope="session")
 def _workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    import mlflow
-    from workshop import Workshop
+    from workshop import Workshop, make_store
 
     workshop = Workshop(tmp_path_factory.mktemp("commands"))
-    folder, before = workshop.folder, mlflow.get_tracking_uri()
-    # A store remembers the folder in which it was first opened as the place of its artifacts.
-    with contextlib.chdir(folder), warnings.catch_warnings():
-        # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
-        warnings.simplefilter("ignore")
-        mlflow.set_tracking_uri(workshop.uri)
-        mlflow.search_experiments()
-    mlflow.set_tracking_uri(before)
+    make_store(workshop.folder)
     yield workshop
     # Checkpoints of 45 MB and more must not outlive the tests.
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(workshop.folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,23 @@ from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import resolve
 
 Result = TypeVar("Result")
+
+
+def make_store(folder: Path) -> str:
+    """The address of a new store of MLflow in a folder, with all that it stores."""
+    import mlflow
+
+    uri, before = f"sqlite:///{folder}/mlflow.db", mlflow.get_tracking_uri()
+    # A store remembers the folder in which it was first opened as the place of its artifacts.
+    with contextlib.chdir(folder), warnings.catch_warnings():
+        # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
+        warnings.simplefilter("ignore")
+        mlflow.set_tracking_uri(uri)
+        mlflow.search_experiments()
+    mlflow.set_tracking_uri(before)
+    return uri
+
+
 SMALL = {
     "image_size": 64,
     "num_buckets": 1,

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from workshop import make_store
 
 from retinaflow.errors import DataError, Interrupted, SettingError, StoreError
 from retinaflow.reports.class_figures import exposure_curves
@@ -29,15 +29,7 @@ DATASET = DatasetInput("birds/validation", "0123456789abcdef", "/data/birds", {"
 
 @pytest.fixture(scope="module")
 def _store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    with warnings.catch_warnings():
-        # MLflow's tables are not yet made for SQLAlchemy 2.1, and say so once, when a store is first opened.
-        warnings.simplefilter("ignore")
-        mlflow.set_tracking_uri(uri)
-        mlflow.search_experiments()
-    mlflow.set_tracking_uri(before)
-    return uri
+    return make_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
