@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -27,10 +26,10 @@ KILLED = (0, 1)
 TIMES = ("images_per_second", "waiting_for_images", "peak_memory", "system/")
 
 
-def _start(output: Path, workshop: Any, *, track: bool) -> subprocess.Popen[str]:
+def _start(output: Path, workshop: Any) -> subprocess.Popen[str]:
     given = {**workshop.settings(epochs=4).model_dump(mode="json", exclude_defaults=True)}
     given = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
-    given |= {"batch_size": 2, "save_minutes": 0.02, "track": track, "output": output, "eval_every": 2}
+    given |= {"batch_size": 2, "save_minutes": 0.02, "output": output, "eval_every": 2}
     given["experiment"] = output.name
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     environment = {name: value for name, value in os.environ.items() if name not in RESTARTS}
@@ -79,12 +78,11 @@ def _end(torchrun: subprocess.Popen[str]) -> str:
     return text
 
 
-@pytest.mark.parametrize("track", [True, False], ids=["in MLflow", "in a folder"])
 def test_a_training_of_two_ranks_killed_twice_ends_with_the_bits_of_one_left_alone(
-    track: bool, workshop: Any, tmp_path: Path
+    workshop: Any, tmp_path: Path
 ) -> None:
-    _end(_start(tmp_path / "whole", workshop, track=track))
-    torchrun = _start(tmp_path / "broken", workshop, track=track)
+    _end(_start(tmp_path / "whole", workshop))
+    torchrun = _start(tmp_path / "broken", workshop)
     try:
         for rank in KILLED:
             _kill(torchrun, tmp_path / "broken", rank)
@@ -100,25 +98,14 @@ def test_a_training_of_two_ranks_killed_twice_ends_with_the_bits_of_one_left_alo
     for name in ("last", "best"):
         ours, theirs = (load_checkpoint(folder / "checkpoints" / f"{name}.pt") for folder in (broken, whole))
         assert [key for key in theirs.state if not torch.equal(ours.state[key], theirs.state[key])] == []
-    if track:
-        for folder in (whole, broken):
-            assert mlflow.get_run(folder.name).info.status == "FINISHED"
-            assert len(mlflow.search_runs(experiment_names=[folder.parent.name], output_format="list")) == 1
-        keys = {mlflow.get_run(folder.name).data.tags[TRAINING_TAG] for folder in (whole, broken)}
-        ours, theirs = (_history(folder.name) for folder in (broken, whole))
-    else:
-        keys = {json.loads((folder / "tags.json").read_text())[TRAINING_TAG] for folder in (whole, broken)}
-        ours, theirs = (_lines(folder) for folder in (broken, whole))
+    for folder in (whole, broken):
+        assert mlflow.get_run(folder.name).info.status == "FINISHED"
+        assert len(mlflow.search_runs(experiment_names=[folder.parent.name], output_format="list")) == 1
+    keys = {mlflow.get_run(folder.name).data.tags[TRAINING_TAG] for folder in (whole, broken)}
+    ours, theirs = (_history(folder.name) for folder in (broken, whole))
     assert len(keys) == 1
     assert theirs
     assert ours == theirs, "each point once, with the same value"
-
-
-def _lines(folder: Path) -> list[tuple[str, int, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return sorted(
-        (name, row["step"], value) for row in rows for name, value in row.items() if name != "step" and _is_same(name)
-    )
 
 
 def _history(run_id: str) -> list[tuple[str, int, float]]:
