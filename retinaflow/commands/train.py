@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from retinaflow.comparison.stored_matches import store_matches
+from retinaflow.comparison.stored_matches import StoredMatches, store_matches
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.interrupts import StopRequest
 from retinaflow.metric.result import EvaluationResult
@@ -39,11 +39,12 @@ from retinaflow.training.session import Session, machine_tags, start_session
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: its run, its best checkpoint and the evaluation of that."""
+    """A finished training: its run, its best checkpoint, the evaluation of that, and what a comparison needs of it."""
 
     run_id: str
     checkpoint: Path
     evaluation: EvaluationResult
+    matches: StoredMatches
 
 
 def run(config: TrainConfig, *, data: TrainingData | None = None, name: str | None = None) -> TrainResult | None:
@@ -117,7 +118,7 @@ def _conclude(run: Run, session: Session, best: Path, stop: StopRequest) -> Trai
     log_tables(run, evaluation, metrics_document(evaluation, data.evaluated))
     log_figures(run, evaluation, detections, data.evaluated)
     log_analysis([run], evaluation, detections, data.evaluated)
-    store_matches([run], evaluation, detections, data.evaluated, data.bins, config)
+    matches = store_matches([run], evaluation, detections, data.evaluated, data.bins, config)
     trained, dataset = training_datasets(config.model_dump(), data)
     run.log_model(best, register_as=config.register_as, step=session.best_step, dataset=dataset)
     command = f"`python -m retinaflow evaluate --from_run {run.run_id if config.track else best}`"
@@ -126,4 +127,4 @@ def _conclude(run: Run, session: Session, best: Path, stop: StopRequest) -> Trai
     )
     report_evaluation(evaluation)
     report(f"run {run.run_id}, best checkpoint {best}")
-    return TrainResult(run.run_id, best, evaluation)
+    return TrainResult(run.run_id, best, evaluation, matches)

@@ -217,11 +217,12 @@ def store_matches(
     config: TrainConfig | EvaluateConfig,
     *,
     trained: Mapping[str, Any] | None = None,
-) -> None:
-    """Write ``matches.npz`` with every target. ``trained``: settings that the evaluated model was trained with."""
+) -> StoredMatches:
+    """Write ``matches.npz`` with every target, and return what it holds. ``trained``: settings that the evaluated model
+    was trained with."""
     own = config.model_dump(mode="json")
     on_trained_data = own["data"] == "trained" and trained is not None
-    write_matches(
+    return write_matches(
         targets,
         evaluation,
         detections,
@@ -244,8 +245,8 @@ def write_matches(
     *,
     settings: Mapping[str, Any],
     evaluated_from: Mapping[str, Any],
-) -> None:
-    """Write ``matches.npz`` with every target; ``settings`` and ``evaluated_from`` as in :class:`StoredMatches`."""
+) -> StoredMatches:
+    """As :func:`store_matches`, with ``settings`` and ``evaluated_from`` as in :class:`StoredMatches`."""
     matches = evaluation.scores.matches
     stored = StoredMatches(
         matches=matches,
@@ -264,6 +265,7 @@ def write_matches(
         save_matches(stored, path)
         for target in targets:
             target.log_file(path)
+    return stored
 
 
 def _settings(config: EvaluateConfig, trained: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Train(Protocol[Result]):
 def train_side_by_side(
     train: Train[Result], trainings: Mapping[str, TrainConfig], data: TrainingData, *, parent: Run
 ) -> dict[str, Result]:
-    """Train all of them on the same data, as runs of these names under ``parent``; returns their results by name.
+    """Train all of them on the same data, as runs of these names under ``parent`` or as the runs that ``resume`` names;
+    returns their results by name.
 
     Each prints its lines with its name in front. When one fails or this process is asked to stop, the others save
     their state and stop too, and the error is raised here. Raises WorkerError when the system ended one.
@@ -78,7 +79,9 @@ class _Training(Generic[Result]):
         train: Train[Result], name: str, config: TrainConfig, data: TrainingData, *, parent: Run, threads: int
     ) -> _Training[Result]:
         run_id = None
-        if config.track:
+        if config.track and config.resume is not None:
+            run_id = config.resume if store.has_run(config.resume) else None
+        elif config.track:
             # The process joins this run, as under `mlflow run`.
             run = tracking.start_child(parent.run_id, name=name, tags={"mlflow.runName": name}, folder=config.output)
             run.close()
@@ -86,7 +89,9 @@ class _Training(Generic[Result]):
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=_train, args=(sender, train, config, data, name, run_id, threads, store.uri()), name=name
+            target=_train,
+            args=(sender, train, config, data, name, run_id, threads, store.uri()),
+            name=name,
         )
         with without_ctrl_c():
             process.start()
@@ -130,7 +135,7 @@ def _train(
     """Main function of a process."""
     torch.set_num_threads(threads)
     store.use(store_uri)
-    if run_id is not None:
+    if run_id is not None and config.resume is None:
         os.environ["MLFLOW_RUN_ID"] = run_id
     sys.stdout, sys.stderr = NamedLines(sys.stdout, name), NamedLines(sys.stderr, name)
     try:

@@ -302,6 +302,24 @@ def test_main_is_a_parent_run_with_two_children_and_their_comparison(
         checkpoint = load_checkpoint(Path(run.data.params["output"]) / run.info.run_id / "checkpoints" / "best.pt")
         assert set(checkpoint.settings) == set(TrainConfig.model_fields)
         assert workshop.cli("evaluate", from_run=run.info.run_id, output="again", track="false", bootstrap=0) == 0
+    # The same command again resumes what was stopped (here at its end) and trains nothing twice.
+    stopped = [run.info.run_id for run in children][:threads]
+    for run_id in stopped:
+        MlflowClient().set_terminated(run_id, "KILLED")
+    trainings = {run.info.run_id for run in _runs("train")}
+    settings = workshop.settings(epochs=1, register_as=f"pair-{threads}").model_dump(mode="json")
+    main.run(resolve(MainConfig, settings | {"resume": "auto"}))
+    out = capfd.readouterr().out
+    assert {run.info.run_id for run in _runs("train")} == trainings
+    for run in children:
+        run_id = run.info.run_id
+        assert MlflowClient().get_run(run_id).info.status == "FINISHED"
+        assert (f"run {run_id} has these settings and data, is not finished, and is resumed" in out) == (
+            run_id in stopped
+        )
+        assert (f"{run_id} has these settings and data and is finished" in out) == (run_id not in stopped)
+    path = mlflow.artifacts.download_artifacts(run_id=_runs("main")[0].info.run_id, artifact_path="comparison.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(path).set_index("group"), table, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +72,47 @@ def test_an_image_whose_answer_was_lost_is_there_once(
         run.log_image(PIXELS, key="validation/1 Bus", step=3)
     assert len(calls) > 2
     assert _files(run.run_id) == _of(3)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+import numpy as np
+from mlflow.tracking import MlflowClient
+
+from retinaflow.runs import store, tracking
+
+left, log_artifact = [int(sys.argv[2])], MlflowClient.log_artifact
+
+
+def killed(client, *words):
+    if words[-1] == "images":
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    log_artifact(client, *words)
+
+
+MlflowClient.log_artifact = killed
+store.use(sys.argv[1])
+with tracking.start_run("train", track=True, experiment="images", output=Path("out")) as run:
+    print(run.run_id, flush=True)
+    for step in (3, 6):
+        run.log_image(np.full((90, 400, 3), 200, dtype=np.uint8), key="validation/1 Bus", step=step)
+"""
+
+
+@pytest.mark.parametrize("upload", [2, 3], ids=["of the small image", "of the next image"])
+def test_a_process_that_is_killed_while_it_uploads_leaves_each_image_once_after_the_resume(
+    upload: int, workshop: Any
+) -> None:
+    command = [sys.executable, "-c", _KILLED, workshop.uri, str(upload)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_id = killed.stdout.split()[0]
+    assert len(_files(run_id)) == upload - 1
+    with _started(resume=run_id) as resumed:
+        for step in (3, 6):
+            resumed.log_image(PIXELS, key="validation/1 Bus", step=step)
+    assert _files(run_id) == _of(3, 6)
