@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError, shown
 
 
@@ -194,6 +195,16 @@ class Taxonomy:
             tuple(document["nodes"]),
         )
         return Taxonomy(tuple(document["ids"]), tuple(document["names"]), hierarchy)
+
+
+def expand_to_ancestors(detections: Detections, taxonomy: Taxonomy) -> Detections:
+    """Each detection followed by copies of it for all ancestors of its class."""
+    row, ancestor = np.nonzero(taxonomy.is_ancestor[detections.class_index])
+    rows = np.concatenate([np.arange(len(detections)), row])
+    classes = np.concatenate([detections.class_index, ancestor.astype(np.int32)])
+    order = np.argsort(rows, kind="stable")
+    copies = detections.take(rows[order])
+    return Detections(copies.image_index, classes[order], copies.score, copies.boxes)
 
 
 def _near(key: str, names: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.metric.coco import coco_scores
 from retinaflow.metric.details import detail_tables, means_by_threshold
-from retinaflow.metric.evaluation import expand_to_ancestors
 from retinaflow.metric.result import EvaluationResult, evaluation_of
 from retinaflow.reports import evaluation_artifacts as reports
 from retinaflow.reports.detections_page import log_page
@@ -21,6 +20,7 @@ from retinaflow.runs.evaluated_detections import detections_to_evaluate
 from retinaflow.runs.names import description, run_name
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import EvaluateConfig
+from retinaflow.taxonomy import expand_to_ancestors
 
 # torch and MLflow are imported where they are needed: a file of predictions is evaluated in seconds, with track=false.
 
@@ -32,7 +32,8 @@ def run(config: EvaluateConfig) -> EvaluationResult:
     with _started(config) as (stop, run):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
-        run.set_tags({"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]})
+        tags = {"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]}
+        run.set_tags(tags | dict(source.tags))
         dataset = evaluated_dataset(source.images.settings, index)
         run.log_datasets([dataset])
         detections = source.detect(stop, skipped)

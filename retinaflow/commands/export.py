@@ -11,6 +11,7 @@ from retinaflow.detector.onnx import onnx_detector
 from retinaflow.errors import SettingError
 from retinaflow.files import atomic_file
 from retinaflow.inference.detector import Detector, as_trained
+from retinaflow.inference.merged_checkpoint import MergedCheckpoint
 from retinaflow.progress import report
 from retinaflow.runs import tracking
 from retinaflow.runs.models import TrainedModel
@@ -23,6 +24,11 @@ def run(config: ExportConfig) -> Path:
     """Write the file. Raises SettingError for detections that an ONNX graph cannot make, or without onnx."""
     model = TrainedModel.find(config.from_run)
     checkpoint = model.checkpoint
+    if isinstance(checkpoint, MergedCheckpoint):
+        raise SettingError(
+            f"from_run={model.name}: an ONNX graph holds one network, and this model is merged from several; export "
+            f"its members: from_run={', '.join(member.run for member in checkpoint.members)}"
+        )
     config = as_trained(config, checkpoint)
     settings = DetectorSettings(**config.part(PostprocessSettings).model_dump())
     detector = Detector.load(checkpoint, settings, device=torch.device("cpu"))

@@ -13,8 +13,11 @@ from retinaflow.ensemble.calibrated_members import (
     log_calibration,
     mean_losses,
 )
+from retinaflow.ensemble.member_detections import PREDICTIONS, log_detections
 from retinaflow.ensemble.members import Ensemble, ensemble_bins, load_ensemble, parts_of_last_split
-from retinaflow.ensemble.merged_detections import log_detections, merge_detections
+from retinaflow.ensemble.merged_model import FILE, merged_model
+from retinaflow.inference.merged_checkpoint import MergedCheckpoint, save_merged
+from retinaflow.inference.merged_detections import merge_detections
 from retinaflow.metric.result import EvaluationResult, score_detections
 from retinaflow.progress import report
 from retinaflow.reports.evaluation_artifacts import (
@@ -25,10 +28,11 @@ from retinaflow.reports.evaluation_artifacts import (
     report_evaluation,
 )
 from retinaflow.runs import tracking
-from retinaflow.runs.datasets import evaluated_dataset
+from retinaflow.runs.datasets import DatasetInput, evaluated_dataset
 from retinaflow.runs.logged_model import model_of_run
-from retinaflow.runs.run import FolderRun
+from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import MergeConfig
+from retinaflow.settings.model_settings import JoinSettings
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,19 @@ class MergeResult:
     evaluation: EvaluationResult
 
 
-def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | None = None) -> MergeResult:
-    """Merge, evaluate, log, print. ``ensemble``: the models, where they are ensemble already; ``name``: of the run."""
-    ensemble = ensemble or load_ensemble(config.runs or parts_of_last_split())
+def run(
+    config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | None = None, with_model: bool = True
+) -> MergeResult:
+    """Merge, evaluate, log, print. ``ensemble``: the models, where they are loaded already; ``name``: of the run;
+    ``with_model``: whether it leaves a model."""
+    ensemble = ensemble or load_ensemble(config.runs or parts_of_last_split(), register_as=config.register_as)
     calibrated = calibrate(ensemble, config)
-    detections = merge_detections(ensemble, [one.detections for one in calibrated], config)
+    detections = merge_detections(
+        [one.detections for one in calibrated],
+        [member.classes for member in ensemble.members],
+        ensemble.evaluated.taxonomy,
+        config.part(JoinSettings),
+    )
     bins = ensemble_bins(ensemble)
     evaluation = score_detections(detections, ensemble.evaluated, bins, group_of_weight=ensemble.group_of_weight)
     with tracking.start_run(
@@ -55,7 +67,8 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.data_digest": ensemble.evaluated.digest[:16], **_links(ensemble, config)})
         source = ensemble.members[0].run.stored.evaluated_from
-        run.log_datasets([evaluated_dataset(source["settings"], ensemble.evaluated)])
+        dataset = evaluated_dataset(source["settings"], ensemble.evaluated)
+        run.log_datasets([dataset])
         for member in ensemble.members if config.track else ():
             run.log_model_input(model_of_run(member.run_id))
         table = calibration_table(calibrated, ensemble)
@@ -66,7 +79,7 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
         for target in targets:
             log_tables(target, evaluation, document)
             log_figures(target, evaluation, detections, ensemble.evaluated)
-            file_name = log_detections(target, detections, ensemble)
+            log_detections(target, detections, ensemble.evaluated)
             log_calibration(target, calibrated, table)
         log_analysis(targets, evaluation, detections, ensemble.evaluated)
         settings = {**config.model_dump(mode="json"), "runs": [member.name for member in ensemble.members]}
@@ -75,8 +88,23 @@ def run(config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | No
         )
         report(calibration_summary(calibrated, ensemble))
         report_evaluation(evaluation)
-        report(f"merged predictions: {config.output / file_name}" + (f", run {run.run_id}" if config.track else ""))
+        if with_model:
+            _log_model(run, merged_model(ensemble, calibrated, bins, config), config, dataset)
+        report(f"merged predictions: {config.output / PREDICTIONS}" + (f", run {run.run_id}" if config.track else ""))
         return MergeResult(run.run_id, detections, evaluation)
+
+
+def _log_model(run: Run, model: MergedCheckpoint | str, config: MergeConfig, dataset: DatasetInput) -> None:
+    path = config.output / FILE
+    if isinstance(model, str):
+        # Nobody is to take the model of an earlier merge for this one's.
+        path.unlink(missing_ok=True)
+        report(f"the merge leaves no model: {model}")
+        return
+    save_merged(model, path)
+    run.log_file(path, FILE.parent.name)
+    run.log_model(path, register_as=config.register_as, step=0, dataset=dataset)
+    report(f"merged model: {path}")
 
 
 def _links(ensemble: Ensemble, config: MergeConfig) -> dict[str, str]:

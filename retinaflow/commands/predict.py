@@ -12,9 +12,9 @@ from retinaflow.data.coco_results import CocoResults
 from retinaflow.data.images import file_states
 from retinaflow.data.skipped_images import SkippedImages
 from retinaflow.detector.device import device_of, precision_on
-from retinaflow.inference.checkpoint import Checkpoint
 from retinaflow.inference.detector import as_trained
 from retinaflow.inference.image_selection import WantedImages, wanted_images
+from retinaflow.inference.merged_checkpoint import Model
 from retinaflow.inference.prediction_folder import MANIFEST, PredictionFolder
 from retinaflow.inference.shard_processes import Work, predict_shards
 from retinaflow.interrupts import StopRequest
@@ -26,6 +26,7 @@ from retinaflow.runs.names import run_name
 from retinaflow.runs.run import FolderRun, Run
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.model_settings import PostprocessSettings
+from retinaflow.settings.resolve import changed
 
 MAX_LOGGED_BYTES = 50 << 20
 """A larger file of predictions is not logged with the run, which names it."""
@@ -36,7 +37,7 @@ def run(config: PredictConfig) -> Path:
     model, called = TrainedModel.find(config.from_run), run_name("predict", config)
     config = as_trained(config, model.checkpoint)
     # The precision is part of the request: a run that is resumed on another machine must not change it unseen.
-    config = config.model_copy(update={"precision": precision_on(device_of(), config.precision)})
+    config = changed(config, {"precision": precision_on(device_of(), config.precision)})
     wanted = wanted_images(config, model.checkpoint.taxonomy, model.checkpoint.settings)
     file_format = (
         CocoResults(wanted.index, config.prediction_ids) if config.file_format == "json" else config.file_format
@@ -69,7 +70,7 @@ def run(config: PredictConfig) -> Path:
     return path
 
 
-def _request(checkpoint: Checkpoint, config: PredictConfig, wanted: WantedImages) -> dict[str, Any]:
+def _request(checkpoint: Model, config: PredictConfig, wanted: WantedImages) -> dict[str, Any]:
     """What decides the predictions. Batches, processes and file formats do not."""
     index = wanted.index
     ids = [*index.image_ids.tolist(), "", *(image.image_id for image in wanted.unreadable)]

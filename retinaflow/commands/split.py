@@ -28,7 +28,7 @@ from retinaflow.training.fit_to_data import fit_to_data
 
 ONE_MODEL, PLAIN, CALIBRATED = "one_model", "merged", "calibrated"
 """Columns of the comparison: one model for all classes, and the merged models without and with calibration."""
-_SHARED = set(SplitConfig.model_fields) & set(MergeConfig.model_fields) - {"output", "calibration"}
+_SHARED = set(SplitConfig.model_fields) & set(MergeConfig.model_fields) - {"output", "calibration", "register_as"}
 """Settings that ``merge`` gets from ``split`` as they are."""
 
 
@@ -69,7 +69,7 @@ def run(config: SplitConfig) -> Comparison:
 def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, count: str) -> str:
     """The run (track=false: the folder) of the model of a group: an earlier one, or trained now."""
     settings = {name: getattr(config, name) for name in TrainConfig.model_fields}
-    own = resolve(TrainConfig, {**settings, "class_group": group, "config": None})
+    own = resolve(TrainConfig, {**settings, "class_group": group, "config": None, "register_as": None})
     report(f"\n{count}: {group}")
     data = load_training_data(own)
     if base is not None:
@@ -86,15 +86,18 @@ def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, cou
 
 
 def compare_with_one_model(config: SplitConfig, parts: Sequence[str], one_model: str | None) -> Comparison:
-    """Merge the parts without and with calibration; compare both with the one model, or with each other."""
+    """Merge the parts without and with calibration; compare both with the one model, or with each other. The last merge
+    leaves a model."""
     ensemble = load_ensemble(parts)
     sides = [] if one_model is None else [Side("A", ONE_MODEL, (chosen_run(one_model).stored,))]
     ways = {PLAIN: "none"} if config.calibration == "none" else {PLAIN: "none", CALIBRATED: config.calibration}
     shared = {name: getattr(config, name) for name in _SHARED}
     for name, calibration in ways.items():
         report(f"\n{name}: calibration={calibration}")
+        is_last = name == list(ways)[-1]
         settings = {**shared, "runs": tuple(parts), "output": config.output / name, "calibration": calibration}
-        result = merge.run(MergeConfig(**settings), ensemble=ensemble, name=name)
+        settings["register_as"] = config.register_as if is_last else None
+        result = merge.run(MergeConfig(**settings), ensemble=ensemble, name=name, with_model=is_last)
         matches = read_matches(result.run_id if config.track else str(config.output / name))
         sides.append(Side("ABC"[len(sides)], name, (matches,)))
     return compare_runs(sides, Resampling(resamples=config.bootstrap, seed=config.seed))

@@ -16,9 +16,9 @@ from retinaflow.data.tables import RowErrors
 from retinaflow.data.training_data import data_folder
 from retinaflow.detections import Detections
 from retinaflow.errors import SettingError
-from retinaflow.inference.checkpoint import Checkpoint
 from retinaflow.inference.detector import Detector, as_trained
 from retinaflow.inference.image_selection import WantedImages, known_ground_truth, wanted_images
+from retinaflow.inference.merged_checkpoint import Model
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.reports.box_images import save_image
@@ -109,7 +109,7 @@ def _taxonomy(config: VisualizeConfig) -> Taxonomy:
 
 def _detections(
     config: VisualizeConfig,
-    checkpoint: Checkpoint | None,
+    checkpoint: Model | None,
     wanted: WantedImages,
     skipped: SkippedImages,
     stop: StopRequest,

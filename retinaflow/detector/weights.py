@@ -217,7 +217,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     # Torchvision's reference scripts keep the state dict beside the optimizer under "model".
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
-    # A checkpoint of this program.
+    # A checkpoint of this program, or a merged model.
+    elif isinstance(content, Mapping) and "members" in content:
+        raise DataError(
+            f"{path} must hold the weights of one network, but it is a merged model of several; give the checkpoint of "
+            "one of its members."
+        )
     elif isinstance(content, Mapping) and isinstance(content.get("state"), Mapping):
         content = content["state"]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):

@@ -24,10 +24,9 @@ from retinaflow.reports.calibration_figure import reliability
 from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MergeConfig
-from retinaflow.statistics.calibration import Calibrator
+from retinaflow.statistics.calibration import Calibrator, apply_calibrators
 from retinaflow.statistics.cross_fitting import (
     CalibratedClass,
-    apply_calibrators,
     calibrated_by,
     cross_fitted,
     sample_folds,

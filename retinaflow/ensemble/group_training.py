@@ -33,7 +33,6 @@ def refuse_settings(config: SplitConfig, groups: Sequence[str]) -> None:
     for name, rule in (
         ("class_group", "split makes the class groups from groups"),
         ("resume", "split resumes by itself when it is started again with the same settings"),
-        ("register_as", "a merged model cannot be registered; register the parts by train or promote"),
     ):
         given, default = getattr(config, name), SplitConfig.model_fields[name].default
         if given != default:

@@ -15,7 +15,9 @@ from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.ensemble.member_detections import detections_of
+from retinaflow.ensemble.model_detections import model_of
 from retinaflow.errors import SettingError
+from retinaflow.inference.checkpoint import Checkpoint
 from retinaflow.metric.matches import Matches
 from retinaflow.runs import store
 from retinaflow.settings.commands import TrainConfig
@@ -31,6 +33,8 @@ class Member:
     matches: Matches
     classes: NDArray[np.int64]
     """Class index in the ensemble of each class of the model."""
+    model: Checkpoint | str
+    """What has made the detections; the reason where that is not here."""
 
     @property
     def name(self) -> str:
@@ -47,6 +51,13 @@ class Ensemble:
 
     evaluated: AnnotationIndex
     members: tuple[Member, ...]
+    has_some_classes: bool
+    """Whether the class list of the images has more classes."""
+
+    @property
+    def without_model(self) -> str | None:
+        """Why a member has no model; None when all have one."""
+        return _without_model([member.model for member in self.members])
 
     @property
     def num_models(self) -> NDArray[np.int64]:
@@ -62,16 +73,20 @@ class Ensemble:
         return self.members[0].matches.group_of_weight
 
 
-def load_ensemble(names: Sequence[str]) -> Ensemble:
+def load_ensemble(names: Sequence[str], *, register_as: str | None = None) -> Ensemble:
     """The models of some runs, given by id, name or folder, on the images that the first one was evaluated on.
 
-    Raises SettingError for runs that do not exist or are named twice, and unless all were evaluated on the same images,
-    annotations and by the same rules; DataError where the images or annotations do not exist any more.
+    Raises SettingError for runs that do not exist or are named twice, with ``register_as`` for one without a model, and
+    unless all were evaluated on the same images, annotations and by the same rules; DataError where the images or
+    annotations do not exist any more.
     """
     runs = [chosen_run(name) for name in names]
     if not runs:
         raise SettingError("runs must name at least one run, but got none")
     _refuse_repeated(runs)
+    models = [model_of(run) for run in runs]
+    if register_as is not None and (reason := _without_model(models)) is not None:
+        raise SettingError(f"register_as={register_as} needs a model of each run, but {reason}")
     first = runs[0]
     whole = images_of_run_with_all_classes(first.stored)
     classes = [_classes_in(whole, run, first) for run in runs]
@@ -80,10 +95,14 @@ def load_ensemble(names: Sequence[str]) -> Ensemble:
     union = np.unique(np.concatenate(classes))
     evaluated = whole if len(union) == whole.num_classes else whole.with_classes(union)
     members = []
-    for run, own in zip(runs, classes, strict=True):
-        detections, matches = detections_of(run, whole.with_classes(own))
-        members.append(Member(run, detections, matches, np.searchsorted(union, own)))
-    return Ensemble(evaluated, tuple(members))
+    for run, own, model in zip(runs, classes, models, strict=True):
+        detections, matches = detections_of(run, whole.with_classes(own), model)
+        members.append(Member(run, detections, matches, np.searchsorted(union, own), model))
+    return Ensemble(evaluated, tuple(members), has_some_classes=evaluated is not whole)
+
+
+def _without_model(models: Sequence[Checkpoint | str]) -> str | None:
+    return next((model for model in models if isinstance(model, str)), None)
 
 
 def parts_of_last_split() -> list[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,12 @@ def on_device(model: RetinaNet, device: torch.device) -> RetinaNet:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint atomically. Raises DataError when it cannot be written, which leaves the file as it was."""
-    document = {
+    write_document(document_of(checkpoint), path)
+
+
+def document_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What :func:`checkpoint_of` reads: plain values and tensors."""
+    return {
         "format": FORMAT,
         "network": _network_document(checkpoint),
         "state": checkpoint.state,
@@ -86,9 +93,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "buckets": [list(shape) for shape in checkpoint.buckets.shapes],
         **{name: getattr(checkpoint, name) for name in _PLAIN},
     }
+
+
+def write_document(document: Mapping[str, Any], path: Path) -> None:
+    """Write plain values and tensors as a checkpoint file. Errors as of :func:`save_checkpoint`."""
     try:
         with atomic_file(path) as partial, partial.open("wb") as file:
-            torch.save(document, file)
+            torch.save(dict(document), file)
     except (RuntimeError, OSError) as error:
         # The RuntimeError that torch makes of a failed write names neither the file nor the reason.
         raise DataError(f"{path}: the checkpoint cannot be written ({first_line(error)}); is the disk full?") from None
@@ -121,22 +132,59 @@ def _network_of(document: dict[str, Any]) -> NetworkSettings:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU. Raises DataError for a file that does not exist, is not a whole checkpoint, is of
     another structure or a later version, or holds weights that are not finite."""
+    return checkpoint_of(read_document(path), path)
+
+
+def read_document(path: Path) -> object:
+    """The content of a checkpoint file, on the CPU, not yet checked but for damage. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint file")
     try:
         # torch reads a damaged tensor without an error; the archive has checksums.
         check_archive(path)
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or foreign pickle makes torch raise whatever its parsing meets.
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint: {first_line(error)[:_SHOWN]}") from None
-    return checkpoint_of(document, path)
 
 
 def checkpoint_of(document: object, path: Path) -> Checkpoint:
-    """The checkpoint of what :func:`save_checkpoint` stored. Raises DataError, which names the file and what is
-    missing or of another kind."""
-    version = document.get("format") if isinstance(document, dict) and "network" in document else None
+    """The checkpoint of what :func:`document_of` gives. Raises DataError, which names the file and what is missing or
+    of another kind."""
+    if is_merged(document):
+        raise DataError(
+            f"{path}: one network is needed, but this is a merged model of several; give the checkpoint or the run of "
+            "one of its members"
+        )
+    found = checked_format(document, path, part="network")
+    with readable(path):
+        check_values({name: found[name] for name in ("state", "progress")}, with_tensors=True)
+        check_values({name: value for name, value in found.items() if name not in ("state", "progress")})
+        checkpoint = Checkpoint(
+            network=_network_of(found["network"]),
+            state=dict(found["state"]),
+            taxonomy=Taxonomy.from_document(found["taxonomy"]),
+            bins=ClassBins.from_document(found["bins"]),
+            buckets=AspectBuckets(tuple((height, width) for height, width in found["buckets"])),
+            **{name: found[name] for name in _PLAIN} | {"settings": current_names(found["settings"])},
+            origin=str(path),
+        )
+        _check_parts(checkpoint)
+    return checkpoint
+
+
+MEMBERS = "members"
+"""The part of the file that a merged model has, and one network lacks."""
+
+
+def is_merged(document: object) -> bool:
+    """Whether a file holds a merged model (:mod:`retinaflow.inference.merged_checkpoint`)."""
+    return isinstance(document, dict) and MEMBERS in document
+
+
+def checked_format(document: object, path: Path, *, part: str) -> dict[str, Any]:
+    """The document, which has a ``part`` of that name. Raises DataError for another file or format."""
+    version = document.get("format") if isinstance(document, dict) and part in document else None
     if not isinstance(version, int) or version not in range(1000):
         raise DataError(f"{path}: not a retinaflow checkpoint of format {FORMAT}")
     assert isinstance(document, dict)
@@ -145,23 +193,17 @@ def checkpoint_of(document: object, path: Path) -> Checkpoint:
             f"{path}: a retinaflow checkpoint of format {FORMAT} is needed, but this one has format {version}; was it "
             "written by a later version?"
         )
+    return document
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Inside the block what values of another structure raise becomes a DataError that names the file."""
     try:
-        _check_values({name: document[name] for name in ("state", "progress")}, with_tensors=True)
-        _check_values({name: value for name, value in document.items() if name not in ("state", "progress")})
-        checkpoint = Checkpoint(
-            network=_network_of(document["network"]),
-            state=dict(document["state"]),
-            taxonomy=Taxonomy.from_document(document["taxonomy"]),
-            bins=ClassBins.from_document(document["bins"]),
-            buckets=AspectBuckets(tuple((height, width) for height, width in document["buckets"])),
-            **{name: document[name] for name in _PLAIN} | {"settings": current_names(document["settings"])},
-            origin=str(path),
-        )
-        _check_parts(checkpoint)
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(f"{path}: not a checkpoint that this version can read: {what[:_SHOWN]}") from None
-    return checkpoint
 
 
 _SHOWN = 200
@@ -170,7 +212,7 @@ _MAX_VALUES, _MAX_DEPTH, _MAX_TEXT = 3_000_000, 50, 1 << 20
 _MAX_SIDE, _MAX_BUCKETS = 16_384, 1000
 
 
-def _check_values(document: object, *, with_tensors: bool = False) -> None:
+def check_values(document: object, *, with_tensors: bool = False) -> None:
     """Raise ValueError for values that no checkpoint has, or more of them: a small file can name one list a million
     times, which becomes gigabytes when it is printed or copied."""
     waiting, seen = [(document, 0)], 0
@@ -184,37 +226,42 @@ def _check_values(document: object, *, with_tensors: bool = False) -> None:
         elif isinstance(value, list | tuple):
             waiting += [(item, depth + 1) for item in value]
         elif isinstance(value, str):
-            _require(len(value) <= _MAX_TEXT, f"a text must have at most {_MAX_TEXT:,} letters")
+            require(len(value) <= _MAX_TEXT, f"a text must have at most {_MAX_TEXT:,} letters")
         elif isinstance(value, int):
-            _require(abs(value) < 1 << 63, "a whole number must have 64 bits")
+            require(abs(value) < 1 << 63, "a whole number must have 64 bits")
         elif isinstance(value, Tensor) and with_tensors:
-            _require(value.layout == torch.strided and value.device.type == "cpu", "a tensor must hold its values")
+            require(value.layout == torch.strided and value.device.type == "cpu", "a tensor must hold its values")
             own = value.untyped_storage().nbytes()
-            _require(value.numel() * value.element_size() <= own, "a tensor must hold each of its values")
+            require(value.numel() * value.element_size() <= own, "a tensor must hold each of its values")
         else:
-            _require(value is None or isinstance(value, float), f"a value must not be a {type(value).__name__}")
+            require(value is None or isinstance(value, float), f"a value must not be a {type(value).__name__}")
+
+
+def check_classes(taxonomy: Taxonomy, bins: ClassBins, *texts: object) -> None:
+    """Raise ValueError unless ids, names and further ``texts`` are texts, and the bins are those of the classes."""
+    edges = (*taxonomy.hierarchy.subcategories, *taxonomy.hierarchy.parts)
+    found = (*taxonomy.hierarchy.nodes, *(node for edge in edges for node in edge), *taxonomy.ids, *taxonomy.names)
+    are_texts = all(isinstance(text, str) for text in (*found, *texts))
+    require(len(taxonomy) > 0 and are_texts, "ids, names and digests must be texts")
+    require(len(bins.bin_of_class) == len(taxonomy), "the bins must be of the classes")
 
 
 def _check_parts(checkpoint: Checkpoint) -> None:
     """Raise ValueError unless the parts are of their kinds and fit each other."""
-    classes = len(checkpoint.taxonomy)
-    edges = (*checkpoint.taxonomy.hierarchy.subcategories, *checkpoint.taxonomy.hierarchy.parts)
-    texts = (*checkpoint.taxonomy.hierarchy.nodes, *(node for edge in edges for node in edge))
-    texts += (*checkpoint.taxonomy.ids, *checkpoint.taxonomy.names, checkpoint.parents, checkpoint.data_digest)
-    _require(classes > 0 and all(isinstance(text, str) for text in texts), "ids, names and digests must be texts")
-    _require(len(checkpoint.bins.bin_of_class) == classes, "the bins must be of the classes")
+    check_classes(checkpoint.taxonomy, checkpoint.bins, checkpoint.parents, checkpoint.data_digest)
     shapes = checkpoint.buckets.shapes
-    _require(0 < len(shapes) <= _MAX_BUCKETS, f"there must be 1 to {_MAX_BUCKETS} input shapes")
+    require(0 < len(shapes) <= _MAX_BUCKETS, f"there must be 1 to {_MAX_BUCKETS} input shapes")
     sides = [side for shape in shapes for side in shape]
-    _require(all(type(side) is int and 0 < side <= _MAX_SIDE for side in sides), "an input shape must be in pixels")
-    _require(isinstance(checkpoint.epoch, int) and checkpoint.epoch >= 0, "epoch must be a whole number")
-    _require(isinstance(checkpoint.progress, dict | None), "progress must be a mapping")
+    require(all(type(side) is int and 0 < side <= _MAX_SIDE for side in sides), "an input shape must be in pixels")
+    require(isinstance(checkpoint.epoch, int) and checkpoint.epoch >= 0, "epoch must be a whole number")
+    require(isinstance(checkpoint.progress, dict | None), "progress must be a mapping")
     for name, value in checkpoint.state.items():
-        _require(isinstance(name, str) and isinstance(value, Tensor), "the weights must be tensors by name")
+        require(isinstance(name, str) and isinstance(value, Tensor), "the weights must be tensors by name")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name[:_SHOWN]} has values that are not finite; did its training diverge?")
 
 
-def _require(condition: bool, rule: str) -> None:
+def require(condition: bool, rule: str) -> None:
+    """Raise ValueError with the rule unless it holds."""
     if not condition:
         raise ValueError(rule)

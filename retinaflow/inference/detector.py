@@ -7,6 +7,9 @@ given are those of the training, which the checkpoint holds::
     detector = Detector.load(Path("best.pt"), DetectorSettings(score_threshold=0.3))
     detections = detector.detect(index)
 
+A merged model is loaded in the same way, as a :class:`MergedDetector`: each member detects as it was trained, its
+scores are calibrated, and the detections of all are joined.
+
 Images are never augmented, and each is seen exactly once in the shape of its own aspect bucket. Detections of an image
 do not depend on the other images of its batch or on the batch size, to the rounding of float32; with equal batches on
 one CPU they are equal to the last bit, whichever command makes them.
@@ -14,11 +17,11 @@ one CPU they are equal to the last bit, whichever command makes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -33,23 +36,51 @@ from retinaflow.detections import Detections
 from retinaflow.detector.device import Precision, autocast, device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.postprocess import detect
-from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
-from retinaflow.settings.model_settings import DetectorSettings, EvaluationSettings, PostprocessSettings
+from retinaflow.errors import SettingError
+from retinaflow.inference.checkpoint import Checkpoint
+from retinaflow.inference.merged_checkpoint import MergedCheckpoint, Model, load_model
+from retinaflow.inference.merged_detections import merge_detections
+from retinaflow.settings.model_settings import (
+    DetectorSettings,
+    EvaluationSettings,
+    JoinSettings,
+    OverlapSettings,
+    PostprocessSettings,
+)
 from retinaflow.settings.resolve import changed
+from retinaflow.statistics.calibration import apply_calibrators
 from retinaflow.taxonomy import Taxonomy
 
 Parents = Literal["trained", "expand"]
 Given = TypeVar("Given", bound=PostprocessSettings)
 
 
-def as_trained(config: Given, checkpoint: Checkpoint) -> Given:
+def as_trained(config: Given, checkpoint: Model) -> Given:
     """Settings of a command with those of detections and precision from the training, where they were not given.
 
-    Raises SettingError for a checkpoint of an earlier version whose training had settings that are not available now.
+    Raises SettingError for a checkpoint of an earlier version whose training had settings that are not available now,
+    and for a setting that the members of a merged model do not take.
     """
+    if isinstance(checkpoint, MergedCheckpoint):
+        _refuse_settings_of_members(config, checkpoint)
     names = {*EvaluationSettings.model_fields, "precision"} & set(type(config).model_fields) - config.model_fields_set
     trained = checkpoint.settings
     return changed(config, {name: trained[name] for name in names if name in trained})
+
+
+def _refuse_settings_of_members(config: PostprocessSettings, merged: MergedCheckpoint) -> None:
+    """Raise SettingError for a given setting by which not all members detect: each does as it was trained."""
+    is_expanded = merged.join.expand_predictions or getattr(config, "parents", "trained") == "expand"
+    of_members = {"nms", "candidates_per", "image_size"} | (set() if is_expanded else {"nms_iou"})
+    for name in sorted(of_members & config.model_fields_set):
+        value = getattr(config, name)
+        default = getattr(type(config)(), name)
+        own = {member.checkpoint.settings.get(name, default) for member in merged.members}
+        if value != "trained" and (name == "image_size" or own != {value}):
+            raise SettingError(
+                f"the members of a merged model detect as they were trained, so {name} must not be given, but got "
+                f"{name}={value}; evaluate each member with it, and merge these runs"
+            )
 
 
 def by_image(found: Detections) -> Detections:
@@ -74,25 +105,50 @@ class Detector:
     batch_size: int
     workers: int
 
+    @overload
     @staticmethod
     def load(
-        checkpoint: Checkpoint | Path,
+        checkpoint: Checkpoint,
         settings: DetectorSettings | None = None,
         *,
         parents: Parents = "trained",
         sizes: NDArray[np.integer] | None = None,
         device: torch.device | None = None,
-    ) -> Detector:
-        """The detector of a checkpoint, on the first GPU or the CPU unless ``device`` is given.
+    ) -> Detector: ...
+
+    @overload
+    @staticmethod
+    def load(
+        checkpoint: Model | Path,
+        settings: DetectorSettings | None = None,
+        *,
+        parents: Parents = "trained",
+        sizes: NDArray[np.integer] | None = None,
+        device: torch.device | None = None,
+    ) -> Detector | MergedDetector: ...
+
+    @staticmethod
+    def load(
+        checkpoint: Model | Path,
+        settings: DetectorSettings | None = None,
+        *,
+        parents: Parents = "trained",
+        sizes: NDArray[np.integer] | None = None,
+        device: torch.device | None = None,
+    ) -> Detector | MergedDetector:
+        """The detector of a checkpoint or a merged model, on the first GPU or the CPU unless ``device`` is given.
 
         ``settings``: as trained where they were not given. ``parents="expand"``: detections are copied to ancestor
         classes even if the training did not do so. ``sizes [I, 2]``: (height, width) of the images to come, to which
         as many shapes as in the training are fitted when ``settings.image_size`` is a number.
 
-        Errors as of :func:`retinaflow.inference.checkpoint.load_checkpoint`.
+        Errors as of :func:`retinaflow.inference.checkpoint.load_checkpoint`, and SettingError for a setting that a
+        merged model does not take.
         """
         if isinstance(checkpoint, Path):
-            checkpoint = load_checkpoint(checkpoint)
+            checkpoint = load_model(checkpoint)
+        if isinstance(checkpoint, MergedCheckpoint):
+            return MergedDetector.of(checkpoint, settings or DetectorSettings(), parents, device)
         network = checkpoint.build(device or device_of())
         return Detector.around(network, checkpoint, settings, parents=parents, sizes=sizes)
 
@@ -171,6 +227,86 @@ class Detector:
             found.score.cpu().numpy(),
             found.boxes.cpu().numpy(),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class MergedDetector:
+    """The detectors of a merged model as one. Made by :meth:`Detector.load`.
+
+    Its detections are those that ``merge`` makes of the members' detections with the same calibrators, to the last bit
+    where the members' are equal.
+    """
+
+    merged: MergedCheckpoint
+    members: tuple[Detector, ...]
+    join: JoinSettings
+    score_threshold: float
+
+    @staticmethod
+    def of(
+        merged: MergedCheckpoint, settings: DetectorSettings, parents: Parents, device: torch.device | None
+    ) -> MergedDetector:
+        """Arguments as of :meth:`Detector.load`. The limits of detections and the minimum score are those of the join,
+        the rest of ``settings`` goes to the members."""
+        settings = as_trained(settings, merged)
+        own: dict[str, Any] = {"batch_size": settings.batch_size, "workers": settings.workers}
+        if "precision" in settings.model_fields_set:
+            own["precision"] = settings.precision
+        checkpoints = [member.checkpoint for member in merged.members]
+        members = tuple(Detector.load(one, DetectorSettings(**own), device=device) for one in checkpoints)
+        limits = {name: getattr(settings, name) for name in OverlapSettings.model_fields}
+        if parents == "expand":
+            limits["expand_predictions"] = True
+        return MergedDetector(merged, members, changed(merged.join, limits), settings.score_threshold)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The classes of all members."""
+        return self.merged.taxonomy
+
+    def detect(
+        self,
+        images: AnnotationIndex,
+        *,
+        after_batch: Callable[[int], None] = lambda images: None,
+        on_bad_image: Callable[[BadImage], None] | None = None,
+    ) -> Detections:
+        """As :meth:`Detector.detect`, member after member; an image counts as done in parts, and is bad once."""
+        batches, bad = _CountedOnce(after_batch, len(self.members)), set[str]()
+
+        def first_time(image: BadImage) -> None:
+            if image.image_id not in bad and on_bad_image is not None:
+                bad.add(image.image_id)
+                on_bad_image(image)
+
+        refused = None if on_bad_image is None else first_time
+        return self._joined(
+            [member.detect(images, after_batch=batches.add, on_bad_image=refused) for member in self.members]
+        )
+
+    def detect_file(self, data: NDArray[np.uint8], size: tuple[int, int]) -> Detections:
+        """As :meth:`Detector.detect_file`."""
+        return self._joined([member.detect_file(data, size) for member in self.members])
+
+    def _joined(self, parts: Sequence[Detections]) -> Detections:
+        calibrated = [
+            apply_calibrators(found, member.calibrators)
+            for found, member in zip(parts, self.merged.members, strict=True)
+        ]
+        found = merge_detections(calibrated, self.merged.classes, self.taxonomy, self.join)
+        return found.take(found.score >= self.score_threshold)
+
+
+class _CountedOnce:
+    """Counts images that each of several models has seen: so many parts make one image."""
+
+    def __init__(self, report: Callable[[int], None], parts: int) -> None:
+        self._report, self._parts, self._seen = report, parts, 0
+
+    def add(self, images: int) -> None:
+        """Report what is done since the last call, 0 images too, so that a stop is noticed."""
+        before, self._seen = self._seen // self._parts, self._seen + images
+        self._report(self._seen // self._parts - before)
 
 
 def _buckets(

@@ -13,8 +13,8 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.training_data import has_images, load_training_data, read_split
 from retinaflow.errors import DataError, SettingError
-from retinaflow.settings.commands import EvaluateConfig, TrainConfig
-from retinaflow.settings.resolve import resolve
+from retinaflow.inference.image_selection import settings_of_training
+from retinaflow.settings.commands import EvaluateConfig
 from retinaflow.settings.value_types import as_text
 from retinaflow.taxonomy import Taxonomy
 
@@ -39,8 +39,7 @@ def images_for_model(config: EvaluateConfig, taxonomy: Taxonomy, trained: Mappin
     """
     if config.data == "trained":
         _refuse_choice_of_data(config, trained)
-        # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
-        own = resolve(TrainConfig, {**trained, "config": None})
+        own = settings_of_training(trained)
         data = load_training_data(own)
         return EvaluatedImages(data.evaluated, data.dropped, own.model_dump())
     labels = None if config.image_labels == "none" else config.image_labels

@@ -133,8 +133,7 @@ def _data(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[DataSetti
     """The settings of the data that is split, and the names of the splits."""
     if not _is_trained(config):
         return DataSettings(data=config.data), (config.split,)
-    # The settings of the checkpoint are complete; the YAML file that some came from may be gone.
-    own = resolve(TrainConfig, {**trained, "config": None})
+    own = settings_of_training(trained)
     settings = DataSettings(**{name: getattr(own, name) for name in DataSettings.model_fields})
     if not is_evaluated(config, trained):
         return settings.model_copy(update={"boxes": ()}), (config.split,)
@@ -149,7 +148,7 @@ def known_ground_truth(
     if config.images:
         return None
     if is_evaluated(config, trained):
-        return load_training_data(resolve(TrainConfig, {**trained, "config": None})).evaluated
+        return load_training_data(settings_of_training(trained)).evaluated
     # Boxes alone are shown: which classes are absent does not matter.
     settings = DataSettings(data=str(trained["data"]) if config.data == "trained" else config.data, exhaustive=True)
     try:
@@ -161,6 +160,18 @@ def known_ground_truth(
         return None
     known = [index.taxonomy.index_of[mid] for mid in taxonomy.ids if mid in index.taxonomy.index_of]
     return index.with_classes(np.array(known)) if len(known) < len(index.taxonomy) else index
+
+
+def settings_of_training(trained: Mapping[str, Any]) -> TrainConfig:
+    """The settings that a checkpoint holds. Raises SettingError for a merged model whose members were evaluated on
+    images of no training."""
+    if trained.get("data", "") is None:
+        raise SettingError(
+            "data must be given for this merged model, whose members were evaluated on images of no training, but got "
+            "data=trained"
+        )
+    # They are complete; the YAML file that some came from may be gone.
+    return resolve(TrainConfig, {**trained, "config": None})
 
 
 def _is_trained(config: ImagesSettings) -> bool:

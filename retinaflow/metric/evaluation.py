@@ -35,7 +35,7 @@ from retinaflow.metric.challenge import Evaluator, Scores, ap_by_threshold, scor
 from retinaflow.metric.details import detail_tables, iou_column
 from retinaflow.progress import report
 from retinaflow.settings.data_settings import OnBadRow
-from retinaflow.taxonomy import Hierarchy, Taxonomy
+from retinaflow.taxonomy import Hierarchy, Taxonomy, expand_to_ancestors
 
 Table = str | Path | pd.DataFrame | Mapping[str, ArrayLike]
 """A table in the published columns, in a file (CSV, Parquet) or in memory."""
@@ -169,16 +169,6 @@ def read_detections(predictions: Table, ground_truth: AnnotationIndex, *, on_bad
     """
     errors = RowErrors(on_bad_row)
     return read_predictions(source_of(predictions, "predictions"), ground_truth, errors, explain=True)
-
-
-def expand_to_ancestors(detections: Detections, taxonomy: Taxonomy) -> Detections:
-    """Each detection followed by copies of it for all ancestors of its class."""
-    row, ancestor = np.nonzero(taxonomy.is_ancestor[detections.class_index])
-    rows = np.concatenate([np.arange(len(detections)), row])
-    classes = np.concatenate([detections.class_index, ancestor.astype(np.int32)])
-    order = np.argsort(rows, kind="stable")
-    copies = detections.take(rows[order])
-    return Detections(copies.image_index, classes[order], copies.score, copies.boxes)
 
 
 def _taxonomy(

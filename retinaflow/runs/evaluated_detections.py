@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -32,6 +32,8 @@ class EvaluatedDetections:
     trained: Mapping[str, Any] | None = None
     model_id: str | None = None
     """Of the logged model that is evaluated."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags that link the run to its model."""
 
 
 def detections_to_evaluate(config: EvaluateConfig) -> EvaluatedDetections:
@@ -57,7 +59,9 @@ def _of_model(config: EvaluateConfig) -> EvaluatedDetections:
             on_bad_image=skipped.add if config.on_bad_image == "skip" else None,
         )
 
-    return EvaluatedDetections(model.name, config, images, checkpoint.bins, detect, checkpoint.settings, model_id)
+    return EvaluatedDetections(
+        model.name, config, images, checkpoint.bins, detect, checkpoint.settings, model_id, model.tags()
+    )
 
 
 def _of_predictions(config: EvaluateConfig) -> EvaluatedDetections:

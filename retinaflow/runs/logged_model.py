@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from retinaflow.inference.checkpoint import load_checkpoint
+from retinaflow.inference.merged_checkpoint import MergedCheckpoint, load_model
 from retinaflow.runs.registry import MODEL, quiet
 from retinaflow.runs.served_images import EXAMPLE, Limits
 from retinaflow.runs.served_requirements import serving_requirements
@@ -40,14 +40,15 @@ def log_checkpoint(
     ``step``: of its evaluation, whose metrics the run has; ``dataset``: name and digest of the evaluated images. Raises
     what MLflow raises.
     """
-    client, loaded = mlflow.MlflowClient(), load_checkpoint(checkpoint)
+    client, loaded = mlflow.MlflowClient(), load_model(checkpoint)
     model = _model_for(client, run_id, loaded.digest[:DIGEST_LETTERS])
     outputs = client.get_run(run_id).outputs
     if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
     link_metrics(client, run_id, model.model_id, step=step, dataset=dataset)
     if model.status != LoggedModelStatus.READY:
-        uses_timm = loaded.network.backbone.startswith(TIMM)
+        parts = [one.checkpoint for one in loaded.members] if isinstance(loaded, MergedCheckpoint) else [loaded]
+        uses_timm = any(part.network.backbone.startswith(TIMM) for part in parts)
         _save(client, model, run_id, {"checkpoint": str(checkpoint)}, ["timm"] if uses_timm else [])
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     if register_as is not None and not _is_registered(client, model.model_id, run_id, register_as):

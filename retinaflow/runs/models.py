@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.inference.merged_checkpoint import Model, load_model
 from retinaflow.progress import report
 from retinaflow.runs import logged_model, registry, store
 
@@ -40,9 +40,10 @@ class TrainedModel:
         return found
 
     @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The checkpoint, read once. Errors as of :func:`retinaflow.inference.checkpoint.load_checkpoint`."""
-        return load_checkpoint(self.path)
+    def checkpoint(self) -> Model:
+        """The checkpoint or merged model, read once. Errors as of
+        :func:`retinaflow.inference.checkpoint.load_checkpoint`."""
+        return load_model(self.path)
 
     @cached_property
     def model_id(self) -> str | None:

@@ -26,7 +26,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from retinaflow.errors import DataError, SettingError
-from retinaflow.inference.detector import Detector
+from retinaflow.inference.detector import Detector, MergedDetector
 from retinaflow.runs.served_images import Limits, image_at, sent_image
 from retinaflow.runs.served_requests import BadRequest, limit_request_bodies
 
@@ -38,7 +38,7 @@ _SERVERS = ("__pyfunc_model_path__", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT")
 class DetectorModel(PythonModel):
     """Loads the checkpoint that was logged with it."""
 
-    detector: Detector
+    detector: Detector | MergedDetector
 
     def load_context(self, context: Any) -> None:
         """Called once by MLflow. Raises SettingError for settings that it does not have."""

@@ -50,6 +50,7 @@ from retinaflow.settings.training_settings import (
     NetworkSettings,
     OptimizationSettings,
     RankSettings,
+    RegistrationSettings,
     TrainingMachineSettings,
 )
 from retinaflow.settings.value_types import (
@@ -78,6 +79,7 @@ class BinningConfig(SampledDataSettings, TrackingSettings):
 @with_defaults(texts={"output": "Folder for checkpoints and, with track=false, for everything a run would log."})
 class TrainConfig(
     TrainingMachineSettings,
+    RegistrationSettings,
     CheckpointSettings,
     EvaluationSettings,
     AugmentSettings,
@@ -241,7 +243,7 @@ class PromoteConfig(ComparisonSettings):
         "max_detections": "Maximum detections per image, over all classes of all models.",
     },
 )
-class MergeConfig(OverlapSettings, MergeSettings, RunsSettings, TrackingSettings):
+class MergeConfig(RegistrationSettings, OverlapSettings, MergeSettings, RunsSettings, TrackingSettings):
     """``merge``: several models, of different classes or of the same, as one: calibrated, joined, fused, evaluated."""
 
     title = "Merging"

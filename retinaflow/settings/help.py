@@ -37,8 +37,11 @@ MAIN_SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "convert": ("data", "output", "to", "exhaustive", "validation_fraction", "image_files"),
     "download": ("class_group", "per_class", "image_ids", "splits", "output", "dry_run"),
-    "merge": ("runs", "calibration", "calibrators", "fusion_iou", "expand_predictions", "max_detections", "output"),
-    "split": ("groups", "from_run", "with_all", "reuse", *_TRAINING, "calibration"),
+    "merge": (
+        *("runs", "calibration", "calibrators", "fusion_iou", "expand_predictions", "max_detections", "register_as"),
+        "output",
+    ),
+    "split": ("groups", "from_run", "with_all", "reuse", *_TRAINING, "calibration", "register_as"),
 }
 """The settings of each command that matter first: help begins with them, and MLproject declares them."""
 

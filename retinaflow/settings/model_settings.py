@@ -175,8 +175,21 @@ class ComparisonSettings(RunsSettings, IntervalSettings, TrackingSettings):
     """Confidence of the intervals; 1 - confidence is the false discovery rate of classes marked as sure."""
 
 
-class MergeSettings(ExpansionSettings):
+class FusionSettings(ExpansionSettings):
     """How the detections of several models become those of one."""
+
+    title = "Merging"
+
+    fusion_iou: Annotated[float, Field(gt=0, lt=1)] = 0.55
+    """IoU above which boxes of a class from several models are fused (weighted boxes fusion)."""
+
+
+class JoinSettings(OverlapSettings, FusionSettings):
+    """All that decides which detections of several models remain."""
+
+
+class MergeSettings(FusionSettings):
+    """How several models become one."""
 
     title = "Merging"
 
@@ -186,5 +199,3 @@ class MergeSettings(ExpansionSettings):
     """Ground-truth boxes of a class below which its scores are not calibrated."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Parts of the images for cross-fitting of calibrators."""
-    fusion_iou: Annotated[float, Field(gt=0, lt=1)] = 0.55
-    """IoU above which boxes of a class from several models are fused (weighted boxes fusion)."""

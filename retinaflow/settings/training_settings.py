@@ -272,8 +272,15 @@ class CheckpointSettings(Settings):
     resume: Annotated[OptionalText, FREE] = None
     """Run id or checkpoint file to resume, by its settings; auto: the unfinished training of these settings and data,
     else a new one; none: start anew. Not given: none, and auto after a restart by torchrun or Slurm."""
+
+
+class RegistrationSettings(Settings):
+    """The model registry."""
+
+    title = "Registry"
+
     register_as: Annotated[OptionalText, FREE] = None
-    """Name under which the best model is registered; none: not registered."""
+    """Name under which the model is registered; none: not registered."""
 
 
 class ComputeSettings(Settings):

@@ -19,8 +19,8 @@ Cost of a fit: linear in the evaluated detections (isotonic: after a sort).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit, logit
 
-from retinaflow.errors import DataError
+from retinaflow.detections import Detections
+from retinaflow.errors import DataError, shown
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -75,7 +76,33 @@ class Calibrator:
         method, points = document.get("method"), document.get("points")
         if method not in METHODS or not isinstance(points, list):
             raise DataError(f"a calibrator must have a method of {', '.join(METHODS)} and points, but got {document}")
-        return Calibrator(method, tuple(float(point) for point in points))
+        values = np.array(points, dtype=np.float64)
+        half = len(values) // 2
+        is_whole = {"none": half == 0, "platt": half == 1, "isotonic": half > 0}[method] and len(values) == 2 * half
+        rises = method != "isotonic" or (is_whole and bool((np.diff(values.reshape(2, -1)) >= 0).all()))
+        if not is_whole or not rises or not np.isfinite(values).all():
+            raise DataError(f"the points of a calibrator must fit its method, {method}, but got {shown(points)}")
+        return Calibrator(method, tuple(values.tolist()))
+
+
+def apply_calibrators(detections: Detections, calibrators: Sequence[Calibrator]) -> Detections:
+    """Detections with the scores that their classes' calibrators give. Raises DataError for scores outside [0, 1]."""
+    check_scores(detections)
+    score = np.asarray(detections.score, dtype=np.float64).copy()
+    for k, calibrator in enumerate(calibrators):
+        rows = detections.class_index == k
+        score[rows] = calibrator(score[rows])
+    return replace(detections, score=score)
+
+
+def check_scores(detections: Detections) -> None:
+    """Raises DataError unless all scores are in [0, 1]."""
+    outside = np.flatnonzero(~((detections.score >= 0) & (detections.score <= 1)))
+    if len(outside):
+        raise DataError(
+            f"scores must be in [0, 1] to be calibrated, but row {outside[0]} has {detections.score[outside[0]]:g}; "
+            "scale them, or merge with calibration=none"
+        )
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
-from retinaflow.errors import DataError
 from retinaflow.metric.matches import Kind, Matches
 from retinaflow.statistics.calibration import (
     Calibrator,
     FloatArray,
     Method,
     ScoredDetections,
+    check_scores,
     choose_method,
     fit,
     log_loss,
@@ -92,16 +92,6 @@ def cross_fitted(
     return replace(detections, score=score), found
 
 
-def apply_calibrators(detections: Detections, calibrators: Sequence[Calibrator]) -> Detections:
-    """Detections with the scores that their classes' calibrators give. Raises DataError for scores outside [0, 1]."""
-    check_scores(detections)
-    score = np.asarray(detections.score, dtype=np.float64).copy()
-    for k, calibrator in enumerate(calibrators):
-        rows = detections.class_index == k
-        score[rows] = calibrator(score[rows])
-    return replace(detections, score=score)
-
-
 def calibrated_by(calibrators: Sequence[Calibrator], matches: Matches) -> list[CalibratedClass]:
     """Given calibrators, one for each class, with the log loss of evaluated detections before and after them."""
     found = []
@@ -121,16 +111,6 @@ def scored_of_class(matches: Matches, class_index: int, fold_of_image: NDArray[n
         matches.kind[entries] == Kind.TRUE_POSITIVE,
         fold_of_image[matches.image_index[entries]],
     )
-
-
-def check_scores(detections: Detections) -> None:
-    """Raises DataError unless all scores are in [0, 1]."""
-    outside = np.flatnonzero(~((detections.score >= 0) & (detections.score <= 1)))
-    if len(outside):
-        raise DataError(
-            f"scores must be in [0, 1] to be calibrated, but row {outside[0]} has {detections.score[outside[0]]:g}; "
-            "scale them, or merge with calibration=none"
-        )
 
 
 def _mean_losses(evaluated: ScoredDetections, after: FloatArray) -> tuple[float, float]:

@@ -273,7 +273,6 @@ def test_merge_refuses_with_a_reason(
         ),
         ({"target": "val/mAP_bin_1:0.5"}, "target must be a metric that every class group has, but got val/mAP_bin_1"),
         ({"class_group": "Car"}, "split makes the class groups from groups, but got class_group=Car"),
-        ({"register_as": "pair"}, "a merged model cannot be registered"),
         ({"with_all": "true", "from_run": "abc"}, "with_all or from_run can be given, not both"),
         ({"calibration": "none"}, "calibration=none leaves nothing to compare"),
     ],

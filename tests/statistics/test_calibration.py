@@ -15,12 +15,13 @@ from retinaflow.statistics.calibration import (
     METHODS,
     Calibrator,
     ScoredDetections,
+    apply_calibrators,
     choose_method,
     fit,
     held_out_loss,
     log_loss,
 )
-from retinaflow.statistics.cross_fitting import apply_calibrators, cross_fitted, sample_folds, scored_of_class
+from retinaflow.statistics.cross_fitting import cross_fitted, sample_folds, scored_of_class
 
 FOLDS = 4
 

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from retinaflow.boxes import iou
 from retinaflow.detections import Detections
-from retinaflow.metric.evaluation import expand_to_ancestors
-from retinaflow.taxonomy import Taxonomy
+from retinaflow.taxonomy import Taxonomy, expand_to_ancestors
 
 
 def expand_to_parents(found: Detections, taxonomy: Taxonomy, *, nms_iou: float) -> Detections:

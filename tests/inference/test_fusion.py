@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
-from retinaflow.ensemble.fusion import fuse, fuse_group
+from retinaflow.inference.fusion import fuse, fuse_group
 
 UNIT = [0.0, 0.0, 1.0, 1.0]
 
