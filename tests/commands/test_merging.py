@@ -22,7 +22,9 @@ from retinaflow.commands import evaluate, merge, split
 from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.ensemble.group_training import read_groups, run_name
+from retinaflow.inference.merged_checkpoint import MergedCheckpoint
 from retinaflow.metric.challenge import average_precision
+from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import EvaluateConfig, MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.earlier_training import training_key
@@ -72,7 +74,7 @@ def _split(workshop: Any, **given: Any) -> Run:
 def halves(workshop: Any, trained: TrainResult) -> Run:
     """A finished split of the tiny set in two groups, compared with the tracked training of all classes."""
     # With room for the detections of both models: a limit for all would cut the lowest of them.
-    given = {"from_run": trained.run_id, "min_ground_truth": "1", "max_detections": "1000"}
+    given = {"from_run": trained.run_id, "min_ground_truth": "1", "max_detections": "1000", "register_as": "halves"}
     made: Run = workshop.once("split", lambda: _split(workshop, **given))
     return made
 
@@ -133,6 +135,18 @@ def test_the_merged_run_links_its_parts_and_keeps_all_that_judging_needs(halves:
     assert set(table["class"]) == {"Car", "Bus", "Vehicle", "Tree", "Plant"}
     document = json.loads(Path("split/calibrated/calibrators.json").read_text())
     assert [row["run_id"] for row in document["parts"]] == _parts(halves)
+
+
+def test_the_calibrated_merge_of_a_split_is_registered_and_its_parts_are_not(halves: Run) -> None:
+    client, children = MlflowClient(), _children(halves)
+    [version] = client.search_model_versions("name = 'halves'")
+    assert version.run_id == children["calibrated"].info.run_id
+    model = TrainedModel.find("models:/halves/1").checkpoint
+    assert isinstance(model, MergedCheckpoint)
+    assert [member.run for member in model.members] == _parts(halves)
+    assert model.taxonomy.names == ("Car", "Vehicle", "Tree", "Plant", "Bus")
+    # The other way of merging is there to be compared with.
+    assert "checkpoints" not in {item.path for item in client.list_artifacts(children["merged"].info.run_id)}
 
 
 def test_the_same_split_again_trains_nothing_again(
