@@ -267,6 +267,31 @@ def test_a_member_whose_model_is_gone_leaves_a_merge_without_one(
     assert "register_as=pair needs a model of each run, but moved.pt: no such" in capsys.readouterr().err
 
 
+def _edit(path: Path, **values: Any) -> None:
+    document = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in document.items() if value is not None}))
+
+
+NO_MODEL = {
+    "an earlier version": ("tags.json", {"retinaflow.model_digest": None}, "has not noted which model it evaluated"),
+    "parents by evaluate": ("config.json", {"expand_predictions": True}, "of parent classes that its model does not"),
+    "another size": ("config.json", {"image_size": 96}, "was evaluated at image_size=96, at which its model was not"),
+}
+
+
+@pytest.mark.parametrize("reason", NO_MODEL)
+def test_an_evaluation_that_its_model_does_not_repeat_is_no_member(
+    reason: str, plants: TrainResult, workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workshop.once("repeated", lambda: _evaluate("repeated", from_run=plants.run_id, track="false"))
+    file, values, message = NO_MODEL[reason]
+    shutil.copytree("repeated", "not_repeated", dirs_exist_ok=True)
+    _edit(Path("not_repeated") / file, **values)
+    capsys.readouterr()
+    assert workshop.cli("merge", runs="not_repeated", register_as="never", track="false") == 2
+    assert message in capsys.readouterr().err
+
+
 def test_members_that_were_evaluated_on_images_of_their_own_need_data_to_be_given(
     trained: TrainResult, workshop: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
