@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.misc import Conv2dNormActivation
@@ -47,6 +48,22 @@ def check_ancestors(ancestors: Tensor | None, num_classes: int) -> None:
         )
 
 
+class HeadNorm(nn.GroupNorm):
+    """Group norm in the dtype of its input, on a GPU too. There autocast computes it in float32, and would keep maps of
+    twice the size for the gradient; torch's kernel adds in float32 either way."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, C, h, w]`` -> the same shape and dtype."""
+        if input.device.type == "cuda":
+            with torch.autocast("cuda", enabled=False):
+                return self.as_input(input)
+        return super().forward(input)
+
+    def as_input(self, input: Tensor) -> Tensor:
+        """The norm with its parameters rounded to the dtype of ``input``."""
+        return F.group_norm(input, self.num_groups, self.weight.to(input), self.bias.to(input), self.eps)
+
+
 class Head(nn.Module):
     """``head_depth`` 3x3 layers with ReLU and one output layer, the same for every level.
 
@@ -56,7 +73,7 @@ class Head(nn.Module):
 
     def __init__(self, config: NetworkSettings, *, outputs: int, name: str) -> None:
         super().__init__()
-        norm: Callable[..., nn.Module] | None = partial(nn.GroupNorm, GROUPS) if config.head_norm == "group" else None
+        norm: Callable[..., nn.Module] | None = partial(HeadNorm, GROUPS) if config.head_norm == "group" else None
         width = config.fpn_channels
         self.conv = nn.Sequential(
             *(Conv2dNormActivation(width, width, norm_layer=norm) for _ in range(config.head_depth))

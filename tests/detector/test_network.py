@@ -13,7 +13,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resne
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops import FrozenBatchNorm2d
 
-from retinaflow.detector.network import RetinaNet
+from retinaflow.detector.network import HeadNorm, RetinaNet
 from retinaflow.detector.pyramid import CoarseConv
 from retinaflow.detector.weights import COCO_V1_URL, COCO_V2_URL, load_weights
 from retinaflow.settings.training_settings import NetworkSettings
@@ -301,6 +301,24 @@ def test_every_tensor_is_initialised_by_the_seed_and_a_foreign_global_seed_has_n
     differing = {key for key in first if not torch.equal(first[key], other[key])}
     weights = {key for key in first if key.endswith("weight") and first[key].dim() == 4}
     assert differing == weights
+
+
+def test_the_norm_of_the_heads_in_bfloat16_is_that_in_float32_within_its_rounding() -> None:
+    norm = HeadNorm(16, 64)
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 64, 9, 7, generator=generator).bfloat16().requires_grad_()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.uniform_(-0.5, 0.5, generator=generator)
+    exact = norm(maps.float())
+    weight = torch.randn(exact.shape, generator=generator)
+    expected = torch.autograd.grad((exact * weight).sum(), [maps, norm.weight, norm.bias])
+    got = norm.as_input(maps)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), exact, rtol=2**-7, atol=2**-7)
+    found = torch.autograd.grad((got.float() * weight).sum(), [maps, norm.weight, norm.bias])
+    for one, other in zip(found, expected, strict=True):
+        assert float((one.float() - other.float()).norm() / other.float().norm()) < 0.01
 
 
 @pytest.mark.parametrize(("settings", "prior"), [({}, 0.01), ({"class_prior": 0.001}, 0.001)])
