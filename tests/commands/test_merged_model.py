@@ -217,6 +217,7 @@ REFUSED = {
     "other suppression": ("evaluate", {"nms": "soft-nms"}, "so nms must not be given, but got nms=soft-nms"),
     "resume": ("train", {"resume": "pair/checkpoints/best.pt"}, "one network is needed, but this is a merged model"),
     "weights": ("train", {"weights": "pair/checkpoints/best.pt"}, "must hold the weights of one network, but it is a"),
+    "its own folder": ("merge", {"runs": "pair", "output": "pair"}, "output must be another folder than those of the"),
     "a merge in a merge": ("merge", {"runs": "{pair}"}, "is a merge itself; name the runs that it has merged instead"),
     "an evaluation of one": ("merge", {"runs": "of_pair"}, "is merged itself; name runs of its members instead: runs="),
     "a file": ("merge", {"runs": "of_file"}, "is the evaluation of a file, pair/predictions.parquet, whose model is"),
@@ -235,7 +236,7 @@ def test_what_cannot_take_it_names_what_to_do(
     filled = {name: value.format(pair=pair.run_id) for name, value in given.items()}
     if command == "merge":
         # Before the work: nothing is written.
-        filled |= {"register_as": "never", "output": "never"}
+        filled = {"register_as": "never", "output": "never", **filled}
     elif command == "train":
         filled |= {"data": workshop.data, "image_size": 64, "epochs": 1, "output": "never"}
     else:
