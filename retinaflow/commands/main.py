@@ -45,8 +45,8 @@ def run(config: MainConfig) -> None:
     called = run_name("main", config)
     config = fit_to_data(config, data.train)
     # The baseline is what people do without retinaflow: every image has the same weight and the same augmentation.
-    plain = {"sampling": "uniform", "rare_augment": config.augment, "copy_paste": 0.0, "register_as": None}
-    baseline = config.model_copy(update=plain)
+    plain = {"sampling": "uniform", "rare_augment": config.augment, "loss": "focal", "copy_paste": 0.0}
+    baseline = config.model_copy(update=plain | {"register_as": None})
     with tracking.start_run(
         "main", track=config.track, experiment=config.experiment, output=config.output, default_name=called
     ) as parent:

@@ -34,6 +34,8 @@ from retinaflow.settings.value_types import (
     Searched,
     as_text,
     auto,
+    by_length,
+    is_pretrained,
     split_list,
 )
 
@@ -232,7 +234,9 @@ class SamplingSettings(Settings):
 
     title = "Bins and sampling"
 
-    sampling: Annotated[Strategy, STEERS, Searched("uniform,repeat-factor,class-aware,binned")] = "binned"
+    sampling: Annotated[Strategy, STEERS, Searched("uniform,repeat-factor,class-aware,binned")] = by_length(
+        "class-aware", "binned", demo="binned", when=is_pretrained, condition="with pretrained weights"
+    )
     """How often images are sampled."""
     balance: Annotated[Fraction, STEERS, Searched("0.1..0.9", _BINNED)] = 0.75
     """binned: quantile of images per class that rarer bins are lifted to; 0 lifts none."""

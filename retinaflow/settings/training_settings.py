@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,7 +15,6 @@ from retinaflow.settings.value_types import (
     STEERS,
     AlphaByBin,
     AtLeastOne,
-    Auto,
     Count,
     Fraction,
     GammaByBin,
@@ -30,6 +28,8 @@ from retinaflow.settings.value_types import (
     as_text,
     auto,
     by_data,
+    by_length,
+    is_pretrained,
 )
 
 HeadNorm = Literal["none", "group"]
@@ -50,34 +50,30 @@ EVALUATIONS = 12
 """Most evaluations of a training."""
 SHORT_TRAINING = 100_000
 """A training that sees fewer images than this is short."""
+BALANCED_AND_PRETRAINED = "with pretrained weights and balanced sampling"
 GROUPS = 32
 """Groups of a group norm in the heads."""
 
 
-@dataclass(frozen=True)
-class ByLength(Auto):
-    """A default for short trainings and another one for long ones. ``of_detector``: a part of the network, of which the
-    weights of a whole detector want that of long trainings."""
-
-    short: Any
-    long: Any
-    of_detector: bool
+def may_be_detector(values: Mapping[str, Any]) -> bool:
+    """Whether the weights may be those of a whole detector, which has torchvision's heads and anchors."""
+    weights = values.get("weights", "none")
+    if weights in ("none", "imagenet", "imagenet_v2"):
+        return False
+    return weights in DETECTORS or values.get("backbone") == "resnet50"
 
 
-def by_length(short: Any, long: Any, *, demo: Any = None, of_detector: bool = False) -> Any:
-    """A default that a training chooses by the number of images that it will see
-    (:mod:`retinaflow.training.fit_to_data`); until they are read, that of long trainings.
+def _own_parts(values: Mapping[str, Any]) -> bool:
+    return not may_be_detector(values)
 
-    On the generated set a training is short; ``demo`` is another value for it.
-    """
 
-    def before_images(values: Mapping[str, Any]) -> Any:
-        if values.get("data") != "demo" or (of_detector and values.get("weights") in DETECTORS):
-            return long
-        return short if demo is None else demo
+def _balanced_and_pretrained(values: Mapping[str, Any]) -> bool:
+    return is_pretrained(values) and values.get("sampling") != "uniform"
 
-    text = f"short trainings {short}, else {long}" + ("" if demo is None else f"; demo {demo}")
-    return Field(default_factory=ByLength(text, before_images, short, long, of_detector))
+
+def _equalizes(values: Mapping[str, Any]) -> bool:
+    gamma = values.get("focal_gamma", 1.0)
+    return _balanced_and_pretrained(values) and all(one > 0 for one in (gamma if isinstance(gamma, tuple) else [gamma]))
 
 
 class WeightSettings(Settings):
@@ -112,9 +108,9 @@ class NetworkSettings(AnchorSettings, WeightSettings):
     """Network under the feature pyramid: a classifier of torchvision (resnet50, convnext_tiny, ...), or timm:NAME."""
     head_norm: HeadNorm = auto("group; none with weights=coco", lambda v: "none" if v["weights"] == "coco" else "group")
     """Norm after each layer of the heads: group (trains better from scratch) or none."""
-    fpn_channels: Annotated[int, Field(ge=1)] = by_length(128, 256, demo=64, of_detector=True)
+    fpn_channels: Annotated[int, Field(ge=1)] = by_length(128, 256, demo=64, when=_own_parts)
     """Channels of the feature pyramid and the heads, a multiple of 64 with head_norm=group."""
-    head_depth: Count = by_length(2, 4, of_detector=True)
+    head_depth: Count = by_length(2, 4, when=_own_parts)
     """Convolutions in each head before its output layer."""
     p6_from: P6Source = auto("p5; c5 with weights=coco_v2", lambda v: "c5" if v["weights"] == "coco_v2" else "p5")
     """What level P6 is computed from: the pyramid's P5 or the backbone's C5."""
@@ -156,7 +152,9 @@ class LossSettings(Settings):
 
     title = "Loss"
 
-    loss: Annotated[ClassLoss, STEERS, Searched("focal,equalized-focal")] = "focal"
+    loss: Annotated[ClassLoss, STEERS, Searched("focal,equalized-focal")] = by_length(
+        "equalized-focal", "focal", demo="focal", when=_equalizes, condition=BALANCED_AND_PRETRAINED
+    )
     """Class loss; equalized-focal: with a larger focal_gamma for classes whose positives have small gradients (Li et
     al. 2022)."""
     equalized_scale: Annotated[Positive, STEERS, Searched("2..12", when={"loss": ("equalized-focal",)})] = 8.0
@@ -189,7 +187,9 @@ class AugmentSettings(Settings):
     """Augmentation strength for images of the most frequent bin; 0: none."""
     rare_augment: Annotated[Fraction, STEERS, Searched("0.1..1")] = by_length(0.4, 0.8)
     """Augmentation strength for images of the rarest bin; interpolated in between."""
-    copy_paste: Annotated[Fraction, STEERS, Searched("0..1")] = 0.0
+    copy_paste: Annotated[Fraction, STEERS, Searched("0..1")] = by_length(
+        0.5, 0.0, demo=0.0, when=_balanced_and_pretrained, condition=BALANCED_AND_PRETRAINED
+    )
     """Probability that a sampled image gets a pasted crop of a rare class, the rarest most often; 0: none."""
     horizontal_flip: Annotated[bool, STEERS] = False
     """Flip half of the images left to right with augment=0 too; augmented images are flipped anyway."""

@@ -164,6 +164,45 @@ def by_data(photos: Any, *, demo: Any, text: str = "") -> Any:
     return auto(f"{text or photos}, demo {demo}", lambda values: demo if values.get("data") == "demo" else photos)
 
 
+@dataclass(frozen=True)
+class ByLength(Auto):
+    """A default for short trainings and another one for long ones. ``when``: the values of the settings -> whether a
+    short training takes ``short``."""
+
+    short: Any
+    long: Any
+    when: Callable[[Mapping[str, Any]], bool]
+
+
+def by_length(
+    short: Any,
+    long: Any,
+    *,
+    demo: Any = None,
+    when: Callable[[Mapping[str, Any]], bool] = lambda values: True,
+    condition: str = "",
+) -> Any:
+    """A default that a training chooses by the number of images that it will see
+    (:mod:`retinaflow.training.fit_to_data`); until they are read, that of long trainings.
+
+    On the generated set a training is short; ``demo`` is another value for it. ``condition``: what ``when`` asks for.
+    """
+
+    def before_images(values: Mapping[str, Any]) -> Any:
+        if values.get("data") != "demo" or not when(values):
+            return long
+        return short if demo is None else demo
+
+    text = f"short trainings {condition} {short}" if condition else f"short trainings {short}"
+    text += f", else {long}" + ("" if demo in (None, long) else f"; demo {demo}")
+    return Field(default_factory=ByLength(text, before_images, short, long, when))
+
+
+def is_pretrained(values: Mapping[str, Any]) -> bool:
+    """Whether a training starts from weights."""
+    return bool(values.get("weights", "none") != "none")
+
+
 # Metadata
 
 

@@ -21,17 +21,16 @@ from retinaflow.progress import report
 from retinaflow.settings.data_settings import Settings
 from retinaflow.settings.resolve import changed
 from retinaflow.settings.training_settings import (
-    DETECTORS,
     EVALUATIONS,
     FEWEST_EPOCHS,
     LARGEST_SIZE,
     LEAST_SEEN,
     SHORT_TRAINING,
     AnchorSettings,
-    ByLength,
     learning_rate,
+    may_be_detector,
 )
-from retinaflow.settings.value_types import as_text
+from retinaflow.settings.value_types import ByLength, as_text
 from retinaflow.training.anchor_fit import SCALES, BoxSample, mean_reach
 
 WORTH = 0.03
@@ -78,8 +77,7 @@ def _by_length(
     for name in wanted:
         rule = kind.auto_of(name)
         if isinstance(rule, ByLength):
-            is_short = short and not (rule.of_detector and _may_be_detector(values))
-            chosen[name] = rule.short if is_short else rule.long
+            chosen[name] = rule.short if short and rule.when(values) else rule.long
     if "lr" in wanted:
         chosen["lr"] = learning_rate({**values, **chosen}, short=short)
     if chosen:
@@ -87,14 +85,6 @@ def _by_length(
         limit = f"less than {SHORT_TRAINING:,}, a short training" if short else f"{SHORT_TRAINING:,} or more"
         report(f"{shown}: {seen:,} images are seen, {limit}")
     return chosen
-
-
-def _may_be_detector(values: Mapping[str, Any]) -> bool:
-    """Whether the weights may be those of a whole detector, which has torchvision's heads and anchors."""
-    weights = values.get("weights", "none")
-    if weights in ("none", "imagenet", "imagenet_v2"):
-        return False
-    return weights in DETECTORS or values["backbone"] == "resnet50"
 
 
 def _image_size(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
@@ -107,7 +97,7 @@ def _image_size(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
 
 def _anchor_scale(values: Mapping[str, Any], index: AnnotationIndex) -> Chosen:
     default = values["anchor_scale"]
-    if _may_be_detector(values):
+    if may_be_detector(values):
         return default, "the published anchors, as the weights may be of a detector trained with them"
     sample = BoxSample.draw(index)
     if len(sample.boxes) == 0:

@@ -133,6 +133,27 @@ def test_a_detector_keeps_its_heads_in_a_short_training(
     assert fitted.fpn_channels == channels
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("binned", "focal", 0.0)),
+        ({"weights": "imagenet"}, ("class-aware", "equalized-focal", 0.5)),
+        ({"weights": "net.pth"}, ("class-aware", "equalized-focal", 0.5)),
+        ({"weights": "imagenet", "sampling": "binned"}, ("binned", "equalized-focal", 0.5)),
+        ({"weights": "imagenet", "sampling": "uniform"}, ("uniform", "focal", 0.0)),
+        # The equalized loss needs an exponent to raise.
+        ({"weights": "imagenet", "focal_gamma": 0}, ("class-aware", "focal", 0.5)),
+        ({"weights": "imagenet", "epochs": 100, "epoch_length": 1000}, ("binned", "focal", 0.0)),
+    ],
+    ids=str,
+)
+def test_a_short_training_from_pretrained_weights_is_balanced_in_another_way(
+    folder: Path, given: dict[str, Any], expected: tuple[str, str, float]
+) -> None:
+    fitted = fit_to_data(config(folder, **given), index_of(folder))
+    assert (fitted.sampling, fitted.loss, fitted.copy_paste) == expected
+
+
 def test_what_is_given_stays_also_when_it_equals_the_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     defaults = TrainConfig()
     given = {name: getattr(defaults, name) for name in TrainConfig.model_fields if TrainConfig.auto_of(name)}
