@@ -235,7 +235,7 @@ class SamplingSettings(Settings):
     title = "Bins and sampling"
 
     sampling: Annotated[Strategy, STEERS, Searched("uniform,repeat-factor,class-aware,binned")] = by_length(
-        "class-aware", "binned", demo="binned", when=is_pretrained, condition="with pretrained weights"
+        "class-aware", "binned", demo="binned", when=is_pretrained, condition="from pretrained weights"
     )
     """How often images are sampled."""
     balance: Annotated[Fraction, STEERS, Searched("0.1..0.9", _BINNED)] = 0.75

@@ -50,7 +50,7 @@ EVALUATIONS = 12
 """Most evaluations of a training."""
 SHORT_TRAINING = 100_000
 """A training that sees fewer images than this is short."""
-BALANCED_AND_PRETRAINED = "with pretrained weights and balanced sampling"
+BALANCED_AND_PRETRAINED = "from pretrained weights beside balanced sampling"
 GROUPS = 32
 """Groups of a group norm in the heads."""
 

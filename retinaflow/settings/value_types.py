@@ -193,7 +193,7 @@ def by_length(
             return long
         return short if demo is None else demo
 
-    text = f"short trainings {condition} {short}" if condition else f"short trainings {short}"
+    text = f"{short} in short trainings {condition}" if condition else f"short trainings {short}"
     text += f", else {long}" + ("" if demo in (None, long) else f"; demo {demo}")
     return Field(default_factory=ByLength(text, before_images, short, long, when))
 
