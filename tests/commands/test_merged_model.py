@@ -43,7 +43,7 @@ NAME = "models:/pair/1"
 
 
 def _merge(**given: Any) -> merge.MergeResult:
-    return merge.run(resolve(MergeConfig, {"calibration": "none", "output": "pair", **given}))
+    return merge.run(resolve(MergeConfig, {"calibration": "none", "output": "merged_pair", **given}))
 
 
 def _evaluate(output: str, **given: Any) -> Any:
@@ -77,7 +77,7 @@ def _rows(path: Path) -> pd.DataFrame:
 def test_an_evaluation_of_the_model_has_the_detections_of_the_merge(pair: merge.MergeResult) -> None:
     evaluated = _evaluate("again", from_run=pair.run_id)
     pd.testing.assert_frame_equal(
-        _rows(Path("again/predictions.csv")), _rows(Path("pair/predictions.parquet")), check_exact=True
+        _rows(Path("again/predictions.csv")), _rows(Path("merged_pair/predictions.parquet")), check_exact=True
     )
     np.testing.assert_array_equal(evaluated.scores.ap, pair.evaluation.scores.ap)
     assert evaluated.metrics == pair.evaluation.metrics
@@ -163,7 +163,7 @@ def test_the_registered_model_has_what_any_has(pair: merge.MergeResult, plants: 
 
 def test_the_served_model_gives_the_boxes_of_predict(pair: merge.MergeResult, workshop: Any) -> None:
     del pair
-    given = {"from_run": NAME, "output": "predicted", "file_format": "parquet", "batch_size": "1"}
+    given = {"from_run": NAME, "output": "merged_predicted", "file_format": "parquet", "batch_size": "1"}
     rows = _rows(predict.run(resolve(PredictConfig, given)))
     file = workshop.data / "images" / "validation001.jpg"
     image = base64.b64encode(file.read_bytes()).decode()
@@ -179,7 +179,7 @@ def test_the_served_model_gives_the_boxes_of_predict(pair: merge.MergeResult, wo
 def test_predict_takes_it_in_shards_and_several_processes_and_resumes(
     pair: merge.MergeResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"from_run": "pair/checkpoints/best.pt", "output": "shards", "file_format": "json", "track": "false"}
+    given = {"from_run": "merged_pair/checkpoints/best.pt", "output": "shards", "file_format": "json", "track": "false"}
     config = resolve(PredictConfig, {**given, "shard_size": "2", "nproc": "2"})
     path = predict.run(config)
     found = json.loads(path.read_text())
@@ -215,12 +215,28 @@ REFUSED = {
     "a graph": ("export", {}, "an ONNX graph holds one network, and this model is merged from several; export its"),
     "another size": ("predict", {"image_size": "96"}, "so image_size must not be given, but got image_size=96"),
     "other suppression": ("evaluate", {"nms": "soft-nms"}, "so nms must not be given, but got nms=soft-nms"),
-    "resume": ("train", {"resume": "pair/checkpoints/best.pt"}, "one network is needed, but this is a merged model"),
-    "weights": ("train", {"weights": "pair/checkpoints/best.pt"}, "must hold the weights of one network, but it is a"),
-    "its own folder": ("merge", {"runs": "pair", "output": "pair"}, "output must be another folder than those of the"),
+    "resume": (
+        "train",
+        {"resume": "merged_pair/checkpoints/best.pt"},
+        "one network is needed, but this is a merged model",
+    ),
+    "weights": (
+        "train",
+        {"weights": "merged_pair/checkpoints/best.pt"},
+        "must hold the weights of one network, but it is a",
+    ),
+    "its own folder": (
+        "merge",
+        {"runs": "merged_pair", "output": "merged_pair"},
+        "output must be another folder than those of the",
+    ),
     "a merge in a merge": ("merge", {"runs": "{pair}"}, "is a merge itself; name the runs that it has merged instead"),
     "an evaluation of one": ("merge", {"runs": "of_pair"}, "is merged itself; name runs of its members instead: runs="),
-    "a file": ("merge", {"runs": "of_file"}, "is the evaluation of a file, pair/predictions.parquet, whose model is"),
+    "a file": (
+        "merge",
+        {"runs": "of_file"},
+        "is the evaluation of a file, merged_pair/predictions.parquet, whose model is",
+    ),
 }
 
 
@@ -232,7 +248,7 @@ def test_what_cannot_take_it_names_what_to_do(
     if given.get("runs") == "of_pair":
         _evaluate("of_pair", from_run=pair.run_id, track="false")
     if given.get("runs") == "of_file":
-        _evaluate("of_file", predictions="pair/predictions.parquet", data=str(workshop.data), track="false")
+        _evaluate("of_file", predictions="merged_pair/predictions.parquet", data=str(workshop.data), track="false")
     filled = {name: value.format(pair=pair.run_id) for name, value in given.items()}
     if command == "merge":
         # Before the work: nothing is written.

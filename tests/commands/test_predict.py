@@ -350,7 +350,9 @@ def test_a_run_is_logged_with_its_model_counts_and_file(trained: TrainResult, wo
     config = resolve(PredictConfig, {"from_run": "models:/tiny-detector/1", "output": str(output)})
     table = pd.read_csv(predict.run(config))
     (run,) = mlflow.search_runs(
-        filter_string="tags.`retinaflow.command` = 'predict'", experiment_names=["retinaflow"], output_format="list"
+        filter_string=f"tags.`retinaflow.command` = 'predict' and params.output = '{output}'",
+        experiment_names=["retinaflow"],
+        output_format="list",
     )
     assert run.info.status == "FINISHED"
     assert run.data.tags["retinaflow.model_run"] == trained.run_id
