@@ -31,7 +31,7 @@ def run(config: ExportConfig) -> Path:
         )
     config = as_trained(config, checkpoint)
     settings = DetectorSettings(**config.part(PostprocessSettings).model_dump())
-    detector = Detector.load(checkpoint, settings, device=torch.device("cpu"))
+    detector = Detector.around(checkpoint.build(torch.device("cpu")), checkpoint, settings)
     notes = {
         "class_ids": json.dumps(detector.taxonomy.ids),
         "class_names": json.dumps(detector.taxonomy.labels),

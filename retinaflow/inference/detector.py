@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -104,28 +104,6 @@ class Detector:
     precision: Precision
     batch_size: int
     workers: int
-
-    @overload
-    @staticmethod
-    def load(
-        checkpoint: Checkpoint,
-        settings: DetectorSettings | None = None,
-        *,
-        parents: Parents = "trained",
-        sizes: NDArray[np.integer] | None = None,
-        device: torch.device | None = None,
-    ) -> Detector: ...
-
-    @overload
-    @staticmethod
-    def load(
-        checkpoint: Model | Path,
-        settings: DetectorSettings | None = None,
-        *,
-        parents: Parents = "trained",
-        sizes: NDArray[np.integer] | None = None,
-        device: torch.device | None = None,
-    ) -> Detector | MergedDetector: ...
 
     @staticmethod
     def load(
@@ -253,7 +231,8 @@ class MergedDetector:
         if "precision" in settings.model_fields_set:
             own["precision"] = settings.precision
         checkpoints = [member.checkpoint for member in merged.members]
-        members = tuple(Detector.load(one, DetectorSettings(**own), device=device) for one in checkpoints)
+        place = device or device_of()
+        members = tuple(Detector.around(one.build(place), one, DetectorSettings(**own)) for one in checkpoints)
         limits = {name: getattr(settings, name) for name in OverlapSettings.model_fields}
         if parents == "expand":
             limits["expand_predictions"] = True
