@@ -15,9 +15,10 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 
-from retinaflow.errors import SHOWN, Interrupted, SettingError, is_refused_write
+from retinaflow.errors import SHOWN, Interrupted, SettingError, refusal
 from retinaflow.interrupts import stopping_at_once
 from retinaflow.progress import print_to, report
 from retinaflow.settings.commands import COMMANDS
@@ -37,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_to(sys.stderr, f"stopped: {str(error) or 'interrupted'}")
             return 130
         except (*SHOWN, OSError) as error:
-            is_bug = isinstance(error, OSError) and not is_refused_write(error)
-            if is_bug or os.environ.get("RETINAFLOW_TRACEBACK") == "1":
+            message = refusal(error) if isinstance(error, OSError) else str(error)
+            if message is None or os.environ.get("RETINAFLOW_TRACEBACK") == "1":
                 raise
-            print_to(sys.stderr, f"error: {error}{_where_paths_begin(str(error), given)}")
+            print_to(sys.stderr, f"error: {message}{_where_paths_begin(message, given)}")
             return 2
     return 0
 
@@ -73,13 +74,18 @@ def _verify_before_work(command: str, config: TrackingSettings) -> None:
 def _verify_output(folder: Path) -> None:
     """Raise SettingError for a folder that cannot be written, or that a file stands in the way of."""
     present = folder.absolute()
-    while not present.exists() and present != present.parent:
+    while not present.exists() and not present.is_symlink() and present != present.parent:
         present = present.parent
     if not present.is_dir():
-        what = "it is a file" if present == folder.absolute() else f"{present} is a file"
+        kind = "a link that leads nowhere" if present.is_symlink() and not present.exists() else "a file"
+        what = f"it is {kind}" if present == folder.absolute() else f"{present} is {kind}"
         raise SettingError(f"output={folder}: must be a folder, but {what}")
-    if not os.access(present, os.W_OK | os.X_OK):
-        raise SettingError(f"output={folder}: the folder {present} cannot be written by this user")
+    try:
+        # Permissions alone do not decide: the disk may be mounted for reading, or be none (/proc).
+        with TemporaryFile(dir=present):
+            pass
+    except OSError as error:
+        raise SettingError(f"output={folder}: the folder {present} cannot be written: {error.strerror}") from None
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -39,15 +39,32 @@ class Interrupted(Exception):
 SHOWN = (SettingError, DataError, StoreError, TrainingError, WorkerError)
 """The errors whose message is enough for a user."""
 
-_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_ROOM = "make room, or give another output="
+_NEXT_STEPS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "give a path on another disk",
+    errno.EACCES: "give a path that this user may use",
+    errno.EPERM: "give a path that this user may use",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "the links of this path lead in a circle",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or give fewer workers=",
+    errno.ENFILE: "end other programs that hold files open",
+    errno.EIO: "the disk, or the connection to it, fails",
+    errno.ESTALE: "the disk, or the connection to it, fails",
+}
 
 
-def is_refused_write(error: OSError) -> bool:
-    """Whether the system refused to write: a full disk, a file size limit, a folder that may not be written.
+def refusal(error: OSError) -> str | None:
+    """The message for what the system refused (a full disk, a name that is too long) with the next step; None for any
+    other error.
 
-    Any write can meet this, so the error number distinguishes it from a bug.
+    Every file that is opened can meet this, so the error number distinguishes it from a bug.
     """
-    return error.errno in _REFUSED_WRITES
+    step = _NEXT_STEPS.get(error.errno or 0)
+    place = "" if error.filename is None else f": {shown(str(error.filename), limit=300, quotes=False)}"
+    return None if step is None else f"{error.strerror}{place}; {step}"
 
 
 def first_line(error: BaseException) -> str:

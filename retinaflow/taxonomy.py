@@ -11,6 +11,7 @@ milliseconds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,6 +24,9 @@ from numpy.typing import NDArray
 
 from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError, shown
+
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line ends and halves of characters: they cannot be drawn, or stand in a row of a table."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,12 @@ class Taxonomy:
         if len(set(self.ids)) != len(self.ids):
             twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
             raise DataError(f"class ids must be unique, but got twice: {', '.join(twice[:5])}")
+        for text in (*self.ids, *self.names):
+            if _UNWRITABLE.search(str(text)):
+                raise DataError(
+                    "the id and the name of a class must be one line of text, without line ends, tabs and control "
+                    f"characters, but got {shown(text)}"
+                )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,8 +161,8 @@ class Taxonomy:
             return matches[0]
         if matches:
             ids = ", ".join(self.ids[index] for index in matches)
-            raise SettingError(f"the class name {key!r} is not unique; use one of the ids {ids}")
-        raise SettingError(f"no class has the id or name {key!r}{_near(key, self.names)}")
+            raise SettingError(f"the class name {shown(key)} is not unique; use one of the ids {ids}")
+        raise SettingError(f"no class has the id or name {shown(key)}{_near(key, self.names)}")
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> Taxonomy:
         """The taxonomy of some classes, in the given order, with the whole hierarchy."""
@@ -208,5 +218,5 @@ def expand_to_ancestors(detections: Detections, taxonomy: Taxonomy) -> Detection
 
 
 def _near(key: str, names: Iterable[str]) -> str:
-    near = get_close_matches(key, list(names), n=3)
+    near = get_close_matches(key[:100], list(names), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -25,7 +25,15 @@ SHOWN = (
     *(kind("planted") for kind in (SettingError, DataError, StoreError, TrainingError, WorkerError)),
     OSError(errno.ENOSPC, "planted", "out/last.pt"),
     PermissionError(errno.EACCES, "planted", "out"),
+    OSError(errno.ENAMETOOLONG, "planted", "out"),
+    OSError(errno.EMFILE, "planted", "out"),
 )
+STEPS = {
+    errno.ENOSPC: "make room, or give another output=",
+    errno.EACCES: "give a path that this user may use",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or give fewer workers=",
+}
 
 
 UNTRACKED = ["binning", "--data", "demo", "--track", "false"]
@@ -65,7 +73,8 @@ def test_what_a_user_can_cause_is_a_message_and_exit_code_2(
 ) -> None:
     _plant(error, monkeypatch)
     assert main(UNTRACKED) == 2
-    assert capsys.readouterr().err == f"error: {error}\n"
+    expected = error if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}; {STEPS[error.errno]}"
+    assert capsys.readouterr().err == f"error: {expected}\n"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,26 @@ def test_every_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RETINAFLOW_TRACEBACK", "1")
     with pytest.raises(SettingError, match="planted"):
         main(UNTRACKED)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "loop", "gone", "gone/out"])
+def test_an_output_that_cannot_be_made_is_a_message_before_any_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("gone").symlink_to("nowhere")
+    _plant(RuntimeError("work"), monkeypatch)
+    assert main([*UNTRACKED, "--output", name]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("setting", ["config", "data"])
+def test_a_path_that_is_too_long_is_a_message(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["binning", "--track", "false", f"--{setting}", "a" * 5000]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: File name too long: aaa")
+    assert shown.endswith("...; give a shorter path\n")
 
 
 def test_an_output_that_is_a_file_is_a_message(tmp_path: Path, tiny_dataset: Callable[[], Path]) -> None:

@@ -274,8 +274,13 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
         ("? [1, 2]\n: 3\n? {}\n: 4", "not a readable YAML file"),
         ("a: 2001-99-99", "not a readable YAML file"),
         ("!!python/object/apply:os.system ['true']", "not a readable YAML file"),
+        ("a: !!int ''", "a value does not fit its tag"),
+        ("a: !!bool maybe", "a value does not fit its tag"),
+        ("a: !!timestamp soon", "a value does not fit its tag"),
+        ('a: "\\ud800"', "half of a character"),
+        ("a: " + "x" * 3_000_000, "must have at most 2,097,152 characters, but has 3,000,003"),
     ],
-    ids=["open", "twice", "deep", "long number", "key", "date", "python"],
+    ids=["open", "twice", "deep", "long number", "key", "date", "python", "int", "bool", "time", "half", "large"],
 )
 def test_a_yaml_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
@@ -291,13 +296,21 @@ def test_a_yaml_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, pro
         ("[" * 100_000, "nested too deep"),
         ("9" * 5000, "not a readable JSON file"),
         ("", "line 1: not a readable JSON file"),
+        (r'["\ud800"]', "half of a character"),
+        (r'{"\uDFFF": 1}', "half of a character"),
     ],
-    ids=["colon", "deep", "long number", "empty"],
+    ids=["colon", "deep", "long number", "empty", "half", "half of a name"],
 )
 def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=rf"a\.json.*{problem}"):
         read_json(tmp_path / "a.json")
+
+
+def test_two_halves_of_a_character_are_that_character(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(r'["\ud83d\ude00", "\\ud800"]')
+    assert read_json(tmp_path / "a.json") == ["😀", "\\ud800"]
+    assert read_yaml(tmp_path / "a.json") == read_yaml(tmp_path / "a.json", as_written=True) == ["😀", "\\ud800"]
 
 
 def test_a_value_is_cut_before_it_is_formatted(tmp_path: Path) -> None:

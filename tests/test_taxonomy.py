@@ -185,6 +185,12 @@ def test_a_class_list_may_be_written_in_several_ways(name: str, tmp_path: Path) 
             b"/m/a,A\n/m/b,B,C\n", "classes.csv line 2: a row must have 2 fields, a name with a comma", id="comma"
         ),
         pytest.param(b"/m/a,A\n/m/a,B\n", "classes.csv: class ids must be unique, but got twice: /m/a", id="twice"),
+        pytest.param(
+            b'/m/a,"A\nB"\n', r"classes.csv: the id and the name of a class must be one line of text", id="lines"
+        ),
+        pytest.param(b"/m/a,A\tB\n", r"must be one line .*, but got 'A.tB'", id="tab"),
+        pytest.param("/m/a,A\u2028B\n".encode(), "must be one line of text", id="line separator"),
+        pytest.param(b"/m/\x1ba,A\n", "must be one line of text", id="control character"),
         pytest.param(b"/m/a,Caf\xe9\n", "classes.csv line 1: the file must be text in UTF-8", id="latin-1"),
     ],
 )

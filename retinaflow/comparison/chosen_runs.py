@@ -13,7 +13,8 @@ import pandas as pd
 
 from retinaflow.comparison.comparison import LETTERS, Side
 from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_matches
-from retinaflow.errors import SettingError
+from retinaflow.errors import DataError, SettingError, shown
+from retinaflow.files import read_json
 from retinaflow.runs import store
 from retinaflow.runs.store import RunRecord
 from retinaflow.settings.model_settings import ComparisonSettings
@@ -143,7 +144,10 @@ def called(run: ChosenRun) -> str:
 
 def _tags(folder: Path) -> Mapping[str, str]:
     path = folder / "tags.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    tags = read_json(path) if path.is_file() else {}
+    if not isinstance(tags, dict):
+        raise DataError(f"{path}: must hold the tags of a run, but holds {shown(tags)}; evaluate the model again")
+    return tags
 
 
 def _found(config: ComparisonSettings, *, fewest: int) -> list[ChosenRun]:

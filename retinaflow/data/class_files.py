@@ -10,7 +10,7 @@ import csv
 import io
 from pathlib import Path
 
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, shown
 from retinaflow.files import read_json, read_text
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
@@ -41,10 +41,10 @@ def _read_class_list(path: Path) -> list[tuple[str, str]]:
     for line, fields in rows:
         if len(fields) < 2 or not fields[0] or not fields[1]:
             rule = "a class must have an id and a name (/m/01g317,Person)"
-            raise DataError(f"{path.name} line {line}: {rule}, but got {','.join(fields)}")
+            raise DataError(f"{path.name} line {line}: {rule}, but got {shown(','.join(fields), quotes=False)}")
         if len(fields) != width:
             rule = f"a row must have {width} fields, a name with a comma in quotes"
-            raise DataError(f"{path.name} line {line}: {rule}, but got {','.join(fields)}")
+            raise DataError(f"{path.name} line {line}: {rule}, but got {shown(','.join(fields), quotes=False)}")
     return [(fields[0], fields[1]) for _, fields in rows]
 
 

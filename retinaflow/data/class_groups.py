@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.text_lines import read_lines
-from retinaflow.errors import SettingError
+from retinaflow.errors import SettingError, shown
 from retinaflow.taxonomy import Taxonomy
 
 PERSON = "/m/01g317"
@@ -69,7 +69,8 @@ def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None, setting: s
     listed = keys_of_file(group)
     if listed is not None:
         return [_find(key, taxonomy, where=f"{group} line {n}") for n, key in listed.items()]
-    return [_find(key.strip(), taxonomy, where=f"{setting}={group}") for key in group.split(",") if key.strip()]
+    where = f"{setting}={shown(group, quotes=False)}"
+    return [_find(key.strip(), taxonomy, where=where) for key in group.split(",") if key.strip()]
 
 
 def keys_of_file(group: str) -> dict[int, str] | None:
@@ -89,9 +90,10 @@ def _people_and_clothing(taxonomy: Taxonomy) -> set[int]:
 
 def _bin_members(group: str, bins: BinOfClass | None, setting: str) -> list[int]:
     number = group.removeprefix("bin:")
-    if bins is None or not number.isdigit() or not 1 <= int(number) <= bins.num_bins:
+    if bins is None or number not in map(str, range(1, bins.num_bins + 1)):
         known = f"1..{bins.num_bins}" if bins is not None else "none here"
-        raise SettingError(f"{setting}={group}: bin:K must name a bin, 1 = rarest; the bins are {known}")
+        given = shown(group, quotes=False)
+        raise SettingError(f"{setting}={given}: bin:K must name a bin, 1 = rarest; the bins are {known}")
     return [int(index) for index in np.flatnonzero(bins.bin_of_class == int(number) - 1)]
 
 

@@ -106,12 +106,19 @@ def _flaw(entry: Any) -> str | None:
     """The rule that an entry breaks, or None."""
     if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= set(entry):
         return "a detection must have image_id, category_id, bbox and score"
-    if not all(isinstance(entry[key], int | str) for key in ("image_id", "category_id")):
+    if not all(_is_id(entry[key]) for key in ("image_id", "category_id")):
         return "image_id and category_id must be numbers or texts"
     box = entry["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
         return "bbox must be four numbers [x, y, width, height]"
     return None if _is_number(entry["score"]) else "score must be a number"
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a value is a whole number, or a text that a file can hold (half of a character is none)."""
+    return type(value) is int or (
+        isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ in a number column, a row cut short) the block is parsed again as text to find t
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from retinaflow.data.tables import Frame, RowErrors, Source, Table, TextColumn
 from retinaflow.data.text_lines import LineBlock, flaw_of, line_blocks
 from retinaflow.errors import DataError, shown
 
+_OTHER_LINE_ENDS = re.compile("[\v\x85\u2028\u2029]")
 _PARSED = 1 << 22
 """Bytes of a block that one thread parses at a time."""
 _PARQUET_ROWS = 1 << 19
@@ -91,6 +93,9 @@ def header_of(path: Path) -> list[str]:
     first = next((block.content.partition(b"\n")[0] for block in line_blocks(path)), b"").decode(errors="replace")
     if "\0" in first:
         raise DataError(f"{path} line 1: the file must be text in UTF-8, but holds zero bytes; save it as UTF-8")
+    if other := _OTHER_LINE_ENDS.search(first):
+        # The whole file would be its header, and read as empty.
+        raise DataError(f"{path} line 1: lines must end with LF or CR, but a line of the header ends with {other[0]!a}")
     try:
         names = next(csv.reader([first.strip()]), [])
     except csv.Error as error:

@@ -5,11 +5,11 @@ Scores are cross-fitted on the evaluated images, or calibrated by the calibrator
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.detections import Detections
 from retinaflow.ensemble.members import Ensemble, Member
-from retinaflow.errors import SettingError
+from retinaflow.errors import DataError, SettingError
+from retinaflow.files import read_json
 from retinaflow.metric.matches import Kind
 from retinaflow.reports.calibration_figure import reliability
 from retinaflow.runs import store
@@ -127,20 +128,29 @@ def _by_earlier(ensemble: Ensemble, name: str) -> list[CalibratedMember]:
             f"calibrators={name} must have been fitted on other images than those evaluated, but {len(shared):,} "
             f"are the same, {shared[0]} for example; without calibrators, scores are cross-fitted"
         )
-    rows = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    rows = _parts_of(path)
     result = []
     for number, member in enumerate(ensemble.members):
         ids = member.run.stored.class_ids
         if len(rows) != len(ensemble.members) or set(rows[number]["classes"]) != set(ids):
             raise SettingError(
                 f"calibrators={name} must be those of the same models in the same order, but it merged "
-                f"{', '.join(row['run'] for row in rows)}, whose classes are not those of "
+                f"{', '.join(str(row.get('run')) for row in rows)}, whose classes are not those of "
                 f"{', '.join(one.name for one in ensemble.members)}"
             )
         calibrators = [Calibrator.from_document(rows[number]["classes"][mid]) for mid in ids]
         detections = apply_calibrators(member.detections, calibrators)
         result.append(CalibratedMember(member, detections, calibrated_by(calibrators, member.matches)))
     return result
+
+
+def _parts_of(path: Path) -> list[dict[str, Any]]:
+    document = read_json(path)
+    parts = document.get("parts") if isinstance(document, dict) else None
+    classes = [one.get("classes") for one in parts if isinstance(one, dict)] if isinstance(parts, list) else []
+    if not isinstance(parts, list) or [type(one) for one in classes] != [dict] * len(parts):
+        raise DataError(f"{path}: must be the {CALIBRATORS} of a merge, with parts that have classes; merge again")
+    return parts
 
 
 def _calibrators(one: CalibratedMember) -> dict[str, object]:

@@ -257,6 +257,7 @@ def _check_parts(checkpoint: Checkpoint) -> None:
     require(isinstance(checkpoint.progress, dict | None), "progress must be a mapping")
     for name, value in checkpoint.state.items():
         require(isinstance(name, str) and isinstance(value, Tensor), "the weights must be tensors by name")
+        require(not value.is_complex(), "the weights must be real numbers")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name[:_SHOWN]} has values that are not finite; did its training diverge?")
 

@@ -200,7 +200,8 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise DataError(f"{path}: not a readable manifest ({error}); give overwrite=true to replace it") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    is_whole = isinstance(manifest, dict) and isinstance(manifest.get("shard_size"), int)
+    if not is_whole or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of format {FORMAT}; give another output=")
     return manifest
 

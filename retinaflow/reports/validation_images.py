@@ -66,9 +66,10 @@ def log_validation_images(
 
 
 def plain_name(text: str) -> str:
-    """The name of a class in the letters, digits, spaces, dots and dashes that a key may have; empty without any."""
+    """The name of a class in the letters, digits, spaces, dots and dashes that a key may have, at most 100 (a file name
+    has 255 with step and time); empty without any."""
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return " ".join(re.sub(r"[^A-Za-z0-9._-]+", " ", ascii_only).split())
+    return " ".join(re.sub(r"[^A-Za-z0-9._-]+", " ", ascii_only).split())[:100].strip()
 
 
 def clearest(found: Detections) -> Detections:

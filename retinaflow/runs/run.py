@@ -24,7 +24,7 @@ from PIL import Image
 from retinaflow.addresses import without_secrets
 from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import DataError, SettingError
-from retinaflow.files import atomic_file, read_json
+from retinaflow.files import atomic_file, read_json, read_text
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.settings.value_types import as_text
 
@@ -185,13 +185,17 @@ class FolderRun(FileRun):
         """The last step of each metric in the file, from which a line cut short by a kill is removed."""
         if not self._metrics.is_file():
             return {}
-        text = self._metrics.read_text(encoding="utf-8")
+        text = read_text(self._metrics)
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self._metrics.write_text(whole, encoding="utf-8")
         last: dict[str, int] = {}
-        for point in map(json.loads, whole.splitlines()):
-            step = point.pop("step")
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                point = json.loads(line)
+                step = int(point.pop("step"))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise DataError(f"{self._metrics} line {number}: must be the metrics of a step; remove it") from None
             last |= {name: max(step, last.get(name, -1)) for name in point}
         return last
 

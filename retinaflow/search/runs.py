@@ -5,7 +5,6 @@ They are created and ended by id, as the trials of a search run in several proce
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from retinaflow.errors import StoreError
+from retinaflow.files import read_json
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.datasets import DatasetInput
@@ -103,8 +103,8 @@ class FolderRuns:
 
     def end_lost(self, *, study: str, trial: int, reason: str) -> None:
         for path in self._folder.glob("*/tags.json"):
-            tags = json.loads(path.read_text(encoding="utf-8"))
-            if (tags.get(STUDY), tags.get(TRIAL)) == (study, str(trial)):
+            tags = read_json(path)
+            if isinstance(tags, dict) and (tags.get(STUDY), tags.get(TRIAL)) == (study, str(trial)):
                 self.end(FolderRun(path.parent, resumed=True), "KILLED", state="lost", reason=reason)
 
     def note(self, run: Run, name: str) -> str:

@@ -101,7 +101,7 @@ class DownloadConfig(TrackingSettings, DryRunSettings):
     """Images fetched at the same time."""
     retries: Annotated[int, Field(ge=0)] = 6
     """Further tries of a file after the first, with waits that double."""
-    timeout: Annotated[float, Field(gt=0)] = 30.0
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     """Seconds without a byte after which a try has failed."""
     tables_url: str = "https://storage.googleapis.com/openimages"
     """Base address of the tables."""

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from retinaflow.settings.value_types import (
     FREE,
@@ -45,6 +46,9 @@ EXPERIMENT_VARIABLES = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 """Environment variables of MLflow that name the experiment where no setting does."""
 
 
+_LARGEST = (1 << 32) - 1
+
+
 class Settings(BaseModel):
     """Behaviour of all groups and of all settings of a command: frozen, checked, complete."""
 
@@ -60,6 +64,14 @@ class Settings(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {name: value for name, value in values.items() if value != "auto" or not cls.auto_of(name)}
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        """Whole numbers have 32 bits: more are not seconds, images or seeds, and no library takes them."""
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise PydanticCustomError("rule", f"a whole number must be at most {_LARGEST:,}")
+        return value
 
     @classmethod
     def auto_of(cls, name: str) -> Auto | None:

@@ -112,7 +112,7 @@ class DetectorSettings(BatchSettings, ComputeSettings, PostprocessSettings):
 
     title = "Machine"
 
-    image_size: Annotated[int, Field(ge=32)] | Literal["trained"] = "trained"
+    image_size: Annotated[int, Field(ge=32, le=8192)] | Literal["trained"] = "trained"
     """Square root of the area that images are resized to, pixels; trained: as in training."""
 
 

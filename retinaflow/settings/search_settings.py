@@ -44,7 +44,7 @@ class SearchSettings(DryRunSettings):
     storage: str = "auto"
     """Database of the study: a file or sqlite:/// for one machine, postgresql:// for many (passwords in PGPASSFILE or
     PGPASSWORD); auto: optuna.db beside the MLflow store."""
-    search_workers: AtLeastOne = 1
+    search_workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes that run trials on this machine, the cores divided among them."""
     heartbeat: AtLeastOne = 15
     """Seconds between signs of life of a trial; after four times that in silence the trial is run again."""

@@ -108,9 +108,9 @@ class NetworkSettings(AnchorSettings, WeightSettings):
     """Network under the feature pyramid: a classifier of torchvision (resnet50, convnext_tiny, ...), or timm:NAME."""
     head_norm: HeadNorm = auto("group; none with weights=coco", lambda v: "none" if v["weights"] == "coco" else "group")
     """Norm after each layer of the heads: group (trains better from scratch) or none."""
-    fpn_channels: Annotated[int, Field(ge=1)] = by_length(128, 256, demo=64, when=_own_parts)
+    fpn_channels: Annotated[int, Field(ge=1, le=8192)] = by_length(128, 256, demo=64, when=_own_parts)
     """Channels of the feature pyramid and the heads, a multiple of 64 with head_norm=group."""
-    head_depth: Count = by_length(2, 4, when=_own_parts)
+    head_depth: Annotated[int, Field(ge=0, le=100)] = by_length(2, 4, when=_own_parts)
     """Convolutions in each head before its output layer."""
     p6_from: P6Source = auto("p5; c5 with weights=coco_v2", lambda v: "c5" if v["weights"] == "coco_v2" else "p5")
     """What level P6 is computed from: the pyramid's P5 or the backbone's C5."""
@@ -139,11 +139,11 @@ class InputSettings(Settings):
 
     title = "Network"
 
-    image_size: Annotated[int, Field(ge=32)] = by_data(
+    image_size: Annotated[int, Field(ge=32, le=8192)] = by_data(
         LARGEST_SIZE, demo=112, text=f"median image, at most {LARGEST_SIZE}"
     )
     """Square root of the area that images are resized to, pixels."""
-    num_buckets: AtLeastOne = by_data(7, demo=5)
+    num_buckets: Annotated[int, Field(ge=1, le=1000)] = by_data(7, demo=5)
     """Aspect buckets; 1: one fixed shape."""
 
 
@@ -299,7 +299,7 @@ class RankSettings(Settings):
 
     title = "Machine"
 
-    nproc: Annotated[AtLeastOne, FREE] = 1
+    nproc: Annotated[int, Field(ge=1, le=1024), FREE] = 1
     """Processes that share the work on this machine, one per GPU; train on several machines: start it with torchrun."""
 
 

@@ -73,10 +73,13 @@ class Calibrator:
     @staticmethod
     def from_document(document: dict[str, Any]) -> Calibrator:
         """The calibrator of :meth:`to_document`. Raises DataError for any other document."""
-        method, points = document.get("method"), document.get("points")
+        method, points = (document.get("method"), document.get("points")) if isinstance(document, dict) else ("", None)
         if method not in METHODS or not isinstance(points, list):
-            raise DataError(f"a calibrator must have a method of {', '.join(METHODS)} and points, but got {document}")
-        values = np.array(points, dtype=np.float64)
+            known = ", ".join(METHODS)
+            raise DataError(f"a calibrator must have a method of {known} and points, but got {shown(document)}")
+        # 10**308 is a float, and 10**309 has none.
+        are_numbers = all(type(point) in (int, float) and abs(point) < 10**308 for point in points)
+        values = np.array(points if are_numbers else [np.nan], dtype=np.float64)
         half = len(values) // 2
         is_whole = {"none": half == 0, "platt": half == 1, "isotonic": half > 0}[method] and len(values) == 2 * half
         rises = method != "isotonic" or (is_whole and bool((np.diff(values.reshape(2, -1)) >= 0).all()))

@@ -8,12 +8,14 @@ order of images).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from retinaflow.errors import SettingError
+from retinaflow.errors import SettingError, shown
 from retinaflow.files import is_file_name
-from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, require
 from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.settings.commands import TrainConfig, may_change
@@ -69,6 +71,17 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
     if not is_file_name(run_id):
         raise SettingError(f"resume={config.resume}: the checkpoint names the run {run_id!r}, which names no folder")
     return Resumed(checkpoint, best if best.is_file() else None, run_id, path.parent)
+
+
+def check_progress(progress: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError for the progress of a checkpoint whose values are of other kinds."""
+    counts = {name: progress[name] for name in ("epoch", "step", "without_gain")}
+    counts |= {name: progress["open"][name] for name in ("batches", "images", "plan")}
+    counts["steps of the curve"] = progress["curve"]["steps"]
+    for name, count in counts.items():
+        require(type(count) is int and count >= 0, f"{name} must be a whole number, 0 or more, but got {shown(count)}")
+    require(isinstance(progress["curve"]["sums"], dict), "the sums of the curve must have names")
+    require(isinstance(progress["best"], int | float), f"best must be a number, but got {shown(progress['best'])}")
 
 
 def _last_of(resume: str, config: TrainConfig) -> tuple[Path, str | None]:

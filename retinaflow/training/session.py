@@ -30,6 +30,7 @@ from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.goals import TIME_TO_TARGET, Goals
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
 from retinaflow.training.progress import Progress
+from retinaflow.training.resume import check_progress
 from retinaflow.training.validation import Validated, validate
 
 
@@ -239,6 +240,7 @@ def start_session(
     session = Session(config, data, trainer, buckets)
     if resumed is not None and resumed.progress is not None:
         try:
+            check_progress(resumed.progress)
             trainer.load(resumed.state, resumed.progress)
             session.restore(resumed.progress)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -129,6 +129,8 @@ BAD_FILES: dict[str, tuple[dict[str, str], str]] = {
         {"predictions": GOOD["predictions.csv"].replace("YMax", "XMin", 1).replace("YMin", "YMin,YMax", 1)},
         "predictions.csv line 1: a column must be named once, but XMin is named twice",
     ),
+    "other line ends": ({"boxes": GOOD["boxes.csv"].replace("\n", "\u2028")}, "lines must end with LF or CR, but"),
+    "line ends of a mainframe": ({"labels": GOOD["labels.csv"].replace("\n", "\x85")}, "line 1: lines must end with"),
     "empty predictions": ({"predictions": ""}, "predictions.csv: the file must begin with a header line, but is empty"),
     "empty boxes": ({"boxes": ""}, "boxes.csv: the file must begin with a header line, but is empty"),
     "empty class list": ({"classes": ""}, "classes.csv: the class list must name at least one class, but is empty"),

@@ -254,6 +254,14 @@ def test_calibrators_of_other_images_are_used_as_they_are(
     refused = {"runs": "first", "calibrators": "fitted", "track": "false"}
     assert workshop.cli("merge", **refused) == 2
     assert "must have been fitted on other images than those evaluated, but 3 are the same" in capsys.readouterr().err
+    for damaged, message in (
+        ("{", "not a readable JSON file"),
+        ('{"parts": [3]}', "must be the calibrators.json of a merge"),
+        ('{"parts": [{"classes": []}]}', "must be the calibrators.json of a merge"),
+    ):
+        Path("fitted/calibrators.json").write_text(damaged)
+        assert workshop.cli("merge", runs="second", calibrators="fitted", output="again", track="false") == 2
+        assert message in capsys.readouterr().err
     # Parts that were evaluated on different images are no whole.
     assert workshop.cli("merge", runs="first,second", track="false") == 2
     assert "only runs evaluated on the same images can be merged" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.class_groups import CLOTHING, PERSON, limit_background, select_classes
 from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
+from retinaflow.errors import SettingError
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 META = SHARED / "oid_meta"
@@ -70,11 +71,18 @@ def test_a_bin_is_a_group_counted_from_1_for_the_rarest() -> None:
     taxonomy = make_taxonomy(4)
     assert select_classes("bin:1", taxonomy, bins).tolist() == [0, 2]
     assert select_classes("bin:2", taxonomy, bins).tolist() == [3]
-    for group in ("bin:0", "bin:3", "bin:x", "bin:", "bin:-1"):
+    for group in ("bin:0", "bin:3", "bin:x", "bin:", "bin:-1", "bin:²", "bin:١"):
         with pytest.raises(ValueError, match=f"class_group={group}: bin:K must name a bin.*the bins are 1..2"):
             select_classes(group, taxonomy, bins)
     with pytest.raises(ValueError, match="the bins are none here"):
         select_classes("bin:1", taxonomy)
+
+
+@pytest.mark.parametrize("group", ["x" * 100_000, "bin:" + "9" * 5000])
+def test_a_long_group_is_cut_in_its_message(group: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        select_classes(group, make_taxonomy(2))
+    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize("group", ["", " , ", "people-clothing"])

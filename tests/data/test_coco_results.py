@@ -140,5 +140,13 @@ def test_an_annotation_file_of_other_images_or_classes_is_refused(
         CocoResults(index_of(images, classes), annotation_file(tmp_path / "instances.json"))
 
 
+@pytest.mark.parametrize("given", [{"image_id": True}, {"category_id": False}, {"image_id": "\ud800"}])
+def test_true_false_and_half_of_a_character_are_no_ids(given: dict[str, Any], tmp_path: Path) -> None:
+    entry = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5, **given}
+    (tmp_path / "results.json").write_text(json.dumps([entry]))
+    with pytest.raises(DataError, match="image_id and category_id must be numbers or texts"):
+        read_predictions(tmp_path / "results.json", index_of(["1"], ["1"]), RowErrors("stop"))
+
+
 def test_no_detection_is_an_empty_list(tmp_path: Path) -> None:
     assert written(Detections.empty(), index_of(["a"], ["/m/0a"]), tmp_path / "results.json") == []

@@ -254,6 +254,14 @@ def test_weights_that_detect_nothing_are_refused_when_they_are_read(
         checkpoint_of(document, tmp_path / "a.pt")
 
 
+def test_weights_of_complex_numbers_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    document = _document(checkpoint, tmp_path)
+    name = next(iter(document["state"]))
+    document["state"][name] = document["state"][name].to(torch.complex64)
+    with pytest.raises(DataError, match="the weights must be real numbers"):
+        checkpoint_of(document, tmp_path / "a.pt")
+
+
 def test_weights_of_another_network_are_refused_by_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
     wider = replace(checkpoint, network=checkpoint.network.model_copy(update={"fpn_channels": 128}))
     save_checkpoint(replace(wider, progress=None), tmp_path / "a.pt")

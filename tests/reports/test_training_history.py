@@ -107,5 +107,9 @@ def test_a_history_in_a_folder_is_replaced_and_its_curve_continued(
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("rare/Bus") == 2
 
 
+def test_a_plain_name_is_short_enough_for_a_file_name() -> None:
+    assert plain_name("very long " * 50) == ("very long " * 50)[:100].strip()
+
+
 def test_a_plain_name_is_empty_without_letters() -> None:
     assert plain_name("***") == ""

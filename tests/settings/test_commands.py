@@ -219,13 +219,18 @@ BAD: list[tuple[str, str, str]] = [
     ("train_splits", "none", "train_splits must hold at least one value, but got train_splits=none"),
     ("train_splits", "", "train_splits must hold at least one value, but got train_splits=(empty)"),
     ("bin_edges", "10,x", "bin_edges must be a number, but got bin_edges=x"),
+    ("seed", str(1 << 32), "a whole number must be at most 4,294,967,295, but got seed=4294967296"),
+    ("batch_size", "1" + "0" * 400, "a whole number must be at most 4,294,967,295, but got batch_size=1000"),
+    ("image_size", "16384", "image_size <= 8192 must hold, but got image_size=16384"),
     ("seed", "-1", "seed >= 0 must hold, but got seed=-1"),
     ("focal_gama", "2", "there is no setting focal_gama, but got focal_gama=2; did you mean focal_gamma?"),
     ("xyzzy", "2", "there is no setting xyzzy, but got xyzzy=2; the command's --help lists the settings"),
 ]
 
 
-@pytest.mark.parametrize(("name", "word", "message"), BAD, ids=[f"{name}={word or 'empty'}" for name, word, _ in BAD])
+@pytest.mark.parametrize(
+    ("name", "word", "message"), BAD, ids=[f"{name}={word[:40] or 'empty'}" for name, word, _ in BAD]
+)
 def test_an_error_names_rule_and_value(name: str, word: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         resolve(TrainConfig, {name: word})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from simulated_runs import detected, world
 
 from retinaflow.detections import Detections
+from retinaflow.errors import DataError
 from retinaflow.metric.challenge import challenge_scores
 from retinaflow.metric.matches import Kind, Matches
 from retinaflow.statistics.calibration import (
@@ -200,6 +202,21 @@ def test_scores_beyond_one_are_refused(model: tuple[Detections, Matches]) -> Non
     found, matches = model
     with pytest.raises(ValueError, match=r"scores must be in \[0, 1\] to be calibrated, but row 0 has"):
         cross_fitted(replace(found, score=found.score + 1), matches, sample_folds(120, FOLDS, seed=0))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        {"method": "platt", "points": ["a", 1]},
+        {"method": "platt", "points": [10**400, 1]},
+        {"method": [], "points": []},
+    ],
+    ids=["none", "text", "huge", "method"],
+)
+def test_a_damaged_calibrator_is_refused(document: Any) -> None:
+    with pytest.raises(DataError, match="calibrator"):
+        Calibrator.from_document(document)
 
 
 def test_folds_are_even_and_drawn_by_their_seed_alone() -> None:
