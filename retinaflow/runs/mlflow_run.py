@@ -30,7 +30,7 @@ from retinaflow.progress import print_to
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.logged_model import link_metrics, log_checkpoint
 from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
-from retinaflow.runs.run import DESCRIPTION, FileRun, Pixels, as_parameters
+from retinaflow.runs.run import DESCRIPTION, Pixels, Run, as_parameters
 from retinaflow.runs.step_images import StepImages
 from retinaflow.runs.store import refuses, uri
 
@@ -45,7 +45,7 @@ _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 """The tag in which ``mlflow ui`` finds the tables of a run."""
 
 
-class MlflowRun(FileRun):
+class MlflowRun(Run):
     """A run in the MLflow store. Every method hands over to the outbox and returns at once."""
 
     def __init__(self, run_id: str, folder: Path, *, resumed: bool = False) -> None:

@@ -33,7 +33,7 @@ from retinaflow.runs.experiment import (
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
-from retinaflow.runs.run import FolderRun, NullRun, Run
+from retinaflow.runs.run import FolderRun, Run
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
 """Noted now, as MLflow takes the variable away with the first run it starts."""
@@ -145,7 +145,7 @@ def start_data_run(command: str, *, track: bool, experiment: str | None, folder:
         with start_run(command, track=True, experiment=experiment, output=folder.absolute().parent) as run:
             yield run
     else:
-        yield NullRun()
+        yield Run()
 
 
 def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:

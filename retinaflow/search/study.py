@@ -18,7 +18,7 @@ from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.runs import store, tracking
 from retinaflow.runs.datasets import training_datasets
-from retinaflow.runs.run import NullRun, Run
+from retinaflow.runs.run import Run
 from retinaflow.search.objective import Objective, ObjectiveMetrics, keep_best_of, read_objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
 from retinaflow.search.sampler_and_pruner import pruner_of, quiet
@@ -97,7 +97,7 @@ def attach(config: SearchConfig, *, stop: StopRequest) -> Search:
     # The database may be away just now, but it is there.
     storage = StudyStorage(_storage_url(config), stop=stop, wait=True)
     study = storage.transaction(config.study, lambda: _open_study(storage, setup))
-    return _search(setup, storage, study, NullRun(), stop)
+    return _search(setup, storage, study, Run(), stop)
 
 
 @dataclass(frozen=True)
