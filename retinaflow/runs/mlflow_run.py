@@ -209,9 +209,10 @@ class MlflowRun(Run):
     def _deliver_model(self, item: Item) -> None:
         content = item.content
         assert item.file is not None
-        # An item of an earlier version has neither.
-        step, dataset = content.get("step", 0), content.get("dataset", (None, None))
-        log_checkpoint(self.run_id, item.file, register_as=content["register_as"], step=step, dataset=tuple(dataset))
+        dataset = tuple(content["dataset"])
+        log_checkpoint(
+            self.run_id, item.file, register_as=content["register_as"], step=content["step"], dataset=dataset
+        )
 
     def _each(self, entries: Mapping[str, Value], send: Callable[[Mapping[str, Value]], object]) -> None:
         """Send entries at once, or one by one where the store refuses: one that it does not take must not take the
