@@ -20,7 +20,7 @@ from retinaflow.detections import Detections
 from retinaflow.ensemble.members import Ensemble, Member
 from retinaflow.errors import SettingError
 from retinaflow.metric.matches import Kind
-from retinaflow.reports.calibration_figure import reliability
+from retinaflow.reports.score_figures import reliability
 from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MergeConfig
