@@ -24,6 +24,7 @@ from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import atomic_file, read_json
 from retinaflow.runs.datasets import DatasetInput
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.value_types import as_text
 
 FIGURE_DPI = 110
@@ -165,6 +166,11 @@ class FolderRun(Run):
         path = self.folder / IMAGES / key / f"step_{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
+
+
+def with_folder(run: Run, config: TrackingSettings) -> list[Run]:
+    """Where the files of a command go that people open: the run, and ``output`` beside MLflow."""
+    return [run, FolderRun(config.output)] if config.track else [run]
 
 
 @contextlib.contextmanager

@@ -75,8 +75,7 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
         parent = study.user_attrs.get(PARENT)
         with tracking.start_run(
             "search",
-            track=config.track,
-            experiment=config.experiment,
+            config,
             output=config.output / config.study,
             name=config.study,
             resume=None if joined else parent,

@@ -71,8 +71,7 @@ def training_run(
                 owned.enter_context(_emptied(folder))
         with tracking.start_run(
             "train",
-            track=config.track,
-            experiment=config.experiment,
+            config,
             output=config.output / folder_name,
             name=name,
             default_name=called,
