@@ -51,6 +51,8 @@ EVALUATIONS = 12
 SHORT_TRAINING = 100_000
 """A training that sees fewer images than this is short."""
 BALANCED_AND_PRETRAINED = "from pretrained weights beside balanced sampling"
+PRETRAINED_FACTOR = 0.1
+"""``backbone_lr_factor`` from pretrained weights with AdamW, whose steps do not shrink with the gradient."""
 GROUPS = 32
 """Groups of a group norm in the heads."""
 
@@ -222,6 +224,11 @@ class OptimizationSettings(BatchSettings, SeedSettings):
         lambda values: learning_rate(values, short=values.get("data") == "demo"),
     )
     """Maximum learning rate."""
+    backbone_lr_factor: Annotated[Positive, Searched()] = auto(
+        f"adamw from pretrained weights {PRETRAINED_FACTOR}, else 1",
+        lambda values: PRETRAINED_FACTOR if values["optimizer"] == "adamw" and is_pretrained(values) else 1.0,
+    )
+    """Learning rate of the backbone's layers, as a factor of lr."""
     momentum: Annotated[float, Field(ge=0, lt=1), STEERS] = 0.9
     """sgd: momentum."""
     weight_decay: Annotated[NonNegative, STEERS] = auto(

@@ -13,29 +13,52 @@ It is a pure function of the step, so a resumed training has nothing to remember
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from retinaflow.detector.network import RetinaNet
 from retinaflow.settings.training_settings import OptimizationSettings
 
+_FACTOR = "lr_factor"
+"""Key of a group of parameters: its learning rate, as a factor of ``lr``."""
 
-def make_optimizer(model: nn.Module, settings: OptimizationSettings, *, fused: bool = False) -> torch.optim.Optimizer:
+
+def make_optimizer(model: RetinaNet, settings: OptimizationSettings, *, fused: bool = False) -> torch.optim.Optimizer:
     """The optimizer over the parameters that are trained. fused: one that can leave out a step on the device."""
-    groups = _parameter_groups(model, settings.weight_decay)
+    groups = _parameter_groups(model, settings)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
     # Fused: one pass over the weights instead of ten, which counts when a batch is small.
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """``lr`` for the next step, times ``backbone_lr_factor`` for the layers of the backbone."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(_FACTOR, 1.0)
+
+
+def _parameter_groups(model: RetinaNet, settings: OptimizationSettings) -> list[dict[str, Any]]:
     """Matrices and kernels decay; biases and the scales of norms do not."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if settings.backbone_lr_factor == 1:
+        return _by_decay(learning, settings.weight_decay)
+    of_body = set(model.backbone.body.parameters())
     return [
-        {"params": [p for p in learning if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
+        *_by_decay([p for p in learning if p not in of_body], settings.weight_decay),
+        *_by_decay(
+            [p for p in learning if p in of_body], settings.weight_decay, **{_FACTOR: settings.backbone_lr_factor}
+        ),
+    ]
+
+
+def _by_decay(parameters: Sequence[nn.Parameter], weight_decay: float, **values: float) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay, **values},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0, **values},
     ]
 
 

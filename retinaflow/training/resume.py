@@ -29,6 +29,9 @@ WITHOUT_EFFECT, STEERING = may_change(OnResume.FREE), may_change(OnResume.STEERS
 """By the metadata of the settings. Sampling and its like may change between two epochs only: the trainer refuses
 another plan for an epoch that has begun. Where the data lies is free: that it is the same is seen by its digest."""
 
+_BEFORE = {"backbone_lr_factor": 1.0}
+"""What trainings did before a setting existed, where its default is another."""
+
 
 @dataclass(frozen=True)
 class Resumed:
@@ -114,4 +117,4 @@ def is_steered(config: TrainConfig, checkpoint: Checkpoint) -> bool:
 
 
 def _stored(checkpoint: Checkpoint) -> TrainConfig:
-    return resolve(TrainConfig, {**checkpoint.settings, "config": None})
+    return resolve(TrainConfig, {**_BEFORE, **checkpoint.settings, "config": None})

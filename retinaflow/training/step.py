@@ -29,6 +29,7 @@ from retinaflow.detector.gradient_ratio import gradient_ratio
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
 from retinaflow.training.distributed import World
+from retinaflow.training.optimizer import set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ class Stepper:
 
     def take(self, batches: Sequence[Batch], lr: float) -> None:
         """Update the weights by the gradients of the batches of all ranks. Raises NotFiniteError unless deferred."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         # The forward pass moves the statistics of batch norms before its loss is known to be finite.
         statistics = self._copied_statistics()
         self._optimizer.zero_grad(set_to_none=True)

@@ -119,6 +119,12 @@ def test_what_steers_the_rest_is_used_and_reported(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "resume: lr=0.01 from here on, instead of 0.02\n"
 
 
+def test_a_training_from_before_the_backbone_had_a_learning_rate_goes_on_with_one_for_all() -> None:
+    kept = _kept(weights="imagenet")
+    assert kept.settings.pop("backbone_lr_factor") < 1
+    assert resumed_settings(resolve(TrainConfig, {"resume": "abc"}), kept).backbone_lr_factor == 1
+
+
 @pytest.mark.parametrize(("name", "value"), [("backbone", "resnet50"), ("batch_size", "2"), ("num_bins", "2")])
 def test_what_the_checkpoint_cannot_be_resumed_with_is_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"resume=abc: {name} must be that of the checkpoint, but got {name}={value}"):

@@ -118,14 +118,15 @@ def test_a_published_detector_brings_its_own_parts_unless_others_are_given(
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"batch_norm": "train", "trainable_layers": 5, "weight_decay": 0.01, "lr": 1e-3}),
-        ({"weights": "imagenet"}, {"batch_norm": "frozen", "trainable_layers": 3, "weight_decay": 0.01}),
+        ({}, {"batch_norm": "train", "trainable_layers": 5, "weight_decay": 0.01, "lr": 1e-3, "backbone_lr_factor": 1}),
+        ({"weights": "imagenet"}, {"batch_norm": "frozen", "trainable_layers": 3, "backbone_lr_factor": 0.1}),
+        ({"weights": "imagenet", "optimizer": "sgd"}, {"backbone_lr_factor": 1}),
         # 4 batches of 8 images: 0.01 * 32 / 16.
         ({"optimizer": "sgd", "batch_size": 8, "accumulate": 4}, {"lr": 0.02, "weight_decay": 1e-4}),
         ({"optimizer": "sgd", "data": "photos"}, {"lr": 0.005}),
         ({"optimizer": "sgd", "lr": 0.3, "weight_decay": 0}, {"lr": 0.3, "weight_decay": 0.0}),
     ],
-    ids=["from scratch", "loaded weights", "sgd", "sgd with the batch of the profile", "given"],
+    ids=["from scratch", "loaded weights", "loaded weights, sgd", "sgd", "sgd with the batch of the profile", "given"],
 )
 def test_a_recipe_fits_its_weights_and_its_optimizer(given: dict[str, Any], expected: dict[str, Any]) -> None:
     settings = resolve(TrainConfig, given).model_dump()
@@ -332,6 +333,7 @@ def test_the_task_of_mlperf_is_stated_by_a_file_of_settings() -> None:
     config = resolve(TrainConfig, {"config": str(path)})
     assert (config.backbone, config.image_size, config.num_buckets) == ("resnext50_32x4d", 800, 1)
     assert (config.augment, config.rare_augment, config.horizontal_flip, config.copy_paste) == (0, 0, True, 0)
-    assert (config.batch_size, config.lr, config.schedule, config.epochs) == (256, 1e-4, "constant", 8)
+    assert (config.batch_size, config.schedule, config.epochs) == (256, "constant", 8)
+    assert (config.lr, config.backbone_lr_factor) == (1e-4, 1)
     assert (config.head_norm, config.batch_norm, config.trainable_layers) == ("none", "frozen", 3)
     assert str(config.target) == "val/coco_AP:0.34"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -169,16 +169,19 @@ class _Break(Exception):
     pass
 
 
-def _broken_after(lab: Any, steps: int, **settings: Any) -> Trainer:
-    """A training that was stopped after some steps, resumed from its saved state by a new trainer."""
-
+def _stop_after(steps: int) -> Callable[[StepResult], None]:
     def stop(result: StepResult) -> None:
         if result.step == steps:
             raise _Break
 
+    return stop
+
+
+def _broken_after(lab: Any, steps: int, **settings: Any) -> Trainer:
+    """A training that was stopped after some steps, resumed from its saved state by a new trainer."""
     first = lab.trainer(**settings)
     with pytest.raises(_Break):
-        list(first.fit(lab.dataset, lab.buckets, lab.plans, after_step=stop))
+        list(first.fit(lab.dataset, lab.buckets, lab.plans, after_step=_stop_after(steps)))
     kept = copy.deepcopy((first.evaluated_model.state_dict(), first.state()))
     second: Trainer = lab.trainer(**settings)
     with torch.no_grad():
@@ -193,6 +196,7 @@ RECIPES = {
     "averaged, two batches a step": {"ema": 0.9, "accumulate": 2, "batch_size": 2},
     "equalized focal loss": {"equalized_scale": 8.0},
     "sgd": {"optimizer": "sgd", "schedule": "steps", "milestones": (0.5,)},
+    "slower backbone": {"backbone_lr_factor": 0.1},
 }
 
 
@@ -420,6 +424,26 @@ def test_biases_and_norms_do_not_decay(lab: Any) -> None:
     counts = {group["weight_decay"]: len(group["params"]) for group in groups}
     shapes = [parameter.dim() for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert counts == {0.01: sum(dim > 1 for dim in shapes), 0.0: sum(dim <= 1 for dim in shapes)}
+
+
+def test_the_backbone_is_trained_by_a_fraction_of_the_learning_rate(lab: Any) -> None:
+    """The first step of Adam moves each weight by its learning rate; that of SGD is in proportion to it."""
+    for optimizer in ("adamw", "sgd"):
+        moved = {}
+        for factor in (1.0, 0.25):
+            trainer = lab.trainer(
+                epochs=1, optimizer=optimizer, backbone_lr_factor=factor, weight_decay=0.0, warmup=0.0, clip=0.0
+            )
+            before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+            with pytest.raises(_Break):
+                list(trainer.fit(lab.dataset, lab.buckets, lab.plans, after_step=_stop_after(1)))
+            moved[factor] = {name: value.detach() - before[name] for name, value in trainer.model.named_parameters()}
+        expected = {
+            name: change * (0.25 if name.startswith("backbone.body.") else 1) for name, change in moved[1.0].items()
+        }
+        assert any(change.any() for name, change in expected.items() if name.startswith("backbone.body."))
+        for name, change in expected.items():
+            torch.testing.assert_close(moved[0.25][name], change, atol=1e-6, rtol=1e-3)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(lab: Any) -> None:
