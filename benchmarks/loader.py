@@ -169,7 +169,7 @@ def write_photos(folder: Path, count: int) -> AnnotationIndex:
         np.zeros(0, np.int32),
         np.zeros(0, bool),
     )
-    return attach_files(empty, [folder], quiet=True)[0]
+    return attach_files(empty, [folder])[0]
 
 
 def photo(rng: np.random.Generator) -> NDArray[np.uint8]:

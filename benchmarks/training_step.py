@@ -10,7 +10,7 @@ least processor time of a step (which other work disturbs less), images a second
 what stands before the first step (weights, inputs), and the matrix-product share: the floating-point operations of
 plain convolutions, forward and backward, over the fastest step, relative to the fastest float32 (or bfloat16) matrix
 product in the same process (more than 1 is possible for a side that needs fewer, as
-``retinaflow.detector.winograd.transform``). ``--precisions`` names the arms; ``shipped`` is torchvision in float32 and
+``retinaflow.detector.winograd``). ``--precisions`` names the arms; ``shipped`` is torchvision in float32 and
 this project with ``precision=auto``.
 """
 
@@ -31,11 +31,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from retinaflow.detector import winograd
 from retinaflow.detector.detection_loss import LossConfig, detection_loss
 from retinaflow.detector.device import Precision, autocast, fast_precision
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.targets import Targets
-from retinaflow.detector.winograd import convolution
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.settings.training_settings import NetworkSettings
 
@@ -209,7 +209,7 @@ def flops(step: Step) -> float:
     multiplication and an addition counted as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, mock.patch.object(convolution, "SMALLEST", float("inf")):
+    with FlopCounterMode(display=False) as counter, mock.patch.object(winograd, "SMALLEST", float("inf")):
         step()
     return float(counter.get_total_flops())
 

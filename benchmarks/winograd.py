@@ -1,10 +1,10 @@
-"""Forward and backward of 3 x 3 convolutions of a training step: ``retinaflow.detector.winograd.transform`` beside
+"""Forward and backward of 3 x 3 convolutions of a training step: ``retinaflow.detector.winograd`` beside
 ``torch.nn.functional.conv2d``, seconds.
 
     python benchmarks/winograd.py
 
 Channels-last maps of a batch in float32; the sides take turns, the least of some rounds counts. Printed too: what
-``transform.cost`` says of the two, from which ``Conv3x3`` decides, and the greatest difference of values and gradients
+``winograd.cost`` says of the two, from which ``Conv3x3`` decides, and the greatest difference of values and gradients
 over the greatest value.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retinaflow.detector.winograd import transform
+from retinaflow.detector import winograd
 
 PYRAMID = (40, 20, 10, 5, 3)
 LAYERS: Sequence[tuple[str, int, int, Sequence[int]]] = (
@@ -39,7 +39,7 @@ Convolution = Callable[[Sequence[Tensor], Tensor, Tensor], Sequence[Tensor]]
 def main() -> None:
     print(f"{torch.get_num_threads()} threads")
     for name, inputs, outputs, sides in LAYERS:
-        plain, fast = transform.cost([(BATCH, inputs, side, side) for side in sides], inputs, outputs)
+        plain, fast = winograd.cost([(BATCH, inputs, side, side) for side in sides], inputs, outputs)
         peer, ours, apart = measure(inputs, outputs, sides)
         print(
             f"{name:<28} {inputs:>3} -> {outputs:<4}  conv2d {peer:.4f}, winograd {ours:.4f} s: "
@@ -55,7 +55,7 @@ def measure(inputs: int, outputs: int, sides: Sequence[int]) -> tuple[float, flo
     gradients = [_last(BATCH, outputs, side) for side in sides]
     weight = (0.05 * torch.randn(outputs, inputs, 3, 3)).to(memory_format=torch.channels_last).requires_grad_()
     bias = torch.randn(outputs, requires_grad=True)
-    ways: tuple[Convolution, Convolution] = (_plain, transform.convolve)
+    ways: tuple[Convolution, Convolution] = (_plain, winograd.convolve)
     spent: list[list[float]] = [[], []]
     results: list[list[Tensor]] = [[], []]
     for _ in range(ROUNDS + 1):

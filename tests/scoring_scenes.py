@@ -16,6 +16,22 @@ from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 Box = tuple[float, float, float, float]
 
+CASES = Path(__file__).resolve().parents[2] / "shared" / "metric_cases"
+CASE_NAMES = (
+    "class_no_detection",
+    "class_no_truth",
+    "equal_scores",
+    "group_of_absorbs",
+    "hierarchy_expansion",
+    "image_no_verified_label",
+    "iou_exactly_half",
+    "one_detection_two_truths",
+    "small1",
+    "small2",
+    "small3_nohier",
+)
+"""Hand-worked cases of the metric, with what is expected of them."""
+
 
 @dataclass(frozen=True)
 class Truth:

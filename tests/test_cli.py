@@ -9,21 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import pytest
+from made_index import TinyDataset
 
 from retinaflow.cli import main
 from retinaflow.errors import DataError
 from retinaflow.settings.commands import COMMANDS
-
-
-class TinyDataset(Protocol):
-    """The fixture of ``tests/conftest.py``."""
-
-    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
-
 
 BOXES, LABELS = "train-annotations-bbox.csv", "train-annotations-human-imagelabels.csv"
 

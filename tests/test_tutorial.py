@@ -15,21 +15,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import mlflow
 import pytest
 import requests
 from documents import ROOT, TUTORIAL, commands
+from made_index import TinyDataset
 
 from retinaflow.cli import main
-
-
-class TinyDataset(Protocol):
-    """The fixture of ``tests/conftest.py``."""
-
-    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
-
 
 MINI = """
 data: mydata

@@ -10,33 +10,16 @@ import sys
 import zipfile
 from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from documents import ROOT
 from fresh_environment import fresh_environment, run_in
+from made_index import TinyDataset
+from workshop import SMALL as SMALLEST
 
 pytestmark = pytest.mark.slow
 
-SMALL = {
-    "image_size": 64,
-    "num_buckets": 1,
-    "batch_size": 4,
-    "fpn_channels": 64,
-    "head_depth": 1,
-    "epochs": 1,
-    "epoch_length": 8,
-    "lr": 0.001,
-    "weights": "none",
-    "precision": "float32",
-}
-"""The smallest training there is: as words of a command line in :func:`flags`."""
-
-
-class TinyDataset(Protocol):
-    """The fixture of ``tests/conftest.py``."""
-
-    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
+SMALL = {**SMALLEST, "epochs": 1, "epoch_length": 8, "lr": 0.001, "weights": "none"}
 
 
 @pytest.fixture(scope="module")

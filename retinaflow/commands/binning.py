@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from retinaflow.data.training_data import load_training_data
 from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.runs.datasets import training_datasets
@@ -15,13 +13,7 @@ from retinaflow.settings.commands import BinningConfig
 def run(config: BinningConfig) -> None:
     """Log bins and exposure, and print a comparison of the strategies."""
     data = load_training_data(config, need_images=False)
-    with start_run(
-        "binning",
-        track=config.track,
-        experiment=config.experiment,
-        output=Path(config.output),
-        default_name=run_name("binning", config),
-    ) as run:
+    with start_run("binning", config, default_name=run_name("binning", config)) as run:
         run.log_params(config.model_dump())
         run.log_datasets(training_datasets(config.model_dump(), data))
         log_bins(run, data)

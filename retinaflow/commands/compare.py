@@ -8,13 +8,12 @@ import numpy as np
 
 from retinaflow.comparison.chosen_runs import ChosenRun, as_sides, chosen_runs
 from retinaflow.comparison.comparison import Comparison, Resampling, Side, compare_runs
-from retinaflow.comparison.comparison_page import PageNotes, comparison_page
+from retinaflow.comparison.comparison_page import PageNotes, comparison_page, page_notes
 from retinaflow.comparison.conclusion import conclusion
 from retinaflow.comparison.difference_figure import difference_vs_frequency
-from retinaflow.comparison.notes import page_notes
 from retinaflow.progress import report
 from retinaflow.runs import tracking
-from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.run import Run, with_folder
 from retinaflow.settings.commands import CompareConfig
 
 
@@ -26,11 +25,11 @@ def run(config: CompareConfig) -> Comparison:
     comparison = compare_runs(sides, resampling)
     notes = page_notes(chosen, comparison, samples=config.samples)
     page = comparison_page(comparison, notes)
-    with tracking.start_run("compare", track=config.track, experiment=config.experiment, output=config.output) as run:
+    with tracking.start_run("compare", config) as run:
         run.log_params(config.model_dump())
         run.set_tags(_links(chosen, comparison, notes.title))
         run.log_metrics(_metrics(comparison), step=0)
-        for target in [run, FolderRun(config.output)] if config.track else [run]:
+        for target in with_folder(run, config):
             _write(target, comparison, notes, page)
         for side in sides[1:]:
             report(f"{side.letter} ({side.name}) against A ({sides[0].name}):\n{_lines(comparison, side)}")

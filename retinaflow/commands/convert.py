@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from retinaflow.data.formats.conversion import convert
@@ -26,12 +25,11 @@ def run(config: ConvertConfig) -> Path:
         raise SettingError(f"output={config.output}: the folder must be new or empty; nothing is overwritten")
     with (
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
-        start_data_run("convert", track=config.track, experiment=config.experiment, folder=config.output) as run,
+        start_data_run("convert", config) as run,
         atomic_folder(config.output) as folder,
     ):
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})
-        quiet = not sys.stderr.isatty()
-        found, errors = convert(config, path, folder, layout=layout, target=target, stop=stop.check, quiet=quiet)
+        found, errors = convert(config, path, folder, layout=layout, target=target, stop=stop.check)
         summary = found.summary()
         report(summary.to_string(index=False))
         counts = ("images", "boxes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 from retinaflow.data.download.http import Fetcher
@@ -32,7 +31,7 @@ def run(config: DownloadConfig) -> Path:
         report(f"{config.output} is complete: the same command has fetched it before")
         return config.output
     with (
-        start_data_run("download", track=config.track, experiment=config.experiment, folder=config.output) as run,
+        start_data_run("download", config) as run,
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
     ):
         run.log_params(config.model_dump())
@@ -61,7 +60,6 @@ def _fetch(request: Request, run: Run) -> bool:
         connections=config.connections,
         skip=config.on_bad_image == "skip",
         check=request.check,
-        quiet=not sys.stderr.isatty(),
     )
     fetched.missing += sorted(lacking.items())
     _log_missing(request, fetched, run)

@@ -18,7 +18,7 @@ from retinaflow.reports.detections_page import log_page
 from retinaflow.runs.datasets import evaluated_dataset
 from retinaflow.runs.evaluated_detections import detections_to_evaluate
 from retinaflow.runs.names import description, run_name
-from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.run import FolderRun, Run, with_folder
 from retinaflow.settings.commands import EvaluateConfig
 from retinaflow.taxonomy import expand_to_ancestors
 
@@ -58,7 +58,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
             evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
         run.log_metrics(evaluation.metrics, step=0)
         run.log_model_input(source.model_id, evaluated_on=dataset)
-        targets: list[Run] = [run, FolderRun(config.output)] if config.track else [run]
+        targets = with_folder(run, config)
         for target in targets:
             reports.log_tables(target, evaluation, document)
             target.log_csv(per_class, "per_class_details.csv")
@@ -88,12 +88,6 @@ def _started(config: EvaluateConfig) -> Iterator[tuple[StopRequest, Run]]:
 
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run(
-            "evaluate",
-            track=config.track,
-            experiment=config.experiment,
-            output=config.output,
-            default_name=run_name("evaluate", config),
-        ) as run,
+        tracking.start_run("evaluate", config, default_name=run_name("evaluate", config)) as run,
     ):
         yield stop, run

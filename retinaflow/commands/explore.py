@@ -13,11 +13,11 @@ from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.training_data import read_split
 from retinaflow.progress import report
-from retinaflow.reports.data_report import ExploredData, TrainingSettings, write_sections
+from retinaflow.reports.data_report import ExploredData, write_sections
 from retinaflow.reports.page import Report
 from retinaflow.runs.datasets import explored_dataset
 from retinaflow.runs.names import run_name
-from retinaflow.runs.run import FolderRun
+from retinaflow.runs.run import with_folder
 from retinaflow.runs.tracking import start_run
 from retinaflow.settings.commands import ExploreConfig
 from retinaflow.training.fit_to_data import fit_to_data
@@ -30,16 +30,13 @@ def run(config: ExploreConfig) -> Path:
     data = _load(config)
     called = run_name("explore", config)
     config = fit_to_data(config, data.index)
-    with start_run(
-        "explore", track=config.track, experiment=config.experiment, output=config.output, default_name=called
-    ) as run:
+    with start_run("explore", config, default_name=called) as run:
         run.log_params(config.model_dump())
         run.log_datasets([explored_dataset(config.model_dump(), data.index)])
-        targets = [run, FolderRun(config.output)] if config.track else [run]
+        targets = with_folder(run, config)
         splits = ", ".join(config.train_splits)
         page = Report("What is in the data", f"{config.data}: {splits}; classes: {config.class_group}", targets)
-        settings = TrainingSettings(config.image_size, config.num_buckets, config.anchor_scale)
-        suspicious = write_sections(page, data, settings, samples=config.samples)
+        suspicious = write_sections(page, data, config)
         run.log_metrics(_metrics(data, suspicious), step=0)
         for target in targets:
             target.log_text(page.html(), PAGE)
@@ -48,11 +45,7 @@ def run(config: ExploreConfig) -> Path:
 
 
 def _load(config: ExploreConfig) -> ExploredData:
-    labels = None if config.image_labels == "none" else config.image_labels
-    with_images = config.samples > 0
-    loaded = read_split(
-        config, config.train_splits, boxes=config.boxes, image_labels=labels, with_images=with_images, fill_in=False
-    )
+    loaded = read_split(config, config.train_splits, with_images=config.samples > 0, fill_in=False)
     index = loaded.index
     if config.class_group != "all":
         index = index.with_classes(select_classes(config.class_group, index.taxonomy, _bins(index, config)))

@@ -39,11 +39,7 @@ def run(config: ExportConfig) -> Path:
         "model_digest": checkpoint.digest,
     }
     with tracking.start_run(
-        "export",
-        track=config.track,
-        experiment=config.experiment,
-        output=config.output.parent,
-        default_name=run_name("export", config),
+        "export", config, output=config.output.parent, default_name=run_name("export", config)
     ) as run:
         run.log_params(config.model_dump())
         run.log_model_input(model.model_id if config.track else None)

@@ -47,9 +47,7 @@ def run(config: MainConfig) -> None:
     # The baseline is what people do without retinaflow: every image has the same weight and the same augmentation.
     plain = {"sampling": "uniform", "rare_augment": config.augment, "loss": "focal", "copy_paste": 0.0}
     baseline = config.model_copy(update=plain | {"register_as": None})
-    with tracking.start_run(
-        "main", track=config.track, experiment=config.experiment, output=config.output, default_name=called
-    ) as parent:
+    with tracking.start_run("main", config, default_name=called) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         parent.set_tags({"retinaflow.data_digest": data.digest})

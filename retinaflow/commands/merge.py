@@ -32,7 +32,7 @@ from retinaflow.reports.evaluation_artifacts import (
 from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput, evaluated_dataset
 from retinaflow.runs.logged_model import model_of_run
-from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.run import Run, with_folder
 from retinaflow.settings.commands import MergeConfig
 from retinaflow.settings.model_settings import JoinSettings
 
@@ -65,10 +65,8 @@ def run(
     )
     bins = ensemble_bins(ensemble)
     evaluation = score_detections(detections, ensemble.evaluated, bins, group_of_weight=ensemble.group_of_weight)
-    with tracking.start_run(
-        "merge", track=config.track, experiment=config.experiment, output=config.output, name=name, default_name="merge"
-    ) as run:
-        targets = [run, FolderRun(config.output)] if config.track else [run]
+    with tracking.start_run("merge", config, name=name, default_name="merge") as run:
+        targets = with_folder(run, config)
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         run.set_tags({"retinaflow.data_digest": ensemble.evaluated.digest[:16], **_links(ensemble, config)})

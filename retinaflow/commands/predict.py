@@ -23,7 +23,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.names import run_name
-from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.run import Run, with_folder
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.model_settings import PostprocessSettings
 from retinaflow.settings.resolve import changed
@@ -52,9 +52,7 @@ def run(config: PredictConfig) -> Path:
             nproc=config.nproc,
             overwrite=config.overwrite,
         ) as folder,
-        tracking.start_run(
-            "predict", track=config.track, experiment=config.experiment, output=config.output, default_name=called
-        ) as run,
+        tracking.start_run("predict", config, default_name=called) as run,
     ):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
@@ -119,7 +117,7 @@ def _log(
     run.log_file(folder.path / MANIFEST)
     left_out: pd.DataFrame = skipped.table(wanted.unreadable_table)
     if len(left_out):
-        for target in [run, FolderRun(folder.path)] if config.track else [run]:
+        for target in with_folder(run, config):
             target.log_csv(left_out, "dropped.csv")
     if path.stat().st_size <= MAX_LOGGED_BYTES:
         run.log_file(path)

@@ -19,13 +19,7 @@ def run(config: PromoteConfig) -> Decision:
     candidate = best_of(candidates(config))
     run_id = promoted_run(candidate)
     present = registry.champion(config.register_as, config.alias)
-    with tracking.start_run(
-        "promote",
-        track=True,
-        experiment=config.experiment,
-        output=config.output,
-        default_name=run_name("promote", config),
-    ) as run:
+    with tracking.start_run("promote", config, default_name=run_name("promote", config)) as run:
         run.log_params(config.model_dump())
         run.log_model_input(model_of_run(run_id))
         decision = decide(config, candidate, run_id, present)

@@ -44,9 +44,7 @@ def run(config: SplitConfig) -> Comparison:
     data = load_training_data(config)
     config = fit_to_data(config, data.train)
     base = None if config.from_run is None else chosen_run(config.from_run).stored
-    with tracking.start_run(
-        "split", track=config.track, experiment=config.experiment, output=config.output, default_name="split"
-    ) as parent:
+    with tracking.start_run("split", config, default_name="split") as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         parent.log_datasets(training_datasets(config.model_dump(), data))

@@ -28,7 +28,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.names import run_name
-from retinaflow.runs.run import FolderRun
+from retinaflow.runs.run import with_folder
 from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.data_settings import DataSettings
 from retinaflow.taxonomy import Taxonomy
@@ -48,9 +48,7 @@ def run(config: VisualizeConfig) -> list[Path]:
     wanted = wanted_images(config, taxonomy, trained, choose=lambda ids: _chosen(config, ids))
     with (
         StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run(
-            "visualize", track=config.track, experiment=config.experiment, output=config.output, default_name=called
-        ) as run,
+        tracking.start_run("visualize", config, default_name=called) as run,
     ):
         run.log_params(config.model_dump())
         run.log_model_input(model.model_id if model and config.track else None)
@@ -81,8 +79,7 @@ def run(config: VisualizeConfig) -> list[Path]:
             save_image(pixels, path)
             run.log_file(path, FOLDER)
             paths.append(path)
-        targets = (run, FolderRun(config.output))
-        log_sample_page(targets, wanted.index, found, ground_truth, score=config.min_score)
+        log_sample_page(with_folder(run, config), wanted.index, found, ground_truth, score=config.min_score)
         skipped.log(run.log_csv, wanted.unreadable_table)
     folder = config.output / FOLDER
     others = len(set(folder.glob("*.jpg")) - set(paths))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +13,9 @@ import pandas as pd
 
 from retinaflow.comparison.comparison import LETTERS, Side
 from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_matches
-from retinaflow.errors import DataError, SettingError, shown
-from retinaflow.files import read_json
+from retinaflow.errors import SettingError
 from retinaflow.runs import store
+from retinaflow.runs.run import tags_of_folder
 from retinaflow.runs.store import RunRecord
 from retinaflow.settings.model_settings import ComparisonSettings
 from retinaflow.settings.value_types import as_text
@@ -131,7 +131,8 @@ def chosen_run(name: str) -> ChosenRun:
     """A run by id or name, or a folder written with track=false. Errors as in :func:`chosen_runs`."""
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
-        return ChosenRun(RunRecord(name, folder.name, "", "FINISHED", 0, _tags(folder), {}), read_matches(name))
+        record = RunRecord(name, folder.name, "", "FINISHED", 0, tags_of_folder(folder), {})
+        return ChosenRun(record, read_matches(name))
     record = store.find_run(name)
     return ChosenRun(record, read_matches(record.run_id))
 
@@ -140,14 +141,6 @@ def called(run: ChosenRun) -> str:
     """The run as messages name it."""
     record = run.record
     return f"run {record.name} ({record.run_id})" if record.experiment_id else f"run {record.run_id}"
-
-
-def _tags(folder: Path) -> Mapping[str, str]:
-    path = folder / "tags.json"
-    tags = read_json(path) if path.is_file() else {}
-    if not isinstance(tags, dict):
-        raise DataError(f"{path}: must hold the tags of a run, but holds {shown(tags)}; evaluate the model again")
-    return tags
 
 
 def _found(config: ComparisonSettings, *, fewest: int) -> list[ChosenRun]:

@@ -86,7 +86,7 @@ def compare_runs(sides: Sequence[Side], resampling: Resampling | None = None) ->
     runs = [run for side in sides for run in side.runs]
     ids = shared_classes(runs)
     digest = shared_digest(sides, ids)
-    matches = {side.letter: [_only(run, ids) for run in side.runs] for side in sides}
+    matches = {side.letter: [with_classes(run.matches, run.rows_of(ids)) for run in side.runs] for side in sides}
     counts = training_counts(runs, ids)
     groups = class_groups(counts.images, counts.bin_of_class, class_ids=ids)
     groups = {"mAP": np.ones(len(ids), dtype=bool), **groups}
@@ -136,10 +136,8 @@ def shared_digest(sides: Sequence[Side], ids: Sequence[str]) -> str:
     for side in sides:
         for number, run in enumerate(side.runs, start=1):
             name = side.letter if len(side.runs) == 1 else f"{side.letter}{number}"
-            row_of = {mid: k for k, mid in enumerate(run.class_ids)}
-            digest = replace(
-                run.ground_truth, classes=tuple(run.ground_truth.classes[row_of[mid]] for mid in ids)
-            ).of_all
+            classes = tuple(run.ground_truth.classes[row] for row in run.rows_of(ids))
+            digest = replace(run.ground_truth, classes=classes).of_all
             found[name] = f"{len(run.matches.image_ids):,} images {run.ground_truth.images}, ground truth {digest}"
             rules[name] = f"group_of_weight={run.matches.group_of_weight:g}, IoU {run.matches.iou_threshold:g}"
     for values, what, next_step in (
@@ -155,8 +153,7 @@ def shared_digest(sides: Sequence[Side], ids: Sequence[str]) -> str:
 def training_counts(runs: Sequence[StoredMatches], ids: Sequence[str]) -> TrainingCounts:
     """Counts and bins of some classes in the first run that has any (an evaluated file of predictions has none)."""
     run = next((run for run in runs if run.training.images.any()), runs[0])
-    row_of = {mid: k for k, mid in enumerate(run.class_ids)}
-    rows = np.array([row_of[mid] for mid in ids], dtype=np.int64)
+    rows = run.rows_of(ids)
     return TrainingCounts(*(column[rows] for column in vars(run.training).values()))
 
 
@@ -184,11 +181,6 @@ def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
         rows = rows[np.argsort(new[rows], kind="stable")]
         columns |= {name: getattr(matches, name)[rows] for name in names} | {owner: new[rows]}
     return replace(matches, **columns)
-
-
-def _only(run: StoredMatches, ids: Sequence[str]) -> Matches:
-    row_of = {mid: k for k, mid in enumerate(run.class_ids)}
-    return with_classes(run.matches, np.array([row_of[mid] for mid in ids], dtype=np.int64))
 
 
 Rows = Mapping[str, NDArray[np.bool_]]

@@ -10,9 +10,9 @@ import numpy as np
 from retinaflow.comparison.ground_truth_digest import ground_truth_digest
 from retinaflow.comparison.stored_matches import StoredMatches
 from retinaflow.data.index import AnnotationIndex
-from retinaflow.data.openimages import read_image_ids
 from retinaflow.data.training_data import load_training_data, read_split
 from retinaflow.errors import DataError
+from retinaflow.runs.evaluated_detections import listed_only
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 
@@ -45,12 +45,5 @@ def _read_evaluated(stored: StoredMatches, changes: Mapping[str, Any]) -> Annota
     settings = {**stored.evaluated_from["settings"], "config": None, **changes}
     if stored.evaluated_from["command"] == "train":
         return load_training_data(resolve(TrainConfig, settings)).evaluated
-    return _evaluated(resolve(EvaluateConfig, settings))
-
-
-def _evaluated(config: EvaluateConfig) -> AnnotationIndex:
-    labels = None if config.image_labels == "none" else config.image_labels
-    index = read_split(config, [config.eval_split], boxes=config.boxes, image_labels=labels).index
-    if config.eval_ids is None:
-        return index
-    return index.take(np.flatnonzero(np.isin(index.image_ids, read_image_ids(config.eval_ids))))
+    config = resolve(EvaluateConfig, settings)
+    return listed_only(read_split(config, [config.eval_split]).index, config)

@@ -66,6 +66,11 @@ class StoredMatches:
     evaluated_from: Mapping[str, Any]
     """``command`` and ``settings`` that load the evaluated images again."""
 
+    def rows_of(self, class_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Class indices of some ids, all of which it has."""
+        row_of = {mid: k for k, mid in enumerate(self.class_ids)}
+        return np.array([row_of[mid] for mid in class_ids], dtype=np.int64)
+
 
 def save_matches(stored: StoredMatches, path: Path) -> None:
     """Write the file."""

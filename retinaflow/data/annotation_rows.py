@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from retinaflow.data.id_columns import as_text, with_class, with_plain_ids
 from retinaflow.data.index import FLAGS, AnnotationIndex, row_starts
 from retinaflow.data.table_reader import read_table
-from retinaflow.data.tables import RowErrors, Source, Table, TextColumn
+from retinaflow.data.tables import RowErrors, Source, Table, TextColumn, row_hashes
 from retinaflow.errors import DataError
 from retinaflow.taxonomy import Taxonomy
 
@@ -179,12 +179,7 @@ def _repeats(table: Table) -> NDArray[np.bool_]:
     Rows are compared by a 64-bit hash first, since few are equal: one second for ten million rows.
     """
     columns = [table.texts["ImageID"].codes, table.columns["class"], *(table.columns[name] for name in CORNERS)]
-    hashed = np.zeros(len(table), dtype=np.uint64)
-    for column in columns:
-        # Adding 0 turns -0 into 0, which is equal but has other bits.
-        hashed = (hashed ^ (column + 0.0).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        hashed ^= hashed >> np.uint64(29)
-    alike = pd.Series(hashed).duplicated(keep=False).to_numpy()
+    alike = pd.Series(row_hashes(columns)).duplicated(keep=False).to_numpy()
     repeats = np.zeros(len(table), dtype=bool)
     if alike.any():
         repeats[alike] = pd.DataFrame([column[alike] for column in columns]).T.duplicated().to_numpy()

@@ -39,37 +39,30 @@ class BinOfClass(Protocol):
     def num_bins(self) -> int: ...
 
 
-def select_classes(
-    group: str,
-    taxonomy: Taxonomy,
-    bins: BinOfClass | None = None,
-    *,
-    setting: str = "class_group",
-    may_be_empty: bool = False,
-) -> NDArray[np.int64]:
-    """Class indices of a group, ascending. ``bins`` is needed for ``bin:K`` only; ``setting`` is named in errors.
+def select_classes(group: str, taxonomy: Taxonomy, bins: BinOfClass | None = None) -> NDArray[np.int64]:
+    """Class indices of a group, ascending. ``bins`` is needed for ``bin:K`` only.
 
-    Raises SettingError when the group names an unknown or ambiguous class, a bin that does not exist, or, unless
-    ``may_be_empty``, no class at all.
+    Raises SettingError when the group names an unknown or ambiguous class, a bin that does not exist, or no class at
+    all.
     """
-    chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins, setting))), dtype=np.int64)
-    if len(chosen) == 0 and not may_be_empty:
-        raise SettingError(f"{setting}={group}: the group must hold at least one of the {len(taxonomy)} classes")
+    chosen = np.array(sorted(set(_members(group.strip(), taxonomy, bins))), dtype=np.int64)
+    if len(chosen) == 0:
+        raise SettingError(f"class_group={group}: the group must hold at least one of the {len(taxonomy)} classes")
     return chosen
 
 
-def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None, setting: str) -> list[int]:
+def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None) -> list[int]:
     if group == "all":
         return list(range(len(taxonomy)))
     if group in ("people-clothing", "rest"):
         people = _people_and_clothing(taxonomy)
         return [index for index in range(len(taxonomy)) if (index in people) == (group == "people-clothing")]
     if group.startswith("bin:"):
-        return _bin_members(group, bins, setting)
+        return _bin_members(group, bins)
     listed = keys_of_file(group)
     if listed is not None:
         return [_find(key, taxonomy, where=f"{group} line {n}") for n, key in listed.items()]
-    where = f"{setting}={shown(group, quotes=False)}"
+    where = f"class_group={shown(group, quotes=False)}"
     return [_find(key.strip(), taxonomy, where=where) for key in group.split(",") if key.strip()]
 
 
@@ -88,12 +81,12 @@ def _people_and_clothing(taxonomy: Taxonomy) -> set[int]:
     return {taxonomy.index_of[mid] for mid in members if mid in taxonomy.index_of}
 
 
-def _bin_members(group: str, bins: BinOfClass | None, setting: str) -> list[int]:
+def _bin_members(group: str, bins: BinOfClass | None) -> list[int]:
     number = group.removeprefix("bin:")
     if bins is None or number not in map(str, range(1, bins.num_bins + 1)):
         known = f"1..{bins.num_bins}" if bins is not None else "none here"
         given = shown(group, quotes=False)
-        raise SettingError(f"{setting}={given}: bin:K must name a bin, 1 = rarest; the bins are {known}")
+        raise SettingError(f"class_group={given}: bin:K must name a bin, 1 = rarest; the bins are {known}")
     return [int(index) for index in np.flatnonzero(bins.bin_of_class == int(number) - 1)]
 
 

@@ -53,7 +53,6 @@ def read_sizes(
     read: Callable[[Path], tuple[int, int] | str],
     *,
     journal: Path | None = None,
-    quiet: bool = False,
 ) -> Iterator[tuple[int, int] | str]:
     """(height, width) of each file under ``root``, in order, or the reason of ``read`` why it cannot be used.
 
@@ -72,7 +71,7 @@ def read_sizes(
 
     with (
         ThreadPoolExecutor(THREADS) as threads,
-        tqdm(total=len(files), desc="image sizes", unit="image", disable=True if quiet else None, leave=False) as bar,
+        tqdm(total=len(files), desc="image sizes", unit="image", disable=None, leave=False) as bar,
     ):
         for sizes, lines in threads.map(sizes_of, parts):
             journal = _append(journal, lines)

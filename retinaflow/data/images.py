@@ -49,7 +49,6 @@ def attach_files(
     on_bad_image: OnBadImage = "stop",
     given: SizeTable | None = None,
     journal: Path | None = None,
-    quiet: bool = False,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
     """The index with the file and size of every image; files are found by id in ``folders``, in their order.
 
@@ -67,7 +66,6 @@ def attach_files(
         on_bad_image=on_bad_image,
         given=given,
         journal=journal,
-        quiet=quiet,
     )
 
 
@@ -79,7 +77,6 @@ def attach_sizes(
     on_bad_image: OnBadImage = "stop",
     given: SizeTable | None = None,
     journal: Path | None = None,
-    quiet: bool = False,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
     """As :func:`attach_files`, for an index with the paths of its files; empty: no file was found in ``searched``,
     and ``reasons`` may give why."""
@@ -95,7 +92,7 @@ def attach_sizes(
         )
     sizes = np.zeros((len(index), 2), dtype=np.int32) if given is None else given.look_up(index.image_ids)
     sizes[files == ""] = 0
-    unreadable = _read_missing_sizes(sizes, files, root, journal=journal, quiet=quiet)
+    unreadable = _read_missing_sizes(sizes, files, root, journal=journal)
     bad += [BadImage(str(index.image_ids[image]), reason) for image, reason in unreadable]
     if unreadable and (on_bad_image == "stop" or len(bad) == len(index)):
         image, reason = unreadable[0]
@@ -108,11 +105,11 @@ def attach_sizes(
 
 
 def _read_missing_sizes(
-    sizes: NDArray[np.int32], files: NDArray[np.str_], root: Path, *, journal: Path | None, quiet: bool
+    sizes: NDArray[np.int32], files: NDArray[np.str_], root: Path, *, journal: Path | None
 ) -> list[tuple[int, str]]:
     """Fill in the sizes that are 0 of images with a file. Returns the images that cannot be read, with the reason."""
     wanted = np.flatnonzero((files != "") & (sizes[:, 0] == 0)).tolist()
-    found = read_sizes(root, files[wanted].tolist(), header_size, journal=journal, quiet=quiet)
+    found = read_sizes(root, files[wanted].tolist(), header_size, journal=journal)
     unreadable = []
     for image, result in zip(wanted, found, strict=True):
         if isinstance(result, str):
@@ -153,6 +150,16 @@ def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArra
     except OSError as error:
         raise UnreadableImageError(f"{path}: the image cannot be read: {error.strerror}") from None
     return decode_bytes(data, size, target, name=str(path))
+
+
+def decode_sized(index: AnnotationIndex, image: int, *, longest: float, enlarge: bool = False) -> NDArray[np.uint8]:
+    """RGB pixels of an image of the index to look at, its longer side ``longest`` pixels; where the image is smaller it
+    stays as it is, unless to ``enlarge``. Raises UnreadableImageError."""
+    height, width = (int(side) for side in index.sizes[image])
+    scale = longest / max(height, width)
+    scale = scale if enlarge else min(1.0, scale)
+    target = max(round(height * scale), 1), max(round(width * scale), 1)
+    return decode(index.file_of(image), (height, width), target)
 
 
 def decode_bytes(

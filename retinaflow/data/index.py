@@ -193,8 +193,7 @@ class AnnotationIndex:
             notes=document["notes"],
             path=folder,
             saved_digest=document["digest"],
-            # An index of an older version lacks it.
-            all_known=document.get("all_known", False),
+            all_known=document["all_known"],
             **columns,
         )
 

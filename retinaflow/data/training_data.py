@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,12 +54,12 @@ class TrainingData:
         return f"{self.train.digest[:16]}-{self.evaluated.digest[:16]}"
 
 
-def demo_folder(seed: int = 0) -> Path:
+def demo_folder() -> Path:
     """The generated demo set, written on first use."""
-    folder = cache_folder() / f"demo-{seed}"
-    if not demo_is_current(folder, seed=seed):
+    folder = cache_folder() / "demo-0"
+    if not demo_is_current(folder):
         report(f"writing the demo set to {folder}")
-        write_demo(folder, seed=seed, progress=sys.stderr.isatty())
+        write_demo(folder)
     return folder
 
 
@@ -73,8 +72,6 @@ def read_split(
     settings: DataSettings,
     splits: Sequence[str],
     *,
-    boxes: Sequence[Path],
-    image_labels: Sequence[Path] | None,
     with_images: bool = True,
     allow_repeats: bool = False,
     fill_in: bool = True,
@@ -82,13 +79,12 @@ def read_split(
 ) -> LoadedIndex:
     """The index of some splits with all classes of the class list.
 
-    ``prefix``: of the names of the settings for ``boxes`` and ``image_labels``, in errors.
-    ``allow_repeats``: repeated boxes are kept. ``fill_in``: the absent classes of an exhaustive set are entered as
-    labels for an evaluation, one for every class on every image; otherwise the index only notes that all classes are
-    known.
+    ``prefix``: of the names of the settings for boxes and image-level labels, in errors. ``allow_repeats``: repeated
+    boxes are kept. ``fill_in``: the absent classes of an exhaustive set are entered as labels for an evaluation, one
+    for every class on every image; otherwise the index only notes that all classes are known.
     """
     folder = data_folder(settings)
-    files = _found_files(settings, folder, splits, boxes, image_labels, prefix)
+    files = _found_files(settings, folder, splits, prefix)
     with_images = with_images or (files.list_other_images and has_images(settings, splits))
     images = image_folders(settings, folder, splits) if with_images else []
     loaded = load_index(
@@ -117,28 +113,21 @@ def read_split(
     return loaded
 
 
-def _found_files(
-    settings: DataSettings,
-    folder: Path,
-    splits: Sequence[str],
-    boxes: Sequence[Path],
-    image_labels: Sequence[Path] | None,
-    prefix: str,
-) -> SourceFiles:
+def _found_files(settings: DataSettings, folder: Path, splits: Sequence[str], prefix: str) -> SourceFiles:
     hierarchy = settings.hierarchy
     try:
         return find_files(
             folder,
             splits,
-            boxes=boxes,
-            image_labels=image_labels,
+            boxes=settings.boxes,
+            image_labels=settings.label_files,
             classes=settings.classes,
             hierarchy=Path(hierarchy) if hierarchy not in (None, "auto") else None,
             use_hierarchy=hierarchy is not None,
             prefix=prefix,
         )
     except MissingAnnotationsError:
-        hint = None if boxes or has_boxes(folder) else conversion_hint(folder)
+        hint = None if settings.boxes or has_boxes(folder) else conversion_hint(folder)
         if hint is None:
             raise
         raise MissingAnnotationsError(hint) from None
@@ -171,19 +160,11 @@ def load_training_data(settings: SampledDataSettings, *, need_images: bool = Tru
 
     With ``need_images=False`` annotations are enough where no folder of images is found.
     """
-    labels = None if settings.image_labels == "none" else settings.image_labels
     with_images = need_images or has_images(settings, [*settings.train_splits, settings.eval_split])
     if not with_images:
         report("no folder of images: the counts are those of the annotations")
-    loaded = read_split(
-        settings,
-        settings.train_splits,
-        boxes=settings.boxes,
-        image_labels=labels,
-        with_images=with_images,
-        fill_in=False,
-    )
-    train, evaluated, dropped = _split(settings, loaded, labels, with_images=with_images)
+    loaded = read_split(settings, settings.train_splits, with_images=with_images, fill_in=False)
+    train, evaluated, dropped = _split(settings, loaded, with_images=with_images)
     expand = settings.parents != "ignore"
     seen = None
     if settings.class_group != "all":
@@ -203,7 +184,7 @@ def load_training_data(settings: SampledDataSettings, *, need_images: bool = Tru
 
 
 def _split(
-    settings: SampledDataSettings, loaded: LoadedIndex, labels: Sequence[Path] | None, *, with_images: bool
+    settings: SampledDataSettings, loaded: LoadedIndex, *, with_images: bool
 ) -> tuple[AnnotationIndex, AnnotationIndex, pd.DataFrame]:
     whole = loaded.index
     if settings.eval_ids is not None:
@@ -217,15 +198,10 @@ def _split(
         if held_out.all_known:
             held_out = with_absent_labels(held_out)
         return whole.take(np.flatnonzero(~chosen)), held_out, loaded.dropped
-    eval_labels = settings.eval_image_labels if settings.eval_image_labels else (None if labels is None else ())
-    evaluated = read_split(
-        settings,
-        [settings.eval_split],
-        boxes=settings.eval_boxes,
-        image_labels=eval_labels,
-        with_images=with_images,
-        prefix="eval_",
-    )
+    none = () if settings.label_files is not None else "none"
+    files = {"boxes": settings.eval_boxes, "image_labels": settings.eval_image_labels or none}
+    own = settings.model_copy(update=files)
+    evaluated = read_split(own, [settings.eval_split], with_images=with_images, prefix="eval_")
     shared = np.intersect1d(whole.image_ids, evaluated.index.image_ids)
     if len(shared):
         raise DataError(

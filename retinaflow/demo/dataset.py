@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from retinaflow.demo.plan import CLASSES, TRAIN_IMAGES, VALIDATION_IMAGES, DemoClass, ScenePlan, plan_split
 from retinaflow.demo.scene import DrawnBox, draw_scene
@@ -51,12 +51,11 @@ def write_demo(
     seed: int = 0,
     train_images: int = TRAIN_IMAGES,
     validation_images: int = VALIDATION_IMAGES,
-    progress: bool = False,
 ) -> None:
     """Write the demo set to ``folder``; an older demo set there is replaced.
 
-    ``progress`` is printed on stderr. Raises ValueError for sizes below 1 or a negative seed, and DataError when
-    ``folder`` holds something other than a demo set.
+    Raises ValueError for sizes below 1 or a negative seed, and DataError when ``folder`` holds something other than a
+    demo set.
     """
     stamp = _stamp(seed=seed, train_images=train_images, validation_images=validation_images)
     folder = Path(folder)
@@ -67,9 +66,8 @@ def write_demo(
         _write_classes(fresh)
         for number, (split, images) in enumerate((("train", train_images), ("validation", validation_images))):
             plans = plan_split(split, images=images, seed=seed)
-            _write_split(
-                fresh, split, plans=_counted(plans, label=f"demo set, {split}", show=progress), key=(seed, number)
-            )
+            shown = tqdm(plans, desc=f"demo set, {split}", unit="image", disable=None, leave=False)
+            _write_split(fresh, split, plans=shown, key=(seed, number))
         (fresh / "demo.json").write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
 
 
@@ -149,12 +147,3 @@ def _verified(plan: ScenePlan) -> list[tuple[str, int]]:
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _counted(plans: Sequence[ScenePlan], *, label: str, show: bool) -> Iterator[ScenePlan]:
-    for number, plan in enumerate(plans, start=1):
-        yield plan
-        if show and (number % 50 == 0 or number == len(plans)):
-            print(f"\r{label}: {number} of {len(plans)} images", end="", file=sys.stderr, flush=True)
-    if show:
-        print(file=sys.stderr)

@@ -24,7 +24,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from retinaflow.detector.anchors import ANCHORS_PER_CELL, AnchorGrid, anchor_grid
 from retinaflow.detector.pyramid import FeaturePyramid, body_of
-from retinaflow.detector.winograd.convolution import Conv3x3, use_conv3x3
+from retinaflow.detector.winograd import Conv3x3, use_conv3x3
 from retinaflow.settings.training_settings import GROUPS, NetworkSettings
 
 

@@ -21,7 +21,7 @@ from retinaflow.ensemble.members import Ensemble, Member
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import read_json
 from retinaflow.metric.matches import Kind
-from retinaflow.reports.calibration_figure import reliability
+from retinaflow.reports.score_figures import reliability
 from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MergeConfig

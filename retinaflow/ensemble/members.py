@@ -14,8 +14,7 @@ from retinaflow.comparison.images_of_run import images_of_run_with_all_classes
 from retinaflow.data.frequency_bins import ClassBins, make_bins
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
-from retinaflow.ensemble.member_detections import detections_of
-from retinaflow.ensemble.model_detections import model_of
+from retinaflow.ensemble.member_detections import detections_of, model_of
 from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import Checkpoint
 from retinaflow.metric.matches import Matches

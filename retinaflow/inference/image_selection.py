@@ -119,8 +119,7 @@ def _found(config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str
 
 def _ids_of_splits(settings: DataSettings, splits: Sequence[str], trained: Mapping[str, Any]) -> NDArray[np.str_]:
     """The ids that annotations name; ``trained``: settings of the training whose evaluated images are wanted."""
-    labels = None if settings.image_labels == "none" else settings.image_labels
-    boxes = settings.boxes
+    boxes, labels = settings.boxes, settings.label_files
     if trained and trained.get("eval_ids") is None:
         boxes, eval_labels = (tuple(map(Path, trained[name])) for name in ("eval_boxes", "eval_image_labels"))
         labels = eval_labels or (None if labels is None else ())
@@ -150,11 +149,10 @@ def known_ground_truth(
     if is_evaluated(config, trained):
         return load_training_data(settings_of_training(trained)).evaluated
     # Boxes alone are shown: which classes are absent does not matter.
-    settings = DataSettings(data=str(trained["data"]) if config.data == "trained" else config.data, exhaustive=True)
+    data = str(trained["data"]) if config.data == "trained" else config.data
+    settings = DataSettings(data=data, exhaustive=True, image_labels="none")
     try:
-        index = read_split(
-            settings, [config.split], boxes=(), image_labels=None, with_images=False, allow_repeats=True, fill_in=False
-        ).index
+        index = read_split(settings, [config.split], with_images=False, allow_repeats=True, fill_in=False).index
     except MissingAnnotationsError as error:
         report(f"detections are shown without ground truth: {error}")
         return None

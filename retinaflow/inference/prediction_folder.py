@@ -195,15 +195,14 @@ def _fitting_size(images: int, nproc: int) -> int:
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """None when there is none."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DataError(f"{path}: not a readable manifest ({error}); give overwrite=true to replace it") from None
-    is_whole = isinstance(manifest, dict) and isinstance(manifest.get("shard_size"), int)
-    if not is_whole or manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: not a manifest of format {FORMAT}; give another output=")
-    return manifest
+    if isinstance(manifest, dict) and isinstance(manifest.get("shard_size"), int) and manifest.get("format") == FORMAT:
+        return manifest
+    raise DataError(f"{path}: not a manifest of format {FORMAT}; give another output=")
 
 
 def _differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from retinaflow.reports.fonts import file_for
+from retinaflow.reports.figure_style import font_file
 
 Pixels = NDArray[np.uint8]
 Rectangle = tuple[float, float, float, float]
@@ -151,7 +151,7 @@ def _font_size(width: int, height: int) -> int:
 
 
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    return _opened(file_for(text), size)
+    return _opened(font_file(text), size)
 
 
 @lru_cache

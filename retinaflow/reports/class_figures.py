@@ -31,14 +31,14 @@ from retinaflow.reports.figure_style import (
 )
 
 
-def ap_vs_frequency(table: pd.DataFrame, *, title: str = "AP by training images") -> Figure:
+def ap_vs_frequency(table: pd.DataFrame) -> Figure:
     """One dot per class with ground truth: AP (0 to 1) over training images (log), in bin colours, with bin means.
 
     ``table``: that of :func:`retinaflow.metric.per_class.per_class_table`. Classes without training images are in a
     grey strip on the left; those without ground truth are counted in a note. Up to ``MAX_NAMES`` classes are named.
     Columns ``ap_low`` and ``ap_high``, where there are any, are drawn as intervals.
     """
-    figure, axes = class_figure(title, right=0.80)
+    figure, axes = class_figure("AP by training images", right=0.80)
     images = table["train_images"].to_numpy(dtype=np.float64)
     ap = table["ap"].to_numpy(dtype=np.float64)
     bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
@@ -85,7 +85,6 @@ def class_frequency(
     edges: NDArray[np.floating],
     bin_of_class: NDArray[np.integer],
     names: Sequence[str],
-    title: str = "Training images per class",
 ) -> Figure:
     """Classes rarest first over their training images (log), the bins shaded, each with its count of classes.
 
@@ -96,7 +95,9 @@ def class_frequency(
     named = len(images) <= MAX_NAMES
     # Names are written at 45 degrees, so the longest one decides the space below.
     longest = max((len(shortened(name)) for name in names), default=0)
-    figure, axes = class_figure(title, right=0.97, bottom=0.06 + 0.0098 * longest if named else 0.12)
+    figure, axes = class_figure(
+        "Training images per class", right=0.97, bottom=0.06 + 0.0098 * longest if named else 0.12
+    )
     order = np.lexsort((np.asarray(names, dtype=np.str_), images))
     images, bins = images[order], bins[order]
     colors = bin_colors(int(bins.max(initial=-1)) + 1)
@@ -131,14 +132,13 @@ def exposure_curves(
     expected_samples: Mapping[str, NDArray[np.floating]],
     *,
     images_per_class: NDArray[np.integer],
-    title: str = "Expected samples per epoch",
 ) -> Figure:
     """Expected samples of each class in an epoch (log) over its training images (log), one line per strategy.
 
     ``expected_samples``: strategy -> ``[K]``; ``images_per_class [K]``. The flatter a line, the better balanced the
     strategy; the dashed diagonal is one sample per image. Classes without training images or samples are left out.
     """
-    figure, axes = class_figure(title, right=0.76)
+    figure, axes = class_figure("Expected samples per epoch", right=0.76)
     images = np.asarray(images_per_class, dtype=np.float64)
     order = np.argsort(images, kind="stable")
     order = order[images[order] > 0]

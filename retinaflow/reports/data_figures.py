@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from retinaflow.reports.figure_style import OKABE_ITO, shortened
+from retinaflow.reports.figure_style import MAX_NAMES, OKABE_ITO, shortened
 
 BLUE, ORANGE = OKABE_ITO[0], OKABE_ITO[1]
 GREY = "#666666"
@@ -160,12 +160,10 @@ def label_coverage(
     return figure
 
 
-def group_of(
-    fraction: NDArray[np.floating], boxes: NDArray[np.integer], names: Sequence[str], *, most: int = 30
-) -> Figure:
+def group_of(fraction: NDArray[np.floating], boxes: NDArray[np.integer], names: Sequence[str]) -> Figure:
     """The classes with the largest fraction of group-of boxes, with the number of such boxes."""
     figure, (axes,) = _axes(1, "Fraction of group-of boxes")
-    order = [k for k in np.argsort(-np.nan_to_num(fraction), kind="stable")[:most] if fraction[k] > 0]
+    order = [k for k in np.argsort(-np.nan_to_num(fraction), kind="stable")[:MAX_NAMES] if fraction[k] > 0]
     position = np.arange(len(order))
     axes.bar(position, fraction[order], color=BLUE, width=0.7)
     axes.set_xticks(position, [shortened(names[k]) for k in order], rotation=55, ha="right", fontsize=8)

@@ -23,9 +23,9 @@ from retinaflow.data.suspicious_annotations import suspicions, suspicious_table
 from retinaflow.progress import report
 from retinaflow.reports import data_figures
 from retinaflow.reports.class_figures import class_frequency
-from retinaflow.reports.class_sheet import one_image_per_class
+from retinaflow.reports.class_sheet import one_image_per_class, pasted_images
 from retinaflow.reports.page import Report
-from retinaflow.reports.paste_sheet import pasted_images
+from retinaflow.settings.commands import ExploreConfig
 from retinaflow.settings.data_settings import SamplingSettings
 from retinaflow.training.anchor_fit import BoxSample, advice, class_reach, reach_of_settings
 
@@ -58,17 +58,9 @@ class ExploredData:
         return [self.index.taxonomy.labels[k] for k in classes]
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Settings of a training for which the page shows what they do to this data."""
-
-    image_size: int
-    num_buckets: int
-    anchor_scale: float
-
-
-def write_sections(page: Report, data: ExploredData, settings: TrainingSettings, *, samples: int) -> pd.DataFrame:
-    """All sections, with images of up to ``samples`` of the rarest classes. Returns the suspicious rows per rule."""
+def write_sections(page: Report, data: ExploredData, settings: ExploreConfig) -> pd.DataFrame:
+    """All sections, with images of up to ``samples`` of the rarest classes; what a training with these settings would
+    make of shapes and anchors. Returns the suspicious rows per rule."""
     _overview(page, data)
     report("classes and bins")
     _classes(page, data)
@@ -80,11 +72,11 @@ def write_sections(page: Report, data: ExploredData, settings: TrainingSettings,
     _labels(page, data)
     report("suspicious rows")
     suspicious = _suspicious(page, data)
-    if samples > 0:
+    if settings.samples > 0:
         report("images of the rarest classes")
-        _rarest_images(page, data, samples)
+        _rarest_images(page, data, settings.samples)
         report("pasted crops")
-        _pasted_crops(page, data, settings, samples)
+        _pasted_crops(page, data, settings)
     return suspicious
 
 
@@ -135,7 +127,7 @@ def _classes(page: Report, data: ExploredData) -> None:
     page.csv(data.table, "class_statistics.csv")
 
 
-def _boxes(page: Report, data: ExploredData, settings: TrainingSettings) -> None:
+def _boxes(page: Report, data: ExploredData, settings: ExploreConfig) -> None:
     index, image_size, num_buckets = data.index, settings.image_size, settings.num_buckets
     page.section("Boxes per image")
     page.figure(data_figures.boxes_per_image(np.diff(index.box_start)), "boxes_per_image.png")
@@ -161,7 +153,7 @@ def _boxes(page: Report, data: ExploredData, settings: TrainingSettings) -> None
         _anchors(page, data, settings, shapes.buckets)
 
 
-def _anchors(page: Report, data: ExploredData, settings: TrainingSettings, buckets: AspectBuckets) -> None:
+def _anchors(page: Report, data: ExploredData, settings: ExploreConfig, buckets: AspectBuckets) -> None:
     scale = settings.anchor_scale
     page.section(
         "Anchors",
@@ -260,7 +252,7 @@ def _rarest_images(page: Report, data: ExploredData, most: int) -> None:
     page.figure(sheet, "rarest_classes.png", photographs=True)
 
 
-def _pasted_crops(page: Report, data: ExploredData, settings: TrainingSettings, most: int) -> None:
+def _pasted_crops(page: Report, data: ExploredData, settings: ExploreConfig) -> None:
     page.section(
         "Pasted crops",
         "What copy_paste would train on: images with a crop of a rare class, and the boxes that are learned from them "
@@ -273,4 +265,4 @@ def _pasted_crops(page: Report, data: ExploredData, settings: TrainingSettings, 
         return
     sizes = np.asarray(data.index.sizes)
     buckets = AspectBuckets.fit(sizes, image_size=settings.image_size, num_buckets=settings.num_buckets)
-    page.figure(pasted_images(copy_paste, buckets, most=most, seed=0), "pasted_crops.png", photographs=True)
+    page.figure(pasted_images(copy_paste, buckets, most=settings.samples), "pasted_crops.png", photographs=True)

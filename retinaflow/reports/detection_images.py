@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from retinaflow.boxes import iou
-from retinaflow.data.images import decode
+from retinaflow.data.images import decode_sized
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.reports.box_images import DrawnBox, Pixels, drawn, side_by_side
@@ -41,11 +41,8 @@ def detection_image(
     At most ``longest_side`` pixels wide or high; small images are enlarged, at most to half of it. Raises
     UnreadableImageError.
     """
-    height, width = (int(side) for side in index.sizes[image])
-    longest = max(height, width)
-    scale = longest_side / longest if longest > longest_side else max(1.0, longest_side / 2 / longest)
-    target = max(round(height * scale), 1), max(round(width * scale), 1)
-    pixels = decode(index.file_of(image), (height, width), target)
+    longest = min(longest_side, max(int(index.sizes[image].max()), longest_side / 2))
+    pixels = decode_sized(index, image, longest=longest, enlarge=True)
     own = found.take(found.image_index == image)
     ids, names = index.taxonomy.ids, index.taxonomy.labels
     boxes = [

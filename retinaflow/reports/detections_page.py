@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retinaflow.boxes import iou
-from retinaflow.data.images import UnreadableImageError, decode
+from retinaflow.data.images import UnreadableImageError, decode_sized
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.metric.evaluator import Evaluator
@@ -228,31 +228,28 @@ def _kinds(detections: Detections, known: KnownBoxes | None) -> NDArray[np.str_]
 def _page_image(
     index: AnnotationIndex, image: int, detections: Detections, kinds: NDArray[np.str_], known: KnownBoxes | None
 ) -> PageImage | None:
-    height, width = (int(side) for side in index.sizes[image])
-    if min(height, width) == 0:
+    if index.sizes[image].min() == 0:
         return None  # Its file was not opened.
-    scale = min(1.0, LONGEST_SIDE / max(height, width))
-    target = max(round(height * scale), 1), max(round(width * scale), 1)
     try:
-        pixels = decode(index.file_of(image), (height, width), target)
+        pixels = decode_sized(index, image, longest=LONGEST_SIDE)
     except UnreadableImageError:
         return None
-    buffer = BytesIO()
+    size, buffer = pixels.shape[:2], BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     own = np.flatnonzero((detections.image_index == image) & (kinds != _HIDDEN))
     own = own[np.argsort(-detections.score[own], kind="stable")]
     found = [row for row in own.tolist() if detections.score[row] >= MIN_SCORE][:MOST_BOXES]
     names = index.taxonomy.labels
     boxes = [
-        _box(str(kinds[row]), int(label), names[label], float(detections.score[row]), detections.boxes[row], target)
+        _box(str(kinds[row]), int(label), names[label], float(detections.score[row]), detections.boxes[row], size)
         for row in found
         for label in [detections.class_index[row]]
     ]
     image_id = str(index.image_ids[image])
     if known is not None:
-        boxes += _ground_truth(image_id, detections, own[kinds[own] == "tp"], known, target)
+        boxes += _ground_truth(image_id, detections, own[kinds[own] == "tp"], known, size)
     url = data_url(buffer.getvalue(), "jpeg")
-    return PageImage(image_id, url, target[1], target[0], sorted(boxes, key=lambda box: -box.area))
+    return PageImage(image_id, url, size[1], size[0], sorted(boxes, key=lambda box: -box.area))
 
 
 def _ground_truth(

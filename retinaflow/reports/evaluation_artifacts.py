@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from retinaflow.data.images import UnreadableImageError, decode
+from retinaflow.data.images import UnreadableImageError, decode_sized
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.metric.error_analysis import analyse_errors
@@ -140,14 +140,11 @@ def detections_sheet(detections: Detections, index: AnnotationIndex, table: pd.D
 
 def _panel(image: int, detections: Detections, index: AnnotationIndex) -> Panel | None:
     """None when the image cannot be read: whether that stops the run was settled when it was evaluated."""
-    height, width = (int(side) for side in index.sizes[image])
-    scale = min(1.0, _SHEET_PIXELS / max(height, width))
-    target = max(round(height * scale), 1), max(round(width * scale), 1)
     rows = slice(index.box_start[image], index.box_start[image + 1])
     found = clearest(detections.take((detections.image_index == image) & (detections.score > SHEET_SCORE)))
     names = index.taxonomy.labels
     try:
-        pixels = decode(index.file_of(image), (height, width), target)
+        pixels = decode_sized(index, image, longest=_SHEET_PIXELS)
     except UnreadableImageError:
         return None
     return Panel(

@@ -1,4 +1,4 @@
-"""What all figures of classes have in common: size, margins, colours, axes.
+"""What all figures of classes have in common: size, margins, colours, axes, fonts.
 
 All are 9 x 5 inches. Colour-blind people can distinguish the colours: bins go through viridis from dark (rarest) to
 light, strategies and other kinds through the palette of Okabe and Ito (2008).
@@ -6,18 +6,19 @@ light, strategies and other kinds through the palette of Okabe and Ito (2008).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
-
-from retinaflow.reports import fonts
-
-fonts.use_in_figures()
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 NO_BIN = "#7F7F7F"
@@ -25,6 +26,52 @@ MAX_NAMES = 30
 """Largest number of classes that are named in a figure."""
 
 Color = tuple[float, float, float, float]
+
+
+# Fonts for class names in any script: matplotlib's own, then installed ones that have more letters
+
+_OWN = "DejaVu Sans"
+_OTHERS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *("WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "Yu Gothic", "Meiryo", "Malgun Gothic", "PingFang SC"),
+    *("PingFang HK", "Hiragino Sans", "Apple SD Gothic Neo", "Nanum Gothic", "Arial Unicode MS", "Nirmala UI"),
+    *("Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil"),
+)
+"""Families of Linux, Windows and macOS for scripts that DejaVu Sans lacks."""
+
+
+@lru_cache
+def font_families() -> tuple[str, ...]:
+    """The installed font families, in the order in which they are searched for a letter."""
+    installed = set(fontManager.get_font_names())
+    return (_OWN, *(name for name in _OTHERS if name in installed))
+
+
+def use_installed_fonts() -> None:
+    """Let figures use :func:`font_families` from now on, unless a family was chosen before."""
+    if mpl.rcParams["font.family"] == mpl.rcParamsDefault["font.family"]:
+        mpl.rcParams["font.family"] = list(font_families())
+        # Many have no bold letters; these warnings would only fill the log.
+        logging.getLogger("matplotlib.font_manager").addFilter(lambda record: "font weight" not in record.getMessage())
+
+
+@lru_cache(maxsize=4096)
+def font_file(text: str) -> Path:
+    """The first font file that has every letter of a text; matplotlib's own if none has."""
+    files = [Path(findfont(FontProperties(family=[name]))) for name in font_families()]
+    wanted = {ord(letter) for letter in text if not letter.isspace()}
+    return next((file for file in files if wanted <= _letters(file)), files[0])
+
+
+@lru_cache
+def _letters(file: Path) -> frozenset[int]:
+    return frozenset(FT2Font(str(file)).get_charmap())
+
+
+use_installed_fonts()
+
+
+# Figures
 
 
 def class_figure(title: str, *, right: float, bottom: float = 0.12) -> tuple[Figure, Axes]:

@@ -1,4 +1,4 @@
-"""Figures about scores: precision-recall curves, the rarest classes with intervals, what errors cost.
+"""Figures about scores: precision-recall curves, the rarest classes with intervals, what errors cost, reliability.
 
 Each function returns a ``matplotlib.figure.Figure`` for the caller to save; no global state, no display. Sizes,
 margins, classes and axes (0 to 1) depend on the classes and their counts only, never on the scores, so that figures of
@@ -55,7 +55,6 @@ def precision_recall(
     *,
     class_ids: Sequence[str],
     index_of: dict[str, int],
-    title: str = "Precision and recall",
 ) -> Figure:
     """The precision-recall curves of some classes, in the order of ``table``, rarest dark and most frequent light.
 
@@ -66,7 +65,7 @@ def precision_recall(
     unknown = [mid for mid in class_ids if mid not in set(table["class_id"])]
     if unknown:
         raise ValueError(f"every class must be in the table, but {', '.join(unknown[:5])} is not")
-    figure, axes = class_figure(title, right=0.70)
+    figure, axes = class_figure("Precision and recall", right=0.70)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), xlabel="recall", ylabel="precision")
     chosen = _rarest_first(table[table["class_id"].isin(set(class_ids))])
     handles = []
@@ -100,21 +99,20 @@ def precision_recall_curve(matches: Matches, class_index: int) -> tuple[NDArray[
     return np.concatenate([[0.0], recall, end]), np.concatenate([first, hull, [0.0]])
 
 
-def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP of the rarest classes") -> Figure:
-    """A bar of AP for each of the ``count`` rarest classes with ground truth, rarest on top, in bin colours.
+def rarest_classes(table: pd.DataFrame) -> Figure:
+    """A bar of AP for each of the rarest classes with ground truth, rarest on top, in bin colours.
 
     ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`; columns ``ap_low`` and ``ap_high``, where there
-    are any, are drawn as intervals. Beside each name: training images and evaluated
-    ground-truth boxes.
+    are any, are drawn as intervals. Beside each name: training images and evaluated ground-truth boxes.
     """
-    figure, axes = class_figure(title, right=0.86)
+    figure, axes = class_figure("AP of the rarest classes", right=0.86)
     axes.set_position((0.34, 0.1, 0.52, 0.81))
     table = _rarest_first(table)
     bins = table["bin"].fillna(0).to_numpy(dtype=np.int64) - 1
     colors = bin_colors(int(bins.max(initial=-1)) + 1)
     with_ground_truth = np.isfinite(table["ap"].to_numpy(dtype=np.float64))
-    shown = table[with_ground_truth].head(count)
-    shown_bins = bins[with_ground_truth][:count]
+    shown = table[with_ground_truth].head(RAREST)
+    shown_bins = bins[with_ground_truth][:RAREST]
     position = np.arange(len(shown))
     axes.barh(position, shown["ap"], height=0.7, color=[bin_color(colors, number) for number in shown_bins], zorder=2)
     if {"ap_low", "ap_high"} <= set(table.columns):
@@ -150,15 +148,13 @@ def rarest_classes(table: pd.DataFrame, *, count: int = RAREST, title: str = "AP
     return figure
 
 
-def error_costs(
-    analysis: ErrorAnalysis, table: pd.DataFrame, *, title: str = "AP lost to each kind of error"
-) -> Figure:
+def error_costs(analysis: ErrorAnalysis, table: pd.DataFrame) -> Figure:
     """Left the AP that each kind costs over all classes (0 to 1), right where: by class, or by bin when there are many.
 
     ``table`` as of :func:`retinaflow.metric.per_class.per_class_table`, of the same scores. Costs do not add up to
     what is missing from 1 (:mod:`~retinaflow.metric.error_analysis`).
     """
-    figure, axes = class_figure(title, right=0.44)
+    figure, axes = class_figure("", right=0.44)
     axes.set_position((0.12, 0.21, 0.27, 0.67))
     total = analysis.table.iloc[0]
     position = np.arange(len(COSTS))
@@ -170,7 +166,7 @@ def error_costs(
     axes.set(xlim=(0, 1), ylim=(len(COSTS) - 0.5, -0.5), xlabel="AP gained by fixing it, mean of classes")
     axes.grid(visible=False, axis="y")
     axes.set_title(f"all classes: mAP {total['ap']:.3f}", fontsize=9)
-    figure.suptitle(title, fontsize=11, y=0.975)
+    figure.suptitle("AP lost to each kind of error", fontsize=11, y=0.975)
     _cost_map(figure.add_axes((0.60, 0.21, 0.38, 0.67)), *_cost_rows(analysis.table, table))
     return figure
 
@@ -217,3 +213,36 @@ def _cost_map(axes: Axes, names: list[str], costs: NDArray[np.float64], what: st
     axes.set(xlim=(-0.5, len(COSTS) - 0.5), ylim=(max(len(names), 3) - 0.5, -0.5))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+_TENTHS = 10
+
+
+def reliability(before: NDArray[np.floating], after: NDArray[np.floating], is_true: NDArray[np.bool_]) -> Figure:
+    """Precision in tenths of the score, before and after calibration; calibrated scores lie on the diagonal.
+
+    ``before [N]``, ``after [N]`` in [0, 1], ``is_true [N]``: whether a true positive. The area of a dot follows the
+    number of its detections.
+    """
+    figure, axes = class_figure("Precision by score, all models and classes", right=0.78)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="precision")
+    axes.plot([0, 1], [0, 1], color="#7F7F7F", linewidth=1, linestyle="--")
+    handles = [
+        _curve(axes, score, is_true, color, label)
+        for score, color, label in ((before, OKABE_ITO[1], "as detected"), (after, OKABE_ITO[0], "calibrated"))
+    ]
+    legend(axes, handles, f"{len(is_true):,} evaluated detections")
+    return figure
+
+
+def _curve(axes: Axes, score: NDArray[np.floating], is_true: NDArray[np.bool_], color: str, label: str) -> object:
+    step = np.clip((np.asarray(score) * _TENTHS).astype(np.int64), 0, _TENTHS - 1)
+    count = np.bincount(step, minlength=_TENTHS)
+    filled = count > 0
+    mean = np.bincount(step, score, _TENTHS)[filled] / count[filled]
+    precision = np.bincount(step, is_true, _TENTHS)[filled] / count[filled]
+    axes.scatter(
+        mean, precision, s=20 + 280 * count[filled] / max(count.max(), 1), color=color, alpha=0.45, linewidth=0
+    )
+    (line,) = axes.plot(mean, precision, color=color, marker="o", markersize=4, label=label)
+    return line

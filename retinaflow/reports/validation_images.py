@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from retinaflow.boxes import iou
-from retinaflow.data.images import UnreadableImageError, decode
+from retinaflow.data.images import UnreadableImageError, decode_sized
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.detections import Detections
 from retinaflow.reports.box_images import DrawnBox, Pixels, drawn
@@ -82,11 +82,8 @@ def clearest(found: Detections) -> Detections:
 
 
 def _image(image: int, detections: Detections, index: AnnotationIndex) -> Pixels | None:
-    height, width = (int(side) for side in index.sizes[image])
-    scale = LONGEST_SIDE / max(height, width)
-    target = max(round(height * scale), 1), max(round(width * scale), 1)
     try:
-        pixels = decode(index.file_of(image), (height, width), target)
+        pixels = decode_sized(index, image, longest=LONGEST_SIDE, enlarge=True)
     except UnreadableImageError:
         return None
     ids, names = index.taxonomy.ids, index.taxonomy.labels

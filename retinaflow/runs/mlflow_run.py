@@ -30,7 +30,7 @@ from retinaflow.progress import print_to
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.logged_model import link_metrics, log_checkpoint
 from retinaflow.runs.outbox import Item, Outbox, Refused, Unsent
-from retinaflow.runs.run import DESCRIPTION, FileRun, Pixels, as_parameters
+from retinaflow.runs.run import DESCRIPTION, Pixels, Run, as_parameters
 from retinaflow.runs.step_images import StepImages
 from retinaflow.runs.store import refuses, uri
 
@@ -45,7 +45,7 @@ _LOGGED_ARTIFACTS = "mlflow.loggedArtifacts"
 """The tag in which ``mlflow ui`` finds the tables of a run."""
 
 
-class MlflowRun(FileRun):
+class MlflowRun(Run):
     """A run in the MLflow store. Every method hands over to the outbox and returns at once."""
 
     def __init__(self, run_id: str, folder: Path, *, resumed: bool = False) -> None:
@@ -209,9 +209,10 @@ class MlflowRun(FileRun):
     def _deliver_model(self, item: Item) -> None:
         content = item.content
         assert item.file is not None
-        # An item of an earlier version has neither.
-        step, dataset = content.get("step", 0), content.get("dataset", (None, None))
-        log_checkpoint(self.run_id, item.file, register_as=content["register_as"], step=step, dataset=tuple(dataset))
+        dataset = tuple(content["dataset"])
+        log_checkpoint(
+            self.run_id, item.file, register_as=content["register_as"], step=content["step"], dataset=dataset
+        )
 
     def _each(self, entries: Mapping[str, Value], send: Callable[[Mapping[str, Value]], object]) -> None:
         """Send entries at once, or one by one where the store refuses: one that it does not take must not take the

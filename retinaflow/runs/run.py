@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +24,7 @@ from retinaflow.data.spreadsheets import for_spreadsheet
 from retinaflow.errors import DataError, SettingError
 from retinaflow.files import atomic_file, read_json, read_text
 from retinaflow.runs.datasets import DatasetInput
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.value_types import as_text
 
 FIGURE_DPI = 110
@@ -37,32 +36,6 @@ DESCRIPTION = "mlflow.note.content"
 IMAGES = "images"
 """Folder of images by step, where ``mlflow ui`` looks for them."""
 Pixels = NDArray[np.uint8]
-
-
-class Run(Protocol):
-    """What a command logs its results to.
-
-    ``log_image``: a uint8 RGB image ``[H, W, 3]`` of a step; images of one key are a series. ``log_model_input``: the
-    logged model that the run uses, None: it is not known; ``evaluated_on``: the metrics of step 0 of the run are those
-    of the model on these images. ``log_model``: the checkpoint that was evaluated at ``step``, on ``dataset``.
-    """
-
-    run_id: str
-
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-    def set_description(self, text: str) -> None: ...
-    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None: ...
-    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None: ...
-    def log_file(self, path: Path, folder: str | None = None) -> None: ...
-    def log_json(self, document: Any, name: str) -> None: ...
-    def log_text(self, text: str, name: str) -> None: ...
-    def log_csv(self, table: pd.DataFrame, name: str) -> None: ...
-    def log_table(self, table: pd.DataFrame, name: str) -> None: ...
-    def log_figure(self, figure: Figure, name: str) -> None: ...
-    def log_image(self, image: Pixels, *, key: str, step: int) -> None: ...
-    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None: ...
 
 
 def as_parameters(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -80,12 +53,28 @@ def _without_secrets(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{str(name): column for name, column in cleaned.items()}) if cleaned else table
 
 
-class FileRun(ABC):
-    """Writes results to files, which ``log_file`` stores. Text is written without the secrets of addresses."""
+class Run:
+    """What a command logs its results to. This one logs nothing: it is the run of every rank but the first.
 
-    @abstractmethod
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Store a file with the run, in a folder of its artifacts or at their root."""
+    Tables, figures and documents become files, which ``log_file`` stores; text is written without the secrets of
+    addresses. ``log_image``: a uint8 RGB image ``[H, W, 3]`` of a step; images of one key are a series.
+    ``log_model_input``: the logged model that the run uses, None: it is not known; ``evaluated_on``: the metrics of
+    step 0 of the run are those of the model on these images. ``log_model``: the checkpoint that was evaluated at
+    ``step``, on ``dataset``.
+    """
+
+    run_id: str = "none"
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None: ...
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    def set_description(self, text: str) -> None: ...
+    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None: ...
+    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None: ...
+    def log_file(self, path: Path, folder: str | None = None) -> None: ...
+    def log_table(self, table: pd.DataFrame, name: str) -> None: ...
+    def log_image(self, image: Pixels, *, key: str, step: int) -> None: ...
+    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None: ...
 
     def log_json(self, document: Any, name: str) -> None:
         with _named(name) as path:
@@ -108,56 +97,6 @@ class FileRun(ABC):
             self.log_file(path)
 
 
-class NullRun(FileRun):
-    """Logs nothing: the run of every rank but the first."""
-
-    run_id = "none"
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Nothing."""
-
-    def set_description(self, text: str) -> None:
-        """Nothing."""
-
-    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
-        """Nothing."""
-
-    def log_image(self, image: Pixels, *, key: str, step: int) -> None:
-        """Nothing."""
-
-    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None:
-        """Nothing."""
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Nothing."""
-
-    def log_table(self, table: pd.DataFrame, name: str) -> None:
-        """Nothing."""
-
-    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class LoggedPoints:
-    """The last step of each metric that a run had when it was resumed.
-
-    A training that was killed repeats the steps since its last checkpoint, and their points are there already.
-    """
-
-    last_step: Mapping[str, int]
-
-    def beyond(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
-        """The metrics that have no point at this step yet."""
-        return {name: float(value) for name, value in metrics.items() if step > self.last_step.get(name, -1)}
-
-
 def tags_of_folder(folder: Path) -> dict[str, str]:
     """The tags of a run in a folder; none where there is no file of tags, or one that cannot be read."""
     try:
@@ -167,8 +106,11 @@ def tags_of_folder(folder: Path) -> dict[str, str]:
     return tags if isinstance(tags, dict) else {}
 
 
-class FolderRun(FileRun):
-    """The same files in a folder, and the metrics in ``metrics.jsonl``, which ``resumed`` continues."""
+class FolderRun(Run):
+    """The same files in a folder, and the metrics in ``metrics.jsonl``, which ``resumed`` continues.
+
+    A folder has no evaluation view, no logged models and no registry; the tags name the model that was used.
+    """
 
     def __init__(self, folder: Path, *, resumed: bool = False) -> None:
         if folder.exists() and not folder.is_dir():
@@ -179,7 +121,8 @@ class FolderRun(FileRun):
         self._metrics = folder / "metrics.jsonl"
         if not resumed:
             self._metrics.unlink(missing_ok=True)
-        self._logged = LoggedPoints(self._last_steps())
+        # A training that was killed repeats the steps since its last checkpoint, and their points are there already.
+        self._last_step = self._last_steps()
 
     def _last_steps(self) -> dict[str, int]:
         """The last step of each metric in the file, from which a line cut short by a kill is removed."""
@@ -203,7 +146,7 @@ class FolderRun(FileRun):
         self.log_json(as_parameters(params), "params.json")
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        new = self._logged.beyond(metrics, step)
+        new = {name: float(value) for name, value in metrics.items() if step > self._last_step.get(name, -1)}
         if new:
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **new}) + "\n")
@@ -217,9 +160,6 @@ class FolderRun(FileRun):
     def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
         self.log_json([dataset.document() for dataset in datasets], "datasets.json")
 
-    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None:
-        """Nothing: the tags name the model, and a folder has no logged models."""
-
     def log_file(self, path: Path, folder: str | None = None) -> None:
         target = self.folder / (folder or "") / path.name
         if path.resolve() != target.resolve():
@@ -231,11 +171,10 @@ class FolderRun(FileRun):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
 
-    def log_table(self, table: pd.DataFrame, name: str) -> None:
-        """Nothing: ``log_csv`` has written the table, and a folder has no evaluation view."""
 
-    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
-        """Nothing: the folder has the checkpoint, and no registry."""
+def with_folder(run: Run, config: TrackingSettings) -> list[Run]:
+    """Where the files of a command go that people open: the run, and ``output`` beside MLflow."""
+    return [run, FolderRun(config.output)] if config.track else [run]
 
 
 @contextlib.contextmanager

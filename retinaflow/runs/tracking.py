@@ -33,7 +33,8 @@ from retinaflow.runs.experiment import (
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
-from retinaflow.runs.run import FolderRun, NullRun, Run
+from retinaflow.runs.run import FolderRun, Run
+from retinaflow.settings.data_settings import TrackingSettings
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
 """Noted now, as MLflow takes the variable away with the first run it starts."""
@@ -52,26 +53,25 @@ def launched_by_mlflow() -> bool:
 @contextlib.contextmanager
 def start_run(
     command: str,
+    config: TrackingSettings,
     *,
-    track: bool,
-    experiment: str | None,
-    output: Path,
+    output: Path | None = None,
     name: str | None = None,
     default_name: str | None = None,
     resume: str | None = None,
 ) -> Iterator[Run]:
     """Open a run, nested when one is open; end it by how the block ends.
 
-    ``experiment``: as :func:`retinaflow.runs.experiment.find_experiment` takes it. ``name``: of the run;
-    ``default_name``: where neither this, nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id
-    of an MLflow run to resume instead of a new one. Raises StoreError when no run can be started.
+    ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
+    nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
+    new one. Raises StoreError when no run can be started.
     """
-    if not track:
+    output = output or config.output
+    if not config.track:
         yield FolderRun(output, resumed=resume is not None)
         return
-    run = open_run(
-        _started(experiment, name=name, default_name=default_name, resume=resume), output, resumed=resume is not None
-    )
+    run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
+    run = open_run(run_id, output, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
     try:
         yield run
@@ -139,13 +139,13 @@ def _link_launched(launched: str, run_id: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def start_data_run(command: str, *, track: bool, experiment: str | None, folder: Path) -> Iterator[Run]:
+def start_data_run(command: str, config: TrackingSettings) -> Iterator[Run]:
     """The run of a command that writes a data folder. Its results are that folder; without MLflow nothing is logged."""
-    if track:
-        with start_run(command, track=True, experiment=experiment, output=folder.absolute().parent) as run:
+    if config.track:
+        with start_run(command, config, output=config.output.absolute().parent) as run:
             yield run
     else:
-        yield NullRun()
+        yield Run()
 
 
 def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:

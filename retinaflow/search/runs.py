@@ -5,22 +5,17 @@ They are created and ended by id, as the trials of a search run in several proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
-
-import pandas as pd
-from matplotlib.figure import Figure
+from typing import Protocol
 
 from retinaflow.errors import StoreError
-from retinaflow.files import read_json
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
-from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.mlflow_run import MlflowRun
-from retinaflow.runs.run import FolderRun, Pixels, Run
+from retinaflow.runs.run import TAGS, FolderRun, Pixels, Run, tags_of_folder
 from retinaflow.runs.store import RunRecord
 
 STATE, REASON, STUDY, TRIAL = (f"retinaflow.{name}" for name in ("state", "reason", "study", "trial"))
@@ -102,9 +97,9 @@ class FolderRuns:
         run.set_tags({STATE: state, REASON: reason, "retinaflow.status": status})
 
     def end_lost(self, *, study: str, trial: int, reason: str) -> None:
-        for path in self._folder.glob("*/tags.json"):
-            tags = read_json(path)
-            if isinstance(tags, dict) and (tags.get(STUDY), tags.get(TRIAL)) == (study, str(trial)):
+        for path in self._folder.glob(f"*/{TAGS}"):
+            tags = tags_of_folder(path.parent)
+            if (tags.get(STUDY), tags.get(TRIAL)) == (study, str(trial)):
                 self.end(FolderRun(path.parent, resumed=True), "KILLED", state="lost", reason=reason)
 
     def note(self, run: Run, name: str) -> str:
@@ -117,7 +112,7 @@ def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
-class TrialRun:
+class TrialRun(Run):
     """The run of a trial as a training logs to it: drops checkpoints, and passes on the metrics of evaluated epochs.
 
     ``curves``: whether metrics by step are logged; with several seeds those of the first are.
@@ -139,38 +134,5 @@ class TrialRun:
         if folder != "checkpoints":
             self._run.log_file(path, folder)
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self._run.log_params(params)
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._run.set_tags(tags)
-
-    def set_description(self, text: str) -> None:
-        self._run.set_description(text)
-
-    def log_datasets(self, datasets: Sequence[DatasetInput]) -> None:
-        self._run.log_datasets(datasets)
-
-    def log_model_input(self, model_id: str | None, *, evaluated_on: DatasetInput | None = None) -> None:
-        self._run.log_model_input(model_id, evaluated_on=evaluated_on)
-
-    def log_json(self, document: Any, name: str) -> None:
-        self._run.log_json(document, name)
-
-    def log_text(self, text: str, name: str) -> None:
-        self._run.log_text(text, name)
-
-    def log_csv(self, table: pd.DataFrame, name: str) -> None:
-        self._run.log_csv(table, name)
-
-    def log_table(self, table: pd.DataFrame, name: str) -> None:
-        self._run.log_table(table, name)
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        self._run.log_figure(figure, name)
-
     def log_image(self, image: Pixels, *, key: str, step: int) -> None:
         self._run.log_image(image, key=key, step=step)
-
-    def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None:
-        """Nothing: a trial registers no model."""

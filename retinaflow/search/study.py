@@ -18,7 +18,7 @@ from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.runs import store, tracking
 from retinaflow.runs.datasets import training_datasets
-from retinaflow.runs.run import NullRun, Run
+from retinaflow.runs.run import Run
 from retinaflow.search.objective import Objective, ObjectiveMetrics, keep_best_of, read_objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
 from retinaflow.search.sampler_and_pruner import pruner_of, quiet
@@ -75,8 +75,7 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
         parent = study.user_attrs.get(PARENT)
         with tracking.start_run(
             "search",
-            track=config.track,
-            experiment=config.experiment,
+            config,
             output=config.output / config.study,
             name=config.study,
             resume=None if joined else parent,
@@ -97,7 +96,7 @@ def attach(config: SearchConfig, *, stop: StopRequest) -> Search:
     # The database may be away just now, but it is there.
     storage = StudyStorage(_storage_url(config), stop=stop, wait=True)
     study = storage.transaction(config.study, lambda: _open_study(storage, setup))
-    return _search(setup, storage, study, NullRun(), stop)
+    return _search(setup, storage, study, Run(), stop)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,11 @@ class DataSettings(ImageFileSettings):
     on_bad_row: Annotated[OnBadRow, FREE] = "stop"
     """A row that breaks a rule stops the command, or is dropped and listed in dropped.csv."""
 
+    @property
+    def label_files(self) -> tuple[Path, ...] | None:
+        """The files of image-level labels; empty: those found by split; None: there are none."""
+        return None if self.image_labels == "none" else self.image_labels
+
 
 class TrainSplitSettings(Settings):
     """What is trained on."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from retinaflow.settings.data_settings import ImageFileSettings, Settings, TrackingSettings, with_defaults
 from retinaflow.settings.training_settings import BatchSettings, ComputeSettings
@@ -19,18 +18,6 @@ from retinaflow.settings.value_types import (
     OptionalText,
     Searched,
 )
-
-Suppression = Literal["nms", "soft-nms"]
-
-
-def _is_no_rule(value: Any) -> Any:
-    if isinstance(value, str) and (":" in value or value == "support-nms"):
-        raise PydanticCustomError(
-            "rule",
-            "nms must be 'nms' or 'soft-nms', for all classes, with its IoU in nms_iou: rules by class group, numbers "
-            "in nms, and support-nms are no longer available",
-        )
-    return value
 
 
 class OverlapSettings(Settings):
@@ -53,7 +40,7 @@ class PostprocessSettings(OverlapSettings):
     """The best 1,000 candidates before suppression are those of each pyramid level, or of each class of it."""
     score_threshold: Annotated[float, Field(ge=0, lt=1), STEERS] = 0.02
     """Detections below this score are dropped."""
-    nms: Annotated[Suppression, BeforeValidator(_is_no_rule), STEERS, Searched()] = "nms"
+    nms: Annotated[Literal["nms", "soft-nms"], STEERS, Searched()] = "nms"
     """Of overlapping detections of a class the lower one is dropped, or loses score (Bodla et al. 2017)."""
 
 

@@ -122,10 +122,10 @@ def with_absolute_paths(settings: TrackingSettings) -> dict[str, Any]:
     return values
 
 
-def nearest(word: str, words: Iterable[str], form: Callable[[str], str] = str) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
     """``; did you mean WORD?`` for the most similar of some words; empty when none is."""
     found = difflib.get_close_matches(word, list(words), n=1)
-    return f"; did you mean {form(found[0])}?" if found else ""
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _from_config(config: Any, fetch: Callable[[str], Path] | None) -> dict[str, Any]:

@@ -1,26 +1,31 @@
-"""What is trained, built from the settings: the trainer with its detector, and the augmented training images."""
+"""What is trained, built from the settings: the trainer with its detector and loss, and the augmented images."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+from torch import Tensor
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.copy_paste import CopyPaste
 from retinaflow.data.dataset import MAX_REPLACEMENTS, DetectionDataset, keep_rates
+from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.data.training_data import TrainingData
+from retinaflow.detector.detection_loss import LossConfig
 from retinaflow.detector.device import device_of, loader_workers, precision_on
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
+from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.training_settings import NetworkSettings
+from retinaflow.settings.training_settings import LossSettings, NetworkSettings
 from retinaflow.training.anchor_fit import SCALES, BoxSample, advice, class_reach
 from retinaflow.training.compilation import compile_network
 from retinaflow.training.distributed import World
 from retinaflow.training.loop import Trainer
-from retinaflow.training.loss_by_class import loss_config
 
 
 def build_trainer(config: TrainConfig, data: TrainingData, world: World, *, load: bool) -> Trainer:
@@ -78,3 +83,34 @@ def report_missed_boxes(config: TrainConfig, data: TrainingData, buckets: Aspect
     line = advice(reach, sample, buckets, config.anchor_scale, scales=scales)
     if line:
         report(line)
+
+
+Number = TypeVar("Number", float, float | None)
+
+
+def loss_config(settings: LossSettings, bins: ClassBins, *, learn_ancestors: bool) -> LossConfig:
+    """The loss for the classes of ``bins``. Raises SettingError for lists of another length than there are bins."""
+    return LossConfig(
+        gamma=by_class("focal_gamma", settings.focal_gamma, bins),
+        alpha=by_class("focal_alpha", settings.focal_alpha, bins),
+        equalized_scale=settings.equalized_scale if settings.loss == "equalized-focal" else None,
+        learn_ancestors=learn_ancestors,
+        box_loss=settings.box_loss,
+    )
+
+
+def by_class(name: str, value: Number | tuple[float, ...], bins: ClassBins) -> Number | Tensor:
+    """A number as it is; a value for each bin, rarest first, as ``[K]`` float32.
+
+    A class without a training image takes the rarest bin's. Raises SettingError when there are more or fewer values
+    than bins.
+    """
+    if not isinstance(value, tuple):
+        return value
+    if len(value) != bins.num_bins:
+        merged = f" of {bins.asked} asked for" if bins.num_bins != bins.asked else ""
+        raise SettingError(
+            f"{name} must be one number, or one for each of the {bins.num_bins} frequency bins{merged}, rarest first, "
+            f"but got {len(value)}: {name}={','.join(f'{number:g}' for number in value)}"
+        )
+    return torch.tensor(value, dtype=torch.float32)[torch.from_numpy(bins.bin_of_class).long().clamp(min=0)]

@@ -112,11 +112,11 @@ class Goals:
 
     def restore(self, stored: Mapping[str, Any]) -> None:
         """Continue from what a checkpoint stored, which may be that of other goals."""
-        self.without_gain, self._of_best = stored["without_gain"], dict(stored.get("best_metrics", {}))
+        self.without_gain, self._of_best = stored["without_gain"], dict(stored["best_metrics"])
         value = self.keep_best.value(self._of_best)
-        # Without ground truth, and in checkpoints of earlier versions, there is the value alone.
+        # Without ground truth there is the value alone.
         self.best = stored["best"] if value is None else value
-        self._seconds_before = float(stored.get("seconds", 0.0))
-        reached = stored.get(TIME_TO_TARGET)
+        self._seconds_before = float(stored["seconds"])
+        reached = stored[TIME_TO_TARGET]
         if reached is not None and reached[0] == self._config.target:
             self.seconds_to_target = float(reached[1])

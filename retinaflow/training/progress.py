@@ -1,21 +1,25 @@
 """Progress of a training: a bar on a terminal, lines in a log, points of the curves in the run.
 
 A point of a loss curve is the mean over the steps since the point before, as a single step's loss jumps with the
-images of its batch.
+images of its batch. What the training takes of its machine has the names of MLflow's own system metrics, so ``mlflow
+ui`` shows it under its tab of that name; it is logged in order and through the same store, not by a thread of MLflow's.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
+
+import psutil
+import torch
 
 from retinaflow.errors import Interrupted
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import ImageProgress
 from retinaflow.runs.run import Run
 from retinaflow.training.loop import EpochResult, StepResult, Trainer
-from retinaflow.training.machine import peak_memory_mib, system_metrics
 
 CURVE_POINTS_EVERY = 10
 """Steps between logged points of the curves: a write to a remote store takes longer than a small step."""
@@ -121,3 +125,34 @@ def _evaluated(metrics: Mapping[str, float] | None) -> str:
     bins = [value for name, value in metrics.items() if name.startswith("val/mAP_bin_")]
     by_bin = f"  by bin, rarest first: {' '.join(f'{value:.3f}' for value in bins)}" if bins else ""
     return f"  val/mAP {metrics.get('val/mAP', float('nan')):.4f}{by_bin}"
+
+
+MIB = 1 << 20
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of this process in MiB: of the GPU that it trains on, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().rss / MIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def system_metrics(device: torch.device) -> dict[str, float]:
+    """Use of the machine since the last call (processor) and now (memory)."""
+    memory = psutil.virtual_memory()
+    found = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        found["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
+        found["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
+    return found

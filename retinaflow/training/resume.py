@@ -64,11 +64,6 @@ def find_resumed(config: TrainConfig) -> Resumed | None:
     progress = checkpoint.progress
     if progress is None:
         raise SettingError(f"resume={config.resume}: best.pt holds weights only and cannot be resumed; pass last.pt")
-    if "open" not in progress:
-        raise SettingError(
-            f"resume={config.resume}: the checkpoint was written by an earlier version, without its position in the "
-            f"epoch; start a new training, from its weights if they fit (weights={path})"
-        )
     best = path.with_name("best.pt")
     run_id = run_id or str(progress.get("run_id", ""))
     if not is_file_name(run_id):

@@ -10,7 +10,7 @@ from pathlib import Path
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.owner import OWNER, owner_of
-from retinaflow.runs.run import FINISHED, STATUS_TAG, NullRun, Run
+from retinaflow.runs.run import FINISHED, STATUS_TAG, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
 from retinaflow.training.resume import CHECKPOINTS, Resumed
@@ -52,7 +52,7 @@ def training_run(
     Raises SettingError when another process trains in it.
     """
     if not world.is_first:
-        yield NullRun()
+        yield Run()
         return
     resume = resumed.run_id if resumed else None
     if resume is not None and config.track and not store.has_run(resume):
@@ -71,8 +71,7 @@ def training_run(
                 owned.enter_context(_emptied(folder))
         with tracking.start_run(
             "train",
-            track=config.track,
-            experiment=config.experiment,
+            config,
             output=config.output / folder_name,
             name=name,
             default_name=called,

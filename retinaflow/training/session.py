@@ -201,8 +201,7 @@ class Session:
         """Continue from what a checkpoint stored."""
         self.goals.restore(progress)
         self._curve = progress["curve"]
-        # A checkpoint of an earlier version has none.
-        self.best_step, self._history = progress.get("best_step", 0), dict(progress.get("history", {}))
+        self.best_step, self._history = progress["best_step"], dict(progress["history"])
         for image_id, reason in progress["skipped"]:
             self._skipped.add(BadImage(image_id, reason))
 

@@ -26,6 +26,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import EvaluateConfig, PromoteConfig
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.resolve import resolve
 
 QUICK = {"bootstrap": 100}
@@ -39,7 +40,7 @@ def made() -> World:
 def _logged(made: World, name: str, *, skill: float, seed: int, command: str = "train", **settings: object) -> str:
     """A finished run with matches, as ``train`` would leave it. Returns its id."""
     kept = run(made, skill, seed=seed, settings=settings)
-    with tracking.start_run(command, track=True, experiment="compared", output=Path("out"), name=name) as logged:
+    with tracking.start_run(command, TrackingSettings(experiment="compared", output=Path("out")), name=name) as logged:
         save_matches(kept, Path("matches.npz"))
         logged.log_file(Path("matches.npz"))
     return logged.run_id
@@ -153,7 +154,7 @@ WRONG = {
 def test_what_cannot_be_compared_is_named(fault: str, store: Any, capsys: pytest.CaptureFixture[str]) -> None:
     given, message = WRONG[fault]
     store.once("elsewhere", lambda: _logged(world(6, 60, seed=5), "elsewhere", skill=0.0, seed=1, command="test"))
-    with tracking.start_run("test", track=True, experiment="compared", output=Path("out"), name="bare"):
+    with tracking.start_run("test", TrackingSettings(experiment="compared", output=Path("out")), name="bare"):
         pass
     if fault == "no matches":
         bare = _last("test").info.run_id
@@ -226,7 +227,9 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
         ids, dataset = {}, DatasetInput("made/validation", "0123456789abcdef", "made", {}, "validation")
         for name, skill, seed in (("weak", 0.0, 1), ("better", 1.5, 2), ("equal", 1.5, 3)):
             kept = run(made, skill, seed=seed)
-            with tracking.start_run("train", track=True, experiment="champions", output=Path("out"), name=name) as one:
+            with tracking.start_run(
+                "train", TrackingSettings(experiment="champions", output=Path("out")), name=name
+            ) as one:
                 save_matches(kept, Path("matches.npz"))
                 one.log_file(Path("matches.npz"))
                 one.log_file(trained.checkpoint, "checkpoints")
@@ -294,14 +297,14 @@ def test_one_that_is_not_surely_better_stays_outside_unless_forced(with_model: d
 def test_a_champion_evaluated_on_other_data_is_not_tested_against(with_model: dict[str, str]) -> None:
     _promote(runs="weak")
     other = run(world(6, 60, seed=5), 3.0, seed=1)
-    with tracking.start_run("evaluate", track=True, experiment="champions", output=Path("out")) as evaluated:
+    with tracking.start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as evaluated:
         save_matches(other, Path("matches.npz"))
         evaluated.log_file(Path("matches.npz"))
         evaluated.set_tags({"retinaflow.evaluated": with_model["better"]})
     with pytest.raises(ValueError, match="only runs evaluated on the same data can be compared"):
         _promote(runs=evaluated.run_id)
     # Once the champion is evaluated on that data too, the two can be tested.
-    with tracking.start_run("evaluate", track=True, experiment="champions", output=Path("out")) as champion:
+    with tracking.start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as champion:
         save_matches(run(world(6, 60, seed=5), 0.0, seed=2), Path("matches.npz"))
         champion.log_file(Path("matches.npz"))
         champion.set_tags({"retinaflow.evaluated": with_model["weak"]})

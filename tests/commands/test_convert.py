@@ -159,15 +159,15 @@ def test_the_hierarchy_goes_along(
 STOPPED = """
 import os, signal, sys
 from retinaflow.cli import main
-from retinaflow.data.formats import image_files
-copy = image_files.shutil.copyfile
+from retinaflow.data.formats import conversion
+copy = conversion.shutil.copyfile
 
 def copy_and_signal(source, target):
     copy(source, target)
     if target.name == "train000.jpg":
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 
-image_files.shutil.copyfile = copy_and_signal
+conversion.shutil.copyfile = copy_and_signal
 sys.exit(main(["convert", *sys.argv[2:]]))
 """
 

@@ -11,7 +11,7 @@ from retinaflow.commands import train
 from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 from retinaflow.inference.detector import as_trained
-from retinaflow.inference.evaluated_images import images_for_model
+from retinaflow.runs.evaluated_detections import images_for_model
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.resolve import resolve, with_absolute_paths
 

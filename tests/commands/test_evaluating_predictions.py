@@ -9,23 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scoring_scenes import CASE_NAMES, CASES
 
 from retinaflow.cli import main
-
-CASES = Path(__file__).resolve().parents[3] / "shared" / "metric_cases"
-NAMES = (
-    "class_no_detection",
-    "class_no_truth",
-    "equal_scores",
-    "group_of_absorbs",
-    "hierarchy_expansion",
-    "image_no_verified_label",
-    "iou_exactly_half",
-    "one_detection_two_truths",
-    "small1",
-    "small2",
-    "small3_nohier",
-)
 
 
 def _evaluate(case: Path, output: Path, **more: Any) -> int:
@@ -45,7 +31,7 @@ def _evaluate(case: Path, output: Path, **more: Any) -> int:
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the metric cases are not here")
 @pytest.mark.parametrize("weight", [0, 1])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASE_NAMES)
 def test_a_published_case_scores_as_published(name: str, weight: int, tmp_path: Path) -> None:
     assert _evaluate(CASES / name, tmp_path, group_of_weight=weight) == 0
     expected = json.loads((CASES / name / f"expected_weight_{weight}.json").read_text(encoding="utf-8"))

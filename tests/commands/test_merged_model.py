@@ -20,9 +20,9 @@ from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.stored_matches import read_matches
 from retinaflow.inference.checkpoint import load_checkpoint
 from retinaflow.inference.detector import Detector
-from retinaflow.inference.evaluated_images import images_for_model
 from retinaflow.inference.merged_checkpoint import MergedCheckpoint, load_model
 from retinaflow.inference.merged_detections import merge_detections
+from retinaflow.runs.evaluated_detections import images_for_model
 from retinaflow.runs.models import TrainedModel
 from retinaflow.settings.commands import (
     CompareConfig,

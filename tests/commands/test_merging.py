@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from workshop import SMALL as SMALLEST
 
 from retinaflow.cli import main
 from retinaflow.commands import evaluate, merge, split
@@ -32,17 +33,7 @@ from retinaflow.training.earlier_training import training_key
 pytestmark = pytest.mark.slow
 
 GROUPS = "Car,Bus,Vehicle+Tree,Plant"
-SMALL = {
-    "image_size": 64,
-    "num_buckets": 1,
-    "batch_size": 4,
-    "fpn_channels": 64,
-    "head_depth": 1,
-    "epochs": 1,
-    "precision": "float32",
-    "score_threshold": 0.005,
-    "bootstrap": 100,
-}
+SMALL = {**SMALLEST, "epochs": 1, "score_threshold": 0.005, "bootstrap": 100}
 
 
 def _children(parent: Run) -> dict[str, Run]:

@@ -60,7 +60,7 @@ def photos(
     for row, flag in (flags or {}).items():
         bits[row] = 1 << FLAGS.index(flag)
     boxes = np.array([box for rows in boxed for _, box in rows]).reshape(-1, 4)
-    return attach_files(replace(index, boxes=boxes, flags=bits), [folder], quiet=True)[0]
+    return attach_files(replace(index, boxes=boxes, flags=bits), [folder])[0]
 
 
 MIDDLE = (0.3, 0.3, 0.7, 0.7)

@@ -27,7 +27,7 @@ from retinaflow.data.tables import RowErrors
 
 def read_tiny(folder: Path, split: str = "train") -> AnnotationIndex:
     index = read_annotations(find_files(folder, [split]), RowErrors(), progress=lambda text: None)
-    return attach_files(index, [folder / "images"], quiet=True)[0]
+    return attach_files(index, [folder / "images"])[0]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def half_red(folder: Path, height: int, width: int) -> AnnotationIndex:
     assert cv2.imwrite(str(folder / "i0000.png"), pixels)
     index = make_index([[0, 2]], classes=6, links=[(1, 0), (3, 4)], labelled=[[(3, False), (2, True)]], group_of=[1])
     index = replace(index, boxes=np.array([[0.0, 0.0, 0.25, 1.0], [0.5, 0.5, 1.0, 0.75]]))
-    return attach_files(index, [folder], quiet=True)[0]
+    return attach_files(index, [folder])[0]
 
 
 def test_a_batch_of_a_non_square_image_by_hand(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def files_in(folder: Path, *texts: str) -> list[str]:
 
 def read(folder: Path, names: Sequence[str], journal: Path | None) -> tuple[list[tuple[int, int] | str], list[str]]:
     reader = Reader()
-    found = list(read_sizes(folder, names, reader, journal=journal, quiet=True))
+    found = list(read_sizes(folder, names, reader, journal=journal))
     return found, sorted(reader.asked)
 
 
@@ -69,7 +69,7 @@ def test_a_second_reading_asks_only_for_new_changed_and_faulty_files(tmp_path: P
 def test_a_reading_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     folder, journal = tmp_path / "images", tmp_path / "sizes.tsv"
     names = files_in(folder, *["1x2"] * 20)
-    list(read_sizes(folder, names[:12], Reader(), journal=journal, quiet=True))
+    list(read_sizes(folder, names[:12], Reader(), journal=journal))
     # As a kill in the middle of a write leaves it.
     journal.write_bytes(journal.read_bytes()[:-5])
     assert read(folder, names, journal)[1] == sorted(names[11:])
@@ -106,7 +106,7 @@ def test_files_in_the_table_are_not_opened_and_the_others_are(tmp_path: Path) ->
     (tmp_path / "i0000.png").write_bytes(b"never opened")
     index = make_index([[0]] * 4, classes=1)
     table = SizeTable(np.array(["i0000", "i0002", "i0003"]), np.array([[1, 2], [3, 4], [5, 6]], dtype=np.int32))
-    complete, bad = attach_files(index, [tmp_path], given=table, on_bad_image="skip", quiet=True)
+    complete, bad = attach_files(index, [tmp_path], given=table, on_bad_image="skip")
     assert complete.sizes.tolist() == [[1, 2], [9, 5], [3, 4]]
     assert [(image.image_id, image.reason) for image in bad] == [("i0003", "no file")]
 

@@ -74,7 +74,7 @@ def test_every_kind_of_file_becomes_rgb_pixels_of_exactly_the_asked_height_and_w
 def test_sizes_are_height_and_width_from_the_headers_of_files_found_by_id(tmp_path: Path) -> None:
     index, folder = folder_of(tmp_path, jpg=encoded("jpeg"), PNG=encoded("png"), webp=encoded("webp"), txt=b"")
     index = index.take(np.arange(3))
-    complete, bad = attach_files(index, [folder], quiet=True)
+    complete, bad = attach_files(index, [folder])
     assert complete.sizes.tolist() == [[HEIGHT, WIDTH]] * 3
     assert bad == []
     assert [complete.file_of(image).name for image in range(3)] == ["i0000.jpg", "i0001.PNG", "i0002.webp"]
@@ -88,15 +88,15 @@ def test_files_in_several_folders_are_found_and_the_first_folder_counts(tmp_path
     (tmp_path / "two" / "deep" / "i0001.png").write_bytes(encoded("png"))
     (tmp_path / "two" / "deep" / "i0001.jpg").write_bytes(encoded("jpeg"))
     index = make_index([[0], [0]], classes=1)
-    complete, _ = attach_files(index, [tmp_path / "one", tmp_path / "two" / "deep"], quiet=True)
+    complete, _ = attach_files(index, [tmp_path / "one", tmp_path / "two" / "deep"])
     # Of two files with one id in a folder, the first by name counts: i0001.jpg.
     assert complete.files.tolist() == ["one/i0000.jpg", "two/deep/i0001.jpg"]
-    other, _ = attach_files(index, [tmp_path / "two" / "deep", tmp_path / "one"], quiet=True)
+    other, _ = attach_files(index, [tmp_path / "two" / "deep", tmp_path / "one"])
     assert other.files.tolist()[0] == "two/deep/i0000.jpg"
 
 
 def test_no_images_need_no_files(tmp_path: Path) -> None:
-    complete, bad = attach_files(make_index([], classes=1), [tmp_path], quiet=True)
+    complete, bad = attach_files(make_index([], classes=1), [tmp_path])
     assert len(complete) == 0
     assert bad == []
 
@@ -114,8 +114,8 @@ def test_an_unreadable_file_stops_with_its_path_and_reason_or_is_skipped_and_lis
     content, reason = BROKEN[name]
     index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"), jpg_1=content, jpg_2=encoded("jpeg"))
     with pytest.raises(ValueError, match=rf"1 of 3 image files cannot be read; .*i0001\.jpg: ({reason})\. Replace"):
-        attach_files(index, [folder], quiet=True)
-    complete, bad = attach_files(index, [folder], on_bad_image="skip", quiet=True)
+        attach_files(index, [folder])
+    complete, bad = attach_files(index, [folder], on_bad_image="skip")
     assert complete.image_ids.tolist() == ["i0000", "i0002"]
     assert complete.boxes.tolist() == index.boxes[[0, 2]].tolist()
     assert [image.image_id for image in bad] == ["i0001"]
@@ -126,8 +126,8 @@ def test_a_missing_file_stops_with_the_count_or_is_skipped_and_listed(tmp_path: 
     index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"), jpg_1=encoded("jpeg"))
     (folder / "i0000.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 2 images have a file under .*images; i0000 has none"):
-        attach_files(index, [folder], quiet=True)
-    complete, bad = attach_files(index, [folder], on_bad_image="skip", quiet=True)
+        attach_files(index, [folder])
+    complete, bad = attach_files(index, [folder], on_bad_image="skip")
     assert complete.image_ids.tolist() == ["i0001"]
     assert [(image.image_id, image.reason) for image in bad] == [("i0000", "no file")]
 
@@ -136,11 +136,11 @@ def test_a_wrong_folder_is_refused_even_when_images_may_be_skipped(tmp_path: Pat
     index, folder = folder_of(tmp_path, jpg_0=b"", jpg_1=b"")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"0 of 2 images have a file under .*empty.*Check images="):
-        attach_files(index, [tmp_path / "empty"], on_bad_image="skip", quiet=True)
+        attach_files(index, [tmp_path / "empty"], on_bad_image="skip")
     with pytest.raises(ValueError, match="2 of 2 image files cannot be read"):
-        attach_files(index, [folder], on_bad_image="skip", quiet=True)
+        attach_files(index, [folder], on_bad_image="skip")
     with pytest.raises(SettingError, match=r"images=.*nowhere: no such folder"):
-        attach_files(index, [tmp_path / "nowhere"], quiet=True)
+        attach_files(index, [tmp_path / "nowhere"])
 
 
 @pytest.mark.parametrize("name", ["zero bytes", "text", "missing"])
@@ -186,7 +186,7 @@ def test_a_jpeg_may_have_a_film_behind_it_and_a_thumbnail_before_it(tmp_path: Pa
     Image.fromarray(pattern()).save(buffer, "JPEG", quality=95, exif=b"Exif\x00\x00" + encoded("jpeg"))
     whole = buffer.getvalue()
     index, folder = folder_of(tmp_path, jpg=whole + film)
-    complete, _ = attach_files(index, [folder], quiet=True)
+    complete, _ = attach_files(index, [folder])
     assert complete.sizes.tolist() == [[256, 512]]
     for target in ((256, 512), (128, 256)):
         pixels = decode(complete.file_of(0), (256, 512), target)
@@ -194,7 +194,7 @@ def test_a_jpeg_may_have_a_film_behind_it_and_a_thumbnail_before_it(tmp_path: Pa
     for cut in (whole[:-3000], whole[:-3000] + film):
         (folder / "i0000.jpg").write_bytes(cut)
         with pytest.raises(ValueError, match=r"i0000\.jpg: the JPEG is cut short"):
-            attach_files(index, [folder], quiet=True)
+            attach_files(index, [folder])
         with pytest.raises(ValueError, match=r"i0000\.jpg: the JPEG is cut short"):
             decode(folder / "i0000.jpg", (256, 512), (256, 512))
 
@@ -209,7 +209,7 @@ def test_exif_rotation_is_ignored_in_the_size_and_in_the_pixels(tmp_path: Path) 
     exif[0x0112] = 6  # rotate by 90 degrees to show
     index, folder = folder_of(tmp_path, jpg=b"")
     Image.fromarray(pattern()).save(folder / "i0000.jpg", exif=exif, quality=95)
-    complete, _ = attach_files(index, [folder], quiet=True)
+    complete, _ = attach_files(index, [folder])
     assert complete.sizes.tolist() == [[256, 512]]
     pixels = decode(complete.file_of(0), (256, 512), (256, 512))
     assert np.abs(pixels.astype(int) - pattern()).mean() < 4
@@ -269,7 +269,7 @@ def test_a_named_pipe_among_images_is_no_image(tmp_path: Path) -> None:
     (folder / "i0000.jpg").unlink()
     os.mkfifo(folder / "i0000.jpg")
     with pytest.raises(DataError, match=r"i0000 has none, for example \(i0000\.jpg is no regular file\)"):
-        attach_files(index, [folder], quiet=True)
+        attach_files(index, [folder])
     assert header_size(folder / "i0000.jpg") == "no regular file"
     assert list(images_under(folder)) == []
 
@@ -279,8 +279,8 @@ def test_an_image_of_a_type_that_is_not_read_is_the_reason(suffix: str, tmp_path
     index, folder = folder_of(tmp_path, jpg_0=encoded("jpeg"), **{f"{suffix}_1": b"x"})
     rule = rf"i0001 has none, for example \(i0001\.{suffix} is not read: an image must be one of \.jpg"
     with pytest.raises(DataError, match=rule):
-        attach_files(index, [folder], quiet=True)
-    _, bad = attach_files(index, [folder], on_bad_image="skip", quiet=True)
+        attach_files(index, [folder])
+    _, bad = attach_files(index, [folder], on_bad_image="skip")
     assert bad[0].reason.startswith(f"i0001.{suffix} is not read")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retinaflow.detections import Detections
-from retinaflow.inference.parents import best_of_each_image, expand_to_parents
+from retinaflow.inference.merged_detections import best_of_each_image, expand_to_parents
 from retinaflow.taxonomy import Hierarchy, Taxonomy
 
 CAR, BUS, VEHICLE, TREE = range(4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import hypothesis.strategies as st
@@ -12,26 +11,12 @@ import numpy as np
 import pytest
 import slow_challenge
 from hypothesis import given, settings
-from scoring_scenes import Found, Label, Scene, Truth, read_case
+from scoring_scenes import CASE_NAMES, CASES, Found, Label, Scene, Truth, read_case
 
 from retinaflow.detections import Detections
 from retinaflow.metric import candidate_matches
 from retinaflow.metric.challenge import Kind, average_precision, challenge_scores, match, mean_of_classes
 
-CASES = Path(__file__).resolve().parents[2] / ".." / "shared" / "metric_cases"
-CASE_NAMES = (
-    "class_no_detection",
-    "class_no_truth",
-    "equal_scores",
-    "group_of_absorbs",
-    "hierarchy_expansion",
-    "image_no_verified_label",
-    "iou_exactly_half",
-    "one_detection_two_truths",
-    "small1",
-    "small2",
-    "small3_nohier",
-)
 NAN = float("nan")
 Row = TypeVar("Row", Truth, Label, Found)
 LEFT, RIGHT, FAR = (0.0, 0.0, 0.4, 0.4), (0.5, 0.0, 0.9, 0.4), (0.6, 0.6, 0.7, 0.7)

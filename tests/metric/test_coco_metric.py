@@ -170,8 +170,8 @@ def test_on_real_images_every_number_is_that_of_pycocotools(name: str) -> None:
     folder = SHARED / "data" / name
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
-    settings = resolve(EvaluateConfig, {"data": str(folder), "track": "false"})
-    index = read_split(settings, ["validation"], boxes=(), image_labels=None, allow_repeats=True).index
+    settings = resolve(EvaluateConfig, {"data": str(folder), "image_labels": "none", "track": "false"})
+    index = read_split(settings, ["validation"], allow_repeats=True).index
     rng = np.random.default_rng(0)
     image = np.repeat(np.arange(len(index)), np.diff(index.box_start))
     rows = np.repeat(np.arange(len(image)), 3)

@@ -10,12 +10,12 @@ import matplotlib as mpl
 import pytest
 from PIL import ImageFont
 
-from retinaflow.reports import fonts
+from retinaflow.reports import figure_style
 from retinaflow.reports.figure_style import class_figure
 
 CHINESE = "红细胞"
 needs_chinese = pytest.mark.skipif(
-    "DejaVu" in fonts.file_for(CHINESE).name, reason="no font of this machine has Chinese letters"
+    "DejaVu" in figure_style.font_file(CHINESE).name, reason="no font of this machine has Chinese letters"
 )
 
 
@@ -29,16 +29,16 @@ def chosen_before() -> Iterator[None]:
 
 @pytest.mark.parametrize("text", ["Rose 0.51", "Größe, Клетка, Κύτταρο …", ""])
 def test_european_names_are_written_in_matplotlibs_own_font(text: str) -> None:
-    assert fonts.file_for(text).name == "DejaVuSans.ttf"
+    assert figure_style.font_file(text).name == "DejaVuSans.ttf"
 
 
 def test_a_letter_that_no_font_has_does_not_stop() -> None:
-    assert fonts.file_for("\U000e0fff").name == "DejaVuSans.ttf"
+    assert figure_style.font_file("\U000e0fff").name == "DejaVuSans.ttf"
 
 
 @needs_chinese
 def test_chinese_names_find_a_font_that_has_them_and_pillow_opens_it() -> None:
-    font = ImageFont.truetype(str(fonts.file_for(f"{CHINESE} 0.50")), 20)
+    font = ImageFont.truetype(str(figure_style.font_file(f"{CHINESE} 0.50")), 20)
     first, second = (bytes(font.getmask(letter)) for letter in CHINESE[:2])
     assert first != second
 
@@ -55,5 +55,5 @@ def test_figures_write_chinese_names_without_a_warning() -> None:
 @pytest.mark.usefixtures("chosen_before")
 def test_a_font_that_the_user_chose_is_kept() -> None:
     mpl.rcParams["font.family"] = ["serif"]
-    fonts.use_in_figures()
+    figure_style.use_installed_fonts()
     assert mpl.rcParams["font.family"] == ["serif"]

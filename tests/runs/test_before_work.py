@@ -16,6 +16,7 @@ from retinaflow.errors import SettingError, StoreError
 from retinaflow.runs.before_work import verify_store
 from retinaflow.runs.experiment import find_experiment, refused_alias, refused_model_name
 from retinaflow.runs.tracking import start_run
+from retinaflow.settings.data_settings import TrackingSettings
 
 UNREAD = "nowhere"
 """A data folder that does not exist: a message that names something else was printed before the data were read."""
@@ -91,7 +92,7 @@ def test_a_registry_takes_these_names() -> None:
 
 
 def _experiment_of(**given: Any) -> str:
-    with start_run("binning", **{"track": True, "experiment": None, "output": Path("out"), **given}) as run:
+    with start_run("binning", TrackingSettings(**{"experiment": None, "output": Path("out"), **given})) as run:
         pass
     found = mlflow.get_run(run.run_id)
     return str(mlflow.get_experiment(found.info.experiment_id).name)
@@ -134,8 +135,8 @@ def test_name_and_tags_of_the_run_are_those_of_the_variables(monkeypatch: pytest
     monkeypatch.setenv("MLFLOW_TAGS", json.dumps({"team": "blue", "try": 3}))
     monkeypatch.setenv("MLFLOW_RUN_CONTEXT", json.dumps({"context": "nightly"}))
     with (
-        start_run("main", track=True, experiment=None, output=Path("out")) as run,
-        start_run("train", track=True, experiment=None, output=Path("out"), name="child") as child,
+        start_run("main", TrackingSettings(experiment=None, output=Path("out"))) as run,
+        start_run("train", TrackingSettings(experiment=None, output=Path("out")), name="child") as child,
     ):
         pass
     data = MlflowClient().get_run(run.run_id).data

@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from retinaflow.runs import outbox, tracking
 from retinaflow.runs.run import FolderRun
+from retinaflow.settings.data_settings import TrackingSettings
 
 LONG = "0123456789" * 700
 SECRET = "postgresql://ann:S3cret@h/db"
@@ -28,7 +29,7 @@ def _in_the_workshop(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(**given: Any) -> Any:
-    return tracking.start_run("train", **{"track": True, "experiment": "tests", "output": Path("out"), **given})
+    return tracking.start_run("train", TrackingSettings(experiment="tests", output=Path("out")), **given)
 
 
 def test_a_refused_parameter_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from retinaflow.runs import tracking
+from retinaflow.settings.data_settings import TrackingSettings
 
 pytestmark = pytest.mark.slow
 PIXELS = np.full((90, 400, 3), 200, dtype=np.uint8)
@@ -26,7 +27,7 @@ def _files(run_id: str) -> list[list[str]]:
 
 
 def _started(**more: Any) -> Any:
-    return tracking.start_run("train", track=True, experiment="images", output=Path("out"), **more)
+    return tracking.start_run("train", TrackingSettings(experiment="images", output=Path("out")), **more)
 
 
 def _of(*steps: int) -> list[list[str]]:
@@ -82,6 +83,7 @@ import numpy as np
 from mlflow.tracking import MlflowClient
 
 from retinaflow.runs import store, tracking
+from retinaflow.settings.data_settings import TrackingSettings
 
 left, log_artifact = [int(sys.argv[2])], MlflowClient.log_artifact
 
@@ -96,7 +98,7 @@ def killed(client, *words):
 
 MlflowClient.log_artifact = killed
 store.use(sys.argv[1])
-with tracking.start_run("train", track=True, experiment="images", output=Path("out")) as run:
+with tracking.start_run("train", TrackingSettings(experiment="images", output=Path("out"))) as run:
     print(run.run_id, flush=True)
     for step in (3, 6):
         run.log_image(np.full((90, 400, 3), 200, dtype=np.uint8), key="validation/1 Bus", step=step)

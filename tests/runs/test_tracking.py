@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -22,6 +23,7 @@ from retinaflow.reports.class_figures import exposure_curves
 from retinaflow.runs import registry, store, tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.run import FolderRun, Run
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.value_types import as_text
 
 DATASET = DatasetInput("birds/validation", "0123456789abcdef", "/data/birds", {"images": 6}, "validation")
@@ -44,13 +46,13 @@ def client(_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     mlflow.set_tracking_uri(before)
 
 
-def _start(command: str = "train", **more: object) -> object:
-    given = {"track": True, "experiment": "tests", "output": Path("out"), **more}
-    return tracking.start_run(command, **given)  # type: ignore[arg-type]
+def _start(command: str = "train", *, track: bool = True, output: Path = Path("out"), **more: Any) -> Any:
+    settings = TrackingSettings(track=track, experiment="tests", output=output)
+    return tracking.start_run(command, settings, **more)
 
 
 def test_a_run_ends_as_finished(client: MlflowClient) -> None:
-    with _start(name="first") as run:  # type: ignore[attr-defined]
+    with _start(name="first") as run:
         assert client.get_run(run.run_id).info.status == "RUNNING"
     info = client.get_run(run.run_id).info
     assert (info.status, info.run_name) == ("FINISHED", "first")
@@ -68,7 +70,7 @@ def test_a_run_ends_as_finished(client: MlflowClient) -> None:
     ids=["stopped", "interrupted", "an error", "an exit"],
 )
 def test_a_run_that_is_interrupted_records_how(client: MlflowClient, error: BaseException, status: str) -> None:
-    with pytest.raises(type(error)), _start() as run:  # type: ignore[attr-defined]
+    with pytest.raises(type(error)), _start() as run:
         raise error
     ended = client.get_run(run.run_id)
     assert ended.info.status == status
@@ -77,7 +79,7 @@ def test_a_run_that_is_interrupted_records_how(client: MlflowClient, error: Base
 
 
 def test_a_run_inside_another_is_its_child(client: MlflowClient) -> None:
-    with _start("main") as parent, _start("train", name="child") as child:  # type: ignore[attr-defined]
+    with _start("main") as parent, _start("train", name="child") as child:
         pass
     found = client.get_run(child.run_id)
     assert found.data.tags["mlflow.parentRunId"] == parent.run_id
@@ -90,16 +92,16 @@ def test_the_run_that_mlflow_run_made_is_joined(client: MlflowClient, monkeypatc
     made = client.create_run(experiment, run_name="given").info.run_id
     mlflow.set_experiment("by mlflow run")
     monkeypatch.setenv("MLFLOW_RUN_ID", made)
-    with _start(name="own name") as run:  # type: ignore[attr-defined]
+    with _start(name="own name") as run:
         pass
     assert run.run_id == made
     assert client.get_run(made).info.run_name == "given"
 
 
 def test_a_run_is_resumed(client: MlflowClient) -> None:
-    with pytest.raises(Interrupted), _start() as first:  # type: ignore[attr-defined]
+    with pytest.raises(Interrupted), _start() as first:
         raise Interrupted
-    with _start(resume=first.run_id) as second:  # type: ignore[attr-defined]
+    with _start(resume=first.run_id) as second:
         assert second.run_id == first.run_id
     assert client.get_run(first.run_id).info.status == "FINISHED"
 
@@ -107,11 +109,11 @@ def test_a_run_is_resumed(client: MlflowClient) -> None:
 def test_a_run_of_mlflow_run_leads_to_the_one_that_is_resumed(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Interrupted), _start(name="first") as first:  # type: ignore[attr-defined]
+    with pytest.raises(Interrupted), _start(name="first") as first:
         raise Interrupted
     made = client.create_run(client.create_experiment("elsewhere")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", made)
-    with _start(resume=first.run_id) as second, _start("evaluate", name="inner") as inner:  # type: ignore[attr-defined]
+    with _start(resume=first.run_id) as second, _start("evaluate", name="inner") as inner:
         assert second.run_id == first.run_id
         assert inner.run_id != made
     tags = client.get_run(made).data.tags
@@ -122,15 +124,15 @@ def test_a_run_of_mlflow_run_leads_to_the_one_that_is_resumed(
 
 
 def test_a_deleted_run_cannot_be_resumed_and_the_message_reports_it(client: MlflowClient) -> None:
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         pass
     client.delete_run(run.run_id)
-    with pytest.raises(StoreError, match=r"no run can be started in sqlite:.*deleted"), _start(resume=run.run_id):  # type: ignore[attr-defined]
+    with pytest.raises(StoreError, match=r"no run can be started in sqlite:.*deleted"), _start(resume=run.run_id):
         pass
 
 
 def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(client: MlflowClient) -> None:
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         for name, logged in {"focal_gamma": "2.0", "lr": "1e-3", "data": "'my data'"}.items():
             client.log_param(run.run_id, name, logged)
         for _ in range(2):
@@ -140,7 +142,7 @@ def test_a_value_that_is_not_the_one_mlflow_run_has_logged_is_logged_beside_it(c
 
 
 def test_a_child_is_made_and_ended_from_outside_of_its_parent(client: MlflowClient) -> None:
-    with _start("main") as parent:  # type: ignore[attr-defined]
+    with _start("main") as parent:
         pass
     folder, tags = Path("waiting"), {"retinaflow.trial": "0"}
     child = tracking.start_child(parent.run_id, name="trial-0000", tags=tags, folder=folder)
@@ -161,7 +163,7 @@ def test_a_child_is_made_and_ended_from_outside_of_its_parent(client: MlflowClie
 def test_a_child_whose_making_was_not_answered_is_made_once(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with _start("main") as parent:  # type: ignore[attr-defined]
+    with _start("main") as parent:
         pass
     create_run, asked = MlflowClient.create_run, []
 
@@ -182,7 +184,7 @@ def test_a_child_whose_making_was_not_answered_is_made_once(
 
 
 def test_what_a_killed_process_left_unsent_is_sent_with_the_end_of_its_run(client: MlflowClient) -> None:
-    with _start("main") as parent:  # type: ignore[attr-defined]
+    with _start("main") as parent:
         pass
     folder = Path("waiting")
     child = tracking.start_child(parent.run_id, name="trial-0000", tags={}, folder=folder)
@@ -197,7 +199,7 @@ def test_what_a_killed_process_left_unsent_is_sent_with_the_end_of_its_run(clien
 
 
 def test_parameters_are_written_as_on_the_command_line_and_never_twice(client: MlflowClient) -> None:
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         client.log_param(run.run_id, "lr", "1e-3")
         run.log_params({"lr": 0.001, "splits": ("a", "b"), "boxes": (), "eval_ids": None, "track": True})
     params = client.get_run(run.run_id).data.params
@@ -205,7 +207,7 @@ def test_parameters_are_written_as_on_the_command_line_and_never_twice(client: M
 
 
 def test_metrics_are_points_of_curves(client: MlflowClient) -> None:
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         for step in (1, 5):
             run.log_metrics({"train/loss": np.float64(step / 2), "val/mAP": 0.25}, step=step)
     points = client.get_metric_history(run.run_id, "train/loss")
@@ -225,9 +227,9 @@ def _log_everything(run: Run) -> None:
 
 
 def test_a_folder_gets_the_files_that_mlflow_gets(client: MlflowClient, tmp_path: Path) -> None:
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         _log_everything(run)
-    with _start(track=False, output=tmp_path / "folder") as local:  # type: ignore[attr-defined]
+    with _start(track=False, output=tmp_path / "folder") as local:
         _log_everything(local)
     logged = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(tmp_path / "logged")))
     ours, theirs = (
@@ -243,7 +245,7 @@ def test_a_folder_gets_the_files_that_mlflow_gets(client: MlflowClient, tmp_path
 
 def test_a_table_that_is_logged_again_replaces_the_first(client: MlflowClient) -> None:
     """A run that is resumed is evaluated again."""
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         run.log_table(TABLE, "table.json")
         run.log_table(TABLE.assign(ap=[0.5, 0.25]), "table.json")
     shown = mlflow.artifacts.load_dict(f"runs:/{run.run_id}/table.json")
@@ -285,7 +287,7 @@ def test_untracked_work_opens_no_store(tmp_path: Path, monkeypatch: pytest.Monke
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/untouched.db")
     try:
-        with _start(track=False) as run:  # type: ignore[attr-defined]
+        with _start(track=False) as run:
             _log_everything(run)
             run.log_model(Path("last.pt"), register_as="nothing", step=0, dataset=DATASET)
     finally:
@@ -297,16 +299,16 @@ def test_untracked_work_opens_no_store(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_last_run_is_the_newest_finished_one_of_its_command(client: MlflowClient) -> None:
     with pytest.raises(SettingError, match="there is no finished search run in sqlite:"):
         store.last_run("search")
-    with _start("search") as first, _start("train"):  # type: ignore[attr-defined]
+    with _start("search") as first, _start("train"):
         pass
-    with pytest.raises(RuntimeError), _start("search"):  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError), _start("search"):
         raise RuntimeError
     assert store.last_run("search") == first.run_id
     assert client.get_run(first.run_id).info.status == "FINISHED"
 
 
 def test_what_a_run_lacks_is_named(client: MlflowClient) -> None:
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         pass
     assert client.get_run(run.run_id).info.status == "FINISHED"
     with pytest.raises(DataError, match=rf"run {run.run_id} has no checkpoints/best\.pt in sqlite:"):
@@ -329,7 +331,7 @@ def test_a_value_is_written_as_on_the_command_line(value: object, text: str) -> 
 @pytest.mark.slow
 def test_copies_of_artifacts_are_gone_when_the_process_ends(client: MlflowClient) -> None:
     del client
-    with _start() as run:  # type: ignore[attr-defined]
+    with _start() as run:
         run.log_text("hello", "note.txt")
     script = (
         "import sys, mlflow; from retinaflow.runs import store; mlflow.set_tracking_uri(sys.argv[1]); "

@@ -34,6 +34,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.logged_model import link_metrics
 from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.resolve import resolve
 
 __all__ = ["browser", "page"]
@@ -60,7 +61,9 @@ def _log(name: str, skill: Any, seed: int) -> None:
     table = table_of(kept, MADE)
     scores = Scores(average_precision(kept.matches), kept.matches.num_truths, kept.matches)
     counts = kept.training
-    with tracking.start_run("train", track=True, experiment="retinaflow", output=Path("out"), name=name) as logged:
+    with tracking.start_run(
+        "train", TrackingSettings(experiment="retinaflow", output=Path("out")), name=name
+    ) as logged:
         logged.log_params(config.model_dump())
         logged.log_datasets([TRAIN, VALIDATION])
         for step in range(4):
@@ -96,7 +99,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with _warnings_off():
             mlflow.set_tracking_uri(uri)
             mlflow.search_experiments()
-        with tracking.start_run("main", track=True, experiment="retinaflow", output=Path("out"), name="main"):
+        with tracking.start_run("main", TrackingSettings(experiment="retinaflow", output=Path("out")), name="main"):
             for seed, name in enumerate(("uniform", "binned")):
                 _log(name, SKILLS[name], seed)
         _log("class-aware", SKILLS["class-aware"], 2)

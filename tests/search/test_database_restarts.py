@@ -14,14 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from made_index import TinyDataset
 from optuna.trial import TrialState
 from postgres_server import PASSWORD, Server, running_server
 from search_bench import finish, start_worker, wait_for
+from workshop import SMALL
 
 from retinaflow.interrupts import StopRequest
 from retinaflow.search.storage import as_optuna, open_storage, storage_url
@@ -36,24 +38,12 @@ RESTARTS = int(os.environ.get("RETINAFLOW_RESTARTS", "3"))
 SECONDS_DOWN = (0, 0, 0, 30) if "RETINAFLOW_RESTARTS" in os.environ else (0, 0, 3)
 """How long the server is away in a restart, chosen at random."""
 TINY = {
-    "image_size": 64,
-    "num_buckets": 1,
-    "batch_size": 4,
-    "fpn_channels": 64,
-    "head_depth": 1,
-    "epochs": 2,
-    "precision": "float32",
+    **SMALL,
     "objective": "val/mAP",
     "sampler": "random",
     "confirm_seeds": 0,
     "pruner": "none",
 }
-
-
-class TinyDataset(Protocol):
-    """The fixture of ``tests/conftest.py``."""
-
-    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from workshop import SMALL as SMALLEST
 
 from retinaflow.commands import search
 from retinaflow.errors import Interrupted
@@ -35,14 +36,9 @@ from retinaflow.settings.resolve import resolve
 pytestmark = pytest.mark.slow
 
 SMALL = {
-    "image_size": 64,
-    "num_buckets": 1,
-    "batch_size": 4,
-    "fpn_channels": 64,
-    "head_depth": 1,
+    **SMALLEST,
     "epochs": 1,
     # The defaults (gamma 2) lie outside the space, so that the best trial never is the defaults.
-    "precision": "float32",
     "objective": "val/mAP",
     "focal_gamma": "2.5..4",
 }

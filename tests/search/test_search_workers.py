@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol
 
 import optuna
 import pytest
+from made_index import TinyDataset
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from postgres_server import Server, running_server
 from search_bench import finish, start_worker, wait_for
@@ -30,12 +30,6 @@ from retinaflow.settings.commands import SearchConfig
 from retinaflow.settings.resolve import resolve
 
 Prepare = Callable[[SearchConfig], optuna.Study]
-
-
-class TinyDataset(Protocol):
-    """The fixture of ``tests/conftest.py``."""
-
-    def __call__(self, name: str = "tiny", *, train: int = 12, validation: int = 6, seed: int = 0) -> Path: ...
 
 
 @pytest.fixture(scope="module")

@@ -54,12 +54,6 @@ def test_another_metric_on_resume_compares_with_the_best_epoch_so_far() -> None:
     assert epochs(after, {**SECOND, "val/mAP_rare": 0.15}) == [True]
 
 
-def test_a_checkpoint_of_an_earlier_version_has_the_value_alone() -> None:
-    goal = goals()
-    goal.restore({"best": 0.25, "without_gain": 2})
-    assert (goal.best, goal.without_gain, goal.seconds_to_target) == (0.25, 2, None)
-
-
 def test_without_ground_truth_the_last_epoch_is_the_best(capsys: pytest.CaptureFixture[str]) -> None:
     assert epochs(goals(), {}, {}) == [True, True]
     assert "val/mAP cannot be measured on these images" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import torch
 
 from retinaflow.data.frequency_bins import ClassBins
 from retinaflow.detector.focal_loss import ClassTargets, Pairs, focal_loss
-from retinaflow.training.loss_by_class import by_class
+from retinaflow.training.build import by_class
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from retinaflow.settings.training_settings import OptimizationSettings
 from retinaflow.training.distributed import World
 from retinaflow.training.divergence import RecentLosses, has_grown
 from retinaflow.training.loop import StepResult, Trainer
-from retinaflow.training.schedule import learning_rate
+from retinaflow.training.optimizer import learning_rate
 
 HAND_WORKED = [
     # Ten steps, two of them rising: 1/2, 1, then half a cosine over the other eight.

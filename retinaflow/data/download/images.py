@@ -102,7 +102,6 @@ def fetch_images(
     connections: int,
     skip: bool = False,
     check: Callable[[], None] = lambda: None,
-    quiet: bool = True,
 ) -> Fetched:
     """Fetch the images that are not there yet. ``check`` may raise to end it.
 
@@ -116,7 +115,7 @@ def fetch_images(
     threads = ThreadPoolExecutor(connections)
     try:
         futures = {threads.submit(_fetch, image, fetcher): image for image in wanted}
-        for future in tqdm(as_completed(futures), total=len(wanted), desc="images", disable=quiet, leave=False):
+        for future in tqdm(as_completed(futures), total=len(wanted), desc="images", disable=None, leave=False):
             check()
             image = futures[future]
             try:

@@ -49,18 +49,6 @@ def has_area(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray((corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3]))
 
 
-def hashed(
-    image: NDArray[np.integer], classes: NDArray[np.integer], corners: NDArray[np.float64]
-) -> NDArray[np.uint64]:
-    """``[N]`` 64-bit hashes of image, class and corners: equal boxes have equal ones."""
-    found = np.zeros(len(image), dtype=np.uint64)
-    for column in (image, classes, *corners.T):
-        # Adding 0 turns -0 into 0, which is equal but has other bits.
-        found = (found ^ (column + 0.0).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        found ^= found >> np.uint64(29)
-    return found
-
-
 def is_first(
     image: NDArray[np.integer], classes: NDArray[np.integer], corners: NDArray[np.float64]
 ) -> NDArray[np.bool_]:

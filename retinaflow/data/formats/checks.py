@@ -10,7 +10,7 @@ scaled after its boxes were drawn. Any other difference breaks a rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +21,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from retinaflow.data.formats.as_written import as_read, has_area, hashed, is_first
+from retinaflow.data.formats.as_written import as_read, has_area, is_first
 from retinaflow.data.formats.detection_set import CORNERS, FLAGS, DetectionSet
 from retinaflow.data.formats.ids import image_ids
 from retinaflow.data.formats.orientation import SWAPPED, Header, read_header, to_stored
 from retinaflow.data.formats.source import SourceImage, SourceSet, note, report_alike
 from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.image_sizes import THREADS
-from retinaflow.data.tables import SHOWN, RowError, RowErrors
+from retinaflow.data.tables import SHOWN, RowError, RowErrors, row_hashes
 from retinaflow.errors import DataError
-from retinaflow.settings.conversion_settings import Layout, Orientation
+from retinaflow.progress import report
+from retinaflow.settings.conversion_settings import ConvertConfig, Layout, Orientation
 from retinaflow.settings.data_settings import OnBadImage
 
 _SAME_SHAPE = 0.01
@@ -54,15 +55,7 @@ class _Frame:
 
 
 def check(
-    source: SourceSet,
-    errors: RowErrors,
-    *,
-    exhaustive: bool,
-    target: Layout = "openimages",
-    on_bad_image: OnBadImage = "stop",
-    orientation: Orientation = "auto",
-    report: Callable[[str], None] = lambda line: None,
-    quiet: bool = True,
+    config: ConvertConfig, source: SourceSet, errors: RowErrors, *, target: Layout = "openimages"
 ) -> DetectionSet:
     """The images and boxes of a source that break no rule, with ids.
 
@@ -70,12 +63,13 @@ def check(
     and for boxes that break a rule unless ``errors`` drops them.
     """
     errors.settle()
-    headers = _read_headers(source.images, quiet=quiet)
+    exhaustive = not source.federated if config.exhaustive == "auto" else config.exhaustive
+    headers = _read_headers(source.images)
     counts = np.bincount(source.boxes.image, minlength=len(source.images))
-    bad = _bad_images(source.images, headers, counts, on_bad_image)
-    frames = _frames(source, headers, errors, orientation, report)
+    bad = _bad_images(source.images, headers, counts, config.on_bad_image)
+    frames = _frames(source, headers, errors, config.orientation)
     usable = np.array([frame is not None for frame in frames], dtype=bool)
-    boxes = _boxes(source, frames, errors, target, report)
+    boxes = _boxes(source, frames, errors, target)
     errors.settle()
     # After settle(): a setting of its own decides about images.
     errors.add(bad)
@@ -95,8 +89,8 @@ def check(
     if exhaustive and source.incomplete:
         report(f"exhaustive=true: {len(source.incomplete):,} classes that are listed as not exhaustive are exhaustive")
     whole = DetectionSet(source.classes.taxonomy(), images, boxes, labels, exhaustive, incomplete)
-    _report_shared_files(source.images, report)
-    report_alike(whole.taxonomy.names, report)
+    _report_shared_files(source.images)
+    report_alike(whole.taxonomy.names)
     return whole if usable.all() else whole.take(usable)
 
 
@@ -105,7 +99,7 @@ def _with_count(text: str, boxes: int) -> str:
     return f"{text}, with {boxes} boxes" if boxes else text
 
 
-def _report_shared_files(images: Sequence[SourceImage], report: Callable[[str], None]) -> None:
+def _report_shared_files(images: Sequence[SourceImage]) -> None:
     """Report files in several splits: evaluating on training images would give too good results."""
     split: dict[Path, str] = {}
     shared = [image.file for image in images if image.file and split.setdefault(image.file, image.split) != image.split]
@@ -137,7 +131,6 @@ def _frames(
     headers: Sequence[Header | str],
     errors: RowErrors,
     orientation: Orientation,
-    report: Callable[[str], None],
 ) -> list[_Frame | None]:
     """What the boxes of each image refer to; None for an image that is left out."""
     frames: list[_Frame | None] = []
@@ -166,7 +159,7 @@ def _frames(
     return frames
 
 
-def _read_headers(images: Sequence[SourceImage], *, quiet: bool) -> list[Header | str]:
+def _read_headers(images: Sequence[SourceImage]) -> list[Header | str]:
     def header_of(image: SourceImage) -> Header | str:
         if image.file is None:
             return "no file"
@@ -176,7 +169,7 @@ def _read_headers(images: Sequence[SourceImage], *, quiet: bool) -> list[Header 
 
     with ThreadPoolExecutor(THREADS) as threads:
         progress = tqdm(
-            threads.map(header_of, images), total=len(images), desc="image headers", disable=quiet, leave=False
+            threads.map(header_of, images), total=len(images), desc="image headers", disable=None, leave=False
         )
         return list(progress)
 
@@ -206,9 +199,7 @@ def _text(size: tuple[int, int] | None) -> str:
     return f"{size[1]} x {size[0]}" if size else "none"
 
 
-def _boxes(
-    source: SourceSet, frames: Sequence[_Frame | None], errors: RowErrors, target: Layout, report: Callable[[str], None]
-) -> pd.DataFrame:
+def _boxes(source: SourceSet, frames: Sequence[_Frame | None], errors: RowErrors, target: Layout) -> pd.DataFrame:
     """The boxes that break no rule, also as ``target`` writes them, in [0, 1] of the stored image."""
     boxes, frame_of = source.boxes, _FrameColumns.of(frames)
     clipped, reach = np.empty((len(boxes), 4)), np.zeros(len(boxes), dtype=np.float32)
@@ -219,7 +210,7 @@ def _boxes(
         clipped[rows], reach[rows], good[rows], hashes[rows] = _checked(source, rows, frame_of, errors, target)
     _refuse_most_outside(source, np.flatnonzero(frame_of.usable[boxes.image]), reach, errors)
     over = np.flatnonzero(good & (reach > _ROUNDING))
-    _report_clipped(over, reach[over], source, report)
+    _report_clipped(over, reach[over], source)
     # Few boxes have an equal hash; only those are compared.
     alike = np.flatnonzero(good)[pd.Series(hashes[good]).duplicated(keep=False).to_numpy()]
     image = boxes.image[alike]
@@ -287,7 +278,7 @@ def _checked(
     ):
         _note(source, rows[good & ~valid], rule, errors)
         good &= valid
-    return clipped, reach, good, hashed(image, classes, written)
+    return clipped, reach, good, row_hashes([image, classes, *written.T])
 
 
 def _note(source: SourceSet, rows: NDArray[np.int64], rule: str, errors: RowErrors) -> None:
@@ -315,9 +306,7 @@ def _refuse_most_outside(
     )
 
 
-def _report_clipped(
-    rows: NDArray[np.int64], reach: NDArray[np.floating], source: SourceSet, report: Callable[[str], None]
-) -> None:
+def _report_clipped(rows: NDArray[np.int64], reach: NDArray[np.floating], source: SourceSet) -> None:
     if len(rows):
         report(
             f"{len(rows):,} boxes reached out of their image, by {reach.max():.2%} of it at most, and were clipped, "

@@ -13,7 +13,7 @@ memory that its annotations take as columns.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from retinaflow.data.formats.box_values import refuse_fractions
 from retinaflow.data.formats.coco_annotations import Annotations, Columns, Numbers, corners_of, key_of
-from retinaflow.data.formats.coco_files import LISTS, OWN_INFO, SHORT, image_folders, stated_split
+from retinaflow.data.formats.coco_files import LISTS, OWN_INFO, image_folders, stated_split
 from retinaflow.data.formats.folders import (
     SPLIT_NAMES,
     FileFinder,
@@ -31,6 +31,7 @@ from retinaflow.data.formats.folders import (
     bare_name,
     existing,
     safe_name,
+    short_name,
     split_of_folders,
 )
 from retinaflow.data.formats.json_lists import elements
@@ -38,47 +39,39 @@ from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, n
 from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import SHOWN, RowErrors
 from retinaflow.errors import DataError, shown
-from retinaflow.settings.conversion_settings import BoxUnit, CocoBbox, Difficult
+from retinaflow.progress import report
+from retinaflow.settings.conversion_settings import ConvertConfig
 
 _MOST_PIXELS = 1 << 24
 
 
 def read_coco(
-    files: dict[str, Path],
-    errors: RowErrors,
-    *,
-    folder: Path,
-    classes: ClassNames,
-    images: Sequence[Path] = (),
-    linked: Sequence[Path] = (),
-    unit: BoxUnit = "auto",
-    bbox: CocoBbox = "auto",
-    difficult: Difficult = "group-of",
-    report: Callable[[str], None] = lambda text: None,
+    config: ConvertConfig, files: dict[str, Path], errors: RowErrors, *, folder: Path, classes: ClassNames
 ) -> SourceSet:
-    """The annotation files of each split, in ``folder``; ``images``: folders that are searched before the usual ones.
+    """The annotation files of each split, in ``folder``.
 
-    Raises DataError for a file that is no COCO JSON, SettingError for an image that leads out of ``folder``,
-    ``images`` and ``linked``; annotations that break a rule go to ``errors``.
+    Raises DataError for a file that is no COCO JSON, SettingError for an image that leads out of ``folder`` and those
+    of the settings; annotations that break a rule go to ``errors``.
     """
-    source = SourceSet("fraction" if unit == "fraction" else "pixel", classes)
-    readable = ReadableFolders(folder, [*images, *linked])
+    images, bbox = config.images, config.coco_bbox
+    source = SourceSet("fraction" if config.box_unit == "fraction" else "pixel", classes)
+    readable = ReadableFolders(folder, [*images, *config.linked_folders])
     finder = FileFinder([*images, folder], readable, SUFFIXES)
     outside: list[str] = []
     for split, path in files.items():
         own = existing([*images, *image_folders(path, split, folder)])
         reader = _File(source, path, split, stated_split(path, folder) is not None, finder, own, errors)
-        annotations = Annotations(path.name, bbox, difficult, errors)
+        annotations = Annotations(path.name, bbox, config.difficult, errors)
         is_own = _read_file(path, reader, annotations)
-        reader.settle_splits(report)
+        reader.settle_splits()
         columns = annotations.columns()
         corners = corners_of(columns, bbox, name=path.name)
-        if unit == "auto" and not is_own:
+        if config.box_unit == "auto" and not is_own:
             refuse_fractions(columns.given, path.name)
         reader.enter(annotations, columns, corners)
-        annotations.report(report)
+        annotations.report()
         outside += reader.outside
-    _find_by_bare_names(source, finder, report)
+    _find_by_bare_names(source, finder)
     if outside:
         report(
             f"{len(outside):,} file names lead out of the image folder, {outside[0]} for example: files of their last "
@@ -172,7 +165,7 @@ class _File:
         self._positions[key] = position
         file = None if leads_out else self._finder.at(name, self._folders)
         # One folder for each split distinguishes files of the same name.
-        folder = "" if "/" in name else f"{SHORT.get(self.split, self.split)}/"
+        folder = "" if "/" in name else f"{short_name(self.split)}/"
         split = self._split(image, where)
         self.source.images.append(SourceImage(split, f"{folder}{name}", file, _size(image)))
         if "neg_category_ids" in image or image.get("not_exhaustive_category_ids"):
@@ -194,7 +187,7 @@ class _File:
             raise DataError(f"{where}: split must be train, val or test, but got split={shown(given)}")
         return SPLIT_NAMES[given.strip().lower()]
 
-    def settle_splits(self, report: Callable[[str], None]) -> None:
+    def settle_splits(self) -> None:
         """Take the splits that the folders in file_name state, for a file that states none by its own name."""
         own = self.source.images[self._first :]
         if self._split_is_stated or {image.split for image in own} != {self.split}:
@@ -273,7 +266,7 @@ def _same_kind(numbers: Numbers, listed: dict[int | str, int], field: str, what:
             )
 
 
-def _find_by_bare_names(source: SourceSet, finder: FileFinder, report: Callable[[str], None]) -> None:
+def _find_by_bare_names(source: SourceSet, finder: FileFinder) -> None:
     """Find the files of images that are not at their paths: by the name without folders, where it is unambiguous."""
     missing = [position for position, image in enumerate(source.images) if image.file is None]
     if not missing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from retinaflow.data.formats.detection_set import FLAGS
 from retinaflow.data.formats.source import note
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError, shown
+from retinaflow.progress import report
 from retinaflow.settings.conversion_settings import CocoBbox, Difficult
 
 GROUP_OF = 1 << FLAGS.index("group_of")
@@ -161,7 +162,7 @@ class Annotations:
             numbers=np.asarray(self._numbers),
         )
 
-    def report(self, report: Callable[[str], None]) -> None:
+    def report(self) -> None:
         """Report what was read in another form, or not at all."""
         texts = {
             "rotated": "annotations are rotated: the upright boxes around them are read",

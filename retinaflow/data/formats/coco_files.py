@@ -6,12 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from retinaflow.data.formats.folders import is_result, split_of
+from retinaflow.data.formats.folders import is_result, short_name, split_of
 from retinaflow.errors import DataError
 from retinaflow.files import text_encoding
 
-SHORT = {"validation": "val"}
-"""Names of splits in COCO."""
 LISTS = ("images", "annotations", "categories")
 OWN_INFO = {"description": "written by retinaflow"}
 """``info`` of the files that ``convert`` writes."""
@@ -63,7 +61,7 @@ def is_coco(path: Path) -> bool:
 
 def image_folders(path: Path, split: str, folder: Path) -> Iterator[Path]:
     """Folders in ``folder`` that usually hold the images of an annotation file."""
-    words = [path.stem.removeprefix("instances_"), split, SHORT.get(split, split)]
+    words = [path.stem.removeprefix("instances_"), split, short_name(split)]
     words += ["valid"] if split == "validation" else []
     for base in (base for base in (path.parent, path.parent.parent) if base == folder or folder in base.parents):
         yield from (base, base / "images", base / "data")

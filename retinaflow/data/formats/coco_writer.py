@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from retinaflow.data.formats.coco_files import OWN_INFO, SHORT
+from retinaflow.data.formats.coco_files import OWN_INFO
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.folders import short_name
 
 _DIGITS = 6
 
@@ -47,7 +48,7 @@ def write_coco(found: DetectionSet, folder: Path, files: Sequence[str]) -> None:
                 image["neg_category_ids"] = negatives.get(row, [])
                 image["not_exhaustive_category_ids"] = incomplete.get(row, [])
             images.append(image)
-        path = folder / "annotations" / f"instances_{SHORT.get(split, split)}.json"
+        path = folder / "annotations" / f"instances_{short_name(split)}.json"
         with path.open("w", encoding="utf-8") as file:
             head = {"info": OWN_INFO, "licenses": [], "images": images}
             file.write(json.dumps(head, ensure_ascii=False)[:-1] + ', "annotations": [')

@@ -33,6 +33,11 @@ _OWN_FILES = ("retinaflow.yaml", "explore.html", "comparison.html", "bins.json",
 _OWN_TABLE, _OWN_HEADER = "images.csv", b"ImageID,Width,Height,Origin"
 
 
+def short_name(split: str) -> str:
+    """The name of a split in other layouts."""
+    return "val" if split == "validation" else split
+
+
 def split_of(*words: str) -> str | None:
     """The split in the first of some names that holds one (``instances_val2017`` -> validation), or None."""
     for word in words:
@@ -179,8 +184,6 @@ class FileFinder:
 
     def __init__(self, folders: Sequence[Path], readable: ReadableFolders, suffixes: Sequence[str]) -> None:
         self.folders, self.readable, self.suffixes = list(folders), readable, tuple(suffixes)
-        self.inexact = 0
-        """Files that were found by a name of other form."""
         self._by_path: dict[str, list[Path]] | None = None
         self._by_name: dict[str, list[Path]] = {}
         self._by_stem: dict[str, list[Path]] = {}
@@ -197,7 +200,6 @@ class FileFinder:
         for folder in folders:
             hits = paths.get(same_name(str(folder / name)), [])
             if len(hits) == 1:
-                self.inexact += 1
                 return hits[0]
         return None
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from retinaflow.data.class_files import read_taxonomy
 from retinaflow.data.formats.coco import read_coco
-from retinaflow.data.formats.coco_files import SHORT, find_coco
+from retinaflow.data.formats.coco_files import find_coco
 from retinaflow.data.formats.coco_writer import write_coco
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
+from retinaflow.data.formats.folders import short_name
 from retinaflow.data.formats.published import splits_in
 from retinaflow.data.formats.published_writer import write_classes, write_published
 from retinaflow.data.formats.recognition import other_layouts
@@ -58,25 +58,22 @@ def read_source(config: ConvertConfig, path: Path, layout: Layout, errors: RowEr
     folder = path.parent if path.is_file() else path
     class_list = config.classes or next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
     classes = ClassNames(read_taxonomy(class_list, None) if class_list else None)
-    given: dict[str, Any] = {"images": config.images, "linked": config.linked_folders, "unit": config.box_unit}
     if layout == "coco":
         files = find_coco(path)
         if path.is_file() and folder.name.startswith("annotation"):
             # COCO's own layout: the images are beside the folder of the annotation files.
             folder = folder.parent
-        given |= {"folder": folder, "bbox": config.coco_bbox, "difficult": config.difficult}
-        return read_coco(files, errors, classes=classes, report=report, **given)
+        return read_coco(config, files, errors, folder=folder, classes=classes)
     if layout == "voc":
-        given |= {"first_pixel": config.voc_first_pixel, "difficult": config.difficult}
-        return read_voc(path, errors, classes=classes, report=report, **given)
+        return read_voc(config, path, errors, classes=classes)
     document = path if path.is_file() else find_yolo(path) or path
-    return read_yolo(document, errors, classes=classes, report=report, **given)
+    return read_yolo(config, document, errors, classes=classes)
 
 
 def image_paths(found: DetectionSet, target: Layout, folder: Path) -> list[tuple[Path, Path]]:
     """(source, target) of each image file of a set that is written to ``folder``."""
     parts = {"openimages": "images", "coco": "{}", "voc": "JPEGImages", "yolo": "images/{}"}
-    folders = [folder / parts[target].format(SHORT.get(split, split)) for split in found.images["split"]]
+    folders = [folder / parts[target].format(short_name(split)) for split in found.images["split"]]
     return [
         (source, folder / name) for source, folder, name in zip(found.files, folders, found.file_names, strict=True)
     ]

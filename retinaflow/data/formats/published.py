@@ -47,14 +47,14 @@ def read_published(config: ConvertConfig, folder: Path, target: Layout, errors: 
     rules = {"data": str(folder), "on_bad_row": config.on_bad_row, "on_bad_image": config.on_bad_image}
     settings = resolve(DataSettings, rules | {name: value for name, value in given.items() if value})
     exhaustive = settings.exhaustive if config.exhaustive == "auto" else config.exhaustive
-    settings = settings.model_copy(update={"exhaustive": exhaustive})
     splits = splits_in(folder)
     if not splits:
         raise DataError(f"data={folder}: the folder must hold a *-annotations-bbox.csv, but holds none")
     indexes, orientations = {}, {}
     for split in splits:
-        has_labels = settings.image_labels != "none" and _has_labels(folder, split)
-        loaded = read_split(settings, [split], boxes=(), image_labels=() if has_labels else None, fill_in=False)
+        has_labels = settings.label_files is not None and _has_labels(folder, split)
+        own = {"exhaustive": exhaustive, "image_labels": () if has_labels else "none"}
+        loaded = read_split(settings.model_copy(update=own), [split], fill_in=False)
         indexes[split] = loaded.index
         errors.add(RowError(*row) for row in loaded.dropped.itertuples(index=False))
         files = [loaded.index.file_of(image) for image in range(len(loaded.index))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +16,7 @@ from retinaflow.data.formats.detection_set import FLAGS
 from retinaflow.data.formats.ids import class_ids, plain_text, same_name
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import shown
+from retinaflow.progress import report
 from retinaflow.taxonomy import Taxonomy
 
 
@@ -204,7 +205,7 @@ class ClassNames:
         return Taxonomy(tuple(class_ids(self.names, self.ids)), tuple(self.names))
 
 
-def report_alike(names: Sequence[str], report: Callable[[str], None]) -> None:
+def report_alike(names: Sequence[str]) -> None:
     """Report classes whose names are equal, or differ only in case or Unicode form: often they are one class."""
     alike: dict[str, list[str]] = {}
     for name in names:

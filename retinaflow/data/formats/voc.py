@@ -16,23 +16,22 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from retinaflow.data.formats.box_values import number_of, refuse_fractions, upright, yes_or_no
 from retinaflow.data.formats.detection_set import FLAGS
-from retinaflow.data.formats.folders import FileFinder, ReadableFolders, bare_name, existing
+from retinaflow.data.formats.folders import FileFinder, ReadableFolders, bare_name, existing, short_name
 from retinaflow.data.formats.source import ClassNames, SourceImage, SourceSet, note
 from retinaflow.data.formats.voc_files import annotation_files, is_annotation, listed, read_root, report_left_out
 from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import SettingError, shown
-from retinaflow.settings.conversion_settings import BoxUnit, Difficult, FirstPixel
+from retinaflow.progress import report
+from retinaflow.settings.conversion_settings import ConvertConfig
 
-SHORT = {"validation": "val"}
-"""Names of splits in VOC."""
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 FLAG_OF_TAG = {"occluded": "occluded", "truncated": "truncated", "difficult": "group_of", "ignore": "group_of"}
 _CENTRE = ("cx", "cy", "w", "h", "angle")
@@ -45,41 +44,32 @@ def has_voc(folder: Path) -> bool:
     return any(map(is_annotation, annotation_files(folder)))
 
 
-def read_voc(
-    folder: Path,
-    errors: RowErrors,
-    *,
-    classes: ClassNames,
-    images: Sequence[Path] = (),
-    linked: Sequence[Path] = (),
-    first_pixel: FirstPixel = "auto",
-    difficult: Difficult = "group-of",
-    unit: BoxUnit = "auto",
-    report: Callable[[str], None] = lambda line: None,
-) -> SourceSet:
+def read_voc(config: ConvertConfig, folder: Path, errors: RowErrors, *, classes: ClassNames) -> SourceSet:
     """All annotated images of a folder; an image in several splits belongs to the first that lists it, trainval last.
 
-    Raises DataError for a list of images that cannot be read, SettingError for a link that leads out of ``folder``,
-    ``images`` and ``linked``; other broken rules go to ``errors``. ``report`` gets a line about what is left out.
+    Raises DataError for a list of images that cannot be read, SettingError for a link that leads out of ``folder``
+    and those of the settings; other broken rules go to ``errors``.
     """
+    images = config.images
     for path in images:
         if not path.is_dir():
             raise SettingError(f"images={path}: no such folder")
-    source = SourceSet("fraction" if unit == "fraction" else "pixel", classes)
-    finder = FileFinder([*images, folder], ReadableFolders(folder, [*images, *linked]), SUFFIXES)
-    rows, unlisted = listed(folder, annotation_files(folder, finder.readable), report)
-    reader = _Reader(source, folder, finder, images, errors, first_pixel, difficult)
+    source = SourceSet("fraction" if config.box_unit == "fraction" else "pixel", classes)
+    readable = ReadableFolders(folder, [*images, *config.linked_folders])
+    finder = FileFinder([*images, folder], readable, SUFFIXES)
+    rows, unlisted = listed(folder, annotation_files(folder, finder.readable))
+    reader = _Reader(config, source, folder, finder, errors)
     for split, path in rows:
         reader.read(split, path)
     used = reader.used | {file for path in unlisted for file in finder.of_stem(path.stem)}
-    if unit == "auto":
+    if config.box_unit == "auto":
         refuse_fractions(source.boxes.corners, str(folder))
-    reader.report(report)
+    reader.report()
     if not classes.given:
         # VOC has no class list, and the order of the files is arbitrary.
         order = np.argsort(np.array(source.classes.names, dtype=object), kind="stable")
         source.renumber_classes(np.argsort(order).tolist())
-    report_left_out(finder, used, unlisted, report)
+    report_left_out(finder, used, unlisted)
     return source
 
 
@@ -87,19 +77,12 @@ class _Reader:
     """Reads one annotation file after another into a source."""
 
     def __init__(
-        self,
-        source: SourceSet,
-        folder: Path,
-        finder: FileFinder,
-        images: Sequence[Path],
-        errors: RowErrors,
-        first_pixel: FirstPixel,
-        difficult: Difficult,
+        self, config: ConvertConfig, source: SourceSet, folder: Path, finder: FileFinder, errors: RowErrors
     ) -> None:
         self.used: set[Path] = set()
         """Image files that belong to an annotation file."""
-        self._source, self._folder, self._finder, self._images, self._errors = source, folder, finder, images, errors
-        self._first_pixel, self._difficult = first_pixel, difficult
+        self._config, self._source, self._folder = config, source, folder
+        self._finder, self._errors = finder, errors
         self._seen: set[Path] = set()
         self._folders: dict[tuple[Path, str], list[Path]] = {}
         self._counts: Counter[str] = Counter()
@@ -124,7 +107,8 @@ class _Reader:
         if file is not None:
             self.used.add(file)
         kind = root.findtext("source/database", "").strip()
-        is_one_based = self._first_pixel == "1" or (self._first_pixel == "auto" and kind.startswith("The VOC"))
+        first = self._config.voc_first_pixel
+        is_one_based = first == "1" or (first == "auto" and kind.startswith("The VOC"))
         shown_path = file or path
         relative = shown_path.is_relative_to(self._folder)
         name = shown_path.relative_to(self._folder).as_posix() if relative else shown_path.name
@@ -136,7 +120,7 @@ class _Reader:
         """The image that an annotation file names, or of which it has the name; None if there is no one such file."""
         key = (path.parent, split)
         if key not in self._folders:
-            self._folders[key] = _image_folders(path, self._folder, split, self._images)
+            self._folders[key] = _image_folders(path, self._folder, split, self._config.images)
         folders = self._folders[key]
         # Tools often write a path of the machine on which they ran.
         name = bare_name(root.findtext("filename") or "")
@@ -171,7 +155,7 @@ class _Reader:
             return
         flags = 0
         for tag, flag in FLAG_OF_TAG.items():
-            if flag != "group_of" or self._difficult == "group-of":
+            if flag != "group_of" or self._config.difficult == "group-of":
                 flags |= self._is_set(tag, found.findtext(tag)) << FLAGS.index(flag)
         self._source.boxes.add(
             len(self._source.images) - 1, index, corners, flags, file=file, number=number, what="object"
@@ -216,7 +200,7 @@ class _Reader:
             self._unclear = self._unclear or f"{tag}={shown(text, limit=40)}"
         return answer is True
 
-    def report(self, report: Callable[[str], None]) -> None:
+    def report(self) -> None:
         """Report what was read in another form."""
         if count := self._counts["rotated"]:
             report(f"{count:,} objects are rotated: the upright boxes around them are read")
@@ -240,5 +224,5 @@ def _image_folders(path: Path, folder: Path, split: str, images: Sequence[Path])
             found += [before.joinpath(name, *after) for name in _IMAGE_FOLDERS]
             break
     bases = [base for base in (path.parent, path.parent.parent, folder) if base == folder or folder in base.parents]
-    names = (*_IMAGE_FOLDERS, split, SHORT.get(split, split))
+    names = (*_IMAGE_FOLDERS, split, short_name(split))
     return existing([*found, path.parent, *(base / name for base in bases for name in names), *bases])

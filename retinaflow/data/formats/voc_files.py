@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from retinaflow.data.formats.folders import (
@@ -25,6 +25,7 @@ from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, shown
+from retinaflow.progress import report
 
 _PAIRS = re.compile(r"\s+(-1|0|1)$")
 """At the end of a line in the list of one class: whether the image shows the class."""
@@ -45,9 +46,7 @@ def is_annotation(path: Path) -> bool:
     return re.search(rb"<annotation[\s/>]", start.replace(b"\0", b"")) is not None
 
 
-def listed(
-    folder: Path, files: Sequence[Path], report: Callable[[str], None]
-) -> tuple[list[tuple[str, Path]], list[Path]]:
+def listed(folder: Path, files: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[Path]]:
     """(split, annotation file) of every image, some of them twice; and the files that no list names.
 
     Raises DataError for a list that cannot be read, and where all lists have names that are no splits.
@@ -56,7 +55,7 @@ def listed(
     decided: set[Path] = set()
     for root in dict.fromkeys(path.parent for path in _list_folders(folder)):
         own = [path for path in files if path.is_relative_to(root)]
-        if lists := _lists(root / "ImageSets", report):
+        if lists := _lists(root / "ImageSets"):
             rows += _rows(lists, root / "Annotations", own)
             decided.update(own)
     if not rows and (lists := _root_lists(folder)):
@@ -75,7 +74,7 @@ def _list_folders(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("ImageSets")) if path.is_dir())
 
 
-def _lists(folder: Path, report: Callable[[str], None]) -> list[Path]:
+def _lists(folder: Path) -> list[Path]:
     """The lists of splits in ImageSets; trainval last, because it repeats the others."""
     main = folder / "Main"
     found = sorted((main if main.is_dir() else folder).glob("*.txt"))
@@ -162,9 +161,7 @@ def _parsed(data: bytes) -> ElementTree.Element:
         return ElementTree.fromstring(data.decode(declared[1].decode()))
 
 
-def report_left_out(
-    finder: FileFinder, used: set[Path], unlisted: Sequence[Path], report: Callable[[str], None]
-) -> None:
+def report_left_out(finder: FileFinder, used: set[Path], unlisted: Sequence[Path]) -> None:
     """Report annotation files that no list names, and image files that are not ``used``."""
     if unlisted:
         report(

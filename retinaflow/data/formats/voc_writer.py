@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retinaflow.data.formats.detection_set import FLAGS, DetectionSet
-from retinaflow.data.formats.voc import FLAG_OF_TAG, SHORT, SIDES
+from retinaflow.data.formats.folders import short_name
+from retinaflow.data.formats.voc import FLAG_OF_TAG, SIDES
 from retinaflow.settings.conversion_settings import FirstPixel
 
 
@@ -52,7 +53,7 @@ def write_voc(found: DetectionSet, folder: Path, files: Sequence[str], *, first_
         tree.write(annotations / f"{image_id}.xml", encoding="utf-8")
     for split in found.splits:
         ids = found.images["image_id"][found.images["split"] == split]
-        (lists / f"{SHORT.get(split, split)}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+        (lists / f"{short_name(split)}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
 
 
 def _document(file: str, size: np.ndarray, *, from_1: bool) -> ElementTree.Element:

@@ -12,7 +12,7 @@ it, as Ultralytics reads it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from retinaflow.data.tables import RowErrors
 from retinaflow.data.text_lines import lines_of_text, read_lines
 from retinaflow.errors import DataError, shown
 from retinaflow.files import read_text, read_yaml
-from retinaflow.settings.conversion_settings import BoxUnit
+from retinaflow.progress import report
+from retinaflow.settings.conversion_settings import ConvertConfig
 
 
 def find_yolo(folder: Path) -> Path | None:
@@ -68,38 +69,29 @@ def _is_yolo(path: Path) -> bool:
     return isinstance(document, dict) and "names" in document
 
 
-def read_yolo(
-    data: Path,
-    errors: RowErrors,
-    *,
-    classes: ClassNames,
-    images: Sequence[Path] = (),
-    linked: Sequence[Path] = (),
-    unit: BoxUnit = "auto",
-    report: Callable[[str], None] = lambda line: None,
-) -> SourceSet:
-    """A ``data.yaml``, a ``*.data`` or a folder without one; ``images``: folders of images instead of those in it.
+def read_yolo(config: ConvertConfig, data: Path, errors: RowErrors, *, classes: ClassNames) -> SourceSet:
+    """A ``data.yaml``, a ``*.data`` or a folder without one.
 
-    Raises DataError for files that cannot be read, SettingError for a path that leads out of the data set, ``images``
-    and ``linked``; rows that break a rule go to ``errors``. ``report`` gets a line about what is left out.
+    Raises DataError for files that cannot be read, SettingError for a path that leads out of the data set and the
+    folders of the settings; rows that break a rule go to ``errors``.
     """
     root = data.parent if data.is_file() else data
-    files = SplitFiles(root, ReadableFolders(root, [*images, *linked]), images)
+    files = SplitFiles(root, ReadableFolders(root, [*config.images, *config.linked_folders]), config.images)
     is_darknet = data.suffix.lower() == ".data"
     document = _document(data) if data.is_file() and not is_darknet else {}
     source_names = document.get("names", None) if document else None
     names_path = None if document and not isinstance(source_names, str) else _names_path(files, data, source_names)
     names = _names_in_text(names_path) if names_path else _names(source_names, data)
-    by_document(files, document, data, report)
+    by_document(files, document, data)
     if is_darknet:
         by_data_file(files, data)
     if not files.images:
         by_lists(files)
-    by_folders(files, report)
-    source = SourceSet("pixel" if unit == "pixel" else "fraction", classes)
+    by_folders(files)
+    source = SourceSet("pixel" if config.box_unit == "pixel" else "fraction", classes)
     of_class = [classes.find(name) for name in names]
     keypoints = _keypoint_values(document.get("kpt_shape"), data)
-    split_of_image = _splits(files, report)
+    split_of_image = _splits(files)
     present = [path for path in split_of_image if path.is_file()]
     not_labels = [*files.lists, *([names_path] if names_path else [])]
     labels = label_files(present, root, files.readable, not_labels=not_labels)
@@ -109,8 +101,8 @@ def read_yolo(
         )
         if path in labels:
             _Rows(labels[path], len(source.images) - 1, names, of_class, keypoints).read(source, errors)
-    report_left_out(files, split_of_image, [*labels.values(), *not_labels], report)
-    _report_unlabelled(present, labels, data, root, report)
+    report_left_out(files, split_of_image, [*labels.values(), *not_labels])
+    _report_unlabelled(present, labels, data, root)
     return source
 
 
@@ -119,7 +111,7 @@ def _name(path: Path, split: str, files: SplitFiles) -> str:
     return path.relative_to(top).as_posix() if top else f"{split}/{path.name}"
 
 
-def _splits(files: SplitFiles, report: Callable[[str], None]) -> dict[Path, str]:
+def _splits(files: SplitFiles) -> dict[Path, str]:
     """Image -> split. Images in several splits are reported: evaluating on training images gives too good results."""
     first: dict[Path, str] = {}
     repeated = [
@@ -132,9 +124,7 @@ def _splits(files: SplitFiles, report: Callable[[str], None]) -> dict[Path, str]
     return first
 
 
-def _report_unlabelled(
-    images: Sequence[Path], labels: dict[Path, Path], data: Path, root: Path, report: Callable[[str], None]
-) -> None:
+def _report_unlabelled(images: Sequence[Path], labels: dict[Path, Path], data: Path, root: Path) -> None:
     without = [path for path in images if path not in labels]
     if without and not labels:
         raise DataError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from retinaflow.data.formats.folders import SPLIT_NAMES, ReadableFolders, files_
 from retinaflow.data.image_folders import SUFFIXES
 from retinaflow.data.text_lines import read_lines
 from retinaflow.errors import DataError, SettingError, shown
+from retinaflow.progress import report
 
 _NAME_FILE = re.compile(r"(classes|obj|_darknet|predefined_classes)\.(txt|names|labels)|.+\.names", re.IGNORECASE)
 """Files with the name of a class in each line."""
@@ -99,7 +100,7 @@ class SplitFiles:
         return None
 
 
-def by_document(files: SplitFiles, document: dict[str, Any], path: Path, report: Callable[[str], None]) -> None:
+def by_document(files: SplitFiles, document: dict[str, Any], path: Path) -> None:
     """Add the image files of each split that data.yaml (``as_written``) names.
 
     Raises DataError for a training or validation split that is not there, and for one of a name that is not known. A
@@ -167,7 +168,7 @@ def by_lists(files: SplitFiles) -> None:
         files.add_list(split, path, files.root)
 
 
-def by_folders(files: SplitFiles, report: Callable[[str], None]) -> None:
+def by_folders(files: SplitFiles) -> None:
     """Add the images in folders that are named by split, for splits that have none yet; all as train if there is no
     such folder."""
     stated = set(files.images)
@@ -197,9 +198,7 @@ def name_file(files: SplitFiles) -> Path | None:
     return own[0] if own else None
 
 
-def report_left_out(
-    files: SplitFiles, used: Iterable[Path], labels: Iterable[Path], report: Callable[[str], None]
-) -> None:
+def report_left_out(files: SplitFiles, used: Iterable[Path], labels: Iterable[Path]) -> None:
     """Report images that are not ``used``, label files that are not among ``labels``, and folders of results."""
     known = _once(used)
     others = [path for real, path in _once(files.all_files).items() if real not in known]

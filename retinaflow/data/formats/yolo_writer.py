@@ -10,10 +10,9 @@ import yaml
 from numpy.typing import NDArray
 
 from retinaflow.data.formats.detection_set import DetectionSet
+from retinaflow.data.formats.folders import short_name
 from retinaflow.data.formats.orientation import to_rotated
 
-SHORT = {"validation": "val"}
-"""Names of splits in YOLO."""
 _DIGITS = 8
 
 
@@ -34,15 +33,15 @@ def write_yolo(found: DetectionSet, folder: Path) -> None:
     values = row_values(found.corners, orientation[image])
     classes = found.boxes["class"].to_numpy(dtype=np.int64)
     for split in found.splits:
-        (folder / "labels" / SHORT.get(split, split)).mkdir(parents=True)
+        (folder / "labels" / short_name(split)).mkdir(parents=True)
     for row, (image_id, split) in enumerate(zip(found.images["image_id"], found.images["split"], strict=True)):
         lines = [
             f"{classes[box]} {' '.join(f'{value:.{_DIGITS}f}' for value in values[box])}\n"
             for box in range(int(start[row]), int(start[row + 1]))
         ]
-        path = folder / "labels" / SHORT.get(split, split) / f"{image_id}.txt"
+        path = folder / "labels" / short_name(split) / f"{image_id}.txt"
         path.write_text("".join(lines), encoding="utf-8")
-    document = {SHORT.get(split, split): f"images/{SHORT.get(split, split)}" for split in found.splits}
+    document = {short_name(split): f"images/{short_name(split)}" for split in found.splits}
     names = dict(enumerate(found.taxonomy.labels))
     text = yaml.safe_dump({**document, "names": names}, allow_unicode=True, sort_keys=False)
     (folder / "data.yaml").write_text(text, encoding="utf-8")

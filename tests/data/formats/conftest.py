@@ -39,16 +39,21 @@ def write_image(tmp_path: Path) -> ImageWriter:
 
 
 @pytest.fixture
-def checked() -> Checked:
-    """``checked(source, drop=False)`` -> the set, the errors, and what was said."""
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """``said()`` -> the lines that were printed since the last call."""
+    return lambda: capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture
+def checked(said: Callable[[], list[str]]) -> Checked:
+    """``checked(source, drop=False)`` -> the set, the errors, and what was said, by the reading of the source too."""
 
     def run(
         source: SourceSet, errors: RowErrors | None = None, **given: Any
     ) -> tuple[DetectionSet, RowErrors, list[str]]:
         errors = errors or RowErrors()
-        said: list[str] = []
-        found = check(source, errors, **{"exhaustive": True, "report": said.append, **given})
-        return found, errors, said
+        found = check(ConvertConfig(**{"exhaustive": True, **given}), source, errors)
+        return found, errors, said()
 
     return run
 

@@ -13,6 +13,7 @@ from retinaflow.data.formats.coco import read_coco
 from retinaflow.data.formats.coco_files import find_coco
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.tables import RowErrors
+from retinaflow.settings.conversion_settings import ConvertConfig
 
 
 def annotation(box: Any, *, image: Any = 7, category: Any = 90, **more: Any) -> dict[str, Any]:
@@ -32,9 +33,8 @@ def write(folder: Path, annotations: list[Any], *, name: str = "train.json", **m
 
 
 def read(path: Path, errors: RowErrors | None = None, **given: Any) -> SourceSet:
-    return read_coco(
-        {"train": path}, errors or RowErrors(), **{"folder": path.parent, "classes": ClassNames(), **given}
-    )
+    config = ConvertConfig(**given)
+    return read_coco(config, {"train": path}, errors or RowErrors(), folder=path.parent, classes=ClassNames())
 
 
 def test_a_box_is_x_y_width_height_and_a_crowd_is_a_group(tmp_path: Path, write_image: Any, checked: Any) -> None:
@@ -103,15 +103,14 @@ def test_an_annotation_that_breaks_a_rule_stops_or_is_dropped_and_listed(
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "x/../../a.png", "C:\\a.png", "..\\a.png"])
 def test_a_file_name_that_leads_out_of_the_folder_is_never_followed(
-    tmp_path: Path, write_image: Any, name: str
+    tmp_path: Path, write_image: Any, name: str, said: Any
 ) -> None:
     write_image("a.png"), write_image("set/other.png"), write_image("photos/a.png")
     path = write(tmp_path / "set", [], images=[{"id": 1, "file_name": name, "width": 4, "height": 4}])
-    said: list[str] = []
-    assert [image.file for image in read(path, report=said.append).images] == [None]
-    assert "1 file names lead out of the image folder" in said[0]
+    assert [image.file for image in read(path).images] == [None]
+    assert "1 file names lead out of the image folder" in said()[0]
     # Its last part is the name of a file in a folder that a setting names.
-    found = read(path, images=[tmp_path / "photos"]).images[0].file
+    found = read(path, images=(tmp_path / "photos",)).images[0].file
     assert found == (None if name == "/etc/passwd" else tmp_path / "photos" / "a.png")
 
 
@@ -140,17 +139,18 @@ def of_names(*names: str) -> list[dict[str, Any]]:
     return [{"id": n, "file_name": name, "width": 40, "height": 20} for n, name in enumerate(names)]
 
 
-def test_a_file_elsewhere_is_taken_only_where_its_bare_name_can_mean_but_one(tmp_path: Path, write_image: Any) -> None:
+def test_a_file_elsewhere_is_taken_only_where_its_bare_name_can_mean_but_one(
+    tmp_path: Path, write_image: Any, said: Any
+) -> None:
     folder = tmp_path / "set"
     for name in ("7.png", "set/1.png", "set/images/2.png", "set/valid/3.png"):
         write_image(name)
-    said: list[str] = []
     # 1.png is listed itself, and 3.png lies in the folder of another split; 7.png lies outside of the set.
     images = of_names("b/1.png", "1.png", "cam/2.png", "3.png", "7.png")
-    source = read(write(folder, [], images=images), report=said.append)
+    source = read(write(folder, [], images=images))
     files = [image.file and image.file.relative_to(folder).as_posix() for image in source.images]
     assert files == [None, "1.png", "images/2.png", None, None]
-    assert said == ["1 images were found by their names alone, not in the folders that file_name names"]
+    assert said() == ["1 images were found by their names alone, not in the folders that file_name names"]
 
     source = read(write(folder, [], images=of_names("cam1/2.png", "cam2/2.png")))
     assert [image.file for image in source.images] == [None, None]
@@ -162,12 +162,11 @@ def test_categories_of_one_name_stay_apart_and_one_without_a_box_goes(
     write_image("a.png")
     categories = [{"id": n, "name": name} for n, name in enumerate(("mouse", "cells", "mouse", "cells"))]
     boxes = [annotation([n, n, 5, 5], category=n) for n in (0, 2, 3)]
-    said: list[str] = []
-    source = read(write(tmp_path, boxes, categories=categories), report=said.append)
+    source = read(write(tmp_path, boxes, categories=categories))
     assert source.classes.taxonomy().names == ("mouse", "mouse", "cells")
     assert source.classes.taxonomy().ids == ("/c/mouse", "/c/mouse_2", "/c/cells")
     assert [box[1] for box in source.boxes] == [0, 1, 2]
-    checked(source, report=said.append)
+    _, _, said = checked(source)
     assert "2 classes have the same name or differ only in upper and lower case ('mouse', 'mouse')" in said[0]
 
 

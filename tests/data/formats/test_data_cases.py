@@ -767,7 +767,7 @@ def test_a_class_that_is_not_exhaustive_gives_no_negatives_and_no_false_positive
         pytest.skip(f"no data cases at {CASES}")
     folder = converted(CASES / "d26" if shared else lvis(tmp_path)).folder
     settings = resolve(DataSettings, {"data": str(folder), "hierarchy": "none"})
-    index = read_split(settings, ["train"], boxes=(), image_labels=()).index
+    index = read_split(settings, ["train"]).index
     cup, open_images = index.labels[0], [image for image in range(len(index)) if index.is_not_exhaustive[image]]
     assert len(open_images) == (2 if shared else 1)
     for image in range(len(index)):

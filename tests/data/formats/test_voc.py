@@ -11,6 +11,7 @@ import pytest
 from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.formats.voc import read_voc
 from retinaflow.data.tables import RowErrors
+from retinaflow.settings.conversion_settings import ConvertConfig
 
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
 
@@ -29,7 +30,7 @@ def thing(*corners: Any, name: str = "cat", more: str = "") -> str:
 
 
 def read(folder: Path, errors: RowErrors | None = None, **given: Any) -> SourceSet:
-    return read_voc(folder, errors or RowErrors(), classes=ClassNames(), **given)
+    return read_voc(ConvertConfig(**given), folder, errors or RowErrors(), classes=ClassNames())
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_pixels_count_from_1_in_the_challenges_own_files_only(
 ) -> None:
     write_image("a.png")
     write(tmp_path / "a.xml", thing(10, 5, 30, 20), database=database)
-    found, _, _ = checked(read(tmp_path, first_pixel=first_pixel))
+    found, _, _ = checked(read(tmp_path, voc_first_pixel=first_pixel))
     # From 1 the first column inside is 10, whose left edge is 9 / 40; the last one is 30, whose right edge is 30 / 40.
     np.testing.assert_allclose(found.corners[0, [0, 2]], [left, 0.75])
 
@@ -91,8 +92,7 @@ def test_an_image_is_found_beside_its_file_by_stem_or_by_the_name_said(
     write(tmp_path / "train/a.xml")
     write(tmp_path / "train/b.xml", filename="C:\\Users\\me\\b_jpg.rf.png", size="0 0")
     write(tmp_path / "valid/c.xml")
-    said: list[str] = []
-    found, _, _ = checked(read(tmp_path, report=said.append))
+    found, _, said = checked(read(tmp_path))
     assert found.images["split"].tolist() == ["train", "train", "validation"]
     assert found.images["width"].tolist() == [40, 40, 40]
     assert len(said) == 1
@@ -127,7 +127,7 @@ def splits(source: SourceSet) -> dict[str, str]:
     return {image.name.split("/")[-1]: image.split for image in source.images}
 
 
-def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, write_image: Any) -> None:
+def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, write_image: Any, said: Any) -> None:
     for year in ("2007", "2012"):
         for name in "abcd":
             write_image(f"VOC{year}/JPEGImages/{name}{year}.jpg")
@@ -135,12 +135,11 @@ def test_each_year_of_a_devkit_has_lists_of_its_own(tmp_path: Path, write_image:
     # Of 2007 d is in no list; 2012 has trainval besides val and test, and val must win.
     lists(tmp_path / "VOC2007", trainval="a2007,b2007", test="c2007")
     lists(tmp_path / "VOC2012", trainval="a2012,b2012,c2012", val="b2012", test="d2012")
-    said: list[str] = []
-    assert splits(read(tmp_path, report=said.append)) == {
+    assert splits(read(tmp_path)) == {
         "a2007.jpg": "train", "b2007.jpg": "train", "c2007.jpg": "test",
         "a2012.jpg": "train", "b2012.jpg": "validation", "c2012.jpg": "train", "d2012.jpg": "test",
     }  # fmt: skip
-    assert said == ["1 annotation files are in none of the lists and are left out, d2007.xml for example"]
+    assert said() == ["1 annotation files are in none of the lists and are left out, d2007.xml for example"]
 
 
 def test_ids_may_have_spaces_and_end_in_a_number(tmp_path: Path, write_image: Any) -> None:
@@ -154,15 +153,14 @@ def test_ids_may_have_spaces_and_end_in_a_number(tmp_path: Path, write_image: An
         read(tmp_path)
 
 
-def test_what_macos_hides_beside_files_is_ignored(tmp_path: Path, write_image: Any) -> None:
+def test_what_macos_hides_beside_files_is_ignored(tmp_path: Path, write_image: Any, said: Any) -> None:
     write_image("a.png")
     write(tmp_path / "a.xml")
     for name in ("._a.xml", "._a.png", "x/._b.xml"):
         (tmp_path / "x").mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2")
-    said: list[str] = []
-    assert splits(read(tmp_path, report=said.append)) == {"a.png": "train"}
-    assert said == []
+    assert splits(read(tmp_path)) == {"a.png": "train"}
+    assert said() == []
 
 
 @pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "iso-8859-1", "utf-16"])
@@ -193,12 +191,11 @@ def test_a_file_that_is_no_annotation_is_named_or_left_out(
     (tmp_path / "a.xml").write_bytes(case[0])
     write(tmp_path / "b.xml", thing(1, 1, 9, 9))
     errors = RowErrors()
-    said: list[str] = []
     with pytest.raises(ValueError) as stopped:
-        checked(read(tmp_path, errors, report=said.append), errors)
+        checked(read(tmp_path, errors), errors)
     assert case[1] in str(stopped.value)
     errors = RowErrors("drop")
-    found, _, _ = checked(read(tmp_path, errors, report=said.append), errors)
+    found, _, said = checked(read(tmp_path, errors), errors)
     assert found.images["image_id"].tolist() == ["b"]
     assert [fault.file for fault in errors.found] == ["a.xml"]
     assert said == []

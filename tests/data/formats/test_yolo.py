@@ -12,6 +12,7 @@ from retinaflow.data.formats.source import ClassNames, SourceSet
 from retinaflow.data.formats.yolo import find_yolo, read_yolo
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError
+from retinaflow.settings.conversion_settings import ConvertConfig
 
 
 def write(path: Path, text: str) -> Path:
@@ -23,7 +24,7 @@ def write(path: Path, text: str) -> Path:
 def read(folder: Path, errors: RowErrors | None = None, **given: Any) -> SourceSet:
     place = find_yolo(folder)
     assert place is not None
-    return read_yolo(place, errors or RowErrors(), classes=ClassNames(), **given)
+    return read_yolo(ConvertConfig(**given), place, errors or RowErrors(), classes=ClassNames())
 
 
 SPLITS = {
@@ -140,7 +141,7 @@ def test_a_row_that_holds_other_keypoints_than_said_is_named(tmp_path: Path, wri
 LABELS = "0 0.5 0.5 0.2 0.4\n"
 
 
-def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, write_image: Any) -> None:
+def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, write_image: Any, said: Any) -> None:
     for name in ("a.png", "b.tif", "c.TIFF", "._a.png"):
         write_image(f"images/train/{name.replace('._a.png', 'hidden.png')}")
     (tmp_path / "images/train/hidden.png").rename(tmp_path / "images/train/._a.png")
@@ -150,37 +151,36 @@ def test_what_is_left_out_is_counted_with_an_example(tmp_path: Path, write_image
     write(tmp_path / "labels/train/README.txt", "drawn by hand\n")
     write(tmp_path / "data.yaml", "train: images/train\nnames: [cat]\n")
     for place in (tmp_path / "data.yaml", tmp_path):
-        said: list[str] = []
-        found = read_yolo(place, RowErrors(), classes=ClassNames(), report=said.append)
+        found = read_yolo(ConvertConfig(), place, RowErrors(), classes=ClassNames())
         assert [image.name for image in found.images] == ["images/train/a.png"]
         images = tmp_path / "images/train"
-        assert said == [
+        assert said() == [
             f"2 image files are left out, {images / 'b.tif'} for example: only .jpg, .jpeg, .png, .webp, .bmp are read",
             f"1 label files have no image file and are left out, {tmp_path / 'labels/train/alone.txt'} for example",
         ]
 
 
-def test_images_beside_the_folders_of_splits_are_counted(tmp_path: Path, write_image: Any) -> None:
+def test_images_beside_the_folders_of_splits_are_counted(tmp_path: Path, write_image: Any, said: Any) -> None:
     write_image("images/train/a.png"), write_image("images/b.png"), write_image("c.png")
     write(tmp_path / "labels/train/a.txt", LABELS), write(tmp_path / "labels/b.txt", LABELS)
     write(tmp_path / "classes.txt", "cat\n")
-    said: list[str] = []
-    assert len(read(tmp_path, report=said.append).images) == 1
-    assert said == [f"2 image files are in no split and are left out, {tmp_path / 'c.png'} for example"]
+    assert len(read(tmp_path).images) == 1
+    assert said() == [f"2 image files are in no split and are left out, {tmp_path / 'c.png'} for example"]
 
 
-def test_images_that_no_list_names_are_counted_however_the_others_are_written(tmp_path: Path, write_image: Any) -> None:
+def test_images_that_no_list_names_are_counted_however_the_others_are_written(
+    tmp_path: Path, write_image: Any, said: Any
+) -> None:
     for name in "abc":
         write_image(f"images/{name}.png")
         write(tmp_path / f"labels/{name}.txt", LABELS)
     write(tmp_path / "train.txt", f"./images/a.png\n{tmp_path}/labels/../images/b.png\n")
     write(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
-    said: list[str] = []
-    assert len(read(tmp_path, report=said.append).images) == 2
-    assert said == [f"1 image files are in no split and are left out, {tmp_path / 'images/c.png'} for example"]
+    assert len(read(tmp_path).images) == 2
+    assert said() == [f"1 image files are in no split and are left out, {tmp_path / 'images/c.png'} for example"]
 
 
-def test_linked_folders_are_read_and_never_twice(tmp_path: Path, write_image: Any) -> None:
+def test_linked_folders_are_read_and_never_twice(tmp_path: Path, write_image: Any, said: Any) -> None:
     write_image("set/images/train/own/a.png"), write_image("store/b.png"), write_image("store/more/c.png")
     write_image("set/images/val/d.png")
     train = tmp_path / "set/images/train"
@@ -191,28 +191,26 @@ def test_linked_folders_are_read_and_never_twice(tmp_path: Path, write_image: An
     for name in ("own/a", "linked/b", "linked/more/c"):
         write(tmp_path / f"set/labels/train/{name}.txt", LABELS)
     write(tmp_path / "set/data.yaml", "train: images/train\nnames: [cat]\n")
-    said: list[str] = []
     with pytest.raises(ValueError, match=rf"linked leads out of .*give linked_folders={tmp_path / 'store'}"):
         read(tmp_path / "set")
-    found = read(tmp_path / "set", report=said.append, linked=[tmp_path / "store"])
+    found = read(tmp_path / "set", linked_folders=(tmp_path / "store",))
     assert [image.name.removeprefix("images/train/") for image in found.images] == [
         "linked/b.png", "linked/more/c.png", "own/a.png", "images/val/d.png",
     ]  # fmt: skip
     assert len(found.boxes) == 3
-    assert said == [
+    assert said() == [
         "nothing names a validation split, so the 1 images in folders of that name are it",
         "1 images have no label file and count as images without objects, "
         f"{tmp_path / 'set/images/val/d.png'} for example",
     ]
 
 
-def test_a_test_split_that_is_absent_is_said_and_others_stop(tmp_path: Path, write_image: Any) -> None:
+def test_a_test_split_that_is_absent_is_said_and_others_stop(tmp_path: Path, write_image: Any, said: Any) -> None:
     write_image("train/images/a.png")
     write(tmp_path / "train/labels/a.txt", LABELS)
     write(tmp_path / "data.yaml", "train: ../train/images\ntest: ../test/images\nnames: [cat]\n")
-    said: list[str] = []
-    assert [image.split for image in read(tmp_path, report=said.append).images] == ["train"]
-    assert said == [f"data.yaml: test: ../test/images is no folder or file under {tmp_path}, and is left out"]
+    assert [image.split for image in read(tmp_path).images] == ["train"]
+    assert said() == [f"data.yaml: test: ../test/images is no folder or file under {tmp_path}, and is left out"]
     write(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnames: [cat]\n")
     with pytest.raises(DataError, match=r"data.yaml: val: ../valid/images must be a folder or file under"):
         read(tmp_path)
@@ -254,7 +252,7 @@ DOCUMENTS = {
 def test_a_data_yaml_that_cannot_be_used_is_named(tmp_path: Path, case: tuple[str, str]) -> None:
     path = write(tmp_path / "mine.yaml", case[0])
     with pytest.raises(ValueError) as stopped:
-        read_yolo(path, RowErrors(), classes=ClassNames())
+        read_yolo(ConvertConfig(), path, RowErrors(), classes=ClassNames())
     assert str(stopped.value).startswith(str(path))
     assert case[1] in str(stopped.value)
 
@@ -271,11 +269,10 @@ def test_an_empty_line_among_the_class_names_stops_as_it_would_rename_the_rest(
     assert read(tmp_path).boxes[0][1] == 1
 
 
-def test_images_of_several_splits_are_counted(tmp_path: Path, write_image: Any) -> None:
+def test_images_of_several_splits_are_counted(tmp_path: Path, write_image: Any, said: Any) -> None:
     write(tmp_path / "data.yaml", "train: images\nval: val.txt\nnames: [cat]\n")
     write_image("images/a.png"), write_image("images/b.png")
     write(tmp_path / "labels/a.txt", "0 0.5 0.5 1 1\n")
     write(tmp_path / "val.txt", "images/b.png\n")
-    said: list[str] = []
-    assert {image.split for image in read(tmp_path, report=said.append).images} == {"train"}
-    assert [line for line in said if "1 images are in more than one split" in line]
+    assert {image.split for image in read(tmp_path).images} == {"train"}
+    assert [line for line in said() if "1 images are in more than one split" in line]
