@@ -293,13 +293,6 @@ def test_a_step_that_is_not_taken_adds_no_gradients_of_classes(lab: Any) -> None
     assert torch.equal(trainer.state()["class_gradients"], alone.state()["class_gradients"])
 
 
-def test_a_checkpoint_of_an_earlier_version_starts_with_the_focal_loss(lab: Any) -> None:
-    trainer = lab.trainer(epochs=1, equalized_scale=8.0)
-    state = {name: value for name, value in trainer.state().items() if name != "class_gradients"}
-    trainer.load(trainer.model.state_dict(), state)
-    assert not trainer.state()["class_gradients"].any()
-
-
 def test_a_loss_that_is_not_finite_names_the_images_and_leaves_the_weights(lab: Any) -> None:
     trainer = lab.trainer(epochs=1)
     with torch.no_grad():
