@@ -55,7 +55,14 @@ def _silent() -> None:
 
 
 def test_the_space_holds_what_decides_the_tail_and_nothing_that_was_not_asked_for() -> None:
-    assert set(space().domains) == set(SEARCHABLE) - {"lr", "class_prior", "empty_image_rate", "nms", "nms_iou"}
+    assert set(space().domains) == set(SEARCHABLE) - {
+        "lr",
+        "backbone_lr_factor",
+        "class_prior",
+        "empty_image_rate",
+        "nms",
+        "nms_iou",
+    }
     assert "lr" in space(lr="3e-4..3e-3:log").domains
 
 
