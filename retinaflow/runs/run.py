@@ -21,7 +21,7 @@ from PIL import Image
 
 from retinaflow.addresses import without_secrets
 from retinaflow.data.spreadsheets import for_spreadsheet
-from retinaflow.errors import DataError, SettingError
+from retinaflow.errors import DataError, SettingError, shown
 from retinaflow.files import atomic_file, read_json, read_text
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.settings.data_settings import TrackingSettings
@@ -98,12 +98,13 @@ class Run:
 
 
 def tags_of_folder(folder: Path) -> dict[str, str]:
-    """The tags of a run in a folder; none where there is no file of tags, or one that cannot be read."""
-    try:
-        tags = read_json(folder / TAGS)
-    except (OSError, DataError):
-        return {}
-    return tags if isinstance(tags, dict) else {}
+    """The tags of a run in a folder; none where there is no file of tags. Raises DataError for a damaged one."""
+    path = folder / TAGS
+    tags = read_json(path) if path.is_file() else {}
+    if not isinstance(tags, dict):
+        raise DataError(f"{path}: must hold the tags of a run, but holds {shown(tags)}; move the folder away")
+    return tags
+
 
 
 class FolderRun(Run):

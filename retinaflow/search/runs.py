@@ -115,6 +115,7 @@ def trial_name(number: int) -> str:
 class TrialRun(Run):
     """The run of a trial as a training logs to it: drops checkpoints, and passes on the metrics of evaluated epochs.
 
+    It takes metrics, files and images. Parameters, tags and tables of a trial are logged to its own run.
     ``curves``: whether metrics by step are logged; with several seeds those of the first are.
     ``evaluated`` is called with the metrics of an epoch and may raise to end the training.
     """

@@ -31,3 +31,11 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     metrics.write_text(f"{line}\n{metrics.read_text()}")
     with pytest.raises(DataError, match=r"metrics\.jsonl"):
         FolderRun(tmp_path, resumed=True)
+
+
+@pytest.mark.parametrize("text", ["[1]", '"finished"', "{"])
+def test_a_damaged_file_of_tags_is_named_and_left_as_it_is(text: str, tmp_path: Path) -> None:
+    (tmp_path / "tags.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"tags\.json"):
+        FolderRun(tmp_path).set_tags({"device": "cpu"})
+    assert (tmp_path / "tags.json").read_text(encoding="utf-8") == text
