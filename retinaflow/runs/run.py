@@ -106,7 +106,6 @@ def tags_of_folder(folder: Path) -> dict[str, str]:
     return tags
 
 
-
 class FolderRun(Run):
     """The same files in a folder, and the metrics in ``metrics.jsonl``, which ``resumed`` continues.
 
