@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: str, given: Mapping[str, str]) -> None:
     _refuse_several_processes(command)
+    _verify_working_folder()
     config = resolve(COMMANDS[command], given, fetch=_fetched)
     for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
         report(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}")
@@ -114,6 +115,16 @@ def _fetched(address: str) -> Path:
     from retinaflow.runs.store import fetch_file
 
     return fetch_file(address)
+
+
+def _verify_working_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise SettingError(
+            f"the working folder cannot be read ({error.strerror}): it was removed, or may not be entered; change into "
+            "a folder that exists (cd) and start again"
+        ) from None
 
 
 def _refuse_several_processes(command: str) -> None:

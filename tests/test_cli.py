@@ -201,6 +201,17 @@ def test_only_train_is_run_by_several_processes(
     assert f"start {command} without torchrun" in capsys.readouterr().err
 
 
+def test_a_working_folder_that_was_removed_is_a_message(
+    tiny_dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    assert _binning(tiny_dataset(), "--output", "out") == 2
+    assert "the working folder cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_store_without_room_is_a_message(tiny_dataset: TinyDataset, tmp_path: Path) -> None:
     def limit() -> None:

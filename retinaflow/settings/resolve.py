@@ -32,6 +32,9 @@ RENAMED: Mapping[str, str] = {
 FOLDER_FILE = "retinaflow.yaml"
 """Settings that come with a data folder."""
 
+_SHOWN = 20
+"""Refused settings that a message names; the others are counted."""
+
 _PLAIN = re.compile(r"\w[\w .-]*")
 
 ConfigType = TypeVar("ConfigType", bound=Settings)
@@ -65,7 +68,9 @@ def _checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise SettingError("\n".join(_explained(kind, error))) from None
+        lines = _explained(kind, error)
+        more = [f"and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
+        raise SettingError("\n".join(lines[:_SHOWN] + more)) from None
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:

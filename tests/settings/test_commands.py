@@ -252,6 +252,17 @@ def test_all_bad_values_are_named_at_once_one_a_line() -> None:
     assert [line.split()[0] for line in str(caught.value).splitlines()] == ["num_bins", "epochs"]
 
 
+def test_of_very_many_bad_values_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+    path = tmp_path / "other_program.yaml"
+    path.write_text("".join(f"key{number}: 1\n" for number in range(1000)))
+    with pytest.raises(SettingError) as caught:
+        resolve(BinningConfig, {"config": str(path)})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert "there is no setting key0" in lines[0]
+    assert lines[-1] == "and 980 more"
+
+
 BAD_FILES = [
     pytest.param(b"num_bins: 0\n", "num_bins >= 1 must hold, but got num_bins=0", id="a bad value"),
     pytest.param(b"data: 2018\n", "data must be text, but got data=2018", id="a number for a text"),
