@@ -259,7 +259,7 @@ class SamplingSettings(Settings):
     """binned: quantile of images per class that rarer bins are lifted to; 0 lifts none."""
     bin_rates: Annotated[BinRates, STEERS] = "smooth"
     """binned: one rate for all classes of a bin (step), or interpolated between bins (smooth)."""
-    class_power: Annotated[Fraction, STEERS] = 0.0
+    class_power: Annotated[Fraction, STEERS, Searched("0..1", {"sampling": ("class-aware",)})] = 0.0
     """class-aware: a class is sampled in proportion to its images to this power; 0: all classes alike."""
     empty_image_rate: Annotated[Positive, STEERS, Searched()] = 1.0
     """binned: how often an image without boxes is sampled, relative to the least sampled one with boxes."""
