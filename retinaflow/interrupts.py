@@ -11,8 +11,10 @@ without passing it on, so with ``watch_parent`` the loss of the parent process c
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -95,6 +97,8 @@ class _Signals:
         self._process = os.getpid()
         self._terminated = 0
         self._previous: dict[int, Any] = {}
+        self._previous_hook = sys.unraisablehook
+        self._lost: str | None = None
 
     def open(self, *, only_note: bool) -> bool:
         """Listen from now on; returns whether it does."""
@@ -103,10 +107,11 @@ class _Signals:
         if threading.current_thread() is not threading.main_thread():
             return False
         if self._opened == 0:
-            self.reason, self._process, self._terminated = None, os.getpid(), 0
+            self.reason, self._process, self._terminated, self._lost = None, os.getpid(), 0, None
             self._announces = not only_note
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
+            self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._note_lost
         self._opened += 1
         self._noting += only_note
         return True
@@ -118,12 +123,18 @@ class _Signals:
         if self._opened == 0:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = self._previous_hook
             self.reason = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._process:
             self._note_in_fork(number)
+            return
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            if lost != self.reason or not self._noting:
+                raise KeyboardInterrupt(lost)
             return
         now = time.monotonic()
         if self.reason is None:
@@ -135,6 +146,21 @@ class _Signals:
                 os.write(2, _ANNOUNCED)
         elif number == signal.SIGINT and now - self._at >= SAME_STOP_SECONDS:
             raise KeyboardInterrupt(f"{self.reason}, and Ctrl-C again")
+
+    def _note_lost(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised within ``__del__``, a weak reference's callback and the like, so a stop that
+        arrives there would be none. It is raised again, a moment later, where it can go up."""
+        if isinstance(unraisable.exc_value, KeyboardInterrupt) and os.getpid() == self._process:
+            self._lost = str(unraisable.exc_value)
+            # Not threading.Thread: its locks may be held by what the garbage collection interrupted.
+            _thread.start_new_thread(self._raise_lost, ())
+        else:
+            self._previous_hook(unraisable)
+
+    def _raise_lost(self) -> None:
+        time.sleep(0.05)
+        if self._lost is not None and self._opened:
+            _thread.interrupt_main(signal.SIGINT)
 
     def _note_in_fork(self, number: int) -> None:
         """In a loader worker, which got these handlers with its memory: the process that it works for decides, and ends

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -68,6 +70,51 @@ def test_outside_of_a_request_a_stop_ends_the_command_where_it_is_but_not_its_en
             os.kill(os.getpid(), signal.SIGTERM)
             ended = True
     assert ended
+
+
+class _StoppedAsItGoes:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def _stopped_in_del() -> None:
+    _StoppedAsItGoes()
+
+
+def _stopped_in_the_callback_of_a_weak_reference() -> None:
+    thing = threading.Event()
+    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del thing
+    assert reference() is None
+
+
+DROPPED = [_stopped_in_del, _stopped_in_the_callback_of_a_weak_reference]
+
+
+@pytest.mark.parametrize("stopped", DROPPED)
+def test_a_stop_where_python_drops_exceptions_is_not_lost(
+    stopped: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        with stopping_at_once():
+            stopped()
+            time.sleep(5)
+
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        work()
+    assert sys.unraisablehook == before
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stopped", DROPPED)
+def test_a_stop_that_python_dropped_before_a_request_is_known_to_it(stopped: Callable[[], None]) -> None:
+    with stopping_at_once():
+        stopped()
+        with StopRequest() as stop:
+            time.sleep(0.2)
+            assert stop.reason == "signal SIGTERM"
 
 
 def test_the_second_signal_of_a_stop_does_not_reach_what_comes_after_the_request() -> None:
