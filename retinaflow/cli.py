@@ -19,7 +19,7 @@ from tempfile import TemporaryFile
 from types import TracebackType
 
 from retinaflow.errors import SHOWN, Interrupted, SettingError, refusal
-from retinaflow.interrupts import stopping_at_once
+from retinaflow.interrupts import STOPPED, stopping_at_once
 from retinaflow.progress import print_to, report
 from retinaflow.settings.commands import COMMANDS
 from retinaflow.settings.data_settings import TrackingSettings
@@ -31,12 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     sys.excepthook = _show_traceback
     with stopping_at_once():
-        given = vars(build_parser().parse_args(arguments))
+        given: dict[str, str] = {}
         try:
+            given = vars(build_parser().parse_args(arguments))
             _run(given.pop("command"), given)
         except (Interrupted, KeyboardInterrupt) as error:
             print_to(sys.stderr, f"stopped: {str(error) or 'interrupted'}")
-            return 130
+            return STOPPED
         except (*SHOWN, OSError) as error:
             message = refusal(error) if isinstance(error, OSError) else str(error)
             if message is None or os.environ.get("RETINAFLOW_TRACEBACK") == "1":

@@ -26,6 +26,8 @@ from retinaflow.errors import Interrupted
 
 SAME_STOP_SECONDS = 1.0
 """Signals that follow each other so fast belong to one stop; a person takes longer to press Ctrl-C again."""
+STOPPED = 130
+"""Exit code after a stop: 128 and the number of SIGINT, as in a shell."""
 _ANNOUNCED = b"\nstopping once the present step is stored; Ctrl-C again ends at once\n"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,35 @@ def test_ctrl_c_that_is_followed_by_sigterm_leaves_the_last_step(workers: int, w
     assert done.stderr.count("stopped: signal SIGINT\n") == TRIES
     assert done.stderr.count("stopping once the present step is stored; Ctrl-C again ends at once") == TRIES
     assert "Traceback" not in done.stderr
+
+
+def _listens_to_sigterm(process: int) -> bool:
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.5, 1.0, 2.0])
+def test_ctrl_c_in_the_first_seconds_is_one_line(seconds: float, tmp_path: Path) -> None:
+    """While modules are imported, settings read and data generated."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "retinaflow", "binning", "--data", "demo", "--track", "false"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RETINAFLOW_CACHE": str(tmp_path)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as started:
+        while not _listens_to_sigterm(started.pid):
+            assert started.poll() is None
+            time.sleep(0.01)
+        time.sleep(seconds)
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.killpg(started.pid, number)
+            time.sleep(0.02)
+        _, errors = started.communicate(timeout=60)
+    # CPython kills itself with SIGINT where the interrupt came up in the text of a namedtuple or dataclass.
+    assert started.returncode in (130, -signal.SIGINT)
+    assert errors.splitlines()[-1] == "stopped: signal SIGINT"
+    assert "Traceback" not in errors
