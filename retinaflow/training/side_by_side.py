@@ -119,7 +119,7 @@ class _Training(Generic[Result]):
         """Wait for the process, and end the run of one that was killed before it could."""
         self.process.join()
         if self.run_id is not None and (self.process.exitcode or 0) < 0:
-            tracking.end_run(tracking.open_run(self.run_id, self.folder), "KILLED")
+            tracking.end_run(tracking.open_run(self.run_id, self.folder), "KILLED", command="train")
 
 
 def _train(
