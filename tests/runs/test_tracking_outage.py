@@ -200,7 +200,9 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     assert mlflow.active_run() is None
     last = capsys.readouterr().err.strip().splitlines()[-1]
     journal = Path(f"out/unsent-{run.run_id}/unsent.jsonl")
-    assert re.match(rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), .*the end of the run never", last)
+    assert re.match(
+        rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), .*the end of the run never", last
+    )
     assert f"They are in {journal}; a training that resumes resume={run.run_id} sends them first" in last
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "metrics"][-10:] == list(range(10, 20))
