@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,8 +159,9 @@ def checkpoint_of(document: object, path: Path) -> Checkpoint:
         )
     found = checked_format(document, path, part="network")
     with readable(path):
-        check_values({name: found[name] for name in ("state", "progress")}, with_tensors=True)
-        check_values({name: value for name, value in found.items() if name not in ("state", "progress")})
+        most = most_values(path)
+        check_values({name: found[name] for name in ("state", "progress")}, most=most, with_tensors=True)
+        check_values({name: value for name, value in found.items() if name not in ("state", "progress")}, most=most)
         checkpoint = Checkpoint(
             network=_network_of(found["network"]),
             state=dict(found["state"]),
@@ -212,15 +214,25 @@ _MAX_VALUES, _MAX_DEPTH, _MAX_TEXT = 3_000_000, 50, 1 << 20
 _MAX_SIDE, _MAX_BUCKETS = 16_384, 1000
 
 
-def check_values(document: object, *, with_tensors: bool = False) -> None:
-    """Raise ValueError for values that no checkpoint has, or more of them: a small file can name one list a million
-    times, which becomes gigabytes when it is printed or copied."""
+def most_values(path: Path) -> int:
+    """Values that a file may hold: one for each byte of the part without the tensors, as each has one at least. AP of
+    thousands of classes in hundreds of evaluations is millions of values; calibrators in a merged model are as many."""
+    if not zipfile.is_zipfile(path):
+        return _MAX_VALUES
+    with zipfile.ZipFile(path) as archive:
+        sizes = [entry.file_size for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+    return max(_MAX_VALUES, sum(sizes))
+
+
+def check_values(document: object, *, most: int = _MAX_VALUES, with_tensors: bool = False) -> None:
+    """Raise ValueError for values that no checkpoint has, or more than ``most``: a small file can name one list a
+    million times, which becomes gigabytes when it is printed or copied."""
     waiting, seen = [(document, 0)], 0
     while waiting:
         value, depth = waiting.pop()
         seen += 1
-        if seen > _MAX_VALUES or depth > _MAX_DEPTH:
-            raise ValueError(f"it must have at most {_MAX_VALUES:,} values, {_MAX_DEPTH} deep, but has more")
+        if seen > most or depth > _MAX_DEPTH:
+            raise ValueError(f"it must have at most {most:,} values, {_MAX_DEPTH} deep, but has more")
         if isinstance(value, dict):
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
         elif isinstance(value, list | tuple):

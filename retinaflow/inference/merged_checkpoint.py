@@ -28,6 +28,7 @@ from retinaflow.inference.checkpoint import (
     checkpoint_of,
     document_of,
     is_merged,
+    most_values,
     read_document,
     readable,
     require,
@@ -132,13 +133,13 @@ def merged_of(document: object, path: Path) -> MergedCheckpoint:
     found = checked_format(document, path, part=MEMBERS)
     with readable(path):
         # All at once first: each of many members could have as many values as one may have.
-        check_values(found, with_tensors=True)
+        check_values(found, most=most_values(path), with_tensors=True)
         parts = found[MEMBERS]
         require(isinstance(parts, list) and 0 < len(parts) <= MOST_MEMBERS, f"1 to {MOST_MEMBERS} members are needed")
         stored = [(part["checkpoint"], part["run"], list(part["calibrators"])) for part in parts]
     checkpoints = [checkpoint_of(checkpoint, path) for checkpoint, _, _ in stored]
     with readable(path):
-        check_values({name: value for name, value in found.items() if name != MEMBERS})
+        check_values({name: value for name, value in found.items() if name != MEMBERS}, most=most_values(path))
         members = tuple(
             MergedMember(checkpoint, tuple(map(Calibrator.from_document, calibrators)), run)
             for checkpoint, (_, run, calibrators) in zip(checkpoints, stored, strict=True)

@@ -21,7 +21,8 @@ from retinaflow.detections import Detections
 from retinaflow.detector.network import RetinaNet
 from retinaflow.detector.weights import load_weights
 from retinaflow.errors import DataError, SettingError
-from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint
+from retinaflow.inference import checkpoint as checkpoint_module
+from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from retinaflow.inference.detector import Detector, MergedDetector
 from retinaflow.inference.merged_checkpoint import (
     MergedCheckpoint,
@@ -80,6 +81,27 @@ def test_what_is_read_is_what_was_written(merged: MergedCheckpoint, tmp_path: Pa
         assert ours.checkpoint.digest == theirs.checkpoint.digest
         assert ours.checkpoint.settings == theirs.checkpoint.settings
     assert [list(own) for own in read.classes] == [[0, 1, 2], [2, 3, 4]]
+
+
+def test_the_values_of_many_classes_can_be_read(
+    merged: MergedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a small file may have: AP of each class and epoch in last.pt, calibrators in a merged model."""
+    monkeypatch.setattr(checkpoint_module, "_MAX_VALUES", 3000)
+    first, second = merged.members
+    history = {epoch: [0.5 + epoch] * 100 for epoch in range(100)}
+    save_checkpoint(replace(first.checkpoint, progress={"history": history}), tmp_path / "last.pt")
+    assert load_checkpoint(tmp_path / "last.pt").progress == {"history": history}
+    rising = tuple(float(n) for n in range(4000))
+    many = replace(first, calibrators=(Calibrator("isotonic", rising), *first.calibrators[1:]))
+    save_merged(replace(merged, members=(many, second)), tmp_path / "best.pt")
+    read = load_model(tmp_path / "best.pt")
+    assert isinstance(read, MergedCheckpoint)
+    assert read.members[0].calibrators == many.calibrators
+    # The same list named many times is still refused.
+    save_checkpoint(replace(first.checkpoint, progress={"history": [[0.5] * 100] * 10000}), tmp_path / "last.pt")
+    with pytest.raises(DataError, match="it must have at most"):
+        load_checkpoint(tmp_path / "last.pt")
 
 
 def test_all_that_decides_detections_is_in_the_digest_and_nothing_else(merged: MergedCheckpoint) -> None:
