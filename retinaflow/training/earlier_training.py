@@ -18,7 +18,7 @@ import retinaflow
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
 from retinaflow.runs import store
-from retinaflow.runs.owner import owner_of
+from retinaflow.runs.owner import owner_of, owner_where_writable
 from retinaflow.runs.run import FINISHED, STATUS_TAG, tags_of_folder
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import ALONE, World
@@ -148,7 +148,7 @@ def _in_folder(key: str, config: TrainConfig) -> Iterator[_Candidate]:
 
 def _refuse_while_owned(candidate: _Candidate) -> None:
     if candidate.checkpoints.is_dir():
-        with contextlib.suppress(PermissionError), owner_of(candidate.checkpoints):
+        with owner_where_writable(candidate.checkpoints):
             pass
 
 
