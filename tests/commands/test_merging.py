@@ -236,12 +236,14 @@ def test_calibrators_of_other_images_are_used_as_they_are(
         assert workshop.cli("evaluate", **given, track="false") == 0
     _merge(runs="first", calibration="platt", min_ground_truth="1", output="fitted", track="false")
     capsys.readouterr()
-    later = _merge(runs="second", calibrators="fitted", output="applied", track="false")
+    later = _merge(runs="second", calibration="auto", calibrators="fitted", output="applied", track="false")
     assert (
         json.loads(Path("applied/calibrators.json").read_text())["parts"][0]["classes"]
         == (json.loads(Path("fitted/calibrators.json").read_text())["parts"][0]["classes"])
     )
     np.testing.assert_array_equal(later.evaluation.scores.ap, average_precision(read_matches("second").matches))
+    assert workshop.cli("merge", runs="second", calibrators="fitted", folds=3, output="again", track="false") == 2
+    assert "folds has no effect beside calibrators=fitted, but got folds=3" in capsys.readouterr().err
     refused = {"runs": "first", "calibrators": "fitted", "track": "false"}
     assert workshop.cli("merge", **refused) == 2
     assert "must have been fitted on other images than those evaluated, but 3 are the same" in capsys.readouterr().err
