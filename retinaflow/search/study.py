@@ -28,6 +28,7 @@ from retinaflow.search.storage import StudyStorage, as_optuna, open_storage, sto
 from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
 from retinaflow.settings.resolve import changed
 from retinaflow.settings.value_types import OnResume
+from retinaflow.training.earlier_training import digest_of_weights
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.validation import known_metrics
 
@@ -126,6 +127,7 @@ class _Setup:
             "goal": self.metrics.document(),
             "seeds": self.config.seeds,
             "data digest": self.data.digest,
+            **digest_of_weights(self.space.base),
             "settings": {
                 name: base[name] for name in TrainConfig.model_fields if name not in _FREE and name not in searched
             },

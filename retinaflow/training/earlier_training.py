@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import retinaflow
+from retinaflow.detector.weights import digest_of_file
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
 from retinaflow.runs import store
@@ -52,10 +53,17 @@ def after_restart(config: TrainConfig) -> TrainConfig:
 
 
 def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Digest of everything that a training depends on: settings, data, version."""
+    """Digest of everything that a training depends on: settings, data, the content of a weights file, version."""
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in WITHOUT_EFFECT}
+    settings |= digest_of_weights(config)
     document = json.dumps([settings, data_digest, retinaflow.__version__], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:16]
+
+
+def digest_of_weights(config: TrainConfig) -> dict[str, str]:
+    """What a training depends on besides its settings and data: the content of the weights file; empty without one."""
+    digest = digest_of_file(config.weights)
+    return {} if digest is None else {"digest of weights": digest}
 
 
 def training_tags(key: str, config: TrainConfig, resumed: Resumed | None) -> dict[str, str]:

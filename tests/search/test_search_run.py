@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from workshop import SMALL as SMALLEST
 
 from retinaflow.commands import search
-from retinaflow.errors import Interrupted
+from retinaflow.errors import Interrupted, SettingError
 from retinaflow.runs.store import fetch_file
 from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, conclusion
 from retinaflow.search.objective import ObjectiveMetrics, TrialReports
@@ -214,6 +215,15 @@ def test_what_cannot_be_compared_is_refused(
     shown = capsys.readouterr().err
     assert "study tiny holds trials that cannot be compared with these" in shown
     assert difference in shown
+
+
+def test_other_weights_of_the_same_name_cannot_be_compared(workshop: Any, tmp_path: Path) -> None:
+    given = {"track": False, "output": str(tmp_path), "weights": str(tmp_path / "best.pt"), "study": "weights"}
+    for content, refused in ((b"first", False), (b"first", False), (b"second", True)):
+        (tmp_path / "best.pt").write_bytes(content)
+        expected = pytest.raises(SettingError, match="digest of weights: the study has") if refused else nullcontext()
+        with expected, open_search(_settings(workshop, **given)):
+            pass
 
 
 @pytest.mark.parametrize(
