@@ -226,7 +226,7 @@ def _children(parent_id: str, tags: Mapping[str, str]) -> list[str]:
     wanted = {"mlflow.parentRunId": parent_id, **tags}
     found = client.search_runs(
         [client.get_run(parent_id).info.experiment_id],
-        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()),
+        filter_string=store.filter_of({f"tags.`{key}`": value for key, value in wanted.items()}),
     )
     return [run.info.run_id for run in found]
 

@@ -140,7 +140,7 @@ def earlier_training(key: str, config: TrainConfig) -> EarlierTraining:
 
 
 def _in_store(key: str, config: TrainConfig) -> Iterator[_Candidate]:
-    for run in store.find_runs(f"tags.`{TRAINING_TAG}` = '{key}'"):
+    for run in store.find_runs(store.filter_of({f"tags.`{TRAINING_TAG}`": key})):
         folder = folder_of_run(run.run_id, config)
         yield _Candidate(run.run_id, f"run {run.run_id}", run.status == "FINISHED", folder)
 
