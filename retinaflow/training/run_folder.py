@@ -10,10 +10,10 @@ from pathlib import Path
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.owner import OWNER, owner_of, owner_where_writable
-from retinaflow.runs.run import FINISHED, STATUS_TAG, Run
+from retinaflow.runs.run import CHECKPOINTS, FINISHED, STATUS_TAG, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
-from retinaflow.training.resume import CHECKPOINTS, Resumed
+from retinaflow.training.resume import Resumed
 
 
 def folder_name_of(config: TrainConfig, resumed: Resumed | None, name: str | None) -> str:

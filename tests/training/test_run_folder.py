@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import mlflow
 import pytest
 
 from retinaflow.commands import train
@@ -78,6 +79,22 @@ def test_the_earlier_training_can_be_resumed_while_the_new_one_runs(workshop: An
         refuse_second_training(config, _resumed(earlier), folder_name="train-1")
         with training_run(config, _resumed(earlier), ALONE, name=None, called="train", folder_name="train-1"):
             pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "unknown"])
+def test_a_training_whose_run_is_gone_is_resumed_in_a_new_one(
+    how: str, workshop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = "0" * 32
+    if how == "deleted":
+        gone = str(mlflow.MlflowClient().create_run("0").info.run_id)
+        mlflow.delete_run(gone)
+    (tmp_path / "last").mkdir()
+    config, resumed = workshop.settings(output=str(tmp_path)), _resumed(tmp_path / "last", gone)
+    with training_run(config, resumed, ALONE, name=None, called="train", folder_name="train") as run:
+        assert run.run_id != gone
+    assert f"the checkpoint's run {gone} is not in" in capsys.readouterr().out
+    assert mlflow.get_run(run.run_id).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
