@@ -95,9 +95,9 @@ def _tracked(
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         run.set_tags({"retinaflow.end": without_secrets(f"{type(error).__name__}: {error}")[:500]})
-        end_run(run, "KILLED" if stopped else "FAILED", is_current=True)
+        end_run(run, "KILLED" if stopped else "FAILED", command=command, is_current=True)
         raise
-    end_run(run, "FINISHED", is_current=True)
+    end_run(run, "FINISHED", command=command, is_current=True)
 
 
 def _started(experiment: str | None, *, name: str | None, default_name: str | None, resume: str | None) -> str:
@@ -166,11 +166,11 @@ def start_path_run(command: str, config: TrackingSettings, *, default_name: str 
         yield Run()
 
 
-def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:
+def end_run(run: MlflowRun, status: str, *, command: str | None = None, is_current: bool = False) -> None:
     """End a run as FINISHED, FAILED or KILLED once all has arrived, and report the file of what did not.
 
-    Waits for a store that is out of reach, but not long for a run that was stopped. ``is_current``: it is MLflow's
-    active run.
+    Waits for a store that is out of reach, but not long for a run that was stopped. ``command``: whose run it is, None
+    for one that no command logs to again. ``is_current``: it is MLflow's active run.
     """
     patience = min(PATIENCE, PATIENCE_STOPPED) if status == "KILLED" else PATIENCE
     try:
@@ -182,10 +182,16 @@ def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:
             with contextlib.suppress(Exception):
                 mlflow.end_run(status)
         if unsent is not None:
-            warn(_unsent_message(run.run_id, unsent) + (_SENT_LATER.format(run.run_id) if is_current else ""))
+            later = "" if command is None else _SENT_LATER.get(command, _LOGGED_AGAIN).format(run.run_id)
+            warn(_unsent_message(run.run_id, unsent) + later)
 
 
-_SENT_LATER = "; a training that resumes resume={} sends them first"
+_SENT_LATER = {
+    "train": "; a training that resumes resume={} sends them first",
+    "search": "; the same search sends them first when it is started again",
+    "main": "; main with resume=auto logs them to a new run and trains nothing again",
+}
+_LOGGED_AGAIN = "; the same command logs them to a new run when it is started again"
 
 
 def _unsent_message(run_id: str, unsent: Unsent) -> str:

@@ -217,7 +217,7 @@ def _parent_run(config: SearchConfig, run: Run, parent: str) -> Iterator[Run]:
         yield first
         status = "FINISHED"
     finally:
-        tracking.end_run(first, status)
+        tracking.end_run(first, status, command="search")
 
 
 def _search(setup: _Setup, storage: StudyStorage, study: optuna.Study, parent_run: Run, stop: StopRequest) -> Search:

@@ -78,7 +78,8 @@ def training_run(
         with tracking.start_run(
             "train",
             config,
-            output=config.output / folder_name,
+            # With MLflow only what has not arrived waits there, and is found by the id of its run.
+            output=config.output if config.track else config.output / folder_name,
             name=name,
             default_name=called,
             resume=resume,

@@ -3,6 +3,7 @@ once, or is named."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -199,7 +200,9 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     assert mlflow.active_run() is None
     last = capsys.readouterr().err.strip().splitlines()[-1]
     journal = Path(f"out/unsent-{run.run_id}/unsent.jsonl")
-    assert re.match(rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), the end of the run never", last)
+    assert re.match(
+        rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), .*the end of the run never", last
+    )
     assert f"They are in {journal}; a training that resumes resume={run.run_id} sends them first" in last
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "metrics"][-10:] == list(range(10, 20))
@@ -215,6 +218,33 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     assert_all_arrived_once(run.run_id, range(30))
     assert mlflow.artifacts.load_dict(f"runs:/{run.run_id}/config.json") == {"a": 1}
     assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
+
+
+WHAT_HELPS = {
+    "train": "a training that resumes resume={} sends them first",
+    "search": "the same search sends them first when it is started again",
+    "main": "main with resume=auto logs them to a new run and trains nothing again",
+    "evaluate": "the same command logs them to a new run when it is started again",
+    "split": "the same command logs them to a new run when it is started again",
+}
+
+
+def test_what_never_arrived_is_named_with_what_helps(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    runs = {}
+    with contextlib.ExitStack() as ended:
+        for command in WHAT_HELPS:
+            config = TrackingSettings(experiment="outage", output=Path(f"out-{command}"))
+            runs[command] = ended.enter_context(tracking.start_run(command, config)).run_id
+        server.signal(signal.SIGKILL)
+    said = capsys.readouterr().err
+    server.start()
+    for command, text in WHAT_HELPS.items():
+        (line,) = (line for line in said.splitlines() if line.startswith(f"run {runs[command]}:"))
+        journal = f"out-{command}/unsent-{runs[command]}/unsent.jsonl"
+        assert line.endswith(f"They are in {journal}; {text.format(runs[command])}")
 
 
 def kill_after_first_epoch(server: Server, output: Path) -> threading.Thread:
