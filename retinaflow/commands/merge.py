@@ -35,6 +35,7 @@ from retinaflow.runs.logged_model import model_of_run
 from retinaflow.runs.run import Run, with_folder
 from retinaflow.settings.commands import MergeConfig
 from retinaflow.settings.model_settings import JoinSettings
+from retinaflow.settings.resolve import with_absolute_paths
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def run(
             log_detections(target, detections, ensemble.evaluated)
             log_calibration(target, calibrated, table)
         log_analysis(targets, evaluation, detections, ensemble.evaluated)
-        settings = {**config.model_dump(mode="json"), "runs": [member.name for member in ensemble.members]}
+        settings = {**with_absolute_paths(config), "runs": [member.name for member in ensemble.members]}
         write_matches(
             targets, evaluation, detections, ensemble.evaluated, bins, settings=settings, evaluated_from=source
         )

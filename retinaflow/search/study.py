@@ -25,17 +25,13 @@ from retinaflow.search.sampler_and_pruner import pruner_of, quiet
 from retinaflow.search.seed_test import SeedTest
 from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import StudyStorage, as_optuna, open_storage, storage_url
-from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
+from retinaflow.settings.commands import WITHOUT_EFFECT, SearchConfig, TrainConfig
 from retinaflow.settings.resolve import changed
-from retinaflow.settings.value_types import OnResume
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.validation import known_metrics
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
-_FREE = may_change(OnResume.FREE)
-"""Training settings that may differ between commands that share a study: paths and processes of a machine, and what the
-digest of the data covers."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class _Setup:
             "seeds": self.config.seeds,
             "data digest": self.data.digest,
             "settings": {
-                name: base[name] for name in TrainConfig.model_fields if name not in _FREE and name not in searched
+                name: base[name] for name in TrainConfig.model_fields if name not in {*WITHOUT_EFFECT, *searched}
             },
         }
 

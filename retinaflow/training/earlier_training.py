@@ -20,12 +20,11 @@ from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.runs.owner import owner_of
 from retinaflow.runs.run import FINISHED, STATUS_TAG, tags_of_folder
-from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.commands import WITHOUT_EFFECT, TrainConfig
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.resume import (
     AUTO,
     CHECKPOINTS,
-    WITHOUT_EFFECT,
     Resumed,
     find_resumed,
     folder_of_run,

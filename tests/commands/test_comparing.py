@@ -40,12 +40,22 @@ def made() -> World:
     return world(6, 60)
 
 
-def _logged(made: World, name: str, *, skill: float, seed: int, command: str = "train", **settings: object) -> str:
+def _logged(
+    made: World,
+    name: str,
+    *,
+    skill: float,
+    seed: int,
+    command: str = "train",
+    tags: dict[str, str] | None = None,
+    **settings: object,
+) -> str:
     """A finished run with matches, as ``train`` would leave it. Returns its id."""
     kept = run(made, skill, seed=seed, settings=settings)
     with tracking.start_run(command, TrackingSettings(experiment="compared", output=Path("out")), name=name) as logged:
         save_matches(kept, Path("matches.npz"))
         logged.log_file(Path("matches.npz"))
+        logged.set_tags(tags or {})
     return logged.run_id
 
 
@@ -120,6 +130,35 @@ def test_a_filter_pools_what_differs_in_its_seed_only(store: Any, capsys: pytest
     assert "(2 and 2 were compared; more" in shown
     assert "C (lr=0.01, augment=0.0) against A" in shown
     assert "C is one training and is assumed to vary over seeds as A does (2 trainings" in shown
+
+
+def test_machine_and_place_of_the_data_make_no_other_setting_but_its_content_does(
+    store: Any, made: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make() -> None:
+        here: dict[str, Any] = {"nproc": 1, "data": "mydata", "save_minutes": 5.0, "compile": False}
+        there: dict[str, Any] = {"nproc": 2, "data": "/there/mydata", "save_minutes": 0.0, "compile": True}
+        for name, seed, place, digest in (("one", 1, here, "0a"), ("two", 2, there, "0a"), ("other", 3, there, "0b")):
+            tags = {"retinaflow.data_digest": f"{digest}-1"}
+            _logged(made, f"place {name}", skill=0.0, seed=seed, lr=0.5, tags=tags, **place)
+        # An evaluation names what its model was trained on.
+        tags = {"retinaflow.data_digest": "1", "retinaflow.training_digest": "0a"}
+        _logged(made, "evaluated there", skill=0.0, seed=4, command="evaluate", lr=0.5, tags=tags, **there)
+
+    store.once("places", make)
+    assert _compare(store, runs="place one+place two+evaluated there,b1", output="places", track="false") == 0
+    shown = capsys.readouterr().out
+    assert "B (lr=0.01) against A (lr=0.5):" in shown
+    assert "as A does (3 trainings;" in shown
+    assert _compare(store, runs="place one+place other,b1", track="false") == 2
+    assert "but got (training data)=0a in place one, 0b in place other" in capsys.readouterr().err
+    assert _compare(store, filter="attributes.run_name LIKE 'place %'", output="contents", track="false") == 0
+    assert "B (data=/there/mydata) against A (data=mydata)" in capsys.readouterr().out
+    rows = pd.read_csv("contents/settings.csv").set_index("setting")
+    assert rows.to_dict("index") == {
+        "data": {"A": "mydata", "B": "/there/mydata"},
+        "(training data)": {"A": "0a", "B": "0b"},
+    }
 
 
 def test_folders_of_untracked_runs_are_compared_too(store: Any, made: World) -> None:
