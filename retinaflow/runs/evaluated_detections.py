@@ -88,14 +88,18 @@ def _of_model(config: EvaluateConfig) -> EvaluatedDetections:
 
     model_id = model.model_id if config.track else None
 
+    stop = StopRequest(watch_parent=launched_by_mlflow())
+
     def detect(skipped: SkippedImages) -> Detections:
         detector = Detector.load(checkpoint, config, sizes=images.index.sizes)
-        with StopRequest(watch_parent=launched_by_mlflow()) as stop:
-            return detector.detect(
+        with stop:
+            found = detector.detect(
                 images.index,
                 after_batch=lambda images: stop.check(),
                 on_bad_image=skipped.add if images.settings["on_bad_image"] == "skip" else None,
             )
+        stop.check()
+        return found
 
     tags = model.tags()
     trained_on = training_digest({"retinaflow.data_digest": checkpoint.data_digest})

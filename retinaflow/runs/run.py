@@ -172,6 +172,32 @@ class FolderRun(Run):
         Image.fromarray(image).save(path)
 
 
+@contextlib.contextmanager
+def start_run(
+    command: str,
+    config: TrackingSettings,
+    *,
+    output: Path | None = None,
+    name: str | None = None,
+    default_name: str | None = None,
+    resume: str | None = None,
+) -> Iterator[Run]:
+    """Open a run, nested when one is open; end it by how the block ends. With ``track=false`` MLflow is not loaded.
+
+    ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
+    nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
+    new one. Raises StoreError when no run can be started.
+    """
+    output = output or config.output
+    if not config.track:
+        yield FolderRun(output, resumed=resume is not None)
+        return
+    from retinaflow.runs.tracking import start_tracked_run
+
+    with start_tracked_run(command, config, output=output, name=name, default_name=default_name, resume=resume) as run:
+        yield run
+
+
 def with_folder(run: Run, config: TrackingSettings) -> list[Run]:
     """Where the files of a command go that people open: the run, and ``output`` beside MLflow."""
     return [run, FolderRun(config.output)] if config.track else [run]

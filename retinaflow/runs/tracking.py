@@ -33,7 +33,8 @@ from retinaflow.runs.experiment import (
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
-from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.run import Run
+from retinaflow.runs.run import start_run as start_run
 from retinaflow.settings.data_settings import TrackingSettings
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -51,25 +52,16 @@ def launched_by_mlflow() -> bool:
 
 
 @contextlib.contextmanager
-def start_run(
+def start_tracked_run(
     command: str,
     config: TrackingSettings,
     *,
-    output: Path | None = None,
-    name: str | None = None,
-    default_name: str | None = None,
-    resume: str | None = None,
+    output: Path,
+    name: str | None,
+    default_name: str | None,
+    resume: str | None,
 ) -> Iterator[Run]:
-    """Open a run, nested when one is open; end it by how the block ends.
-
-    ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
-    nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
-    new one. Raises StoreError when no run can be started.
-    """
-    output = output or config.output
-    if not config.track:
-        yield FolderRun(output, resumed=resume is not None)
-        return
+    """:func:`start_run` with ``track=true``."""
     run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
     run = open_run(run_id, output, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
