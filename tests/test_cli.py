@@ -135,6 +135,16 @@ def test_eval_ids_must_leave_something_to_train_on(
     assert "but names 12 of 12" in capsys.readouterr().err
 
 
+def test_eval_ids_of_no_training_image_are_counted_with_an_example(
+    tiny_dataset: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text("train000\nTrain001\nvalidation000\n")
+    assert _binning(tiny_dataset(), "--eval_ids", str(path), "--output", str(tmp_path / "out")) == 0
+    said = f"eval_ids={path}: 2 of 3 ids are of no training image and are left out, Train001 for example"
+    assert said in capsys.readouterr().out
+
+
 def test_an_unknown_flag_or_command_ends_with_usage_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["train", "--focal_gama", "2"], "there is no --focal_gama; did you mean --focal_gamma?"),

@@ -11,7 +11,7 @@ from retinaflow.errors import SettingError
 from retinaflow.files import atomic_folder
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
+from retinaflow.runs.tracking import launched_by_mlflow, start_path_run
 from retinaflow.settings.conversion_settings import ConvertConfig, Layout
 from retinaflow.settings.data_settings import DataSettings
 
@@ -27,7 +27,7 @@ def run(config: ConvertConfig) -> Path:
         )
     with (
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
-        start_data_run("convert", config) as run,
+        start_path_run("convert", config) as run,
         atomic_folder(config.output) as folder,
     ):
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})

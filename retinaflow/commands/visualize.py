@@ -29,6 +29,7 @@ from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.names import run_name
 from retinaflow.runs.run import with_folder
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.data_settings import DataSettings
 from retinaflow.settings.model_settings import refuse_settings_of_model
@@ -49,7 +50,7 @@ def run(config: VisualizeConfig) -> list[Path]:
     taxonomy = checkpoint.taxonomy if checkpoint else _taxonomy(config)
     wanted = wanted_images(config, taxonomy, trained, choose=lambda ids: _chosen(config, ids))
     stop = StopRequest(watch_parent=tracking.launched_by_mlflow())
-    with tracking.start_run("visualize", config, default_name=called) as run:
+    with start_run("visualize", config, default_name=called) as run:
         run.log_params(config.model_dump())
         run.log_model_input(model.model_id if model and config.track else None)
         run.set_tags(model.tags() if model else {"retinaflow.predictions": str(config.predictions)})

@@ -154,14 +154,18 @@ def _ids_of_document(document: Any, path: Path, index: AnnotationIndex, here: Co
         sides = [float(image[key]) for key in ("width", "height") if _is_number(image.get(key)) and image[key] > 0]
         if len(sides) == 2:
             found.sizes[found.images[image["id"]]] = sides[0], sides[1]
-    by_name = {name.casefold(): mid for mid, name in zip(taxonomy.ids, taxonomy.names, strict=True)}
     for category in _listed(document, "categories", path):
         if not isinstance(category, Mapping) or not isinstance(category.get("id"), int | str):
             raise DataError(f"{path}: a category must have an id, but got {shown(category)}")
-        name_here, mid = str(category.get("name", "")), category.get("label_name")
-        found.classes[category["id"]] = (
-            mid if mid in taxonomy.index_of else by_name.get(name_here.casefold(), name_here)
-        )
+        title, mid = str(category.get("name", "")), category.get("label_name")
+        named = [taxonomy.index_of[mid]] if mid in taxonomy.index_of else taxonomy.named(title)
+        if len(named) > 1:
+            ids_of_name = ", ".join(taxonomy.ids[one] for one in named)
+            raise DataError(
+                f"{path}: category {category['id']}: {shown(title)} is the name of several classes; give its id as "
+                f"label_name ({ids_of_name})"
+            )
+        found.classes[category["id"]] = taxonomy.ids[named[0]] if named else title
     return found
 
 

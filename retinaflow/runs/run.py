@@ -33,6 +33,8 @@ STATUS_TAG, FINISHED = "retinaflow.status", "FINISHED"
 """Tag of a training without MLflow, which has the status of a run itself; its value after a whole training."""
 DESCRIPTION = "mlflow.note.content"
 """Tag that ``mlflow ui`` shows as the description of a run, in Markdown."""
+CHECKPOINTS = "checkpoints"
+"""Folder in that of a training; its owner owns the run."""
 IMAGES = "images"
 """Folder of images by step, where ``mlflow ui`` looks for them."""
 Pixels = NDArray[np.uint8]
@@ -106,6 +108,25 @@ def tags_of_folder(folder: Path) -> dict[str, str]:
     return tags
 
 
+def refuse_folder_of_another(config: TrackingSettings, output: Path | None = None) -> None:
+    """Raise SettingError where the files of a command would replace those of a training, or of a run that it reads.
+
+    ``output``: another folder than that of the settings.
+    """
+    folder = (output or config.output).resolve()
+    if STATUS_TAG in tags_of_folder(folder) or (folder / CHECKPOINTS / "last.pt").is_file():
+        raise SettingError(
+            f"output={folder}: the folder holds a training, whose files this would replace; give another output="
+        )
+    names = [*getattr(config, "runs", ()), getattr(config, "from_run", None), getattr(config, "calibrators", None)]
+    read = [Path(part).resolve() for name in names if name is not None for part in name.split("+")]
+    # A model may be named by its file.
+    if any(folder == (path.parents[1] if path.parent.name == CHECKPOINTS else path) for path in read):
+        raise SettingError(
+            f"output must be another folder than those of the runs that are read, but got output={folder}"
+        )
+
+
 class FolderRun(Run):
     """The same files in a folder, and the metrics in ``metrics.jsonl``, which ``resumed`` continues.
 
@@ -170,32 +191,6 @@ class FolderRun(Run):
         path = self.folder / IMAGES / key / f"step_{step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-
-
-@contextlib.contextmanager
-def start_run(
-    command: str,
-    config: TrackingSettings,
-    *,
-    output: Path | None = None,
-    name: str | None = None,
-    default_name: str | None = None,
-    resume: str | None = None,
-) -> Iterator[Run]:
-    """Open a run, nested when one is open; end it by how the block ends. With ``track=false`` MLflow is not loaded.
-
-    ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
-    nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
-    new one. Raises StoreError when no run can be started.
-    """
-    output = output or config.output
-    if not config.track:
-        yield FolderRun(output, resumed=resume is not None)
-        return
-    from retinaflow.runs.tracking import start_tracked_run
-
-    with start_tracked_run(command, config, output=output, name=name, default_name=default_name, resume=resume) as run:
-        yield run
 
 
 def with_folder(run: Run, config: TrackingSettings) -> list[Run]:

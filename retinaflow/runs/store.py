@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow
 from alembic.util import CommandError
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -102,8 +103,9 @@ class RunRecord:
 
 
 def has_run(run_id: str) -> bool:
-    """Whether the store knows a run."""
-    return _read(run_id) is not None
+    """Whether the store has a run that can be logged to: not a deleted one."""
+    run = _read(run_id)
+    return run is not None and run.info.lifecycle_stage == LifecycleStage.ACTIVE
 
 
 def params_of(run_id: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Starting and ending tracked runs.
 
-A command opens a run with :func:`start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under ``mlflow run`` the run
-that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as FAILED.
+A command opens a run with :func:`retinaflow.runs.start.start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under
+``mlflow run`` the run that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as
+FAILED.
 
 Child runs (the trials of a search) are made, found and opened by id in any process on any machine. They leave MLflow's
 active run alone and are ended by :func:`end_run`.
@@ -34,7 +35,6 @@ from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
 from retinaflow.runs.run import Run
-from retinaflow.runs.run import start_run as start_run
 from retinaflow.settings.data_settings import TrackingSettings
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -57,11 +57,11 @@ def start_tracked_run(
     config: TrackingSettings,
     *,
     output: Path,
-    name: str | None,
-    default_name: str | None,
-    resume: str | None,
-) -> Iterator[Run]:
-    """:func:`start_run` with ``track=true``."""
+    name: str | None = None,
+    default_name: str | None = None,
+    resume: str | None = None,
+) -> Iterator[MlflowRun]:
+    """:func:`retinaflow.runs.start.start_run` with ``track=true``."""
     run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
     run = open_run(run_id, output, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
@@ -131,10 +131,13 @@ def _link_launched(launched: str, run_id: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def start_data_run(command: str, config: TrackingSettings) -> Iterator[Run]:
-    """The run of a command that writes a data folder. Its results are that folder; without MLflow nothing is logged."""
+def start_path_run(command: str, config: TrackingSettings, *, default_name: str | None = None) -> Iterator[Run]:
+    """The run of a command whose ``output`` is a data folder or a file: all its results. Without MLflow nothing is
+    logged."""
     if config.track:
-        with start_run(command, config, output=config.output.absolute().parent) as run:
+        with start_tracked_run(
+            command, config, output=config.output.absolute().parent, default_name=default_name
+        ) as run:
             yield run
     else:
         yield Run()

@@ -19,6 +19,7 @@ from retinaflow.files import is_file_name
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, require
 from retinaflow.progress import report
 from retinaflow.runs import store
+from retinaflow.runs.run import CHECKPOINTS
 from retinaflow.settings.commands import STEERING, WITHOUT_EFFECT, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.settings.value_types import as_text
@@ -26,8 +27,6 @@ from retinaflow.settings.value_types import as_text
 AUTO = "auto"
 """Value of ``resume``: the unfinished training of the same settings and data, or a new one
 (:mod:`retinaflow.training.earlier_training`)."""
-CHECKPOINTS = "checkpoints"
-"""Folder in that of a run; its owner owns the run."""
 
 _BEFORE = {"backbone_lr_factor": 1.0}
 """What trainings did before a setting existed, where its default is another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -194,6 +195,20 @@ def test_a_training_is_the_same_by_settings_and_data_not_by_place() -> None:
     others = [resolve(TrainConfig, {"class_group": "Car", **more}) for more in ({"seed": 1}, {"lr": 0.5})]
     keys = [key, training_key(config, "other"), *(training_key(other, "digest") for other in others)]
     assert len(set(keys)) == 4
+
+
+def test_a_training_from_other_weights_of_the_same_name_is_another(tmp_path: Path) -> None:
+    """As ``weights=outputs/train/checkpoints/best.pt``, which the next training replaces."""
+    weights, keys = tmp_path / "best.pt", []
+    for content in (b"first", b"second", b"first"):
+        weights.write_bytes(content)
+        keys.append(training_key(resolve(TrainConfig, {"weights": str(weights)}), "digest"))
+    assert keys[0] == keys[2] != keys[1]
+    # A word is no path, whatever lies in the working folder.
+    plain = training_key(resolve(TrainConfig, {"weights": "imagenet"}), "digest")
+    with contextlib.chdir(tmp_path):
+        Path("imagenet").write_bytes(b"third")
+        assert training_key(resolve(TrainConfig, {"weights": "imagenet"}), "digest") == plain
 
 
 def test_disjoint_models_may_come_in_any_order_and_are_evaluated_again_from_the_file(
