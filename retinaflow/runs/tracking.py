@@ -1,7 +1,8 @@
 """Starting and ending tracked runs.
 
-A command opens a run with :func:`start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under ``mlflow run`` the run
-that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as FAILED.
+A command opens a run with :func:`retinaflow.runs.start.start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under
+``mlflow run`` the run that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as
+FAILED.
 
 Child runs (the trials of a search) are made, found and opened by id in any process on any machine. They leave MLflow's
 active run alone and are ended by :func:`end_run`.
@@ -33,7 +34,7 @@ from retinaflow.runs.experiment import (
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
-from retinaflow.runs.run import FolderRun, Run, refuse_folder_of_another
+from retinaflow.runs.run import Run
 from retinaflow.settings.data_settings import TrackingSettings
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -51,42 +52,16 @@ def launched_by_mlflow() -> bool:
 
 
 @contextlib.contextmanager
-def start_run(
+def start_tracked_run(
     command: str,
     config: TrackingSettings,
     *,
-    output: Path | None = None,
-    name: str | None = None,
-    default_name: str | None = None,
-    resume: str | None = None,
-) -> Iterator[Run]:
-    """Open a run, nested when one is open; end it by how the block ends.
-
-    ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
-    nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
-    new one. Raises StoreError when no run can be started, and SettingError where the files of a command would replace
-    those of a training or of a run that it reads.
-    """
-    output = output or config.output
-    if command != "train":
-        refuse_folder_of_another(config, output)
-    if not config.track:
-        yield FolderRun(output, resumed=resume is not None)
-        return
-    with _tracked(command, config, output, name=name, default_name=default_name, resume=resume) as run:
-        yield run
-
-
-@contextlib.contextmanager
-def _tracked(
-    command: str,
-    config: TrackingSettings,
     output: Path,
-    *,
     name: str | None = None,
     default_name: str | None = None,
     resume: str | None = None,
 ) -> Iterator[MlflowRun]:
+    """:func:`retinaflow.runs.start.start_run` with ``track=true``."""
     run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
     run = open_run(run_id, output, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
@@ -160,7 +135,9 @@ def start_path_run(command: str, config: TrackingSettings, *, default_name: str 
     """The run of a command whose ``output`` is a data folder or a file: all its results. Without MLflow nothing is
     logged."""
     if config.track:
-        with _tracked(command, config, config.output.absolute().parent, default_name=default_name) as run:
+        with start_tracked_run(
+            command, config, output=config.output.absolute().parent, default_name=default_name
+        ) as run:
             yield run
     else:
         yield Run()
