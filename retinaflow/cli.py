@@ -53,7 +53,8 @@ def _run(command: str, given: Mapping[str, str]) -> None:
     config = resolve(COMMANDS[command], given, fetch=_fetched)
     for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
         report(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}")
-    if not getattr(config, "dry_run", False) and int(os.environ.get("RANK", "0")) == 0:
+    estimates = command == "search" and getattr(config, "dry_run", False)
+    if not estimates and int(os.environ.get("RANK", "0")) == 0:
         _verify_before_work(command, config)
     importlib.import_module(f"retinaflow.commands.{command}").run(config)
 
@@ -61,6 +62,9 @@ def _run(command: str, given: Mapping[str, str]) -> None:
 def _verify_before_work(command: str, config: TrackingSettings) -> None:
     """Whether the results can be stored, before minutes are spent on reading annotations."""
     _verify_output(config.output.parent if command == "export" else config.output)
+    file = "output" if command == "export" else "submission"
+    if (path := getattr(config, file, None)) is not None and path.is_dir():
+        raise SettingError(f"{file}={path}: must be a file to write, but is a folder; add the name of a file")
     if config.track:
         # Here, as MLflow takes seconds to load.
         from retinaflow.runs.before_work import verify_store

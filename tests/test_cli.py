@@ -211,6 +211,14 @@ def test_only_train_is_run_by_several_processes(
     assert f"start {command} without torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["export", "--output"], ["predict", "--submission"]], ids=["export", "predict"])
+def test_a_folder_where_a_file_is_to_be_written_is_refused_before_the_work(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, str(tmp_path), "--track", "false"]) == 2
+    assert f"{tmp_path}: must be a file to write, but is a folder" in capsys.readouterr().err
+
+
 def test_a_working_folder_that_was_removed_is_a_message(
     tiny_dataset: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,12 +13,13 @@ from retinaflow.comparison.conclusion import conclusion
 from retinaflow.comparison.difference_figure import difference_vs_frequency
 from retinaflow.progress import report
 from retinaflow.runs import tracking
-from retinaflow.runs.run import Run, with_folder
+from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
 from retinaflow.settings.commands import CompareConfig
 
 
 def run(config: CompareConfig) -> Comparison:
     """Compare, write the page, log it as a run of its own, and print the result."""
+    refuse_folder_of_another(config)
     chosen = chosen_runs(config)
     sides = as_sides(chosen)
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)

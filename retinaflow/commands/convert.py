@@ -11,7 +11,7 @@ from retinaflow.errors import SettingError
 from retinaflow.files import atomic_folder
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
-from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
+from retinaflow.runs.tracking import launched_by_mlflow, start_path_run
 from retinaflow.settings.conversion_settings import ConvertConfig, Layout
 from retinaflow.settings.data_settings import DataSettings
 
@@ -21,11 +21,13 @@ def run(config: ConvertConfig) -> Path:
     path = data_folder(DataSettings(data=config.data))
     layout = layout_of(path) if config.source_format == "auto" else config.source_format
     target: Layout = ("coco" if layout == "openimages" else "openimages") if config.to == "auto" else config.to
-    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
-        raise SettingError(f"output={config.output}: the folder must be new or empty; nothing is overwritten")
+    if config.output.is_dir() and (present := next(config.output.iterdir(), None)):
+        raise SettingError(
+            f"output={config.output}: the folder must be new or empty, but holds {present.name}; nothing is overwritten"
+        )
     with (
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
-        start_data_run("convert", config) as run,
+        start_path_run("convert", config) as run,
         atomic_folder(config.output) as folder,
     ):
         run.log_params({**config.model_dump(), "source_format": layout, "to": target})

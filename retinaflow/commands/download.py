@@ -15,7 +15,7 @@ from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
-from retinaflow.runs.tracking import launched_by_mlflow, start_data_run
+from retinaflow.runs.tracking import launched_by_mlflow, start_path_run
 from retinaflow.settings.conversion_settings import DownloadConfig
 
 
@@ -31,7 +31,7 @@ def run(config: DownloadConfig) -> Path:
         report(f"{config.output} is complete: the same command has fetched it before")
         return config.output
     with (
-        start_data_run("download", config) as run,
+        start_path_run("download", config) as run,
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
     ):
         run.log_params(config.model_dump())

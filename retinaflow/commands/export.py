@@ -38,9 +38,7 @@ def run(config: ExportConfig) -> Path:
         "shapes": json.dumps(detector.buckets.shapes),
         "model_digest": checkpoint.digest,
     }
-    with tracking.start_run(
-        "export", config, output=config.output.parent, default_name=run_name("export", config)
-    ) as run:
+    with tracking.start_path_run("export", config, default_name=run_name("export", config)) as run:
         run.log_params(config.model_dump())
         run.log_model_input(model.model_id if config.track else None)
         run.set_tags(model.tags() | {"retinaflow.output": str(config.output.absolute())})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from retinaflow.comparison.stored_matches import write_matches
 from retinaflow.detections import Detections
@@ -17,7 +16,6 @@ from retinaflow.ensemble.calibrated_members import (
 from retinaflow.ensemble.member_detections import PREDICTIONS, log_detections
 from retinaflow.ensemble.members import Ensemble, ensemble_bins, load_ensemble, parts_of_last_split
 from retinaflow.ensemble.merged_model import FILE, merged_model
-from retinaflow.errors import SettingError
 from retinaflow.inference.merged_checkpoint import MergedCheckpoint, save_merged
 from retinaflow.inference.merged_detections import merge_detections
 from retinaflow.metric.result import EvaluationResult, score_detections
@@ -32,7 +30,7 @@ from retinaflow.reports.evaluation_artifacts import (
 from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput, evaluated_dataset
 from retinaflow.runs.logged_model import model_of_run
-from retinaflow.runs.run import Run, with_folder
+from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
 from retinaflow.settings.commands import MergeConfig
 from retinaflow.settings.model_settings import JoinSettings
 
@@ -50,11 +48,8 @@ def run(
     config: MergeConfig, *, ensemble: Ensemble | None = None, name: str | None = None, with_model: bool = True
 ) -> MergeResult:
     """Merge, evaluate, log, print. ``ensemble``: the models, where they are loaded already; ``name``: of the run;
-    ``with_model``: whether it leaves a model. Raises SettingError where its files would replace those of a member."""
-    if any(Path(run).resolve() == config.output.resolve() for run in config.runs):
-        raise SettingError(
-            f"output must be another folder than those of the merged runs, but got output={config.output}"
-        )
+    ``with_model``: whether it leaves a model. Raises SettingError where its files would replace others' files."""
+    refuse_folder_of_another(config)
     ensemble = ensemble or load_ensemble(config.runs or parts_of_last_split(), register_as=config.register_as)
     calibrated = calibrate(ensemble, config)
     detections = merge_detections(

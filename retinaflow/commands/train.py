@@ -26,13 +26,13 @@ from retinaflow.reports.training_history import log_evaluation
 from retinaflow.runs import tracking
 from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.names import description, run_name
-from retinaflow.runs.run import Run
+from retinaflow.runs.run import CHECKPOINTS, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.earlier_training import after_restart, is_restart, own_training, training_key, training_tags
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.goals import check_metrics
 from retinaflow.training.launch import is_rank_0, printing_on_rank_0, ranks
-from retinaflow.training.resume import CHECKPOINTS, prepare
+from retinaflow.training.resume import prepare
 from retinaflow.training.run_folder import folder_name_of, refuse_second_training, report_finished, training_run
 from retinaflow.training.session import Session, machine_tags, start_session
 

@@ -31,6 +31,7 @@ from retinaflow.runs.names import run_name
 from retinaflow.runs.run import with_folder
 from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.data_settings import DataSettings
+from retinaflow.settings.model_settings import refuse_settings_of_model
 from retinaflow.taxonomy import Taxonomy
 
 FOLDER = "pictures"
@@ -40,6 +41,7 @@ def run(config: VisualizeConfig) -> list[Path]:
     """Write an image file for each chosen image. Returns their paths."""
     called = run_name("visualize", config)
     needs_model = config.predictions is None or config.data == "trained"
+    refuse_settings_of_model(config, "parents", *([] if needs_model else ["from_run"]))
     model = TrainedModel.find(config.from_run) if needs_model else None
     checkpoint = model.checkpoint if model else None
     config = as_trained(config, checkpoint) if checkpoint else config

@@ -18,6 +18,7 @@ from retinaflow.runs import store
 from retinaflow.runs.run import tags_of_folder
 from retinaflow.runs.store import RunRecord
 from retinaflow.settings.model_settings import ComparisonSettings
+from retinaflow.settings.resolve import refuse_without_effect
 from retinaflow.settings.value_types import as_text
 
 NOT_A_SETTING = frozenset(
@@ -78,6 +79,7 @@ def candidates(config: ComparisonSettings) -> list[ChosenRun]:
 def _named(config: ComparisonSettings) -> list[list[ChosenRun]]:
     if config.filter is not None:
         raise SettingError(f"runs or filter can be given, not both, but got filter={config.filter}")
+    refuse_without_effect(config, ["from_experiment"], beside=f"runs={','.join(config.runs)}")
     sides = [[chosen_run(name.strip()) for name in group.split("+") if name.strip()] for group in config.runs]
     ids = [run.record.run_id for side in sides for run in side]
     twice = sorted({run_id for run_id in ids if ids.count(run_id) > 1})

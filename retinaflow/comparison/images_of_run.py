@@ -14,7 +14,7 @@ from retinaflow.data.training_data import load_training_data, read_split
 from retinaflow.errors import DataError
 from retinaflow.runs.evaluated_detections import listed_only
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
-from retinaflow.settings.resolve import resolve
+from retinaflow.settings.resolve import current_names, resolve
 
 
 def images_of_run(stored: StoredMatches) -> AnnotationIndex:
@@ -45,5 +45,7 @@ def _read_evaluated(stored: StoredMatches, changes: Mapping[str, Any]) -> Annota
     settings = {**stored.evaluated_from["settings"], "config": None, **changes}
     if stored.evaluated_from["command"] == "train":
         return load_training_data(resolve(TrainConfig, settings)).evaluated
-    config = resolve(EvaluateConfig, settings)
+    # A run of an earlier version may have settings that evaluate has no longer.
+    known = {name: value for name, value in current_names(settings).items() if name in EvaluateConfig.model_fields}
+    config = resolve(EvaluateConfig, known)
     return listed_only(read_split(config, [config.eval_split]).index, config)

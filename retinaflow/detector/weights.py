@@ -10,6 +10,7 @@ layer alone may differ (another number of classes) and then keeps its initial va
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import sys
@@ -87,6 +88,15 @@ def load_weights(model: RetinaNet, source: str) -> WeightReport:
     if path.name == _name_of(COCO_V1_URL):
         _absorb_zero_eps(state)
     return _load(model, state, source=source, path=path, is_detector=is_detector)
+
+
+def digest_of_file(source: str) -> str | None:
+    """sha256 of the file that a source is the path of, which may be replaced by another of its name; None for any other
+    source."""
+    if source == "none" or source in CLASSIFIERS or source in DETECTORS or not Path(source).is_file():
+        return None
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_body(model: RetinaNet, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

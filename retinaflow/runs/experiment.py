@@ -100,6 +100,8 @@ def refused_model_name(name: str) -> str | None:
     """Why no model can be registered under a name; None when one can."""
     from mlflow.utils.validation import _validate_model_name
 
+    if "'" in name and '"' in name:
+        return "it holds both kinds of quotes"
     if mlflow.get_registry_uri().startswith(("databricks", "uc")):
         return None  # CATALOG.SCHEMA.NAME, which that registry verifies itself.
     return _refusal(_validate_model_name, name)

@@ -7,6 +7,7 @@ beside it records who that is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -18,6 +19,8 @@ from retinaflow.errors import SettingError
 from retinaflow.files import lock
 
 LOCK, OWNER = ".owner.lock", ".owner.json"
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Not only the permissions of a folder decide, but the mount too, whose refusal is no PermissionError."""
 
 
 @contextlib.contextmanager
@@ -38,6 +41,18 @@ def owner_of(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / OWNER).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def owner_where_writable(folder: Path) -> Iterator[None]:
+    """The same for a folder that is there and is only read from: nobody owns one that this process may not write."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(owner_of(folder))
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+        yield
 
 
 def _owner(folder: Path) -> str:

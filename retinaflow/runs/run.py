@@ -33,6 +33,8 @@ STATUS_TAG, FINISHED = "retinaflow.status", "FINISHED"
 """Tag of a training without MLflow, which has the status of a run itself; its value after a whole training."""
 DESCRIPTION = "mlflow.note.content"
 """Tag that ``mlflow ui`` shows as the description of a run, in Markdown."""
+CHECKPOINTS = "checkpoints"
+"""Folder in that of a training; its owner owns the run."""
 IMAGES = "images"
 """Folder of images by step, where ``mlflow ui`` looks for them."""
 Pixels = NDArray[np.uint8]
@@ -104,6 +106,25 @@ def tags_of_folder(folder: Path) -> dict[str, str]:
     if not isinstance(tags, dict):
         raise DataError(f"{path}: must hold the tags of a run, but holds {shown(tags)}; move the folder away")
     return tags
+
+
+def refuse_folder_of_another(config: TrackingSettings, output: Path | None = None) -> None:
+    """Raise SettingError where the files of a command would replace those of a training, or of a run that it reads.
+
+    ``output``: another folder than that of the settings.
+    """
+    folder = (output or config.output).resolve()
+    if STATUS_TAG in tags_of_folder(folder) or (folder / CHECKPOINTS / "last.pt").is_file():
+        raise SettingError(
+            f"output={folder}: the folder holds a training, whose files this would replace; give another output="
+        )
+    names = [*getattr(config, "runs", ()), getattr(config, "from_run", None), getattr(config, "calibrators", None)]
+    read = [Path(part).resolve() for name in names if name is not None for part in name.split("+")]
+    # A model may be named by its file.
+    if any(folder == (path.parents[1] if path.parent.name == CHECKPOINTS else path) for path in read):
+        raise SettingError(
+            f"output must be another folder than those of the runs that are read, but got output={folder}"
+        )
 
 
 class FolderRun(Run):

@@ -33,7 +33,7 @@ from retinaflow.runs.experiment import (
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
-from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.run import FolderRun, Run, refuse_folder_of_another
 from retinaflow.settings.data_settings import TrackingSettings
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -64,12 +64,29 @@ def start_run(
 
     ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
     nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
-    new one. Raises StoreError when no run can be started.
+    new one. Raises StoreError when no run can be started, and SettingError where the files of a command would replace
+    those of a training or of a run that it reads.
     """
     output = output or config.output
+    if command != "train":
+        refuse_folder_of_another(config, output)
     if not config.track:
         yield FolderRun(output, resumed=resume is not None)
         return
+    with _tracked(command, config, output, name=name, default_name=default_name, resume=resume) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _tracked(
+    command: str,
+    config: TrackingSettings,
+    output: Path,
+    *,
+    name: str | None = None,
+    default_name: str | None = None,
+    resume: str | None = None,
+) -> Iterator[MlflowRun]:
     run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
     run = open_run(run_id, output, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
@@ -139,10 +156,11 @@ def _link_launched(launched: str, run_id: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def start_data_run(command: str, config: TrackingSettings) -> Iterator[Run]:
-    """The run of a command that writes a data folder. Its results are that folder; without MLflow nothing is logged."""
+def start_path_run(command: str, config: TrackingSettings, *, default_name: str | None = None) -> Iterator[Run]:
+    """The run of a command whose ``output`` is a data folder or a file: all its results. Without MLflow nothing is
+    logged."""
     if config.track:
-        with start_run(command, config, output=config.output.absolute().parent) as run:
+        with _tracked(command, config, config.output.absolute().parent, default_name=default_name) as run:
             yield run
     else:
         yield Run()
@@ -226,7 +244,7 @@ def _children(parent_id: str, tags: Mapping[str, str]) -> list[str]:
     wanted = {"mlflow.parentRunId": parent_id, **tags}
     found = client.search_runs(
         [client.get_run(parent_id).info.experiment_id],
-        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()),
+        filter_string=store.filter_of({f"tags.`{key}`": value for key, value in wanted.items()}),
     )
     return [run.info.run_id for run in found]
 

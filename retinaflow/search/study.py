@@ -16,6 +16,7 @@ import optuna
 from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.interrupts import StopRequest
+from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import Run
@@ -28,6 +29,7 @@ from retinaflow.search.storage import StudyStorage, as_optuna, open_storage, sto
 from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
 from retinaflow.settings.resolve import changed
 from retinaflow.settings.value_types import OnResume
+from retinaflow.training.earlier_training import digest_of_weights
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.validation import known_metrics
 
@@ -72,15 +74,19 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
     with closing(open_storage(_storage_url(config), stop=stop)) as storage:
         setup = _Setup.read(config, space)
         study = storage.transaction(config.study, lambda: _open_study(storage, setup))
-        parent = study.user_attrs.get(PARENT)
+        known = study.user_attrs.get(PARENT)
+        is_lost = known is not None and config.track and not store.has_run(known)
+        if is_lost:
+            report(f"the study's run {known} is not in {store.uri()}: a new run continues it")
         with tracking.start_run(
             "search",
             config,
             output=config.output / config.study,
             name=config.study,
-            resume=None if joined else parent,
+            resume=None if joined or is_lost else known,
         ) as run:
-            parent = storage.transaction(config.study, lambda: _parent_of(study, otherwise=run.run_id))
+            lost = known if is_lost else None
+            parent = storage.transaction(config.study, lambda: _parent_of(study, lost=lost, otherwise=run.run_id))
             if parent != run.run_id:
                 # `mlflow run` has made a run of its own; the trials stay together under the study's first.
                 run.set_tags({"retinaflow.command": "search-worker", "retinaflow.continues": parent})
@@ -126,6 +132,7 @@ class _Setup:
             "goal": self.metrics.document(),
             "seeds": self.config.seeds,
             "data digest": self.data.digest,
+            **digest_of_weights(self.space.base),
             "settings": {
                 name: base[name] for name in TrainConfig.model_fields if name not in _FREE and name not in searched
             },
@@ -181,9 +188,10 @@ def _open_study(storage: StudyStorage, setup: _Setup) -> optuna.Study:
     return study
 
 
-def _parent_of(study: optuna.Study, *, otherwise: str) -> str:
-    """The run that holds those of the trials, which is the first that asks."""
-    parent = str(study.user_attrs.get(PARENT) or otherwise)
+def _parent_of(study: optuna.Study, *, lost: str | None, otherwise: str) -> str:
+    """The run that holds those of the trials, which is the first that asks; ``lost``: one that is no longer there."""
+    parent = study.user_attrs.get(PARENT)
+    parent = otherwise if parent in (None, lost) else str(parent)
     study.set_user_attr(PARENT, parent)
     return parent
 

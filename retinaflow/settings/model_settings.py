@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retinaflow.settings.data_settings import ImageFileSettings, Settings, TrackingSettings, with_defaults
+from retinaflow.settings.resolve import refuse_without_effect
 from retinaflow.settings.training_settings import BatchSettings, ComputeSettings
 from retinaflow.settings.value_types import (
     STEERS,
@@ -17,6 +18,7 @@ from retinaflow.settings.value_types import (
     OptionalPath,
     OptionalText,
     Searched,
+    as_text,
 )
 
 
@@ -77,6 +79,16 @@ class PredictionFileSettings(CocoIdSettings):
 
     predictions: OptionalPath = None
     """Detections to use instead of a model: CSV, Parquet, a Kaggle submission, or COCO results in JSON."""
+
+
+def refuse_settings_of_model(config: PredictionFileSettings, *more: str) -> None:
+    """Raise SettingError for a setting that only a model reads, beside a file of predictions; and for the ids of a JSON
+    file without one. ``more``: further settings that only a model reads."""
+    if config.predictions is not None:
+        of_model = [*PostprocessSettings.model_fields, "image_size", "precision", *more]
+        refuse_without_effect(config, of_model, beside=f"predictions={config.predictions}")
+    if config.predictions is None or config.predictions.suffix.lower() != ".json":
+        refuse_without_effect(config, ["prediction_ids"], beside=f"predictions={as_text(config.predictions)}")
 
 
 class FromRunSettings(Settings):

@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import retinaflow
+from retinaflow.detector.weights import digest_of_file
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
 from retinaflow.runs import store
-from retinaflow.runs.owner import owner_of
-from retinaflow.runs.run import FINISHED, STATUS_TAG, tags_of_folder
+from retinaflow.runs.owner import owner_of, owner_where_writable
+from retinaflow.runs.run import CHECKPOINTS, FINISHED, STATUS_TAG, tags_of_folder
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.resume import (
     AUTO,
-    CHECKPOINTS,
     WITHOUT_EFFECT,
     Resumed,
     find_resumed,
@@ -52,10 +52,17 @@ def after_restart(config: TrainConfig) -> TrainConfig:
 
 
 def training_key(config: TrainConfig, data_digest: str) -> str:
-    """Digest of everything that a training depends on: settings, data, version."""
+    """Digest of everything that a training depends on: settings, data, the content of a weights file, version."""
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in WITHOUT_EFFECT}
+    settings |= digest_of_weights(config)
     document = json.dumps([settings, data_digest, retinaflow.__version__], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:16]
+
+
+def digest_of_weights(config: TrainConfig) -> dict[str, str]:
+    """What a training depends on besides its settings and data: the content of the weights file; empty without one."""
+    digest = digest_of_file(config.weights)
+    return {} if digest is None else {"digest of weights": digest}
 
 
 def training_tags(key: str, config: TrainConfig, resumed: Resumed | None) -> dict[str, str]:
@@ -132,7 +139,7 @@ def earlier_training(key: str, config: TrainConfig) -> EarlierTraining:
 
 
 def _in_store(key: str, config: TrainConfig) -> Iterator[_Candidate]:
-    for run in store.find_runs(f"tags.`{TRAINING_TAG}` = '{key}'"):
+    for run in store.find_runs(store.filter_of({f"tags.`{TRAINING_TAG}`": key})):
         folder = folder_of_run(run.run_id, config)
         yield _Candidate(run.run_id, f"run {run.run_id}", run.status == "FINISHED", folder)
 
@@ -148,7 +155,7 @@ def _in_folder(key: str, config: TrainConfig) -> Iterator[_Candidate]:
 
 def _refuse_while_owned(candidate: _Candidate) -> None:
     if candidate.checkpoints.is_dir():
-        with contextlib.suppress(PermissionError), owner_of(candidate.checkpoints):
+        with owner_where_writable(candidate.checkpoints):
             pass
 
 

@@ -33,7 +33,7 @@ from retinaflow.settings.training_settings import OptimizationSettings
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.divergence import RecentLosses
 from retinaflow.training.open_epoch import OpenEpoch
-from retinaflow.training.optimizer import learning_rate, make_optimizer
+from retinaflow.training.optimizer import learning_rate, load_state, make_optimizer
 from retinaflow.training.step import NotFiniteError, Stepper, StepValues, not_finite
 from retinaflow.training.synced_norm import sync_batch_norms
 from retinaflow.training.weight_average import WeightAverage
@@ -156,7 +156,7 @@ class Trainer:
         if self._average is not None and state["average_updates"] is not None:
             self.model.load_state_dict(state["last_weights"])
             self._average.updates = state["average_updates"]
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_state(self._optimizer, state["optimizer"])
         self._stepper.class_gradients.copy_(state["class_gradients"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.open = OpenEpoch(**{**state["open"], "sums": tuple(state["open"]["sums"])})

@@ -13,7 +13,7 @@ It is a pure function of the step, so a resumed training has nothing to remember
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,17 @@ def make_optimizer(model: RetinaNet, settings: OptimizationSettings, *, fused: b
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
     # Fused: one pass over the weights instead of ten, which counts when a batch is small.
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+
+
+def load_state(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Continue from the state of an optimizer, with the options of this one: weight decay and momentum may be others
+    now, and ``fused`` that of another device. Raises ValueError for the state of other groups of parameters."""
+    groups = [
+        {**own, "params": of_stored["params"]}
+        for own, of_stored in zip(optimizer.param_groups, stored["param_groups"], strict=True)
+    ]
+    # Before it is loaded, as fused optimizers keep their state in another form.
+    optimizer.load_state_dict({**stored, "param_groups": groups})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -18,6 +18,7 @@ from retinaflow.files import is_file_name
 from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, require
 from retinaflow.progress import report
 from retinaflow.runs import store
+from retinaflow.runs.run import CHECKPOINTS
 from retinaflow.settings.commands import TrainConfig, may_change
 from retinaflow.settings.resolve import resolve
 from retinaflow.settings.value_types import OnResume, as_text
@@ -25,8 +26,6 @@ from retinaflow.settings.value_types import OnResume, as_text
 AUTO = "auto"
 """Value of ``resume``: the unfinished training of the same settings and data, or a new one
 (:mod:`retinaflow.training.earlier_training`)."""
-CHECKPOINTS = "checkpoints"
-"""Folder in that of a run; its owner owns the run."""
 WITHOUT_EFFECT, STEERING = may_change(OnResume.FREE), may_change(OnResume.STEERS)
 """By the metadata of the settings. Sampling and its like may change between two epochs only: the trainer refuses
 another plan for an epoch that has begun. Where the data lies is free: that it is the same is seen by its digest."""

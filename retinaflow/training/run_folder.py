@@ -9,16 +9,23 @@ from pathlib import Path
 
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
-from retinaflow.runs.owner import OWNER, owner_of
-from retinaflow.runs.run import FINISHED, STATUS_TAG, Run
+from retinaflow.runs.owner import OWNER, owner_of, owner_where_writable
+from retinaflow.runs.run import CHECKPOINTS, FINISHED, STATUS_TAG, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
-from retinaflow.training.resume import CHECKPOINTS, Resumed
+from retinaflow.training.resume import Resumed
 
 
 def folder_name_of(config: TrainConfig, resumed: Resumed | None, name: str | None) -> str:
-    """The name of the folder in ``output`` that a training without MLflow has; ``name``: of the run, if it has one."""
-    return resumed.run_id if resumed and not config.track else name or "train"
+    """The name of the folder in ``output`` that a training without MLflow has; ``name``: of the run, if it has one.
+
+    A training that is resumed has that of its folder, which may have been renamed since its checkpoint was written.
+    """
+    if resumed is None or config.track:
+        return name or "train"
+    place = resumed.folder.resolve()
+    is_here = place.name == CHECKPOINTS and place.parent.parent == config.output.resolve()
+    return place.parent.name if is_here else resumed.run_id
 
 
 def report_finished(run_id: str, config: TrainConfig, world: World) -> None:
@@ -38,7 +45,7 @@ def refuse_second_training(config: TrainConfig, resumed: Resumed | None, *, fold
     folders = [resumed.folder] if resumed else []
     folders += [config.output / folder_name / CHECKPOINTS] if not config.track else []
     for folder in filter(Path.is_dir, folders):
-        with contextlib.suppress(PermissionError), owner_of(folder):
+        with owner_where_writable(folder):
             pass
 
 
@@ -61,14 +68,13 @@ def training_run(
     with contextlib.ExitStack() as owned:
         if resumed is not None:
             # Where it comes from may be read-only, and then nobody else trains there either.
-            with contextlib.suppress(PermissionError):
-                owned.enter_context(owner_of(resumed.folder))
+            owned.enter_context(owner_where_writable(resumed.folder))
         folder = config.output / (folder_name if not config.track else resume or "")
-        if resume is not None or not config.track:
-            if resumed is None or (folder / CHECKPOINTS).absolute() != resumed.folder.absolute():
-                owned.enter_context(owner_of(folder / CHECKPOINTS))
-            if resumed is None:
-                owned.enter_context(_emptied(folder))
+        is_elsewhere = resumed is None or (folder / CHECKPOINTS).resolve() != resumed.folder.resolve()
+        if is_elsewhere and not config.track:
+            owned.enter_context(_emptied(folder))
+        elif is_elsewhere and resume is not None:
+            owned.enter_context(owner_of(folder / CHECKPOINTS))
         with tracking.start_run(
             "train",
             config,
@@ -88,15 +94,17 @@ def training_run(
 
 @contextlib.contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
-    """A folder for a new training: what an earlier one left is renamed, as results of two must not mix."""
-    if not any((folder / CHECKPOINTS).glob("*.pt")) and not (folder / "metrics.jsonl").exists():
-        yield
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    folder.replace(aside)
-    report(f"{folder} holds an earlier training, which is now {aside}")
-    (aside / CHECKPOINTS / OWNER).unlink(missing_ok=True)
-    with owner_of(folder / CHECKPOINTS):
+    """Own a folder for a training that begins there: what an earlier one left is renamed, as two must not mix."""
+    with contextlib.ExitStack() as owned:
+        owned.enter_context(owner_of(folder / CHECKPOINTS))
+        if any((folder / CHECKPOINTS).glob("*.pt")) or (folder / "metrics.jsonl").exists():
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
+                number += 1
+            folder.replace(aside)
+            report(f"{folder} holds an earlier training, which is now {aside}")
+            (aside / CHECKPOINTS / OWNER).unlink(missing_ok=True)
+            # The lock went along; nobody owns what was renamed.
+            owned.close()
+            owned.enter_context(owner_of(folder / CHECKPOINTS))
         yield

@@ -93,6 +93,25 @@ def test_eval_ids_keep_the_judgement_to_some_images(case: Path, tmp_path: Path) 
     assert np.isnan(table.loc["B", "ap"])
 
 
+def test_a_class_group_has_the_scores_that_its_classes_have_beside_the_others(case: Path, tmp_path: Path) -> None:
+    (case / "hierarchy.json").write_text(
+        json.dumps(
+            {"LabelName": "/m/0r", "Subcategory": [{"LabelName": "/m/0b", "Subcategory": [{"LabelName": "/m/0a"}]}]}
+        )
+    )
+    for name, group in (("all", "all"), ("a", "A"), ("b", "/m/0b")):
+        assert _evaluate(case, tmp_path / name, class_group=group, expand_predictions="true") == 0
+    whole = pd.read_csv(tmp_path / "all" / "per_class_details.csv").set_index("class")
+    # The box of A that is found is one of B's three too.
+    assert whole["ap"].to_dict() == {"A": 0.5, "B": pytest.approx(1 / 3)}
+    for name in ("a", "b"):
+        table = pd.read_csv(tmp_path / name / "per_class_details.csv").set_index("class")
+        pd.testing.assert_frame_equal(table, whole.loc[[name.upper()]])
+        document = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert document["mAP"] == pytest.approx(whole.loc[name.upper(), "ap"])
+        assert document["num_images"] == 2
+
+
 def test_a_row_of_an_unknown_class_stops_or_is_dropped_and_listed(
     case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +129,12 @@ REFUSED = {
     "missing predictions": ({"predictions": "nowhere.csv"}, "nowhere.csv: no such file"),
     "missing boxes": ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     "no listed image": ({"eval_ids": "ids.txt"}, "at least one listed image must be in the split"),
+    "group without a class": ({"class_group": "C"}, "class_group=C: "),
+    "bin of no training": ({"class_group": "bin:1"}, "bin:K must name a bin, 1 = rarest; the bins are none here"),
+    "setting of a model": ({"score_threshold": 0.3}, "score_threshold has no effect beside predictions=/"),
+    "image size of a model": ({"image_size": 640}, "image_size has no effect beside predictions=/"),
+    "model beside a file": ({"from_run": "best.pt"}, "from_run has no effect beside predictions=/"),
+    "ids of another format": ({"prediction_ids": "ids.json"}, "prediction_ids has no effect beside predictions=/"),
     "bad weight": ({"group_of_weight": -1}, "group_of_weight >= 0 must hold, but got group_of_weight=-1"),
 }
 

@@ -29,6 +29,7 @@ def test_an_exported_model_finds_what_evaluate_finds_by_the_lines_of_the_documen
     monkeypatch.chdir(tmp_path)
     config = resolve(ExportConfig, {"from_run": str(checkpoint), "output": "model.onnx", "track": "false"})
     assert export.run(config) == Path("model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "it may lie beside the files of a training"
 
     # An image of just the model's shape, 64 x 64, so that resizing leaves it as it is; here as the loader makes it.
     Image.open(photo).resize((64, 64), Image.Resampling.BILINEAR).save("photo.png")

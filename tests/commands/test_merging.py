@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -196,6 +197,20 @@ def test_a_training_is_the_same_by_settings_and_data_not_by_place() -> None:
     assert len(set(keys)) == 4
 
 
+def test_a_training_from_other_weights_of_the_same_name_is_another(tmp_path: Path) -> None:
+    """As ``weights=outputs/train/checkpoints/best.pt``, which the next training replaces."""
+    weights, keys = tmp_path / "best.pt", []
+    for content in (b"first", b"second", b"first"):
+        weights.write_bytes(content)
+        keys.append(training_key(resolve(TrainConfig, {"weights": str(weights)}), "digest"))
+    assert keys[0] == keys[2] != keys[1]
+    # A word is no path, whatever lies in the working folder.
+    plain = training_key(resolve(TrainConfig, {"weights": "imagenet"}), "digest")
+    with contextlib.chdir(tmp_path):
+        Path("imagenet").write_bytes(b"third")
+        assert training_key(resolve(TrainConfig, {"weights": "imagenet"}), "digest") == plain
+
+
 def test_disjoint_models_may_come_in_any_order_and_are_evaluated_again_from_the_file(
     halves: Run, workshop: Any
 ) -> None:
@@ -236,12 +251,14 @@ def test_calibrators_of_other_images_are_used_as_they_are(
         assert workshop.cli("evaluate", **given, track="false") == 0
     _merge(runs="first", calibration="platt", min_ground_truth="1", output="fitted", track="false")
     capsys.readouterr()
-    later = _merge(runs="second", calibrators="fitted", output="applied", track="false")
+    later = _merge(runs="second", calibration="auto", calibrators="fitted", output="applied", track="false")
     assert (
         json.loads(Path("applied/calibrators.json").read_text())["parts"][0]["classes"]
         == (json.loads(Path("fitted/calibrators.json").read_text())["parts"][0]["classes"])
     )
     np.testing.assert_array_equal(later.evaluation.scores.ap, average_precision(read_matches("second").matches))
+    assert workshop.cli("merge", runs="second", calibrators="fitted", folds=3, output="again", track="false") == 2
+    assert "folds has no effect beside calibrators=fitted, but got folds=3" in capsys.readouterr().err
     refused = {"runs": "first", "calibrators": "fitted", "track": "false"}
     assert workshop.cli("merge", **refused) == 2
     assert "must have been fitted on other images than those evaluated, but 3 are the same" in capsys.readouterr().err

@@ -84,7 +84,10 @@ def test_the_file_that_tries_an_artifact_root_does_not_stay(tmp_path: Path) -> N
 def test_a_registry_takes_these_names() -> None:
     assert refused_model_name("flowers-v1") is None
     assert refused_alias("champion") is None
+    assert refused_model_name("Bob's model") is None
     assert refused_model_name("") is not None
+    # No filter of the registry can hold both.
+    assert refused_model_name('Bob\'s "model"') == "it holds both kinds of quotes"
     assert refused_alias("a:b") is not None
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from workshop import SMALL as SMALLEST
+from workshop import make_store
 
 from retinaflow.commands import search
-from retinaflow.errors import Interrupted
+from retinaflow.errors import Interrupted, SettingError
 from retinaflow.runs.store import fetch_file
 from retinaflow.search.confirmation import ARM, SEED, Confirmation, compare, conclusion
 from retinaflow.search.objective import ObjectiveMetrics, TrialReports
@@ -214,6 +216,41 @@ def test_what_cannot_be_compared_is_refused(
     shown = capsys.readouterr().err
     assert "study tiny holds trials that cannot be compared with these" in shown
     assert difference in shown
+
+
+def test_other_weights_of_the_same_name_cannot_be_compared(workshop: Any, tmp_path: Path) -> None:
+    given = {"track": False, "output": str(tmp_path), "weights": str(tmp_path / "best.pt"), "study": "weights"}
+    for content, refused in ((b"first", False), (b"first", False), (b"second", True)):
+        (tmp_path / "best.pt").write_bytes(content)
+        expected = pytest.raises(SettingError, match="digest of weights: the study has") if refused else nullcontext()
+        with expected, open_search(_settings(workshop, **given)):
+            pass
+
+
+@pytest.mark.parametrize("how", ["deleted", "in another store"])
+def test_a_search_whose_run_is_gone_is_continued_in_a_new_one(
+    how: str, workshop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"study": how.replace(" ", "-"), "storage": str(tmp_path / "study.db"), "confirm_seeds": 0}
+    config = _settings(workshop, **given, output=str(tmp_path), trials=1)
+    search.run(config)
+    first, _ = _runs(config.study)
+    if how == "deleted":
+        mlflow.delete_run(first.info.run_id)
+    store = mlflow.get_tracking_uri() if how == "deleted" else make_store(tmp_path)
+    before = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(store)
+        for trials in (2, 3):
+            search.run(config.model_copy(update={"trials": trials}))
+            shown = capsys.readouterr().out
+            assert (f"the study's run {first.info.run_id} is not in" in shown) == (trials == 2)
+            parent, children = _runs(config.study)
+            assert parent.info.run_id != first.info.run_id
+            assert parent.info.status == "FINISHED"
+            assert sorted(children) == [f"trial-000{number}" for number in range(1, trials)]
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.mark.parametrize(

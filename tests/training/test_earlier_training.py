@@ -29,6 +29,8 @@ from retinaflow.training.earlier_training import (
     is_restart,
     own_training,
 )
+from retinaflow.training.resume import prepare
+from retinaflow.training.run_folder import folder_name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,6 +129,18 @@ def test_a_training_in_progress_is_refused_not_doubled(shop: Shop) -> None:
 
 
 @pytest.mark.slow
+def test_a_training_is_resumed_in_the_folder_that_it_has_been_renamed_to(
+    trained: Any, workshop: Any, tmp_path: Path
+) -> None:
+    """As ``main`` and ``split`` do: by the settings that were found, under a name of their own."""
+    shop = Shop(workshop, trained.checkpoint.with_name("last.pt"), tmp_path, track=False)
+    name = shop.add()
+    (tmp_path / name).rename(tmp_path / "uniform-1")
+    config, resumed = prepare(earlier_training(shop.key, shop.config).config)
+    assert folder_name_of(config, resumed, "uniform") == "uniform-1"
+
+
+@pytest.mark.slow
 def test_a_checkpoint_that_is_with_the_run_only_is_resumed_from_there(
     trained: Any, workshop: Any, tmp_path: Path
 ) -> None:
@@ -193,9 +207,10 @@ from pathlib import Path
 from retinaflow.runs.owner import owner_of
 with owner_of(Path(sys.argv[1])):
     if os.fork() == 0:
+        # Printed here: the lock is closed in the child when fork returns there.
+        print("owned", flush=True)
         time.sleep(5)
         os._exit(0)
-    print("owned", flush=True)
     time.sleep(600)
 """
 

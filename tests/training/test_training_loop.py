@@ -200,6 +200,52 @@ RECIPES = {
 }
 
 
+OTHER_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "weight decay of adamw": ({}, {"weight_decay": 0.3}),
+    "weight decay of sgd": ({"optimizer": "sgd", "weight_decay": 0.1}, {"weight_decay": 0.0}),
+    "momentum": ({"optimizer": "sgd"}, {"momentum": 0.5}),
+    "no momentum": ({"optimizer": "sgd"}, {"momentum": 0.0}),
+    "a momentum": ({"optimizer": "sgd", "momentum": 0.0}, {"momentum": 0.5}),
+    "backbone of its own rate": ({"backbone_lr_factor": 0.1}, {"weight_decay": 0.3}),
+}
+
+
+@pytest.mark.parametrize(("began", "given"), OTHER_OPTIONS.values(), ids=OTHER_OPTIONS)
+def test_an_option_of_the_optimizer_that_is_given_on_resume_is_used(
+    began: dict[str, Any], given: dict[str, Any], lab: Any
+) -> None:
+    first = lab.trainer(epochs=2, lr=0.01, **began)
+    with pytest.raises(_Break):
+        list(first.fit(lab.dataset, lab.buckets, lab.plans, after_step=_stop_after(2)))
+    kept = copy.deepcopy((first.evaluated_model.state_dict(), first.state()))
+    options = lab.trainer(epochs=2, lr=0.01, **{**began, **given}).state()["optimizer"]["param_groups"]
+    weights = []
+    for more in ({}, given):
+        resumed = lab.trainer(epochs=2, lr=0.01, **{**began, **more})
+        resumed.load(*copy.deepcopy(kept))
+        with pytest.raises(_Break):
+            list(resumed.fit(lab.dataset, lab.buckets, lab.plans, after_step=_stop_after(4)))
+        weights.append(resumed.model.state_dict())
+    found = resumed.state()["optimizer"]["param_groups"]
+    assert [{**group, "lr": None} for group in found] == [{**group, "lr": None} for group in options]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("began_deferred", [False, True])
+def test_a_training_resumes_on_a_device_with_another_form_of_its_optimizer(
+    optimizer: str, began_deferred: bool, lab: Any
+) -> None:
+    """As a GPU has: fused optimizers leave out a step that is not finite, and must be told on which device."""
+    first = lab.trainer(epochs=1, optimizer=optimizer, deferred=began_deferred)
+    list(first.fit(lab.dataset, lab.buckets, lab.plans))
+    resumed = lab.trainer(epochs=2, optimizer=optimizer, deferred=not began_deferred)
+    resumed.load(*copy.deepcopy((first.evaluated_model.state_dict(), first.state())))
+    assert [result.epoch for result in _train(lab, resumed)] == [2]
+    fused = {group["fused"] for group in resumed.state()["optimizer"]["param_groups"]}
+    assert fused == {optimizer == "adamw" or not began_deferred}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("steps", [1, 4])
