@@ -217,6 +217,11 @@ def test_a_folder_where_a_file_is_to_be_written_is_refused_before_the_work(
 ) -> None:
     assert main([*words, str(tmp_path), "--track", "false"]) == 2
     assert f"{tmp_path}: must be a file to write, but is a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    given = [*words, str(tmp_path / "file" / "found.csv"), "--track", "false"]
+    assert main([*given, *(["--output", str(tmp_path / "out")] if "predict" in words else [])]) == 2
+    setting = words[1].removeprefix("--")
+    assert f"{setting}={tmp_path / 'file'}: must be a folder, but it is a file" in capsys.readouterr().err
 
 
 def test_a_working_folder_that_was_removed_is_a_message(

@@ -27,7 +27,7 @@ from retinaflow.data.formats.box_values import number_of
 from retinaflow.data.formats.json_lists import first_character, list_elements
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.tables import RowErrors, Table, TextColumn
-from retinaflow.errors import DataError, shown
+from retinaflow.errors import DataError, SettingError, shown
 from retinaflow.files import read_json
 from retinaflow.progress import report
 
@@ -42,8 +42,11 @@ class CocoIds:
 
     @staticmethod
     def of(index: AnnotationIndex, file: Path | None) -> CocoIds:
-        """The ids of a COCO file, or those of the data. Raises DataError for a file that is none."""
+        """The ids of a COCO file, or those of the data. Raises SettingError for a file that does not exist, and
+        DataError for one of another content."""
         here = _ids_here(index)
+        if file is not None and not file.is_file():
+            raise SettingError(f"prediction_ids={file}: no such file")
         return here if file is None else _ids_of_document(read_json(file), file, index, here)
 
 

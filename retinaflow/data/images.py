@@ -181,7 +181,7 @@ def decode_bytes(
     if size is not None and not _has_shape((height, width), size):
         raise UnreadableImageError(
             f"{name}: the image is {width * factor} x {height * factor} pixels, but {size[1]} x {size[0]} is its size "
-            "in image_sizes= or was when the data was read; correct that file or, if the image was replaced, touch its "
+            "in size_table= or was when the data was read; correct that file or, if the image was replaced, touch its "
             "folder, so that the size is read anew"
         )
     if (height, width) != target:

@@ -271,7 +271,7 @@ class SamplingSettings(Settings):
         STEERS,
         Searched("0.003..0.3:log", {"sampling": ("repeat-factor", "instance-repeat-factor")}),
     ] = 0.001
-    """repeat-factor: fraction of images below which a class is repeated."""
+    """repeat-factor and instance-repeat-factor: fraction of images below which a class is repeated."""
     max_repeats: Annotated[float, Field(ge=1), STEERS] = 100.0
     """Maximum samples of one image in an epoch."""
     epoch_length: Count = 0

@@ -13,8 +13,8 @@ from retinaflow.settings.value_types import (
     STEERS,
     AtLeastOne,
     Count,
+    Fraction,
     Names,
-    NonNegative,
     OptionalPath,
     OptionalText,
     Searched,
@@ -49,7 +49,7 @@ class PostprocessSettings(OverlapSettings):
 class EvaluationSettings(PostprocessSettings):
     """From the network's output to detections and their score."""
 
-    group_of_weight: Annotated[NonNegative, STEERS] = 1.0
+    group_of_weight: Annotated[Fraction, STEERS] = 1.0
     """Weight of a found group-of box in the metric: 1 is the Challenge rule, 0 the older V2 rule."""
 
 

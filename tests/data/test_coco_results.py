@@ -17,7 +17,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import SCHEMA, predictions_frame, read_predictions
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, SettingError
 from retinaflow.taxonomy import Taxonomy
 
 SIZES = [(480, 640), (333, 517), (1000, 7), (61, 4096)]
@@ -175,6 +175,17 @@ def test_boxes_of_images_that_are_not_evaluated_are_not_measured(
     assert "2 of 3 detections are of images that are not evaluated and do not count, b (line " in out
     assert "no width or height" not in out
     assert "reach far out" not in out
+
+
+@pytest.mark.parametrize("name", ["missing.json", "folder", "found.json/below.json"])
+def test_a_missing_file_of_ids_is_named_when_results_are_read_and_written(name: str, tmp_path: Path) -> None:
+    index = index_of(["a"], ["/m/0a"])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "found.json").write_text(json.dumps([{**RESULT, "image_id": "a"}]))
+    with pytest.raises(SettingError, match=rf"prediction_ids=.*{name}: no such file"):
+        read_predictions(tmp_path / "found.json", index, RowErrors("stop"), ids=tmp_path / name)
+    with pytest.raises(SettingError, match=rf"prediction_ids=.*{name}: no such file"):
+        CocoResults(index, tmp_path / name)
 
 
 def test_a_category_whose_name_several_classes_have_is_refused_unless_it_names_the_id(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_file_of_another_shape_than_its_size_is_refused_and_a_scaled_one_fits(
     path.write_bytes(encoded(kind))
     for size in ((WIDTH, HEIGHT), (HEIGHT, WIDTH + 40), (200, 50)):
         with pytest.raises(
-            UnreadableImageError, match=rf"pixels, but {size[1]} x {size[0]} is its size in image_sizes="
+            UnreadableImageError, match=rf"pixels, but {size[1]} x {size[0]} is its size in size_table="
         ):
             decode(path, size, target)
     # The sizes of originals, of which smaller or larger copies are read.
