@@ -135,5 +135,8 @@ class TrialRun(Run):
         if folder != "checkpoints":
             self._run.log_file(path, folder)
 
+    def log_written(self, name: str, write: Callable[[Path], object]) -> None:
+        self._run.log_written(name, write)
+
     def log_image(self, image: Pixels, *, key: str, step: int) -> None:
         self._run.log_image(image, key=key, step=step)

@@ -1,4 +1,5 @@
-"""Several workers on one machine: processes that divide its cores evenly. A process that is killed is replaced.
+"""Several workers on one machine: processes that divide its cores evenly. A process that is killed, or stopped by
+another program than this one, is replaced.
 
 Neither ``multiprocessing.Pool`` nor ``ProcessPoolExecutor`` does that: the death of a process makes the first wait for
 ever and breaks the second.
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from retinaflow.errors import SHOWN, Interrupted, WorkerError
-from retinaflow.interrupts import StopRequest, without_ctrl_c
+from retinaflow.interrupts import STOPPED, StopRequest, without_ctrl_c
 from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.search.sampler_and_pruner import quiet
@@ -30,7 +31,7 @@ from retinaflow.settings.commands import SearchConfig
 
 POLL_SECONDS = 0.25
 REPLACEMENTS = 3
-"""Number of processes per worker that may be killed before the search ends."""
+"""Number of processes per worker that may be killed or stopped before the search ends."""
 
 
 def run_stage(search: Search, name: str) -> None:
@@ -48,8 +49,11 @@ def work_in_processes(search: Search, stage: str, update: Callable[[], None]) ->
     Interrupted on request."""
     workers = _Processes(search.config, stage)
     try:
-        while workers.are_running():
+        while True:
+            # First: a stop of this process may have been sent to its workers too, which are not replaced then.
             search.stop.check()
+            if not workers.are_running():
+                break
             update()
             time.sleep(POLL_SECONDS)
     finally:
@@ -85,17 +89,18 @@ class _Processes:
         """Whether a worker runs. Raises the error that one ended with."""
         for index, process in enumerate(self._processes):
             code = process.exitcode or 0
-            if code > 0:
+            if code > 0 and code != STOPPED:
                 if not self._errors.empty():
                     raise self._errors.get()
                 folder = self._config.output / self._config.study
                 raise RuntimeError(f"{process.name} ended with code {code}; its traceback is in a log in {folder}")
-            if code < 0:
-                report(f"{process.name} was killed by signal {-code}; another one replaces it")
+            if code != 0:
+                how = f"killed by signal {-code}" if code < 0 else "stopped by a signal"
+                report(f"{process.name} was {how}; another one replaces it")
                 if self._started >= len(self._processes) * (1 + REPLACEMENTS):
                     raise WorkerError(
-                        f"search_workers={len(self._processes)}: {self._started} workers were killed, the last one by "
-                        f"signal {-code}; if memory ran out, use fewer search_workers or a smaller batch_size"
+                        f"search_workers={len(self._processes)}: {self._started} workers ended early, the last one was "
+                        f"{how}; if memory ran out, use fewer search_workers or a smaller batch_size"
                     )
                 self._processes[index] = self._start()
         return any(process.is_alive() for process in self._processes)
@@ -123,6 +128,8 @@ def run_worker(config: SearchConfig, stage: str, store_uri: str, log: Path, erro
                     work(search, stage_of(stage, search))
         except (Interrupted, KeyboardInterrupt) as error:
             report(f"stopped: {error}")
+            # The process that has asked for it no longer looks.
+            sys.exit(STOPPED)
         except Exception as error:
             report(traceback.format_exc())
             if isinstance(error, SHOWN):

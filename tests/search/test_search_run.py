@@ -276,32 +276,40 @@ def test_a_dry_run_counts_and_leaves_nothing(workshop: Any, capsys: pytest.Captu
     assert not storage.exists()
 
 
-def test_a_killed_worker_process_loses_and_doubles_nothing(workshop: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_process_that_is_ended_loses_and_doubles_nothing(
+    number: signal.Signals, workshop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the system when memory runs out, or by a program that watches over it, which asks with SIGTERM."""
+    study = f"team-{number.name}"
     config = _settings(
-        workshop, study="team", search_workers=2, confirm_seeds=0, heartbeat=3, output=workshop.folder / "team"
+        workshop, study=study, search_workers=2, confirm_seeds=0, heartbeat=3, output=workshop.folder / "team"
     )
     killed: list[tuple[int, int]] = []
 
     def kill_one() -> None:
         while not killed:
             time.sleep(0.2)
-            for trial in _running(f"sqlite:///{workshop.folder}/optuna.db", "team"):
+            for trial in _running(f"sqlite:///{workshop.folder}/optuna.db", study):
                 killed.append((trial.number, int(trial.user_attrs[WORKER].rpartition(":")[2])))
-                os.kill(killed[0][1], signal.SIGKILL)
+                os.kill(killed[0][1], number)
                 break
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     search.run(config)
     thread.join()
-    trials = optuna.load_study(study_name="team", storage=f"sqlite:///{workshop.folder}/optuna.db").trials
+    trials = optuna.load_study(study_name=study, storage=f"sqlite:///{workshop.folder}/optuna.db").trials
     assert [trial.number for trial in trials if trial.state == TrialState.FAIL] == [killed[0][0]]
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 2
-    parent, children = _runs("team")
+    parent, children = _runs(study)
     assert parent.info.status == "FINISHED"
+    how = "killed by signal 9" if number == signal.SIGKILL else "stopped by a signal"
+    assert f"was {how}; another one replaces it" in capsys.readouterr().out
     states = sorted((run.info.status, run.data.tags["retinaflow.state"]) for run in children.values())
     assert states[:2] == [("FINISHED", "complete")] * 2
-    assert states[2:] in ([("KILLED", "lost")], []), "the lost trial had come to have a run, or it had not"
+    state = "lost" if number == signal.SIGKILL else "stopped"
+    assert states[2:] in ([("KILLED", state)], []), "the lost trial had come to have a run, or it had not"
 
 
 def _running(storage: str, study: str) -> list[FrozenTrial]:
