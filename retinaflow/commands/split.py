@@ -12,10 +12,10 @@ from retinaflow.comparison.comparison import Comparison, Resampling, Side, compa
 from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.data.training_data import load_training_data
 from retinaflow.ensemble.group_training import (
+    folder_of_group,
     read_groups,
     refuse_other_data,
     refuse_settings,
-    run_name,
 )
 from retinaflow.ensemble.members import load_ensemble
 from retinaflow.progress import report
@@ -77,7 +77,7 @@ def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, cou
     if run_id is not None:
         report(f"{run_id} has these settings and data and is finished; reuse=false trains it again")
     else:
-        trained = train.run(earlier.config, data=data, name=run_name(group))
+        trained = train.run(earlier.config, data=data, name=folder_of_group(group))
         assert trained is not None, "resume=auto is refused above"
         run_id = trained.run_id
     return run_id if config.track else str(config.output / run_id)

@@ -49,7 +49,7 @@ class ChosenRun:
 
     @property
     def choice_of_data(self) -> dict[str, str]:
-        """The settings by which its training has chosen its data; the digest tells whether it is the same."""
+        """The settings by which its training has chosen its data; by the digest it is the same or not."""
         names = [name for name in self.stored.settings if name in WITHOUT_EFFECT & ABOUT_DATA]
         return {name: _text(self.stored.settings[name]) for name in names}
 

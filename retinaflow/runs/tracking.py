@@ -26,7 +26,7 @@ from retinaflow.files import growing_waits, retry
 from retinaflow.runs import new_store, store
 from retinaflow.runs.experiment import (
     find_experiment,
-    leave_experiment_for,
+    in_experiment_of,
     mark_experiment,
     run_name_of_environment,
     tags_of_environment,
@@ -64,7 +64,7 @@ def start_tracked_run(
     """:func:`retinaflow.runs.start.start_run` with ``track=true``."""
     run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
     run = open_run(run_id, output, resumed=resume is not None)
-    run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
+    run.set_tags({"retinaflow.command": command, **commit_of(Path(__file__)), **_tags_without_secrets()})
     try:
         yield run
     except BaseException as error:
@@ -82,7 +82,6 @@ def _started(experiment: str | None, *, name: str | None, default_name: str | No
     with store.store_errors(f"no run can be started in {store.uri()}"):
         if resume is not None:
             where = {"run_id": resume}
-            leave_experiment_for(resume)
             if launched not in (None, resume):
                 _link_launched(launched, resume, "Resumes")
         elif outer is not None:
@@ -94,7 +93,8 @@ def _started(experiment: str | None, *, name: str | None, default_name: str | No
                 "run_name": name or run_name_of_environment() or default_name,
             }
         tags = {} if outer is not None else tags_of_environment()
-        started = mlflow.start_run(**where, nested=outer is not None, tags=tags, log_system_metrics=False)
+        with in_experiment_of(resume) if resume is not None else contextlib.nullcontext():
+            started = mlflow.start_run(**where, nested=outer is not None, tags=tags, log_system_metrics=False)
         if outer is None:
             mark_experiment(started.info.experiment_id)
         found, own_name = started.info, name or default_name
@@ -242,20 +242,20 @@ def _made(parent_id: str, name: str, tags: Mapping[str, str]) -> str:
     return str(made.info.run_id)
 
 
-def _commit() -> dict[str, str]:
-    """Commit of the working tree this runs from, and whether it was changed; nothing outside a checkout."""
-    folder = Path(__file__).parent
+def commit_of(file: Path) -> dict[str, str]:
+    """Tags with the commit of the checkout that a file belongs to, and whether that was changed; none for a file that
+    its repository does not track, as in a virtual environment inside another project."""
 
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False
+                ["git", "-C", str(file.parent), *words], capture_output=True, text=True, timeout=10, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    if commit is None:
+    if commit is None or git("ls-files", "--error-unmatch", file.name) is None:
         return {}
     return {"retinaflow.commit": commit, "retinaflow.dirty": str(bool(git("status", "--porcelain"))).lower()}
