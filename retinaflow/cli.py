@@ -53,14 +53,21 @@ def _run(command: str, given: Mapping[str, str]) -> None:
     config = resolve(COMMANDS[command], given, fetch=_fetched)
     for name, value in of_folder(type(config), getattr(config, "data", None), config.model_fields_set).items():
         report(f"{FOLDER_FILE} of the data folder: {name}={str(value).lower()}")
-    if not getattr(config, "dry_run", False) and int(os.environ.get("RANK", "0")) == 0:
+    estimates = command == "search" and getattr(config, "dry_run", False)
+    if not estimates and int(os.environ.get("RANK", "0")) == 0:
         _verify_before_work(command, config)
     importlib.import_module(f"retinaflow.commands.{command}").run(config)
 
 
 def _verify_before_work(command: str, config: TrackingSettings) -> None:
     """Whether the results can be stored, before minutes are spent on reading annotations."""
-    _verify_output(config.output.parent if command == "export" else config.output)
+    if command != "export":
+        _verify_folder("output", config.output)
+    file = "output" if command == "export" else "submission"
+    if (path := getattr(config, file, None)) is not None:
+        if path.is_dir():
+            raise SettingError(f"{file}={path}: must be a file to write, but is a folder; add the name of a file")
+        _verify_folder(file, path.parent)
     if config.track:
         # Here, as MLflow takes seconds to load.
         from retinaflow.runs.before_work import verify_store
@@ -73,7 +80,7 @@ def _verify_before_work(command: str, config: TrackingSettings) -> None:
         )
 
 
-def _verify_output(folder: Path) -> None:
+def _verify_folder(setting: str, folder: Path) -> None:
     """Raise SettingError for a folder that cannot be written, or that a file stands in the way of."""
     present = folder.absolute()
     while not present.exists() and not present.is_symlink() and present != present.parent:
@@ -81,13 +88,13 @@ def _verify_output(folder: Path) -> None:
     if not present.is_dir():
         kind = "a link that leads nowhere" if present.is_symlink() and not present.exists() else "a file"
         what = f"it is {kind}" if present == folder.absolute() else f"{present} is {kind}"
-        raise SettingError(f"output={folder}: must be a folder, but {what}")
+        raise SettingError(f"{setting}={folder}: must be a folder, but {what}")
     try:
         # Permissions alone do not decide: the disk may be mounted for reading, or be none (/proc).
         with TemporaryFile(dir=present):
             pass
     except OSError as error:
-        raise SettingError(f"output={folder}: the folder {present} cannot be written: {error.strerror}") from None
+        raise SettingError(f"{setting}={folder}: the folder {present} cannot be written: {error.strerror}") from None
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

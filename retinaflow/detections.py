@@ -7,7 +7,7 @@ normalised to [0, 1] of the original image. Numpy only, so that detector, scorin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,11 @@ class Detections:
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Detections:
         """The rows chosen by an index or a boolean array, in that order."""
         return Detections(self.image_index[rows], self.class_index[rows], self.score[rows], self.boxes[rows])
+
+    def of_classes(self, classes: NDArray[np.integer]) -> Detections:
+        """The detections of some classes, ascending; class ``classes[k]`` becomes class k."""
+        found = self.take(np.isin(self.class_index, classes))
+        return replace(found, class_index=np.searchsorted(classes, found.class_index).astype(np.int32))
 
     @staticmethod
     def empty() -> Detections:

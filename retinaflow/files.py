@@ -183,10 +183,8 @@ def is_file_name(name: str) -> bool:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to. When the block ends without an error, the file is flushed and renamed.
-
-    Only for a file that one process writes at a time.
-    """
+    """A path beside ``path`` to write to, one process at a time. When the block ends without an error, the file is
+    flushed and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Always the same name, so that what a killed process left behind is overwritten.
     partial = path.with_name(f".{path.name}{_PARTIAL}")
@@ -212,18 +210,25 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     With ``replace`` it replaces the folder that is there. Several processes may write the same folder. The partial
     folders of killed processes of this machine are removed first. Raises OSError when ``path`` holds anything that is
-    not to be replaced.
+    not to be replaced. A mounted folder, or one in a folder that cannot be written, is filled when the block ends.
     """
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()
+    stays = path.is_dir() and (path.is_mount() or not os.access(path.parent, os.W_OK))
+    parent = path if stays else path.parent
+    parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}{_PARTIAL}-{platform.node()}-"
-    _remove_left_folders(path.parent, prefix)
-    partial = path.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
+    _remove_left_folders(parent, prefix)
+    if stays and any(path.iterdir()):
+        raise FileExistsError(f"{path} is not empty")
+    partial = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
     _open_folders.add(partial)
     try:
         partial.mkdir()
         yield partial
-        if replace and path.exists():
+        if stays:
+            for entry in partial.iterdir():
+                entry.replace(path / entry.name)
+        elif replace and path.exists():
             _exchange(partial, path)
         else:
             # A rename replaces an empty folder and fails for one that holds anything.

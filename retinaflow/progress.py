@@ -28,8 +28,12 @@ def print_to(stream: TextIO, text: str) -> None:
     When nobody reads the stream any more (a closed terminal, ``| tee`` that Ctrl-C has ended too), the work continues,
     as it may be about to store its results, and later lines are dropped.
     """
+    text = without_secrets(text)
+    # The encoding of a log may lack letters of a name: they become escapes.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        print(without_secrets(text), file=stream, flush=True)
+        print(text, file=stream, flush=True)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise

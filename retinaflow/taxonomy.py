@@ -12,11 +12,13 @@ milliseconds.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -77,17 +79,31 @@ class Hierarchy:
 
     def reachable(self, start: str, *, parts: bool = False) -> set[str]:
         """``start`` and every node below it by Subcategory links, and with ``parts`` by Part links too."""
-        children: dict[str, list[str]] = {}
-        for parent, child in self.subcategories + (self.parts if parts else ()):
-            children.setdefault(parent, []).append(child)
+        below = [self._subcategories_of, *([self._parts_of] if parts else [])]
         seen = {start}
         pending = [start]
         while pending:
-            for child in children.get(pending.pop(), ()):
+            parent = pending.pop()
+            for child in chain.from_iterable(children.get(parent, ()) for children in below):
                 if child not in seen:
                     seen.add(child)
                     pending.append(child)
         return seen
+
+    @cached_property
+    def _subcategories_of(self) -> dict[str, list[str]]:
+        return _children(self.subcategories)
+
+    @cached_property
+    def _parts_of(self) -> dict[str, list[str]]:
+        return _children(self.parts)
+
+
+def _children(links: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    children: dict[str, list[str]] = {}
+    for parent, child in links:
+        children.setdefault(parent, []).append(child)
+    return children
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,7 @@ class Taxonomy:
         if len(self.ids) != len(self.names):
             raise ValueError(f"a taxonomy needs one name per id, but got {len(self.ids)} ids, {len(self.names)} names")
         if len(set(self.ids)) != len(self.ids):
-            twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
+            twice = sorted(mid for mid, count in Counter(self.ids).items() if count > 1)
             raise DataError(f"class ids must be unique, but got twice: {', '.join(twice[:5])}")
         for text in (*self.ids, *self.names):
             if _UNWRITABLE.search(str(text)):
@@ -136,17 +152,24 @@ class Taxonomy:
         """Strict ancestors of a class, ascending class indices."""
         return np.flatnonzero(self.is_ancestor[index])
 
-    def descendants(self, index: int) -> NDArray[np.int64]:
-        """Strict descendants of a class, ascending class indices."""
-        return np.flatnonzero(self.is_ancestor[:, index])
-
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Names for tables and figures: the display name, with the id where the name is not unique."""
+        count = Counter(self.names)
         return tuple(
-            f"{name} ({mid})" if self.names.count(name) > 1 else name
-            for mid, name in zip(self.ids, self.names, strict=True)
+            f"{name} ({mid})" if count[name] > 1 else name for mid, name in zip(self.ids, self.names, strict=True)
         )
+
+    def named(self, name: str) -> list[int]:
+        """Class indices of a display name, ascending; case does not matter, and several classes may have one name."""
+        return self._indices_of_name.get(name.casefold(), [])
+
+    @cached_property
+    def _indices_of_name(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            found.setdefault(name.casefold(), []).append(index)
+        return found
 
     def find(self, key: str) -> int:
         """Class index of an id or display name (case does not matter for names).
@@ -156,7 +179,7 @@ class Taxonomy:
         """
         if key in self.index_of:
             return self.index_of[key]
-        matches = [index for index, name in enumerate(self.names) if name.casefold() == key.casefold()]
+        matches = self.named(key)
         if len(matches) == 1:
             return matches[0]
         if matches:

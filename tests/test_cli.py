@@ -135,6 +135,16 @@ def test_eval_ids_must_leave_something_to_train_on(
     assert "but names 12 of 12" in capsys.readouterr().err
 
 
+def test_eval_ids_of_no_training_image_are_counted_with_an_example(
+    tiny_dataset: TinyDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text("train000\nTrain001\nvalidation000\n")
+    assert _binning(tiny_dataset(), "--eval_ids", str(path), "--output", str(tmp_path / "out")) == 0
+    said = f"eval_ids={path}: 2 of 3 ids are of no training image and are left out, Train001 for example"
+    assert said in capsys.readouterr().out
+
+
 def test_an_unknown_flag_or_command_ends_with_usage_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["train", "--focal_gama", "2"], "there is no --focal_gama; did you mean --focal_gamma?"),
@@ -199,6 +209,19 @@ def test_only_train_is_run_by_several_processes(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([command]) == 2
     assert f"start {command} without torchrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["export", "--output"], ["predict", "--submission"]], ids=["export", "predict"])
+def test_a_folder_where_a_file_is_to_be_written_is_refused_before_the_work(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, str(tmp_path), "--track", "false"]) == 2
+    assert f"{tmp_path}: must be a file to write, but is a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    given = [*words, str(tmp_path / "file" / "found.csv"), "--track", "false"]
+    assert main([*given, *(["--output", str(tmp_path / "out")] if "predict" in words else [])]) == 2
+    setting = words[1].removeprefix("--")
+    assert f"{setting}={tmp_path / 'file'}: must be a folder, but it is a file" in capsys.readouterr().err
 
 
 def test_a_working_folder_that_was_removed_is_a_message(

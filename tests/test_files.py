@@ -99,6 +99,38 @@ def test_a_folder_that_holds_anything_is_replaced_only_on_request(tmp_path: Path
     assert holding(tmp_path) == ["set/new"]
 
 
+def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "set").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk/set")
+    with atomic_folder(tmp_path / "link") as partial:
+        (partial / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert holding(tmp_path / "disk") == ["set/new"]
+
+
+def test_a_mounted_folder_is_filled_when_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == volume)
+
+    def fail() -> None:
+        with atomic_folder(volume) as partial:
+            (partial / "half").write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(volume.iterdir()) == []
+    with atomic_folder(volume) as partial:
+        (partial / "images").mkdir()
+        (partial / "images" / "a").write_text("a")
+        assert holding(tmp_path) == [f"volume/{partial.name}/images/a"]
+    assert holding(tmp_path) == ["volume/images/a"]
+    with pytest.raises(FileExistsError, match="not empty"), atomic_folder(volume):
+        pass
+    assert holding(tmp_path) == ["volume/images/a"]
+
+
 def test_when_the_exchange_fails_the_old_folder_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with atomic_folder(tmp_path / "set") as partial:
         (partial / "old").write_text("old")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from retinaflow.progress import report
+from retinaflow.progress import print_to, report
 
 LINES = """
 import sys, time
@@ -47,3 +48,13 @@ def test_the_work_continues_when_the_reader_of_its_lines_has_ended(tmp_path: Pat
         process.stdin.close()
         assert process.wait() == 0
     assert result.read_text(encoding="utf-8") == "stored"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_a_name_that_the_encoding_of_the_log_lacks_is_written_as_an_escape(encoding: str) -> None:
+    with io.TextIOWrapper(io.BytesIO(), encoding=encoding) as stream:
+        print_to(stream, "skipped 日本.jpg, \udce9.jpg")
+        stream.seek(0)
+        written = stream.read()
+    name = "日本" if encoding == "utf-8" else r"\u65e5\u672c"
+    assert written == f"skipped {name}.jpg, \\udce9.jpg\n"

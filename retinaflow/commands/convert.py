@@ -21,8 +21,10 @@ def run(config: ConvertConfig) -> Path:
     path = data_folder(DataSettings(data=config.data))
     layout = layout_of(path) if config.source_format == "auto" else config.source_format
     target: Layout = ("coco" if layout == "openimages" else "openimages") if config.to == "auto" else config.to
-    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
-        raise SettingError(f"output={config.output}: the folder must be new or empty; nothing is overwritten")
+    if config.output.is_dir() and (present := next(config.output.iterdir(), None)):
+        raise SettingError(
+            f"output={config.output}: the folder must be new or empty, but holds {present.name}; nothing is overwritten"
+        )
     with (
         StopRequest(watch_parent=launched_by_mlflow()) as stop,
         start_path_run("convert", config) as run,

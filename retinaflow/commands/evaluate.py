@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.predictions import predictions_frame
 from retinaflow.data.skipped_images import SkippedImages
-from retinaflow.interrupts import StopRequest
 from retinaflow.metric.challenge import COCO_THRESHOLDS, Evaluator, score
 from retinaflow.metric.coco import coco_scores
 from retinaflow.metric.details import detail_tables, means_by_threshold
@@ -18,7 +14,8 @@ from retinaflow.reports.detections_page import log_page
 from retinaflow.runs.datasets import evaluated_dataset
 from retinaflow.runs.evaluated_detections import detections_to_evaluate
 from retinaflow.runs.names import description, run_name
-from retinaflow.runs.run import FolderRun, Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.run import refuse_folder_of_another, with_folder
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import EvaluateConfig
 from retinaflow.taxonomy import expand_to_ancestors
 
@@ -29,22 +26,26 @@ def run(config: EvaluateConfig) -> EvaluationResult:
     """Evaluate, log, print. Returns scores, table and aggregates."""
     refuse_folder_of_another(config)
     source = detections_to_evaluate(config)
-    config, index, dropped, skipped = source.config, source.images.index, source.images.dropped, SkippedImages()
-    with _started(config) as (stop, run):
+    config, index, bins, dropped = source.config, source.index, source.bins, source.images.dropped
+    skipped = SkippedImages()
+    with start_run("evaluate", config, default_name=run_name("evaluate", config)) as run:
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         tags = {"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]}
         run.set_tags(tags | dict(source.tags))
         dataset = evaluated_dataset(source.images.settings, index)
         run.log_datasets([dataset])
-        detections = source.detect(stop, skipped)
-        coco = coco_scores(detections, index)
-        detections = expand_to_ancestors(detections, index.taxonomy) if config.expand_predictions else detections
+        detections, whole = source.detect(skipped), source.images.index
+        coco = coco_scores(detections, whole).of_classes(source.classes)
+        detections = expand_to_ancestors(detections, whole.taxonomy) if config.expand_predictions else detections
+        detections = detections.of_classes(source.classes)
         evaluator = Evaluator(index)
         evaluator.add(detections)
         scores = score(evaluator.matches(group_of_weight=config.group_of_weight))
-        evaluation = evaluation_of(scores, coco, index.taxonomy, source.bins)
-        document = reports.metrics_document(evaluation, index) | reports.rules_document(evaluation, dropped, config)
+        evaluation = evaluation_of(scores, coco, index.taxonomy, bins)
+        document = reports.metrics_document(evaluation, index) | reports.rules_document(
+            evaluation, dropped, config, exhaustive=source.images.settings["exhaustive"]
+        )
         thresholds = COCO_THRESHOLDS if config.iou_thresholds == "coco" else config.iou_thresholds
         per_class, slices = detail_tables(
             evaluator,
@@ -56,7 +57,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         per_class["coco_ap"] = coco.class_ap
         document |= means_by_threshold(per_class, thresholds) | {"coco": coco.metrics(prefix="")}
         if config.bootstrap > 0:
-            evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, source.bins, config)
+            evaluation, document["intervals"] = reports.with_intervals(evaluation, index.taxonomy, bins, config)
         run.log_metrics(evaluation.metrics, step=0)
         run.log_model_input(source.model_id, evaluated_on=dataset)
         targets = with_folder(run, config)
@@ -73,22 +74,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         if config.samples:
             log_page(targets, evaluation, detections, index, images=config.samples)
         reports.log_analysis(targets, evaluation, detections, index, errors=config.error_analysis)
-        store_matches(targets, evaluation, detections, index, source.bins, config, trained=source.trained)
+        store_matches(targets, evaluation, detections, index, bins, config, trained=source.trained)
         run.set_description(description(evaluation.metrics, dataset, lines=(f"Evaluated: {source.name}",)))
         reports.report_evaluation(evaluation)
         return evaluation
-
-
-@contextlib.contextmanager
-def _started(config: EvaluateConfig) -> Iterator[tuple[StopRequest, Run]]:
-    if config.predictions is not None and not config.track:
-        with StopRequest() as stop:
-            yield stop, FolderRun(config.output)
-        return
-    from retinaflow.runs import tracking
-
-    with (
-        StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run("evaluate", config, default_name=run_name("evaluate", config)) as run,
-    ):
-        yield stop, run

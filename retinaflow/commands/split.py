@@ -12,15 +12,15 @@ from retinaflow.comparison.comparison import Comparison, Resampling, Side, compa
 from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.data.training_data import load_training_data
 from retinaflow.ensemble.group_training import (
+    folder_of_group,
     read_groups,
     refuse_other_data,
     refuse_settings,
-    run_name,
 )
 from retinaflow.ensemble.members import load_ensemble
 from retinaflow.progress import report
-from retinaflow.runs import tracking
 from retinaflow.runs.datasets import training_datasets
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.earlier_training import EarlierTraining, earlier_training, training_key
@@ -44,7 +44,7 @@ def run(config: SplitConfig) -> Comparison:
     data = load_training_data(config)
     config = fit_to_data(config, data.train)
     base = None if config.from_run is None else chosen_run(config.from_run).stored
-    with tracking.start_run("split", config, default_name="split") as parent:
+    with start_run("split", config, default_name="split") as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         parent.log_datasets(training_datasets(config.model_dump(), data))
@@ -77,7 +77,7 @@ def _trained(config: SplitConfig, group: str, base: StoredMatches | None, *, cou
     if run_id is not None:
         report(f"{run_id} has these settings and data and is finished; reuse=false trains it again")
     else:
-        trained = train.run(earlier.config, data=data, name=run_name(group))
+        trained = train.run(earlier.config, data=data, name=folder_of_group(group))
         assert trained is not None, "resume=auto is refused above"
         run_id = trained.run_id
     return run_id if config.track else str(config.output / run_id)

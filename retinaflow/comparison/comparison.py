@@ -88,9 +88,9 @@ def compare_runs(sides: Sequence[Side], resampling: Resampling | None = None) ->
     digest = shared_digest(sides, ids)
     matches = {side.letter: [with_classes(run.matches, run.rows_of(ids)) for run in side.runs] for side in sides}
     counts = training_counts(runs, ids)
-    groups = class_groups(counts.images, counts.bin_of_class, class_ids=ids)
-    groups = {"mAP": np.ones(len(ids), dtype=bool), **groups}
-    rows = groups | {f"class {k}": np.arange(len(ids)) == k for k in range(len(ids))}
+    members = class_groups(counts.images, counts.bin_of_class, class_ids=ids)
+    groups = {"mAP": np.arange(len(ids)), **{name: np.flatnonzero(chosen) for name, chosen in members.items()}}
+    rows = groups | {f"class {k}": np.array([k]) for k in range(len(ids))}
     first = matches[sides[0].letter]
     columns: dict[str, NDArray[np.generic]] = {}
     for side in sides:
@@ -183,22 +183,27 @@ def with_classes(matches: Matches, classes: NDArray[np.integer]) -> Matches:
     return replace(matches, **columns)
 
 
-Rows = Mapping[str, NDArray[np.bool_]]
+Rows = Mapping[str, NDArray[np.int64]]
+"""Name of each row of the tables -> its classes, ascending. A mask for each class would take K x K."""
 
 
 def _means(runs: Sequence[Matches], rows: Rows) -> FloatArray:
     """``[runs, N]`` mean AP of each run over the classes of each row that have ground truth; NaN where none has."""
-    members = np.stack(list(rows.values())).astype(np.float64)
-    ap = np.stack([average_precision(run) for run in runs])
+    members = np.concatenate(list(rows.values()))
+    row = np.repeat(np.arange(len(rows)), [len(classes) for classes in rows.values()])
+    ap = np.stack([average_precision(run)[members] for run in runs])
     known = ~np.isnan(ap)
-    count = known.astype(np.float64) @ members.T
+    count = np.stack([np.bincount(row, one, minlength=len(rows)) for one in known])
+    total = np.stack([np.bincount(row, one, minlength=len(rows)) for one in np.where(known, ap, 0.0)])
     result = np.full(count.shape, np.nan)
-    np.divide(np.where(known, ap, 0.0) @ members.T, count, out=result, where=count > 0)
+    np.divide(total, count, out=result, where=count > 0)
     return result
 
 
-def _tiled(rows: Rows, times: int) -> dict[str, NDArray[np.bool_]]:
-    return {name: np.tile(members, times) for name, members in rows.items()}
+def _repeated(rows: Rows, runs: Sequence[Matches]) -> dict[str, NDArray[np.int64]]:
+    """The classes of each row in the matches of :func:`with_runs_as_classes`."""
+    first = np.arange(len(runs)) * len(runs[0].evaluated)
+    return {name: (first[:, None] + members).ravel() for name, members in rows.items()}
 
 
 def _ends(found: Mapping[str, Interval], rows: Rows) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -209,7 +214,7 @@ def _ends(found: Mapping[str, Interval], rows: Rows) -> tuple[FloatArray, FloatA
 def _score_columns(
     letter: str, runs: Sequence[Matches], rows: Rows, resampling: Resampling
 ) -> dict[str, NDArray[np.generic]]:
-    found = bootstrap_intervals(with_runs_as_classes(runs), groups=_tiled(rows, len(runs)), **vars(resampling)).groups
+    found = bootstrap_intervals(with_runs_as_classes(runs), groups=_repeated(rows, runs), **vars(resampling)).groups
     estimate, low, high = _ends(found, rows)
     low, high = widen(estimate, low, high, seed_spread(_means(runs, rows)), confidence=resampling.confidence)
     return {letter: estimate, f"{letter}_low": np.maximum(low, 0), f"{letter}_high": np.minimum(high, 1)}
@@ -225,10 +230,11 @@ def _difference_columns(
 ) -> dict[str, NDArray[np.generic]]:
     """Second minus first. Sides with different numbers of seeds are repeated to their least common multiple."""
     times = lcm(len(first), len(second))
+    before, after = [*first] * (times // len(first)), [*second] * (times // len(second))
     found = paired_differences(
-        with_runs_as_classes([*first] * (times // len(first))),
-        with_runs_as_classes([*second] * (times // len(second))),
-        groups=_tiled(rows, times),
+        with_runs_as_classes(before),
+        with_runs_as_classes(after),
+        groups=_repeated(rows, before),
         **vars(resampling),
     ).groups
     estimate, low, high = _ends(found, rows)
@@ -246,15 +252,19 @@ def _difference_columns(
 
 def _images_with_ground_truth(matches: Matches, rows: Rows) -> NDArray[np.int64]:
     """``[N]`` images that hold ground truth of a class of each row."""
-    result = [len(np.unique(matches.gt_image[members[matches.gt_class]])) for members in rows.values()]
+    order = np.argsort(matches.gt_class, kind="stable")
+    starts = np.searchsorted(matches.gt_class[order], np.arange(len(matches.evaluated) + 1))
+    of_class = np.split(matches.gt_image[order], starts[1:-1])
+    nothing = np.zeros(0, dtype=np.int64)
+    result = [len(np.unique(np.concatenate([nothing, *(of_class[k] for k in row)]))) for row in rows.values()]
     return np.array(result, dtype=np.int64)
 
 
 def _group_table(table: pd.DataFrame, groups: Rows, sides: Sequence[Side], matches: Matches) -> pd.DataFrame:
     has_ground_truth = matches.num_truths > 0
-    names = sorted((name for name in groups if (groups[name] & has_ground_truth).any()), key=_bins_first)
+    names = sorted((name for name in groups if has_ground_truth[groups[name]].any()), key=_bins_first)
     result = table.loc[names].reset_index(names="group")
-    result.insert(1, "classes", [int((groups[name] & has_ground_truth).sum()) for name in names])
+    result.insert(1, "classes", [int(has_ground_truth[groups[name]].sum()) for name in names])
     return result.drop(columns=[f"{side.letter}_p" for side in sides[1:]])
 
 

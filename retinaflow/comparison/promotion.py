@@ -16,6 +16,7 @@ from retinaflow.comparison.stored_matches import StoredMatches, read_matches
 from retinaflow.errors import SettingError
 from retinaflow.metric.challenge import average_precision, mean_of_classes
 from retinaflow.runs import store
+from retinaflow.runs.logged_model import run_of_weights, weights_of_run
 from retinaflow.settings.commands import PromoteConfig
 
 
@@ -50,7 +51,17 @@ def promoted_run(candidate: ChosenRun) -> str:
         raise SettingError(f"runs={record.run_id}: only runs of the MLflow store can be promoted")
     if record.tags.get("retinaflow.command") != "evaluate" or not has_model(candidate):
         return record.run_id
-    return store.find_run(record.tags.get("retinaflow.evaluated", "")).run_id
+    trained = record.tags.get("retinaflow.model_run")
+    if trained is None and "retinaflow.model_digest" in record.tags:
+        # A checkpoint file was evaluated.
+        trained = run_of_weights(record.tags["retinaflow.model_digest"])
+    if trained is None:
+        evaluated = record.tags.get("retinaflow.evaluated", "nothing that it names")
+        raise SettingError(
+            f"runs={record.run_id}: the run has evaluated {evaluated}, of which {store.uri()} has no training; name a "
+            "run that has logged a model, or an evaluation of such a run or of a registered model"
+        )
+    return trained
 
 
 def decide(config: PromoteConfig, candidate: ChosenRun, run_id: str, present: tuple[str, str] | None) -> Decision:
@@ -80,11 +91,13 @@ def champion_matches(run_id: str, candidate: StoredMatches) -> StoredMatches:
     own = read_matches(run_id)
     if own.ground_truth == candidate.ground_truth:
         return own
-    evaluated = "tags.`retinaflow.command` = 'evaluate' and attributes.status = 'FINISHED'"
-    for record in store.find_runs(f"{evaluated} and tags.`retinaflow.evaluated` = '{run_id}'"):
-        stored = read_matches(record.run_id)
-        if stored.ground_truth == candidate.ground_truth:
-            return stored
+    evaluated = {"tags.`retinaflow.command`": "evaluate", "attributes.status": "FINISHED"}
+    models = [{"tags.`retinaflow.model_digest`": digest} for digest in weights_of_run(run_id)]
+    for model in [{"tags.`retinaflow.model_run`": run_id}, *models]:
+        for record in store.find_runs(store.filter_of(evaluated | model)):
+            stored = read_matches(record.run_id)
+            if stored.ground_truth == candidate.ground_truth:
+                return stored
     return own
 
 
@@ -99,6 +112,12 @@ def _tested(
     sides = [Side("A", f"version {version}", (champion,)), Side("B", candidate.record.name, (candidate.stored,))]
     comparison = compare_runs(sides, Resampling(config.bootstrap, config.confidence, config.seed))
     row = comparison.group("mAP")
+    if not row:
+        raise SettingError(
+            f"{name} cannot be tested against version {version}: none of the {len(comparison.classes)} classes that "
+            f"both have has ground truth on the {comparison.num_images:,} images; evaluate both on annotated images, "
+            "or promote it without a test by force=true"
+        )
     low, high = row["B_difference_low"], row["B_difference_high"]
     better = bool(low > 0)
     figures = (

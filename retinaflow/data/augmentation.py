@@ -3,9 +3,10 @@
 The strength s in [0, 1] of an image is base + (rare - base) * rarity, rarity being 1 when the rarest of its classes is
 in the rarest bin and 0 when it is in a bin that is not sampled more often (``ClassBins.rarity``). s scales the
 range of zoom, shift, rotation, brightness, contrast and hue, and the probability of blur, noise and dropout. s = 0
-changes nothing, or flips half of the images left to right with ``horizontal_flip``; s > 0 flips them anyway.
+changes nothing but flips: half of the images left to right with ``horizontal_flip``, and upside down with
+``vertical_flip``; s > 0 flips left to right anyway.
 
-Boxes are transformed with the image; a box of which less than ``MIN_VISIBLE`` of the area stays in view is dropped.
+Boxes are transformed with the image; a box of which less than ``MIN_VISIBLE`` of the area stays visible is dropped.
 The transforms are in :mod:`retinaflow.data.transforms`. Randomness: one seed per call, no global state.
 """
 
@@ -70,9 +71,13 @@ class Augmentation:
         """
         strength = self.strength(labels, by_class=by_class)
         if strength == 0:
-            if self.horizontal_flip and np.random.default_rng([seed, 2]).random() < 0.5:
+            chance = np.random.default_rng([seed, 2])
+            if self.horizontal_flip and chance.random() < 0.5:
                 x1, y1, x2, y2 = boxes.T
                 image, boxes = np.ascontiguousarray(image[:, ::-1]), np.stack([1 - x2, y1, 1 - x1, y2], axis=1)
+            if self.vertical_flip and chance.random() < 0.5:
+                x1, y1, x2, y2 = boxes.T
+                image, boxes = np.ascontiguousarray(image[::-1]), np.stack([x1, 1 - y2, x2, 1 - y1], axis=1)
             return image, boxes, np.arange(len(boxes))
         from retinaflow.data.transforms import pipeline
 

@@ -1,8 +1,10 @@
 """The cache of built indexes, so that a second start reads no CSV file and no image header.
 
 The key of a cached index is made of the inputs' paths, sizes and times of change, the reader's options and its version;
-any change gives another key. A damaged index is rebuilt, with a message. ``RETINAFLOW_CACHE`` names the folder (default
-``~/.cache/retinaflow``).
+any change gives another key. An index is built anew also when a folder below those of the images, in which files were
+looked for, has changed: a folder's time changes when a file is added, removed or moved. An image file that was
+overwritten in place changes no folder: its new size is noticed when it is decoded. A damaged index is rebuilt, with a
+message. ``RETINAFLOW_CACHE`` names the folder (default ``~/.cache/retinaflow``).
 
 The cache is safe when several processes start at once (one builds, the others wait and open the result), when a process
 is killed at any moment (the system releases its lock; its half-written folder is never opened, and the next builder
@@ -17,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +31,7 @@ import psutil
 
 from retinaflow.data.column_store import DOCUMENT, FORMAT
 from retinaflow.data.id_columns import read_image_sizes
-from retinaflow.data.image_folders import locate_files
+from retinaflow.data.image_folders import LocatedFiles, locate_files
 from retinaflow.data.image_headers import depth_notice
 from retinaflow.data.image_sizes import SizeTable
 from retinaflow.data.images import attach_files
@@ -41,7 +43,7 @@ from retinaflow.files import lock
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 _WAITING = "another process is building this index; waiting for it"
-_READER = 3
+_READER = 4
 """Version of what is read from the files; an index that another version has read is not used."""
 _SMALL = 1 << 26
 """Bytes of boxes and labels below which each worker gets a copy of a computed index."""
@@ -95,13 +97,14 @@ def load_index(
         errors = RowErrors(on_bad_row)
         index = read_annotations(files, errors, allow_repeats=allow_repeats, progress=report)
         table = SizeTable(*read_image_sizes(image_sizes, errors)) if image_sizes else None
-        if images and files.list_other_images:
-            index = _only_with_files(index, images, errors)
+        found_files = locate_files(index.image_ids, images) if images else None
+        if found_files is not None and files.list_other_images:
+            index, found_files = _only_with_files(index, found_files, errors)
         if table is not None:
             index = replace(index, sizes=table.look_up(index.image_ids))
-        if images:
+        if found_files is not None:
             journal = size_journal(images)
-            index, bad = attach_files(index, images, on_bad_image=on_bad_image, given=table, journal=journal)
+            index, bad = attach_files(index, found_files, on_bad_image=on_bad_image, given=table, journal=journal)
             if notice := depth_notice(index.files, Path(index.images_folder)):
                 errors.notices.append(notice)
             rule = "an image must have a readable file"
@@ -113,27 +116,32 @@ def load_index(
             )
         for notice in errors.notices:
             report(notice)
-        return _save(index, errors, path, report)
+        return _save(index, errors, path, report, searched=found_files.searched if found_files else {})
 
 
-def _only_with_files(index: AnnotationIndex, images: Sequence[Path], errors: RowErrors) -> AnnotationIndex:
-    """The images that are there, of tables that name others too."""
-    there = locate_files(index.image_ids, images).files != ""
+def _only_with_files(
+    index: AnnotationIndex, found: LocatedFiles, errors: RowErrors
+) -> tuple[AnnotationIndex, LocatedFiles]:
+    """The images that are there, of tables that name others too, and their files."""
+    there = found.files != ""
     if there.all() or not there.any():
-        return index
+        return index, found
     errors.notices.append(
         f"{np.count_nonzero(~there):,} of {len(index):,} images in the tables have no file and are left out: an export "
         f"of some images keeps the rows of all ({index.image_ids[~there][0]} for example)"
     )
-    return index.take(np.flatnonzero(there))
+    return index.take(np.flatnonzero(there)), replace(found, files=found.files[there], reasons={})
 
 
 def _open(path: Path, report: Callable[[str], None]) -> LoadedIndex | None:
-    """The cached index; None if there is none or it is damaged, which is reported."""
+    """The cached index; None if there is none, if a folder of its images has changed, or if it is damaged, which is
+    reported."""
     if not (path / DOCUMENT).exists():
         return None
     try:
         index = AnnotationIndex.open(path)
+        if any(_changed_ns(folder) != changed for folder, changed in index.notes["searched"].items()):
+            return None
         dropped = errors_frame(RowError(*row) for row in index.notes["dropped"])
         for notice in index.notes["notices"]:
             report(notice)
@@ -143,10 +151,25 @@ def _open(path: Path, report: Callable[[str], None]) -> LoadedIndex | None:
         return None
 
 
-def _save(index: AnnotationIndex, errors: RowErrors, path: Path, report: Callable[[str], None]) -> LoadedIndex:
-    dropped = errors.frame()
+def _changed_ns(folder: str) -> int | None:
     try:
-        index.save(path, notes={"dropped": dropped.to_numpy().tolist(), "notices": errors.notices})
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _save(
+    index: AnnotationIndex,
+    errors: RowErrors,
+    path: Path,
+    report: Callable[[str], None],
+    *,
+    searched: Mapping[str, int],
+) -> LoadedIndex:
+    dropped = errors.frame()
+    notes = {"dropped": dropped.to_numpy().tolist(), "notices": errors.notices, "searched": dict(searched)}
+    try:
+        index.save(path, notes=notes)
         return LoadedIndex(AnnotationIndex.open(path, verify=False), dropped)
     except (OSError, DataError) as error:
         report(f"the index is not cached: {error}; is the disk of {path.parent} full?")
@@ -188,7 +211,7 @@ def size_journal(images: Sequence[Path]) -> Path:
 
 def _key(inputs: Sequence[Path], options: Sequence[Any]) -> str:
     stamps: list[Any] = [FORMAT, _READER, *options]
-    # A folder's time changes when a file is added or removed; a file replaced in place is caught when it is decoded.
+    # The folders of images are among the inputs; the times of the folders below them are in the index.
     for path in inputs:
         if not path.exists():
             continue

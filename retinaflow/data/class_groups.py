@@ -56,6 +56,11 @@ def _members(group: str, taxonomy: Taxonomy, bins: BinOfClass | None) -> list[in
         return list(range(len(taxonomy)))
     if group in ("people-clothing", "rest"):
         people = _people_and_clothing(taxonomy)
+        if not people:
+            raise SettingError(
+                f"class_group={group}: the classes must hold Person ({PERSON}) or Clothing ({CLOTHING}), but hold "
+                "neither; give class_group=all, or name the classes"
+            )
         return [index for index in range(len(taxonomy)) if (index in people) == (group == "people-clothing")]
     if group.startswith("bin:"):
         return _bin_members(group, bins)

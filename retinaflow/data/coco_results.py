@@ -27,7 +27,7 @@ from retinaflow.data.formats.box_values import number_of
 from retinaflow.data.formats.json_lists import first_character, list_elements
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.tables import RowErrors, Table, TextColumn
-from retinaflow.errors import DataError, shown
+from retinaflow.errors import DataError, SettingError, shown
 from retinaflow.files import read_json
 from retinaflow.progress import report
 
@@ -42,8 +42,11 @@ class CocoIds:
 
     @staticmethod
     def of(index: AnnotationIndex, file: Path | None) -> CocoIds:
-        """The ids of a COCO file, or those of the data. Raises DataError for a file that is none."""
+        """The ids of a COCO file, or those of the data. Raises SettingError for a file that does not exist, and
+        DataError for one of another content."""
         here = _ids_here(index)
+        if file is not None and not file.is_file():
+            raise SettingError(f"prediction_ids={file}: no such file")
         return here if file is None else _ids_of_document(read_json(file), file, index, here)
 
 
@@ -154,14 +157,18 @@ def _ids_of_document(document: Any, path: Path, index: AnnotationIndex, here: Co
         sides = [float(image[key]) for key in ("width", "height") if _is_number(image.get(key)) and image[key] > 0]
         if len(sides) == 2:
             found.sizes[found.images[image["id"]]] = sides[0], sides[1]
-    by_name = {name.casefold(): mid for mid, name in zip(taxonomy.ids, taxonomy.names, strict=True)}
     for category in _listed(document, "categories", path):
         if not isinstance(category, Mapping) or not isinstance(category.get("id"), int | str):
             raise DataError(f"{path}: a category must have an id, but got {shown(category)}")
-        name_here, mid = str(category.get("name", "")), category.get("label_name")
-        found.classes[category["id"]] = (
-            mid if mid in taxonomy.index_of else by_name.get(name_here.casefold(), name_here)
-        )
+        title, mid = str(category.get("name", "")), category.get("label_name")
+        named = [taxonomy.index_of[mid]] if mid in taxonomy.index_of else taxonomy.named(title)
+        if len(named) > 1:
+            ids_of_name = ", ".join(taxonomy.ids[one] for one in named)
+            raise DataError(
+                f"{path}: category {category['id']}: {shown(title)} is the name of several classes; give its id as "
+                f"label_name ({ids_of_name})"
+            )
+        found.classes[category["id"]] = taxonomy.ids[named[0]] if named else title
     return found
 
 

@@ -207,13 +207,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _gather(samples: Sequence[Sample], rows: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
-    boxes = np.concatenate([sample.boxes[own] for sample, own in zip(samples, rows, strict=True)])
+    boxes = np.concatenate([sample.boxes[own] for sample, own in zip(samples, rows, strict=True)]).astype(np.float32)
     labels = np.concatenate([sample.labels[own] for sample, own in zip(samples, rows, strict=True)])
     owner = np.repeat(np.arange(len(samples)), [len(own) for own in rows])
+    # A box that has no width or height left in float32 teaches nothing.
+    wide = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
     return (
-        torch.from_numpy(boxes.astype(np.float32)),
-        torch.from_numpy(labels.astype(np.int64)),
-        torch.from_numpy(owner.astype(np.int64)),
+        torch.from_numpy(boxes[wide]),
+        torch.from_numpy(labels[wide].astype(np.int64)),
+        torch.from_numpy(owner[wide].astype(np.int64)),
     )
 
 

@@ -24,6 +24,8 @@ from retinaflow.data.sampling import (
     image_weights,
     seed_of_position,
 )
+from retinaflow.errors import SettingError
+from retinaflow.progress import report
 from retinaflow.settings.data_settings import SamplingSettings, Strategy
 from retinaflow.taxonomy import Taxonomy
 
@@ -73,11 +75,21 @@ def effective_sample_size(expected: FloatArray) -> float:
 def compare_strategies(
     pairs: ImageClassPairs, bins: ClassBins, *, length: int, settings: SamplingSettings, seed: int
 ) -> dict[Strategy, Exposure]:
-    """The exposure of all five strategies for one epoch of ``length`` samples."""
+    """The exposure of all five strategies for one epoch of ``length`` samples.
+
+    One that cannot fill the epoch (few images have a box) is left out, with a line. Raises SettingError for the chosen
+    one.
+    """
     result: dict[Strategy, Exposure] = {}
     for strategy in STRATEGIES:
         weights = image_weights(strategy, pairs, bins, settings)
-        expected = expected_samples(weights, length, max_repeats=settings.max_repeats)
+        try:
+            expected = expected_samples(weights, length, max_repeats=settings.max_repeats)
+        except SettingError as error:
+            if strategy == settings.sampling:
+                raise
+            report(f"exposure without {strategy}, which this data does not allow: {error}")
+            continue
         result[strategy] = measure_exposure(expected, pairs, seed=seed)
     return result
 

@@ -18,7 +18,7 @@ Worked example: images (4, 9, 40, 100, 1000), ``log``, 2 bins: the cut is at 10^
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +57,13 @@ class ClassBins:
         """No bins: nothing is known of a training, as of a file of predictions."""
         counts = np.zeros(num_classes, dtype=np.int64)
         return ClassBins(counts, counts, np.zeros(1), np.full(num_classes, -1, dtype=np.int32), "none", 0)
+
+    def of_classes(self, classes: NDArray[np.integer]) -> ClassBins:
+        """Those of some classes; the bins keep their numbers, and some may have no class."""
+        chosen = {
+            name: getattr(self, name)[classes] for name in ("images_per_class", "boxes_per_class", "bin_of_class")
+        }
+        return replace(self, **chosen)
 
     @property
     def num_bins(self) -> int:

@@ -30,9 +30,10 @@ def with_class(table: Table, taxonomy: Taxonomy, errors: RowErrors) -> Table:
     given = texts.values.to_pylist()
     known = np.array([taxonomy.index_of.get(mid, -1) for mid in given], dtype=np.int32)
     unknown = [given[value] for value in np.unique(texts.codes[known[texts.codes] < 0]).tolist()]
-    named = next((name for name in unknown if name in taxonomy.names), None)
+    named = next((name for name in unknown if taxonomy.named(name)), None)
     if named is not None:
-        hint = f"LabelName is the id of a class: {named} is the name of {taxonomy.ids[taxonomy.names.index(named)]}."
+        ids = " and ".join(taxonomy.ids[index] for index in taxonomy.named(named))
+        hint = f"LabelName is the id of a class: {named} is the name of {ids}."
         errors.hints += [hint] if hint not in errors.hints else []
     table = table.with_columns({"class": known[texts.codes]})
     return table.require(table.columns["class"] >= 0, _UNKNOWN_CLASS, ("LabelName",), errors)

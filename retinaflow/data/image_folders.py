@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retinaflow.data.formats.folders import is_result
+from retinaflow.data.formats.folders import folders_under, is_regular, is_result, require_utf8
 from retinaflow.data.openimages import SPLIT_FOLDERS, normal_id
 from retinaflow.errors import DataError, SettingError
 from retinaflow.progress import report
@@ -34,6 +35,10 @@ class LocatedFiles:
     files: NDArray[np.str_]
     reasons: dict[int, str]
     """Why there is no file, where something with the name of the id is there."""
+    folders: Sequence[Path] = ()
+    """The folders that were given."""
+    searched: Mapping[str, int] = field(default_factory=dict)
+    """Every folder that was searched, and its time of change in ns before: while these hold, so do the files."""
 
 
 @dataclass
@@ -56,15 +61,16 @@ def locate_files(image_ids: NDArray[np.str_], folders: Sequence[Path]) -> Locate
             raise SettingError(f"images={folder}: no such folder")
     root = Path(os.path.commonpath([folder.resolve() for folder in folders])) if folders else Path()
     names = [normal_id(str(image_id)) for image_id in image_ids]
-    direct = _Found()
-    for folder in folders:
-        _enter(direct, folder, root, wanted=None)
+    searched: dict[str, int] = {}
+    walks = _walks(folders, root, searched)
+    direct, deep = _Found(), _Found()
+    for walk in walks:
+        for prefix, entries in islice(walk, 1):
+            _enter(direct, prefix, entries, wanted=None)
     wanted = {name for name in names if name not in direct.files}
-    deep = _Found()
     if wanted:
-        own = {folder.resolve() for folder in folders}
-        for below in (below for folder in folders for below in _subfolders(folder, own)):
-            _enter(deep, below, root, wanted=wanted)
+        for prefix, entries in chain.from_iterable(walks):
+            _enter(deep, prefix, entries, wanted=wanted)
         twice = next(iter(deep.again), None)
         if twice is not None:
             raise DataError(
@@ -80,17 +86,38 @@ def locate_files(image_ids: NDArray[np.str_], folders: Sequence[Path]) -> Locate
     files = [direct.files.get(name) or deep.files.get(name, "") for name in names]
     others = {**deep.others, **direct.others}
     reasons = {row: others[names[row]] for row, file in enumerate(files) if not file and names[row] in others}
-    return LocatedFiles(root, np.array(files, dtype=np.str_), reasons)
+    for file in files:
+        if not file.isascii():
+            require_utf8(root / file)
+    return LocatedFiles(root, np.array(files, dtype=np.str_), reasons, folders, searched)
 
 
-def _enter(found: _Found, folder: Path, root: Path, *, wanted: set[str] | None) -> None:
-    """Add the files in a folder: of the ``wanted`` ids, or of all that are not known from an earlier folder."""
-    prefix = os.path.relpath(folder.resolve(), root)
+def _walks(
+    folders: Sequence[Path], root: Path, searched: dict[str, int]
+) -> list[Iterator[tuple[str, list[os.DirEntry[str]]]]]:
+    """For each folder the folders below it, itself first: path under the root, and contents. None is in two of them.
+
+    The images of other splits are left out. What was searched is noted in ``searched``.
+    """
+    seen: set[str] = set()
+
+    def walk(folder: Path) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+        def enter(path: Path) -> bool:
+            is_of_other_split = len(folders) > 1 and path.parent == folder and path.name in SPLIT_FOLDERS
+            return not is_of_other_split and not is_result(path)
+
+        prefix = folder.resolve().relative_to(root)
+        for contents in folders_under(folder, enter=enter, seen=seen):
+            searched[str(contents.path.absolute())] = contents.changed_ns
+            yield str(prefix / contents.path.relative_to(folder)), contents.entries
+
+    return [walk(folder) for folder in folders]
+
+
+def _enter(found: _Found, prefix: str, entries: list[os.DirEntry[str]], *, wanted: set[str] | None) -> None:
+    """Add the files in a folder, sorted: of the ``wanted`` ids, or of all that are not known from an earlier folder."""
     known = set(found.files) if wanted is None else ()
-    with os.scandir(folder) as entries:
-        # Sorted, so that the first match is always the same.
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
+    for entry in entries:
         stem, dot, suffix = entry.name.rpartition(".")
         name, kind = normal_id(stem), f"{dot}{suffix.lower()}"
         is_image = kind in SUFFIXES
@@ -99,26 +126,10 @@ def _enter(found: _Found, folder: Path, root: Path, *, wanted: set[str] | None) 
         path = entry.name if prefix == "." else f"{prefix}/{entry.name}"
         if not is_image:
             found.others.setdefault(name, f"{path} is not read: an image must be one of {', '.join(SUFFIXES)}")
-        elif not entry.is_file():
+        elif not is_regular(entry):
             found.others.setdefault(name, f"{path} is no regular file")
         elif found.files.setdefault(name, path) != path:
             found.again.setdefault(name, path)
-
-
-def _subfolders(folder: Path, own: set[Path]) -> Iterator[Path]:
-    """The folders below a folder, at any depth, sorted; not those of other splits, and none of ``own``."""
-    for parent, names, _ in os.walk(folder):
-        top = Path(parent)
-        names[:] = sorted(
-            name
-            for name in names
-            if not name.startswith(".")
-            and not is_result(top / name)
-            and (top / name).resolve() not in own
-            and not (top == folder and len(own) > 1 and name in SPLIT_FOLDERS)
-        )
-        if top != folder:
-            yield top
 
 
 def images_under(folder: Path) -> Iterator[Path]:
@@ -135,19 +146,20 @@ def images_under(folder: Path) -> Iterator[Path]:
         left_out[why] += 1
         examples.setdefault(why, os.path.relpath(path, folder.absolute()))
 
-    for parent, folders, names in os.walk(folder.absolute()):
-        for name in [name for name in folders if not name.startswith(".") and is_result(Path(parent, name))]:
-            leave_out("folders of results", Path(parent, name))
-            folders.remove(name)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(parent, name)
+    def enter(path: Path) -> bool:
+        if is_result(path):
+            leave_out("folders of results", path)
+            return False
+        return True
+
+    for contents in folders_under(folder.absolute(), enter=enter):
+        for entry in contents.entries:
+            path = Path(entry.path)
             if path.suffix.lower() in OTHER_SUFFIXES:
                 leave_out(f"files that are none of {', '.join(SUFFIXES)}", path)
             elif path.suffix.lower() in SUFFIXES:
-                if any("\ud800" <= character <= "\udfff" for character in str(path)):
-                    raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
-                if path.is_file():
+                require_utf8(path)
+                if is_regular(entry):
                     yield path
                 else:
                     leave_out("files that are no regular files", path)

@@ -21,7 +21,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from retinaflow.data.decoding_limits import MAX_PIXELS, MAX_SCANS, has_many_scans, without_compressed_parts
-from retinaflow.data.image_folders import locate_files
+from retinaflow.data.image_folders import LocatedFiles, locate_files
 from retinaflow.data.image_headers import header_size, is_cut_jpeg, is_jpeg
 from retinaflow.data.image_sizes import THREADS, SizeTable, read_sizes
 from retinaflow.data.index import AnnotationIndex
@@ -44,21 +44,22 @@ class BadImage:
 
 def attach_files(
     index: AnnotationIndex,
-    folders: Sequence[Path],
+    folders: Sequence[Path] | LocatedFiles,
     *,
     on_bad_image: OnBadImage = "stop",
     given: SizeTable | None = None,
     journal: Path | None = None,
 ) -> tuple[AnnotationIndex, list[BadImage]]:
-    """The index with the file and size of every image; files are found by id in ``folders``, in their order.
+    """The index with the file and size of every image; files are found by id in ``folders``, in their order, if they
+    are not located already.
 
     Files whose size is in the table ``given`` are not opened; ``journal`` records the sizes from headers.
     ``on_bad_image="skip"`` leaves out images without a readable file and returns them; ``"stop"`` raises DataError with
     their number and the first one, as both do when no image remains.
     """
-    found = locate_files(index.image_ids, folders)
+    found = folders if isinstance(folders, LocatedFiles) else locate_files(index.image_ids, folders)
     located = replace(index, files=found.files, images_folder=str(found.root), path=None)
-    shown = " or ".join(str(folder) for folder in folders)
+    shown = " or ".join(str(folder) for folder in found.folders)
     return attach_sizes(
         located,
         shown,
@@ -143,7 +144,8 @@ class UnreadableImageError(DataError):
 def decode(path: Path, size: tuple[int, int], target: tuple[int, int]) -> NDArray[np.uint8]:
     """RGB pixels ``[H, W, 3]`` of exactly ``target`` (height, width), from a file of ``size``.
 
-    Raises UnreadableImageError, which names the file. Of an animated file the first image is decoded.
+    Raises UnreadableImageError, which names the file, also for one of another shape: it was replaced after its size was
+    read, or the given size is wrong. Of an animated file the first image is decoded.
     """
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -163,12 +165,12 @@ def decode_sized(index: AnnotationIndex, image: int, *, longest: float, enlarge:
 
 
 def decode_bytes(
-    data: NDArray[np.uint8], size: tuple[int, int], target: tuple[int, int], *, name: str
+    data: NDArray[np.uint8], size: tuple[int, int] | None, target: tuple[int, int], *, name: str
 ) -> NDArray[np.uint8]:
-    """As :func:`decode`, from the bytes of a file; ``name`` for errors."""
+    """As :func:`decode`, from the bytes of a file of ``size`` (None: any); ``name`` for errors."""
     if is_jpeg(data) and has_many_scans(data):
         raise UnreadableImageError(f"{name}: a JPEG may have {MAX_SCANS} scans, but has more")
-    shrink = min(size[0] / target[0], size[1] / target[1])
+    shrink = 1.0 if size is None else min(size[0] / target[0], size[1] / target[1])
     # OpenCV decodes other formats whole before it reduces them.
     reduced = _REDUCED if is_jpeg(data) else ()
     factor, flag = next(((factor, flag) for factor, flag in reduced if shrink >= factor), (1, cv2.IMREAD_COLOR))
@@ -176,6 +178,12 @@ def decode_bytes(
     if pixels is None:
         pixels = _pixels(name, without_compressed_parts(data), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = pixels.shape[:2]
+    if size is not None and not _has_shape((height, width), size):
+        raise UnreadableImageError(
+            f"{name}: the image is {width * factor} x {height * factor} pixels, but {size[1]} x {size[0]} is its size "
+            "in size_table= or was when the data was read; correct that file or, if the image was replaced, touch its "
+            "folder, so that the size is read anew"
+        )
     if (height, width) != target:
         # After reduced decoding of a JPEG the factor is below 2, where linear interpolation skips no pixel; averaging
         # costs eight times as much.
@@ -183,6 +191,12 @@ def decode_bytes(
         taps = cv2.INTER_AREA if far else cv2.INTER_LINEAR
         pixels = np.asarray(cv2.resize(pixels, target[::-1], interpolation=taps), dtype=np.uint8)
     return pixels
+
+
+def _has_shape(found: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether an image has the proportions of a size, up to a pixel: boxes fit a file that was scaled, or decoded at
+    reduced size."""
+    return abs(found[0] * size[1] - found[1] * size[0]) <= max(sum(found), sum(size))
 
 
 def _jpeg(name: str, data: NDArray[np.uint8], factor: int) -> NDArray[np.uint8] | None:

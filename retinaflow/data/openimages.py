@@ -9,6 +9,7 @@ must hold is in :mod:`retinaflow.data.annotation_rows`.
 
 from __future__ import annotations
 
+import csv
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -198,11 +199,22 @@ def split_image_ids(
     return image_ids_of([*(boxes or looked_up((*BOX_FILES, _EXPORT_BOXES))), *labels])
 
 
+def _first_cell(line: str) -> str:
+    if '"' not in line:
+        return line.split(",")[0]
+    try:
+        # Line by line, so that a quote that is not closed spoils one id only.
+        return next(csv.reader([line], skipinitialspace=True))[0]
+    except csv.Error:
+        return line
+
+
 def read_image_ids(path: Path, *, setting: str = "eval_ids") -> NDArray[np.str_]:
-    """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line. Errors name ``setting``."""
+    """A list of image ids: the Challenge's ``ImageID`` column, or one plain id per line; one that holds a comma is in
+    quotes. Errors name ``setting``."""
     if not path.is_file():
         raise SettingError(f"{setting}={path}: no such file")
-    lines = [normal_id(line.split(",")[0].strip().strip('"')) for line in read_lines(path)]
+    lines = [normal_id(_first_cell(line).strip()) for line in read_lines(path)]
     ids = [line for line in lines if line and line != "ImageID"]
     if not ids:
         raise SettingError(f"{setting}={path}: the list must hold at least one image id, but is empty")

@@ -47,10 +47,12 @@ def check_predictions(detections: Detections, index: AnnotationIndex, file: Pred
         report(f"{file.name}: the file holds no detection")
         return
     _check_images(detections, index, file)
+    # Of other images, boxes in pixels have no fractions.
+    is_known = np.asarray(detections.image_index) >= 0
     boxes = np.asarray(detections.boxes, dtype=np.float64)
-    outside = np.asarray((np.abs(boxes - 0.5) > 0.5 + _FAR).any(axis=1))
-    if (boxes > 1).mean() > 0.5 or outside.mean() > 0.5:
-        row = int(np.flatnonzero((boxes > 1).any(axis=1) | outside)[0])
+    outside = is_known & np.asarray((np.abs(boxes - 0.5) > 0.5 + _FAR).any(axis=1))
+    if (boxes[is_known] > 1).mean() > 0.5 or outside[is_known].mean() > 0.5:
+        row = int(np.flatnonzero(is_known & (boxes > 1).any(axis=1) | outside)[0])
         sides = ", ".join(f"{side:g}" for side in boxes[row])
         raise DataError(
             f"{file.name}: most coordinates lie outside of [0, 1], {sides} for example ({file.where(row)}): are they "
@@ -60,8 +62,8 @@ def check_predictions(detections: Detections, index: AnnotationIndex, file: Pred
         corners = zip(("XMin", "YMin", "XMax", "YMax"), boxes[outside][0], strict=True)
         sides = ", ".join(f"{name}={side:g}" for name, side in corners)
         file.line(outside, f"reach far out of their image and cannot match ({sides})")
-    no_area = np.asarray((boxes[:, 0] >= boxes[:, 2]) | (boxes[:, 1] >= boxes[:, 3]))
-    hint = ": are XMax and YMax a width and a height?" if no_area.mean() > 0.1 else ""
+    no_area = is_known & ((boxes[:, 0] >= boxes[:, 2]) | (boxes[:, 1] >= boxes[:, 3]))
+    hint = ": are XMax and YMax a width and a height?" if no_area[is_known].mean() > 0.1 else ""
     file.line(no_area, f"have no width or height and do not count{hint}")
     score = np.asarray(detections.score)
     odd = np.asarray((score < 0) | (score > 1))

@@ -91,7 +91,7 @@ def _same_corners(index: AnnotationIndex) -> NDArray[np.int64]:
     key = corners[:, 0]
     for column in range(1, 4):
         key = key * width + corners[:, column]
-    # The key of the corners needs 40 bits; 23 are left for the image.
+    # Numbers of distinct corners, not their 40-bit keys, so that 63 bits hold them for every image.
     return np.asarray(np.unique(key, return_inverse=True)[1]) * np.int64(max(len(index), 1)) + index.box_image
 
 

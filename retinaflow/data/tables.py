@@ -9,6 +9,7 @@ No row becomes a Python object: text columns are codes into their distinct value
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,8 +57,7 @@ class RowErrors:
 
     on_bad_row: OnBadRow = "stop"
     found: list[RowError] = field(default_factory=list)
-    """Of each rule the first :data:`LISTED` errors; when they stop the reading, of each rule and file the first
-    :data:`SHOWN`."""
+    """Of each rule the first :data:`LISTED` errors, or the first :data:`SHOWN` when they stop the reading."""
     count: int = 0
     """All errors, listed or not."""
     notices: list[str] = field(default_factory=list)
@@ -66,24 +66,23 @@ class RowErrors:
     """The rows of :attr:`notices`."""
     hints: list[str] = field(default_factory=list)
     """What may have caused the errors, a line each."""
-    _listed: dict[tuple[str, str], int] = field(default_factory=dict)
+    _listed: Counter[str] = field(default_factory=Counter)
     _unlisted: dict[str, RowError] = field(default_factory=dict)
 
     def note(self, file: str, rule: str, lines: NDArray[np.int64], value: Callable[[int], str]) -> None:
         """Add rows of a file that break a rule; ``value(n)`` describes the n-th of them."""
-        key, most = (("", rule), LISTED) if self.on_bad_row == "drop" else ((file, rule), SHOWN)
-        listed = lines[: max(most - self._listed.get(key, 0), 0)]
-        self._listed[key] = self._listed.get(key, 0) + len(listed)
+        most = LISTED if self.on_bad_row == "drop" else SHOWN
+        listed = lines[: max(most - self._listed[rule], 0)]
+        self._listed[rule] += len(listed)
         self.found += [RowError(file, int(line), rule, value(n)) for n, line in enumerate(listed)]
         self._count(file, rule, len(lines), unlisted=len(lines) - len(listed))
 
     def add(self, errors: Iterable[RowError]) -> None:
         """Add errors that do not stop the reading: those of images that are skipped, or of rows dropped earlier."""
         for error in errors:
-            key = ("", error.rule)
-            is_listed = error.rows == 1 and self._listed.get(key, 0) < LISTED
+            is_listed = error.rows == 1 and self._listed[error.rule] < LISTED
             if is_listed:
-                self._listed[key] = self._listed.get(key, 0) + 1
+                self._listed[error.rule] += 1
                 self.found.append(error)
             self._count(error.file, error.rule, error.rows, unlisted=0 if is_listed else error.rows)
 

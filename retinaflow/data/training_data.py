@@ -188,11 +188,18 @@ def _split(
 ) -> tuple[AnnotationIndex, AnnotationIndex, pd.DataFrame]:
     whole = loaded.index
     if settings.eval_ids is not None:
-        chosen = np.isin(whole.image_ids, read_image_ids(settings.eval_ids))
+        listed = read_image_ids(settings.eval_ids)
+        chosen = np.isin(whole.image_ids, listed)
         if not chosen.any() or chosen.all():
             raise SettingError(
                 f"eval_ids={settings.eval_ids}: the list must name some but not all training images, but names "
                 f"{chosen.sum():,} of {len(whole):,}"
+            )
+        unknown = np.setdiff1d(listed, whole.image_ids)
+        if len(unknown):
+            report(
+                f"eval_ids={settings.eval_ids}: {len(unknown):,} of {len(listed):,} ids are of no training image and "
+                f"are left out, {unknown[0]} for example"
             )
         held_out = whole.take(np.flatnonzero(chosen))
         if held_out.all_known:

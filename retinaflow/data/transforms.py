@@ -44,12 +44,34 @@ def pipeline(s: float, vertical_flip: bool, min_visible: float) -> Any:
         _ColourMatrix(brightness=0.4 * s, contrast=0.4 * s, saturation=0.5 * s, hue=0.04 * s, p=0.8),
         A.GaussianBlur(blur_limit=(3, 5), p=0.15 * s),
         _TiledNoise(std=(0.01, 0.02 + 0.06 * s), p=0.25 * s),
-        A.CoarseDropout(
+        _Holes(
             num_holes_range=(1, 4), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), fill=0, p=0.3 * s
         ),
     ]
     boxes = A.BboxParams(format="albumentations", label_fields=["rows"], min_visibility=min_visible, clip=True)
     return A.Compose(steps, bbox_params=boxes)
+
+
+class _Holes(A.CoarseDropout):  # type: ignore[misc]
+    """Rectangles of one colour. The library cuts every box of the image to the part that stays visible, in whole
+    pixels, so that it also moves boxes that no hole touches; here a box stays as it is, or is dropped when less than
+    ``min_visibility`` of it can be seen."""
+
+    def apply_to_bboxes(
+        self, bboxes: NDArray[np.floating], holes: NDArray[np.integer], **params: Any
+    ) -> NDArray[np.floating]:
+        height, width = params["shape"][:2]
+        visible = np.ones((height, width), dtype=bool)
+        for x1, y1, x2, y2 in holes:
+            visible[y1:y2, x1:x2] = False
+        corners = bboxes[:, :4] * np.array([width, height, width, height])
+        low, high = np.floor(corners[:, :2]).astype(int), np.ceil(corners[:, 2:]).astype(int)
+        least = self.get_processor("bboxes").params.min_visibility
+        kept = [
+            np.mean(visible[y1:y2, x1:x2]) >= least
+            for (x1, y1), (x2, y2) in zip(low, np.maximum(high, low + 1), strict=True)
+        ]
+        return np.asarray(bboxes[np.array(kept, dtype=bool)])
 
 
 class _ColourMatrix(A.ImageOnlyTransform):  # type: ignore[misc]

@@ -25,6 +25,7 @@ from retinaflow.reports.score_figures import reliability
 from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import MergeConfig
+from retinaflow.settings.resolve import refuse_without_effect
 from retinaflow.statistics.calibration import Calibrator, apply_calibrators
 from retinaflow.statistics.cross_fitting import (
     CalibratedClass,
@@ -51,6 +52,8 @@ def calibrate(ensemble: Ensemble, config: MergeConfig) -> list[CalibratedMember]
     Raises SettingError for calibrators of other models, or fitted on some of the evaluated images.
     """
     if config.calibrators is not None:
+        fitting = ("calibration", "min_ground_truth", "folds")
+        refuse_without_effect(config, fitting, beside=f"calibrators={config.calibrators}")
         return _by_earlier(ensemble, config.calibrators)
     folds = sample_folds(len(ensemble.evaluated), config.folds, seed=config.seed)
     result = []

@@ -66,8 +66,9 @@ def refuse_other_data(config: SplitConfig, base: StoredMatches, evaluated: Annot
         )
 
 
-def run_name(group: str) -> str:
-    """A short name for the run and the folder of a group; different groups get different names."""
-    name = re.sub(r"[^\w.,:-]+", "_", group)
+def folder_of_group(group: str) -> str:
+    """A short name for the run and the folder of a group; different groups get different names. It has no comma and no
+    plus, by which ``runs=`` is divided."""
+    name = re.sub(r"[^\w.:-]+", "_", group)
     digest = hashlib.sha256(group.encode()).hexdigest()[:6]
     return name if len(name) <= _LONGEST_NAME and name == group else f"{name[:_LONGEST_NAME]}-{digest}"

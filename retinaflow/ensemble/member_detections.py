@@ -45,7 +45,8 @@ def detections_of(run: ChosenRun, evaluated: AnnotationIndex, model: Checkpoint 
     run, as :func:`model_of` gives it."""
     stored = run.stored.matches
     for path in _logged(run):
-        found = read_predictions(path, evaluated, RowErrors("stop"))
+        # Rows of classes that were not evaluated, or that were dropped, are none of its entries.
+        found = read_predictions(path, evaluated, RowErrors("drop"), ids=_ids_of(run))
         if isinstance(model, Checkpoint):
             # As the model has made them, before they were text.
             score, boxes = found.score.astype(np.float32), found.boxes.astype(np.float32)
@@ -79,6 +80,12 @@ def _logged(run: ChosenRun) -> Iterator[Path]:
     evaluated = record.tags.get("retinaflow.evaluated", "")
     if Path(evaluated).suffix and Path(evaluated).is_file() and Path(evaluated).suffix != ".pt":
         yield Path(evaluated)
+
+
+def _ids_of(run: ChosenRun) -> Path | None:
+    """The COCO file of the ids in an evaluated file of COCO results."""
+    ids = run.stored.evaluated_from["settings"].get("prediction_ids")
+    return None if ids is None else Path(ids)
 
 
 def _same_entries(found: Matches, stored: Matches) -> bool:
@@ -169,8 +176,10 @@ def detect_again(run: ChosenRun, images: AnnotationIndex, model: Checkpoint | st
     report(f"{called(run)}: detecting on {len(images):,} images")
     skipped = SkippedImages()
     with StopRequest(watch_parent=launched_by_mlflow()) as stop:
-        return Detector.load(model).detect(
+        found = Detector.load(model).detect(
             images,
             after_batch=lambda count: stop.check(),
             on_bad_image=skipped.add if run.stored.settings.get("on_bad_image") == "skip" else None,
         )
+    stop.check()
+    return found

@@ -177,8 +177,12 @@ def _is_trained(config: ImagesSettings) -> bool:
 
 
 def is_evaluated(config: ImagesSettings, trained: Mapping[str, Any]) -> bool:
-    """Whether the images are those that the model was evaluated on in training."""
-    return _is_trained(config) and config.split in (type(config)().split, trained.get("eval_split"))
+    """Whether the images are those that the model was evaluated on in training: no split is given, or just that one,
+    of which the training has used all."""
+    if not _is_trained(config):
+        return False
+    is_that = config.split == trained.get("eval_split") and trained.get("eval_ids") is None
+    return is_that or "split" not in config.model_fields_set
 
 
 def _listed(path: Path, config: ImagesSettings, trained: Mapping[str, Any]) -> tuple[dict[str, Path | None], str]:

@@ -59,6 +59,11 @@ class CocoScores:
     recall: FloatArray
     recall_of_first: FloatArray
 
+    def of_classes(self, classes: NDArray[np.integer]) -> CocoScores:
+        """Those of some classes, which are the same beside others."""
+        chosen = {name: getattr(self, name)[:, :, classes] for name in ("ap", "recall", "recall_of_first")}
+        return CocoScores(self.areas, **chosen)
+
     @property
     def mean_ap(self) -> float:
         """AP over all areas, thresholds and classes; NaN without a box."""

@@ -170,7 +170,7 @@ def detections_page(
         images=shown,
         classes=[(label, names[label]) for label in classes],
         has_ground_truth=known is not None,
-        min_score=min([MIN_SCORE, *(box.score for one in shown for box in one.boxes if box.kind != "gt")]),
+        min_score=MIN_SCORE,
         score=score,
         count=len(index),
     )

@@ -96,10 +96,13 @@ def metrics_document(evaluation: EvaluationResult, index: AnnotationIndex) -> di
     }
 
 
-def rules_document(evaluation: EvaluationResult, dropped: pd.DataFrame, config: EvaluateConfig) -> dict[str, object]:
-    """What ``evaluate`` adds to :func:`metrics_document`: by which rules it was evaluated, and dropped rows by rule."""
+def rules_document(
+    evaluation: EvaluationResult, dropped: pd.DataFrame, config: EvaluateConfig, *, exhaustive: bool
+) -> dict[str, object]:
+    """What ``evaluate`` adds to :func:`metrics_document`: by which rules it was evaluated, and dropped rows by rule.
+    ``exhaustive``: of the data."""
     reasons = list(evaluation.scores.not_a_challenge_score)
-    if config.exhaustive:
+    if exhaustive:
         reasons.append("exhaustive=true takes classes without a label as verified absent")
     counts: Counter[tuple[str, str]] = Counter()
     for file, rule, rows in zip(dropped["file"], dropped["rule"], dropped["rows"], strict=True):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import mlflow
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 
 from retinaflow.errors import SettingError
 from retinaflow.files import growing_waits, retry
@@ -66,15 +68,21 @@ def mark_experiment(number: str) -> None:
             mlflow.MlflowClient().set_experiment_tag(number, KIND, "custom_model_development")
 
 
-def leave_experiment_for(run_id: str) -> None:
-    """Make a run's experiment the active one: MLflow resumes no run of another than a notebook may have chosen."""
-    before = os.environ.get(ID)
+@contextlib.contextmanager
+def in_experiment_of(run_id: str) -> Iterator[None]:
+    """Inside the block a run's experiment is the active one: MLflow resumes no run of another than a notebook may have
+    chosen. After it the user's choice is as it was."""
+    variable, active = os.environ.get(ID), fluent._active_experiment_id
     mlflow.set_experiment(experiment_id=mlflow.get_run(run_id).info.experiment_id)
-    # It writes the variable, which is the user's.
-    if before is None:
-        os.environ.pop(ID, None)
-    else:
-        os.environ[ID] = before
+    try:
+        yield
+    finally:
+        fluent._active_experiment_id = active
+        # It has written the variable too.
+        if variable is None:
+            os.environ.pop(ID, None)
+        else:
+            os.environ[ID] = variable
 
 
 def run_name_of_environment() -> str | None:
@@ -100,6 +108,8 @@ def refused_model_name(name: str) -> str | None:
     """Why no model can be registered under a name; None when one can."""
     from mlflow.utils.validation import _validate_model_name
 
+    if "'" in name and '"' in name:
+        return "it holds both kinds of quotes"
     if mlflow.get_registry_uri().startswith(("databricks", "uc")):
         return None  # CATALOG.SCHEMA.NAME, which that registry verifies itself.
     return _refusal(_validate_model_name, name)

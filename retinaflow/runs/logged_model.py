@@ -24,6 +24,7 @@ from retinaflow.inference.merged_checkpoint import MergedCheckpoint, load_model
 from retinaflow.runs.registry import MODEL, quiet
 from retinaflow.runs.served_images import EXAMPLE, Limits
 from retinaflow.runs.served_requirements import serving_requirements
+from retinaflow.runs.store import filter_of, store_errors, uri
 from retinaflow.settings.backbone_names import TIMM
 
 DIGEST = "retinaflow.model_digest"
@@ -66,6 +67,24 @@ def model_of_run(run_id: str, digest: str | None = None) -> str | None:
     return next((model.model_id for model in found if digest is None or _has_digest(model, digest)), None)
 
 
+def weights_of_run(run_id: str) -> list[str]:
+    """The digests, as in the tag :data:`DIGEST`, of the models that a run has logged."""
+    with store_errors(f"the models of run {run_id} cannot be read in {uri()}"):
+        found = _models_of(mlflow.MlflowClient(), run_id)
+    return list(dict.fromkeys(model.tags[DIGEST] for model in found if DIGEST in model.tags))
+
+
+def run_of_weights(digest: str) -> str | None:
+    """Id of the newest run that has logged a model with these weights; None when the store knows of none."""
+    client = mlflow.MlflowClient()
+    with store_errors(f"the models of {uri()} cannot be read"):
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        wanted = filter_of({f"tags.`{DIGEST}`": digest[:DIGEST_LETTERS]})
+        found = client.search_logged_models(experiments, filter_string=wanted) if experiments else []
+    newest = max(found, key=lambda model: model.creation_timestamp, default=None)
+    return None if newest is None else newest.source_run_id
+
+
 def model_of_name(name: str) -> str | None:
     """Id of the logged model behind a registered one (``models:/NAME@ALIAS``); None when it is not known."""
     try:
@@ -78,7 +97,7 @@ def model_of_name(name: str) -> str | None:
 def _models_of(client: mlflow.MlflowClient, run_id: str) -> list[LoggedModel]:
     """The models of a run, newest first."""
     experiment = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    found = client.search_logged_models([experiment], filter_string=filter_of({"source_run_id": run_id}))
     return sorted(found, key=lambda model: -model.creation_timestamp)
 
 
@@ -153,5 +172,5 @@ def _signature() -> Any:
 
 
 def _is_registered(client: mlflow.MlflowClient, model_id: str, run_id: str, name: str) -> bool:
-    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    versions = client.search_model_versions(filter_of({"name": name, "run_id": run_id}))
     return any(version.model_id == model_id or model_id in str(version.source) for version in versions)

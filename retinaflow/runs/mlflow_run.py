@@ -61,7 +61,7 @@ class MlflowRun(Run):
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters the run does not have: ``mlflow run`` has logged its own in its own spelling.
 
-        What it logged is not always what was used (a file of settings wins over its declared defaults); MLflow lets no
+        What it logged is not always what was used (``auto`` is replaced by what it means); MLflow lets no
         parameter be changed, so such a value is logged as ``used/NAME``.
         """
         self._outbox.put("params", {"params": as_parameters(params)})

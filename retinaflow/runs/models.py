@@ -1,4 +1,4 @@
-"""The name of a trained model -> its checkpoint file and its run: the only function that looks a name up.
+"""The name of a trained model -> its checkpoint file and its run.
 
 A name is what every command takes as ``from_run``: a run id, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the path
 of a checkpoint file, or None for the last training. Copies of artifacts last as long as the process.

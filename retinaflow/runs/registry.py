@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from retinaflow.errors import DataError, SettingError
-from retinaflow.runs.store import new_folder, refuses, store_errors, uri
+from retinaflow.runs.store import filter_of, new_folder, refuses, store_errors, uri
 
 MODEL = "model"
 """Name of the logged model of a run."""
@@ -64,7 +64,7 @@ def promote(run_id: str, name: str, *, alias: str, reason: str, tags: Mapping[st
     """
     client = mlflow.MlflowClient()
     with store_errors(f"run {run_id}: its model cannot be registered as {name}", refused=SettingError):
-        known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        known = client.search_model_versions(filter_of({"name": name, "run_id": run_id}))
         version = max(known, key=lambda one: int(one.version)) if known else None
         if version is None:
             with quiet():

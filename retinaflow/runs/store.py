@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import errno
 import functools
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -118,14 +119,28 @@ def find_run(name: str) -> RunRecord:
     run = _read(name)
     if run is not None:
         return _record(run)
-    quoted = name.replace("'", "\\'")
-    found = find_runs(f"attributes.run_name = '{quoted}'")
+    if "'" in name and '"' in name:
+        # No filter can hold it, but one that leaves its quotes open.
+        pattern = re.sub(r"['\\]", "_", name)
+        found = [run for run in find_runs(f"attributes.run_name LIKE '{pattern}'") if run.name == name]
+    else:
+        found = find_runs(filter_of({"attributes.run_name": name}))
     if not found:
         raise SettingError(f"run {name}: there is no such id or name in {uri()}")
     if len(found) > 1:
         ids = ", ".join(run.run_id for run in found[:3])
         raise SettingError(f"run {name}: {len(found)} have that name ({ids}); give the id")
     return found[0]
+
+
+def filter_of(values: Mapping[str, str]) -> str:
+    """The MLflow filter for what has all of these values. Raises SettingError for one with both kinds of quotes, which
+    a filter cannot hold."""
+    for value in values.values():
+        if "'" in value and '"' in value:
+            raise SettingError(f"a name must not hold both kinds of quotes, ' and \", but got {value}")
+    quoted = {name: f'"{value}"' if "'" in value else f"'{value}'" for name, value in values.items()}
+    return " and ".join(f"{name} = {value}" for name, value in quoted.items())
 
 
 def find_runs(filter_text: str, *, experiment: str | None = None, most: int = 1000) -> list[RunRecord]:
@@ -136,7 +151,7 @@ def find_runs(filter_text: str, *, experiment: str | None = None, most: int = 10
 def last_run(command: str) -> str:
     """Id of the newest finished run of a command. Raises SettingError when there is none."""
     runs = _search(
-        f"tags.`retinaflow.command` = '{command}' and attributes.status = 'FINISHED'",
+        filter_of({"tags.`retinaflow.command`": command, "attributes.status": "FINISHED"}),
         order="attributes.end_time DESC",
         most=1,
     )

@@ -1,7 +1,8 @@
 """Starting and ending tracked runs.
 
-A command opens a run with :func:`start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under ``mlflow run`` the run
-that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as FAILED.
+A command opens a run with :func:`retinaflow.runs.start.start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under
+``mlflow run`` the run that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as
+FAILED.
 
 Child runs (the trials of a search) are made, found and opened by id in any process on any machine. They leave MLflow's
 active run alone and are ended by :func:`end_run`.
@@ -25,7 +26,7 @@ from retinaflow.files import growing_waits, retry
 from retinaflow.runs import new_store, store
 from retinaflow.runs.experiment import (
     find_experiment,
-    leave_experiment_for,
+    in_experiment_of,
     mark_experiment,
     run_name_of_environment,
     tags_of_environment,
@@ -33,7 +34,7 @@ from retinaflow.runs.experiment import (
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
-from retinaflow.runs.run import FolderRun, Run, refuse_folder_of_another
+from retinaflow.runs.run import Run
 from retinaflow.settings.data_settings import TrackingSettings
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -51,45 +52,19 @@ def launched_by_mlflow() -> bool:
 
 
 @contextlib.contextmanager
-def start_run(
+def start_tracked_run(
     command: str,
     config: TrackingSettings,
     *,
-    output: Path | None = None,
-    name: str | None = None,
-    default_name: str | None = None,
-    resume: str | None = None,
-) -> Iterator[Run]:
-    """Open a run, nested when one is open; end it by how the block ends.
-
-    ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
-    nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
-    new one. Raises StoreError when no run can be started, and SettingError where the files of a command would replace
-    those of a training or of a run that it reads.
-    """
-    output = output or config.output
-    if command != "train":
-        refuse_folder_of_another(config, output)
-    if not config.track:
-        yield FolderRun(output, resumed=resume is not None)
-        return
-    with _tracked(command, config, output, name=name, default_name=default_name, resume=resume) as run:
-        yield run
-
-
-@contextlib.contextmanager
-def _tracked(
-    command: str,
-    config: TrackingSettings,
     output: Path,
-    *,
     name: str | None = None,
     default_name: str | None = None,
     resume: str | None = None,
 ) -> Iterator[MlflowRun]:
+    """:func:`retinaflow.runs.start.start_run` with ``track=true``."""
     run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
     run = open_run(run_id, output, resumed=resume is not None)
-    run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
+    run.set_tags({"retinaflow.command": command, **commit_of(Path(__file__)), **_tags_without_secrets()})
     try:
         yield run
     except BaseException as error:
@@ -107,7 +82,6 @@ def _started(experiment: str | None, *, name: str | None, default_name: str | No
     with store.store_errors(f"no run can be started in {store.uri()}"):
         if resume is not None:
             where = {"run_id": resume}
-            leave_experiment_for(resume)
             if launched not in (None, resume):
                 _link_launched(launched, resume, "Resumes")
         elif outer is not None:
@@ -119,7 +93,8 @@ def _started(experiment: str | None, *, name: str | None, default_name: str | No
                 "run_name": name or run_name_of_environment() or default_name,
             }
         tags = {} if outer is not None else tags_of_environment()
-        started = mlflow.start_run(**where, nested=outer is not None, tags=tags, log_system_metrics=False)
+        with in_experiment_of(resume) if resume is not None else contextlib.nullcontext():
+            started = mlflow.start_run(**where, nested=outer is not None, tags=tags, log_system_metrics=False)
         if outer is None:
             mark_experiment(started.info.experiment_id)
         found, own_name = started.info, name or default_name
@@ -160,7 +135,9 @@ def start_path_run(command: str, config: TrackingSettings, *, default_name: str 
     """The run of a command whose ``output`` is a data folder or a file: all its results. Without MLflow nothing is
     logged."""
     if config.track:
-        with _tracked(command, config, config.output.absolute().parent, default_name=default_name) as run:
+        with start_tracked_run(
+            command, config, output=config.output.absolute().parent, default_name=default_name
+        ) as run:
             yield run
     else:
         yield Run()
@@ -250,7 +227,7 @@ def _children(parent_id: str, tags: Mapping[str, str]) -> list[str]:
     wanted = {"mlflow.parentRunId": parent_id, **tags}
     found = client.search_runs(
         [client.get_run(parent_id).info.experiment_id],
-        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()),
+        filter_string=store.filter_of({f"tags.`{key}`": value for key, value in wanted.items()}),
     )
     return [run.info.run_id for run in found]
 
@@ -265,20 +242,20 @@ def _made(parent_id: str, name: str, tags: Mapping[str, str]) -> str:
     return str(made.info.run_id)
 
 
-def _commit() -> dict[str, str]:
-    """Commit of the working tree this runs from, and whether it was changed; nothing outside a checkout."""
-    folder = Path(__file__).parent
+def commit_of(file: Path) -> dict[str, str]:
+    """Tags with the commit of the checkout that a file belongs to, and whether that was changed; none for a file that
+    its repository does not track, as in a virtual environment inside another project."""
 
     def git(*words: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False
+                ["git", "-C", str(file.parent), *words], capture_output=True, text=True, timeout=10, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    if commit is None:
+    if commit is None or git("ls-files", "--error-unmatch", file.name) is None:
         return {}
     return {"retinaflow.commit": commit, "retinaflow.dirty": str(bool(git("status", "--porcelain"))).lower()}

@@ -8,7 +8,6 @@ ever and breaks the second.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import time
 import traceback
@@ -119,7 +118,7 @@ def run_worker(config: SearchConfig, stage: str, store_uri: str, log: Path, erro
     """Main function of a worker process; what it prints goes to its log, errors of users to ``errors`` too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.search_workers))
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.search_workers))
         if config.track:
             store.use(store_uri)
         try:

@@ -177,8 +177,6 @@ class DataSettings(ImageFileSettings):
     """Class hierarchy (JSON); auto: found in the data folder; none: no hierarchy."""
     class_group: str = "all"
     """Classes to use: all, people-clothing, rest, bin:K, names or ids, or a file of them."""
-    background_ratio: Annotated[NonNegative, FREE] = 1.0
-    """class_group: training images without its boxes per image with them, verified absent first."""
     exhaustive: Annotated[bool, FREE] = False
     """Every object of every class is boxed: a class without a label on an image counts as verified absent."""
     on_bad_row: Annotated[OnBadRow, FREE] = "stop"
@@ -197,6 +195,8 @@ class TrainSplitSettings(Settings):
 
     train_splits: Annotated[Names, Field(min_length=1), FREE] = ("train",)
     """Splits to train on."""
+    background_ratio: Annotated[NonNegative, FREE] = 1.0
+    """class_group: training images without its boxes per image with them, verified absent first."""
 
 
 class EvalSplitSettings(Settings):
@@ -271,7 +271,7 @@ class SamplingSettings(Settings):
         STEERS,
         Searched("0.003..0.3:log", {"sampling": ("repeat-factor", "instance-repeat-factor")}),
     ] = 0.001
-    """repeat-factor: fraction of images below which a class is repeated."""
+    """repeat-factor and instance-repeat-factor: fraction of images below which a class is repeated."""
     max_repeats: Annotated[float, Field(ge=1), STEERS] = 100.0
     """Maximum samples of one image in an epoch."""
     epoch_length: Count = 0

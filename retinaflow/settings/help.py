@@ -43,7 +43,7 @@ MAIN_SETTINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "split": ("groups", "from_run", "with_all", "reuse", *_TRAINING, "calibration", "register_as"),
 }
-"""The settings of each command that matter first: help begins with them, and MLproject declares them."""
+"""The settings of each command that matter first: help begins with them, and comments in MLproject name them."""
 
 
 class SettingsParser(argparse.ArgumentParser):

@@ -7,16 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retinaflow.settings.data_settings import ImageFileSettings, Settings, TrackingSettings, with_defaults
+from retinaflow.settings.resolve import refuse_without_effect
 from retinaflow.settings.training_settings import BatchSettings, ComputeSettings
 from retinaflow.settings.value_types import (
     STEERS,
     AtLeastOne,
     Count,
+    Fraction,
     Names,
-    NonNegative,
     OptionalPath,
     OptionalText,
     Searched,
+    as_text,
 )
 
 
@@ -47,7 +49,7 @@ class PostprocessSettings(OverlapSettings):
 class EvaluationSettings(PostprocessSettings):
     """From the network's output to detections and their score."""
 
-    group_of_weight: Annotated[NonNegative, STEERS] = 1.0
+    group_of_weight: Annotated[Fraction, STEERS] = 1.0
     """Weight of a found group-of box in the metric: 1 is the Challenge rule, 0 the older V2 rule."""
 
 
@@ -77,6 +79,16 @@ class PredictionFileSettings(CocoIdSettings):
 
     predictions: OptionalPath = None
     """Detections to use instead of a model: CSV, Parquet, a Kaggle submission, or COCO results in JSON."""
+
+
+def refuse_settings_of_model(config: PredictionFileSettings, *more: str) -> None:
+    """Raise SettingError for a setting that only a model reads, beside a file of predictions; and for the ids of a JSON
+    file without one. ``more``: further settings that only a model reads."""
+    if config.predictions is not None:
+        of_model = [*PostprocessSettings.model_fields, "image_size", "precision", *more]
+        refuse_without_effect(config, of_model, beside=f"predictions={config.predictions}")
+    if config.predictions is None or config.predictions.suffix.lower() != ".json":
+        refuse_without_effect(config, ["prediction_ids"], beside=f"predictions={as_text(config.predictions)}")
 
 
 class FromRunSettings(Settings):

@@ -18,6 +18,7 @@ from retinaflow.errors import DataError, SettingError, shown
 from retinaflow.files import read_yaml
 from retinaflow.progress import report
 from retinaflow.settings.data_settings import FOLDER_SETTINGS, DataSettings, Settings, TrackingSettings
+from retinaflow.settings.value_types import as_text
 
 RENAMED: Mapping[str, str] = {
     "background_rate": "empty_image_rate",
@@ -71,6 +72,16 @@ def _checked(kind: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
         lines = _explained(kind, error)
         more = [f"and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
         raise SettingError("\n".join(lines[:_SHOWN] + more)) from None
+
+
+def refuse_without_effect(settings: Settings, names: Iterable[str], *, beside: str) -> None:
+    """Raise SettingError for one of these that is given, other than its default: ``beside`` (NAME=VALUE) it would have
+    no effect."""
+    defaults = type(settings)()
+    for name in names:
+        value = getattr(settings, name)
+        if name in settings.model_fields_set and value != getattr(defaults, name):
+            raise SettingError(f"{name} has no effect beside {beside}, but got {name}={as_text(value)}; leave it out")
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:

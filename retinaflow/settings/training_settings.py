@@ -96,7 +96,7 @@ class AnchorSettings(Settings):
 
     title = "Network"
 
-    anchor_scale: Positive = auto(
+    anchor_scale: Annotated[float, Field(ge=0.5, le=256)] = auto(
         "by the boxes; 4 with the weights of a detector; demo 3",
         lambda values: 3.0 if values.get("data") == "demo" and values.get("weights") not in DETECTORS else 4.0,
     )

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ from retinaflow.statistics.intervals import EXCESS, Interval, difference_interva
 from retinaflow.statistics.resampling import resampled_ap
 
 FloatArray = NDArray[np.float64]
-Groups = Mapping[str, NDArray[np.bool_]]
+Groups = Mapping[str, NDArray[np.bool_] | NDArray[np.integer]]
+"""Name -> the classes of a group, as bool ``[K]`` or as their indices, which many small groups take less memory as."""
 Result = TypeVar("Result")
 
 
@@ -84,7 +85,7 @@ def bootstrap_intervals(
     seed: int = 0,
     threads: int = 0,
 ) -> Intervals:
-    """Intervals of one run. ``groups``: name -> bool ``[K]``, e.g. the bins. ``threads`` 0: one per processor.
+    """Intervals of one run. ``groups``: the bins, for example. ``threads`` 0: one per processor.
 
     Raises ValueError for settings out of range and groups that do not fit the classes.
     """
@@ -95,9 +96,9 @@ def bootstrap_intervals(
     error = _deviations(resampled)
     excess = EXCESS * np.nan_to_num(_column_means(resampled) - here)
 
-    def interval(members: NDArray[np.bool_]) -> Interval:
-        members = members & ~np.isnan(here)
-        count = max(1, int(members.sum()))
+    def interval(members: NDArray[np.integer]) -> Interval:
+        members = members[~np.isnan(here[members])]
+        count = max(1, len(members))
         estimate = _row_means(here[None, members])
         low, high = score_interval(
             estimate,
@@ -110,7 +111,7 @@ def bootstrap_intervals(
 
     low, high = score_interval(here, error=error, excess=excess, num_truths=num_truths, confidence=confidence)
     return Intervals(
-        mean=interval(np.ones(len(here), dtype=bool)),
+        mean=interval(np.arange(len(here))),
         ap=here,
         ap_low=low,
         ap_high=high,
@@ -144,19 +145,19 @@ def paired_differences(
     num_images = np.bincount(first.gt_class, minlength=len(here))
     unseen = np.where(_same_entries(first, second), 0.0, disagreement_variance(num_images))
 
-    def difference(members: NDArray[np.bool_]) -> Difference:
+    def difference(members: NDArray[np.integer]) -> Difference:
         # In a resample a class has ground truth for both runs or for neither, so the difference of the means over the
         # shared classes is the mean of the differences.
-        members = members & ~np.isnan(here)
+        members = members[~np.isnan(here[members])]
         means = _row_means(resampled[:, members])[:, None]
         estimate = _row_means(here[None, members])
-        variance = _deviations(means) ** 2 + unseen[members].sum() / max(1, int(members.sum())) ** 2
+        variance = _deviations(means) ** 2 + unseen[members].sum() / max(1, len(members)) ** 2
         low, high = difference_interval(estimate, error=np.sqrt(variance), confidence=confidence)
         return Difference(float(estimate[0]), float(low[0]), float(high[0]), float(_fraction_above_zero(means)[0]))
 
     low, high = difference_interval(here, error=np.sqrt(_deviations(resampled) ** 2 + unseen), confidence=confidence)
     return Differences(
-        mean=difference(np.ones(len(here), dtype=bool)),
+        mean=difference(np.arange(len(here))),
         ap=here,
         ap_low=low,
         ap_high=high,
@@ -210,21 +211,32 @@ def _fraction_above_zero(values: FloatArray) -> FloatArray:
     return result
 
 
-def _of_each(groups: Groups, measure: Callable[[NDArray[np.bool_]], Result]) -> dict[str, Result]:
+def _of_each(
+    groups: Mapping[str, NDArray[np.integer]], measure: Callable[[NDArray[np.integer]], Result]
+) -> dict[str, Result]:
     return {name: measure(members) for name, members in groups.items()}
 
 
-def _checked(groups: Groups | None, num_classes: int, *, resamples: int, confidence: float) -> Groups:
+def _checked(
+    groups: Groups | None, num_classes: int, *, resamples: int, confidence: float
+) -> dict[str, NDArray[np.integer]]:
+    """The indices of the classes of each group."""
     if resamples < 1:
         raise ValueError(f"`resamples >= 1` must hold, but got {resamples}")
     if not 0 < confidence < 1:
         raise ValueError(f"`0 < confidence < 1` must hold, but got {confidence}")
+    indices: dict[str, NDArray[np.integer]] = {}
     for name, members in (groups or {}).items():
-        if members.shape != (num_classes,) or members.dtype != np.bool_:
+        is_mask = members.dtype == np.bool_ and members.shape == (num_classes,)
+        found: NDArray[Any] = np.flatnonzero(members) if is_mask else members
+        if found.dtype.kind in "iu" and found.ndim == 1:
+            indices[name] = found
+        else:
             raise ValueError(
-                f"group {name} must be bool [{num_classes}], but got {members.dtype} {list(members.shape)}"
+                f"group {name} must be bool [{num_classes}] or indices of classes, but got {members.dtype} "
+                f"{list(members.shape)}"
             )
-    return groups or {}
+    return indices
 
 
 def _check_same_ground_truth(first: Matches, second: Matches) -> None:

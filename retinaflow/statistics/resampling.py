@@ -73,10 +73,15 @@ def resampled_ap(
         for curve, result in zip(curves, results, strict=True):
             result[block.start : block.stop] = curve.average_precision(weights)
 
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or _usable_cores()) as pool:
         # Reading the results raises the errors of the threads.
         list(pool.map(compute, range(0, resamples, size)))
     return results
+
+
+def _usable_cores() -> int:
+    # macOS and Windows bind no process to cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import on_device
 from retinaflow.progress import report
 from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.training_settings import LossSettings, NetworkSettings
+from retinaflow.settings.training_settings import LossSettings, NetworkSettings, may_be_detector
 from retinaflow.training.anchor_fit import SCALES, BoxSample, advice, class_reach
 from retinaflow.training.compilation import compile_network
 from retinaflow.training.distributed import World
@@ -77,7 +77,7 @@ def build_dataset(config: TrainConfig, data: TrainingData) -> DetectionDataset:
 def report_missed_boxes(config: TrainConfig, data: TrainingData, buckets: AspectBuckets) -> None:
     """Print a line when most boxes of a class match no anchor."""
     # The heads of a published detector were trained with its anchors.
-    scales = SCALES if config.weights in ("none", "imagenet") else ()
+    scales = () if may_be_detector(dict(config)) else SCALES
     sample = BoxSample.draw(data.train)
     reach = class_reach(sample, buckets, config.anchor_scale)
     line = advice(reach, sample, buckets, config.anchor_scale, scales=scales)

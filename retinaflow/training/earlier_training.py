@@ -21,11 +21,10 @@ from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.runs.owner import owner_of, owner_where_writable
 from retinaflow.runs.run import CHECKPOINTS, FINISHED, STATUS_TAG, tags_of_folder
-from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.commands import WITHOUT_EFFECT, TrainConfig
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.resume import (
     AUTO,
-    WITHOUT_EFFECT,
     Resumed,
     find_resumed,
     folder_of_run,
@@ -139,7 +138,7 @@ def earlier_training(key: str, config: TrainConfig) -> EarlierTraining:
 
 
 def _in_store(key: str, config: TrainConfig) -> Iterator[_Candidate]:
-    for run in store.find_runs(f"tags.`{TRAINING_TAG}` = '{key}'"):
+    for run in store.find_runs(store.filter_of({f"tags.`{TRAINING_TAG}`": key})):
         folder = folder_of_run(run.run_id, config)
         yield _Candidate(run.run_id, f"run {run.run_id}", run.status == "FINISHED", folder)
 

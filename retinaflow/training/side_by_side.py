@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -117,6 +119,11 @@ class _Training(Generic[Result]):
 
     def end(self) -> None:
         """Wait for the process, and end the run of one that was killed before it could."""
+        # A process that had trained before the stop reached it ends when its result, which is larger than the pipe, is
+        # read.
+        with suppress(EOFError, OSError):
+            while True:
+                self.results.recv_bytes()
         self.process.join()
         if self.run_id is not None and (self.process.exitcode or 0) < 0:
             tracking.end_run(tracking.open_run(self.run_id, self.folder), "KILLED", command="train")
@@ -143,7 +150,15 @@ def _train(
     except Exception as error:
         # Seen where the parent shows a traceback.
         error.add_note(traceback.format_exc())
-        sender.send(error)
+        sender.send(error if _arrives(error) else RuntimeError(traceback.format_exc()))
+
+
+def _arrives(error: Exception) -> bool:
+    """Whether the other process can make it again."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
 
 
 class NamedLines(io.TextIOBase):
@@ -152,6 +167,15 @@ class NamedLines(io.TextIOBase):
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name, self._rest = stream, name, ""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the stream."""
+        return self._stream.encoding
+
+    def fileno(self) -> int:
+        """That of the stream."""
+        return self._stream.fileno()
 
     def writable(self) -> bool:
         """It is."""

@@ -205,7 +205,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing_behind(
 ) -> None:
     data = tiny_dataset()
     assert convert(data, data, to="coco") == 2
-    assert "the folder must be new or empty; nothing is overwritten" in capsys.readouterr().err
+    assert "the folder must be new or empty, but holds " in capsys.readouterr().err
     convert(data, tmp_path / "coco", to="coco", exhaustive="true")
     path = tmp_path / "coco" / "annotations" / "instances_train.json"
     document = json.loads(path.read_text())

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from retinaflow.commands import train
+from retinaflow.commands import evaluate, train
+from retinaflow.comparison.ground_truth_digest import ground_truth_digest
+from retinaflow.comparison.images_of_run import images_of_run
+from retinaflow.comparison.stored_matches import read_matches
+from retinaflow.data.training_data import load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.inference.checkpoint import load_checkpoint, save_checkpoint
 from retinaflow.inference.detector import as_trained
@@ -56,6 +63,51 @@ def test_a_checkpoint_finds_its_data_from_another_folder(
     monkeypatch.chdir(tmp_path)
     images = images_for_model(resolve(EvaluateConfig, {}), checkpoint.taxonomy, checkpoint.settings)
     assert len(images.index) == 6
+
+
+def test_a_class_group_of_a_model_of_all_classes_has_its_scores(
+    trained: train.TrainResult, evaluated: Path, workshop: Any
+) -> None:
+    whole = pd.read_csv(evaluated / "per_class_details.csv").set_index("class")
+    checkpoint = load_checkpoint(trained.checkpoint)
+    rarest = sorted(np.array(checkpoint.taxonomy.labels)[checkpoint.bins.bin_of_class == 0])
+    for group, names in (("Car,Vehicle", ["Car", "Vehicle"]), ("bin:1", rarest)):
+        output = workshop.folder / f"evaluated-{group}"
+        given = {"from_run": trained.run_id, "class_group": group, "bootstrap": "20", "output": str(output)}
+        run = evaluate.run(resolve(EvaluateConfig, {**given, "track": "false"}))
+        table = pd.read_csv(output / "per_class_details.csv").set_index("class")
+        assert sorted(table.index) == names
+        pd.testing.assert_frame_equal(table.sort_index(), whole.loc[names])
+        assert run.scores.mean_ap == pytest.approx(whole.loc[names, "ap"].mean(), nan_ok=True)
+        # The images can be read again, for sample images and for merge.
+        stored = read_matches(str(output))
+        assert sorted(stored.class_names) == names
+        assert ground_truth_digest(images_of_run(stored)) == stored.ground_truth
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"eval_split": "validation"}, "eval_split=validation"),
+        ({"exhaustive": "false"}, "exhaustive=false"),
+        ({"classes": "none"}, None),
+        ({"eval_split": "train", "exhaustive": "true", "on_bad_row": "drop"}, None),
+    ],
+)
+def test_a_choice_of_data_that_is_not_that_of_the_training_is_refused(
+    given: dict[str, str], refused: str | None, tiny_dataset: Callable[..., Path]
+) -> None:
+    others = {"data": str(tiny_dataset()), "train_splits": "validation", "eval_split": "train", "exhaustive": "true"}
+    settings = with_absolute_paths(resolve(TrainConfig, others))
+    taxonomy = load_training_data(resolve(TrainConfig, others)).train.taxonomy
+    config = resolve(EvaluateConfig, given)
+    if refused is None:
+        images = images_for_model(config, taxonomy, settings)
+        assert len(images.index) == 12
+        assert images.settings["on_bad_row"] == given.get("on_bad_row", "stop")
+    else:
+        with pytest.raises(SettingError, match=f"got data=trained, {refused}"):
+            images_for_model(config, taxonomy, settings)
 
 
 def test_paths_become_absolute_and_words_stay_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

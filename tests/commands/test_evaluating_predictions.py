@@ -12,6 +12,10 @@ import pytest
 from scoring_scenes import CASE_NAMES, CASES
 
 from retinaflow.cli import main
+from retinaflow.comparison.chosen_runs import chosen_run
+from retinaflow.comparison.images_of_run import images_of_run_with_all_classes
+from retinaflow.ensemble.member_detections import detections_of
+from retinaflow.metric.challenge import average_precision
 
 
 def _evaluate(case: Path, output: Path, **more: Any) -> int:
@@ -85,12 +89,49 @@ def test_predictions_as_parquet_score_as_the_csv(case: Path, tmp_path: Path) -> 
     assert (tmp_path / "0" / "per_class_ap.csv").read_bytes() == (tmp_path / "1" / "per_class_ap.csv").read_bytes()
 
 
+def test_an_evaluated_file_is_found_from_another_folder(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(case)
+    names = {name: f"{name}.csv" for name in ("predictions", "boxes", "classes")}
+    with (case / "predictions.csv").open("a") as file:
+        file.write("x,/m/0b,0.7,0.1,0.5,0.1,0.5\n")
+    assert _evaluate(case, tmp_path / "out", **names, image_labels="labels.csv", class_group="A") == 0
+    monkeypatch.chdir(tmp_path)
+    chosen = chosen_run(str(tmp_path / "out"))
+    images = images_of_run_with_all_classes(chosen.stored)
+    images = images.with_classes(np.array([images.taxonomy.find("A")]))
+    # Without its row of the other class it is complete.
+    found, matches = detections_of(chosen, images, "there is no model")
+    assert len(found) == 2
+    assert average_precision(matches).tolist() == [0.5]
+
+
 def test_eval_ids_keep_the_judgement_to_some_images(case: Path, tmp_path: Path) -> None:
     (case / "ids.txt").write_text("ImageID\nx\n")
     assert _evaluate(case, tmp_path / "out", eval_ids=case / "ids.txt") == 0
     table = pd.read_csv(tmp_path / "out" / "per_class_ap.csv").set_index("class")
     assert table.loc["A", "ap"] == 1.0
     assert np.isnan(table.loc["B", "ap"])
+
+
+def test_a_class_group_has_the_scores_that_its_classes_have_beside_the_others(case: Path, tmp_path: Path) -> None:
+    (case / "hierarchy.json").write_text(
+        json.dumps(
+            {"LabelName": "/m/0r", "Subcategory": [{"LabelName": "/m/0b", "Subcategory": [{"LabelName": "/m/0a"}]}]}
+        )
+    )
+    for name, group in (("all", "all"), ("a", "A"), ("b", "/m/0b")):
+        assert _evaluate(case, tmp_path / name, class_group=group, expand_predictions="true") == 0
+    whole = pd.read_csv(tmp_path / "all" / "per_class_details.csv").set_index("class")
+    # The box of A that is found is one of B's three too.
+    assert whole["ap"].to_dict() == {"A": 0.5, "B": pytest.approx(1 / 3)}
+    for name in ("a", "b"):
+        table = pd.read_csv(tmp_path / name / "per_class_details.csv").set_index("class")
+        pd.testing.assert_frame_equal(table, whole.loc[[name.upper()]])
+        document = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert document["mAP"] == pytest.approx(whole.loc[name.upper(), "ap"])
+        assert document["num_images"] == 2
 
 
 def test_a_row_of_an_unknown_class_stops_or_is_dropped_and_listed(
@@ -110,6 +151,12 @@ REFUSED = {
     "missing predictions": ({"predictions": "nowhere.csv"}, "nowhere.csv: no such file"),
     "missing boxes": ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     "no listed image": ({"eval_ids": "ids.txt"}, "at least one listed image must be in the split"),
+    "group without a class": ({"class_group": "C"}, "class_group=C: "),
+    "bin of no training": ({"class_group": "bin:1"}, "bin:K must name a bin, 1 = rarest; the bins are none here"),
+    "setting of a model": ({"score_threshold": 0.3}, "score_threshold has no effect beside predictions=/"),
+    "image size of a model": ({"image_size": 640}, "image_size has no effect beside predictions=/"),
+    "model beside a file": ({"from_run": "best.pt"}, "from_run has no effect beside predictions=/"),
+    "ids of another format": ({"prediction_ids": "ids.json"}, "prediction_ids has no effect beside predictions=/"),
     "bad weight": ({"group_of_weight": -1}, "group_of_weight >= 0 must hold, but got group_of_weight=-1"),
 }
 

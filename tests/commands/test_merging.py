@@ -23,7 +23,7 @@ from retinaflow.cli import main
 from retinaflow.commands import evaluate, merge, split
 from retinaflow.commands.train import TrainResult
 from retinaflow.comparison.stored_matches import read_matches
-from retinaflow.ensemble.group_training import read_groups, run_name
+from retinaflow.ensemble.group_training import folder_of_group, read_groups
 from retinaflow.inference.merged_checkpoint import MergedCheckpoint
 from retinaflow.metric.challenge import average_precision
 from retinaflow.runs.models import TrainedModel
@@ -86,11 +86,12 @@ def _ap(run_id: str) -> dict[str, float]:
 
 def test_split_trains_merges_and_compares_under_one_run(halves: Run, trained: TrainResult) -> None:
     children = _children(halves)
-    assert set(children) == {"Car,Bus,Vehicle", "Tree,Plant", "merged", "calibrated"}
+    names = [folder_of_group(group) for group in GROUPS.split("+")]
+    assert set(children) == {*names, "merged", "calibrated"}
     assert {run.info.status for run in (*children.values(), halves)} == {"FINISHED"}
     inputs = MlflowClient().get_run(halves.info.run_id).inputs.dataset_inputs
     assert [one.tags[0].value for one in inputs] == ["training", "validation"]
-    assert _parts(halves) == [children[name].info.run_id for name in ("Car,Bus,Vehicle", "Tree,Plant")]
+    assert _parts(halves) == [children[name].info.run_id for name in names]
     path = mlflow.artifacts.download_artifacts(run_id=halves.info.run_id, artifact_path="comparison.csv")
     table = pd.read_csv(path).set_index("group")
     assert list(table.columns) == [
@@ -251,12 +252,14 @@ def test_calibrators_of_other_images_are_used_as_they_are(
         assert workshop.cli("evaluate", **given, track="false") == 0
     _merge(runs="first", calibration="platt", min_ground_truth="1", output="fitted", track="false")
     capsys.readouterr()
-    later = _merge(runs="second", calibrators="fitted", output="applied", track="false")
+    later = _merge(runs="second", calibration="auto", calibrators="fitted", output="applied", track="false")
     assert (
         json.loads(Path("applied/calibrators.json").read_text())["parts"][0]["classes"]
         == (json.loads(Path("fitted/calibrators.json").read_text())["parts"][0]["classes"])
     )
     np.testing.assert_array_equal(later.evaluation.scores.ap, average_precision(read_matches("second").matches))
+    assert workshop.cli("merge", runs="second", calibrators="fitted", folds=3, output="again", track="false") == 2
+    assert "folds has no effect beside calibrators=fitted, but got folds=3" in capsys.readouterr().err
     refused = {"runs": "first", "calibrators": "fitted", "track": "false"}
     assert workshop.cli("merge", **refused) == 2
     assert "must have been fitted on other images than those evaluated, but 3 are the same" in capsys.readouterr().err
@@ -323,10 +326,15 @@ def test_split_refuses_a_model_evaluated_on_other_images_before_it_trains(
 
 
 def test_every_group_has_a_name_of_its_own() -> None:
-    assert run_name("people-clothing") == "people-clothing"
-    long = [run_name(f"{'Salt and pepper shakers,' * 9}{end}") for end in ("Car", "Bus")]
+    assert folder_of_group("people-clothing") == "people-clothing"
+    long = [folder_of_group(f"{'Salt and pepper shakers,' * 9}{end}") for end in ("Car", "Bus")]
     assert long[0] != long[1]
-    assert all(len(name) < 50 and "/" not in name for name in (*long, run_name("/m/0car,/m/0bus")))
+    names = (*long, folder_of_group("/m/0car,/m/0bus"), folder_of_group("Car,Bus"))
+    assert all(len(name) < 50 and "/" not in name for name in names)
+    # They can be given to merge one by one, by name or as a folder.
+    assert resolve(MergeConfig, {"runs": ",".join(f"outputs/{name}" for name in names)}).runs == tuple(
+        f"outputs/{name}" for name in names
+    )
 
 
 def test_groups_are_joined_by_plus_and_bins_may_be_a_range() -> None:

@@ -199,6 +199,11 @@ WRONG = {
         {"eval_split": "test"},
         "data must be given for eval_split to apply, but got data=trained, eval_split=test",
     ),
+    "how the data are labelled": (
+        "evaluate",
+        {"exhaustive": "true"},
+        "data must be given for exhaustive to apply, but got data=trained, exhaustive=true",
+    ),
     "run to resume": ("train", {"resume": "0" * 32}, f"run {'0' * 32} has no checkpoints in sqlite:"),
     "file to resume": ("train", {"resume": "nowhere.pt"}, "resume=nowhere.pt: no such checkpoint file"),
     "checkpoint of weights only to resume": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -197,3 +198,15 @@ def test_without_truth_nothing_can_be_said() -> None:
     kept = replace(empty, matches=nothing)
     found = compare_runs(_sides([kept], [kept]), QUICK)
     assert conclusion(found, found.sides[1]).headline == "No class has ground truth: there is nothing to compare."
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_classes_and_not_with_their_square() -> None:
+    peaks = []
+    for classes in (1000, 4000):
+        first, second = (run(world(classes, 40), skill, seed=1) for skill in (0.0, 1.0))
+        tracemalloc.start()
+        compare_runs(_sides([first], [second]), QUICK)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 8 * peaks[0]

@@ -10,8 +10,9 @@ import torch
 from made_index import presence_of
 from numpy.typing import NDArray
 
-from retinaflow.data.augmentation import Augmentation
+from retinaflow.data.augmentation import MIN_VISIBLE, Augmentation
 from retinaflow.data.frequency_bins import make_bins
+from retinaflow.data.transforms import pipeline
 
 SHAPE = (96, 160)  # (height, width), not square on purpose
 RED, BLUE = (230, 20, 20), (20, 20, 230)
@@ -32,7 +33,7 @@ def scene() -> NDArray[np.uint8]:
 
 
 def test_strength_zero_is_the_identity() -> None:
-    off = Augmentation(np.zeros(2), base=0.0, vertical_flip=True)
+    off = Augmentation(np.zeros(2), base=0.0)
     for seed in range(5):
         image, boxes, kept = off.apply(scene(), BOXES, labels=LABELS, seed=seed)
         np.testing.assert_array_equal(image, scene())
@@ -82,6 +83,43 @@ def test_flips_alone_change_nothing_else() -> None:
         assert image.flags.c_contiguous
     assert 15 <= count <= 45
     assert len(flips.apply(scene(), BOXES[:0], labels=LABELS[:0], seed=1)[1]) == 0
+
+
+def test_without_augmentation_a_vertical_flip_turns_half_of_the_images() -> None:
+    flips = Augmentation(np.zeros(2), base=0.0, vertical_flip=True)
+    turned = np.stack([BOXES[:, 0], 1 - BOXES[:, 3], BOXES[:, 2], 1 - BOXES[:, 1]], axis=1)
+    count = 0
+    for seed in range(60):
+        image, boxes, _ = flips.apply(scene(), BOXES, labels=LABELS, seed=seed)
+        is_flipped = not np.array_equal(image, scene())
+        count += is_flipped
+        np.testing.assert_array_equal(image, scene()[::-1] if is_flipped else scene())
+        np.testing.assert_array_equal(boxes, turned if is_flipped else BOXES)
+    assert 15 <= count <= 45
+
+
+def test_holes_move_no_box_and_drop_those_that_they_hide() -> None:
+    grid = np.arange(0, 1, 0.05)
+    corners = np.array([[x + 0.013, y + 0.017, x + 0.041, y + 0.044] for x in grid for y in grid])
+    with_holes, without = (pipeline.__wrapped__(1.0, False, MIN_VISIBLE) for _ in range(2))
+    without.transforms[-1].p = 0.0
+    hidden = 0
+    for seed in range(40):
+        results = []
+        for transforms in (with_holes, without):
+            transforms.set_random_seed(seed)
+            results.append(
+                transforms(image=np.full((*SHAPE, 3), 90, np.uint8), bboxes=corners, rows=np.arange(len(corners)))
+            )
+        holed, whole = results
+        kept = np.isin(whole["rows"], holed["rows"])
+        np.testing.assert_array_equal(holed["bboxes"], np.asarray(whole["bboxes"])[kept])
+        # A box is dropped where most of its pixels are black, which only holes are.
+        for x1, y1, x2, y2 in np.asarray(whole["bboxes"])[~kept] * [SHAPE[1], SHAPE[0], SHAPE[1], SHAPE[0]]:
+            pixels = holed["image"][int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))]
+            assert (pixels == 0).all(axis=2).mean() > 1 - MIN_VISIBLE
+            hidden += 1
+    assert hidden > 20
 
 
 def test_a_vertical_flip_turns_the_boxes_upside_down_and_only_happens_if_asked_for() -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_index import TinyDataset, boxes_of, labels_of
+from PIL import Image
 
 from retinaflow.data.cache import LoadedIndex, cache_folder, load_index
+from retinaflow.data.images import UnreadableImageError, decode_sized
 from retinaflow.data.openimages import find_files
+from retinaflow.errors import DataError
 from retinaflow.settings.data_settings import OnBadImage, OnBadRow
 
 
@@ -127,6 +130,75 @@ def test_what_was_left_out_is_remembered_with_the_index(tiny_dataset: TinyDatase
         ]
         assert not np.isin(["train001", "train003"], loaded.index.image_ids).any()
     assert cache.is_dir()
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_image_that_is_added_below_the_folder_of_images_is_found_at_the_next_start(
+    tiny_dataset: TinyDataset,
+) -> None:
+    folder = tiny_dataset()
+    part, away = folder / "images" / "part" / "deeper", folder / "train003.jpg"
+    part.mkdir(parents=True)
+    (folder / "images" / "train003.jpg").rename(away)
+    assert "train003" not in load(folder, on_bad_image="skip")[0].index.image_ids
+    assert not was_built(load(folder, on_bad_image="skip")[1])
+    away.rename(part / "train003.jpg")
+    assert "train003" in load(folder, on_bad_image="skip")[0].index.image_ids
+    assert not was_built(load(folder, on_bad_image="skip")[1])
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_image_that_is_moved_below_the_folder_of_images_is_found_where_it_is(tiny_dataset: TinyDataset) -> None:
+    folder = tiny_dataset()
+    # The second part is elsewhere, behind a link.
+    first, second, linked = folder / "images" / "p1", folder / "elsewhere", folder / "images" / "p2"
+    first.mkdir()
+    second.mkdir()
+    linked.symlink_to(second)
+    (folder / "images" / "train000.jpg").rename(first / "train000.jpg")
+    assert load(folder)[0].index.file_of(0) == first / "train000.jpg"
+    (first / "train000.jpg").rename(second / "train000.jpg")
+    assert load(folder)[0].index.file_of(0) == linked / "train000.jpg"
+    second.rename(folder / "third")
+    with pytest.raises(DataError, match="train000 has none"):
+        load(folder)
+
+
+@pytest.mark.usefixtures("cache")
+def test_images_of_an_export_that_are_added_later_join_the_index(tiny_dataset: TinyDataset) -> None:
+    # FiftyOne's tables name all images of the split, of which some are in train/data.
+    folder = tiny_dataset()
+    (folder / "train" / "labels").mkdir(parents=True)
+    (folder / "train-annotations-bbox.csv").rename(folder / "train" / "labels" / "detections.csv")
+    (folder / "images").rename(folder / "train" / "data")
+    (folder / "train" / "data" / "train003.jpg").rename(folder / "train003.jpg")
+
+    def count() -> int:
+        files = find_files(folder, ["train"])
+        return len(load_index(files, [folder / "train"], report=lambda text: None).index)
+
+    assert count() == 11
+    (folder / "train003.jpg").rename(folder / "train" / "data" / "train003.jpg")
+    assert count() == 12
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_image_overwritten_in_place_is_noticed_when_it_is_decoded_and_read_anew_after_a_touch(
+    tiny_dataset: TinyDataset,
+) -> None:
+    folder = tiny_dataset()
+    index = load(folder)[0].index
+    path = index.file_of(0)
+    Image.new("RGB", (200, 50)).save(path)
+    with pytest.raises(
+        UnreadableImageError, match=r"train000\.jpg: the image is 200 x 50 pixels, but 96 x 64 is its size"
+    ):
+        decode_sized(load(folder)[0].index, 0, longest=96)
+    status = path.parent.stat()
+    os.utime(path.parent, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    index = load(folder)[0].index
+    assert index.sizes[0].tolist() == [50, 200]
+    assert decode_sized(index, 0, longest=100).shape == (25, 100, 3)
 
 
 def test_an_index_that_cannot_be_cached_is_still_loaded_and_that_is_said(

@@ -85,7 +85,15 @@ def test_a_long_group_is_cut_in_its_message(group: str) -> None:
     assert len(str(refused.value)) < 500
 
 
-@pytest.mark.parametrize("group", ["", " , ", "people-clothing"])
+@pytest.mark.parametrize("group", ["people-clothing", "rest"])
+def test_people_and_the_rest_need_people_or_clothing_among_the_classes(group: str) -> None:
+    with pytest.raises(SettingError, match=rf"class_group={group}: the classes must hold Person .* but hold neither"):
+        select_classes(group, make_taxonomy(2))
+    only_person = Taxonomy(("/m/1", PERSON), ("Bench", "Person"))
+    assert select_classes(group, only_person).tolist() == [1 if group == "people-clothing" else 0]
+
+
+@pytest.mark.parametrize("group", ["", " , "])
 def test_a_group_without_a_class_is_refused(group: str) -> None:
     with pytest.raises(ValueError, match="the group must hold at least one of the 2 classes"):
         select_classes(group, make_taxonomy(2))

@@ -17,7 +17,7 @@ from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.predictions import SCHEMA, predictions_frame, read_predictions
 from retinaflow.data.tables import RowErrors
 from retinaflow.detections import Detections
-from retinaflow.errors import DataError
+from retinaflow.errors import DataError, SettingError
 from retinaflow.taxonomy import Taxonomy
 
 SIZES = [(480, 640), (333, 517), (1000, 7), (61, 4096)]
@@ -150,3 +150,58 @@ def test_true_false_and_half_of_a_character_are_no_ids(given: dict[str, Any], tm
 
 def test_no_detection_is_an_empty_list(tmp_path: Path) -> None:
     assert written(Detections.empty(), index_of(["a"], ["/m/0a"]), tmp_path / "results.json") == []
+
+
+RESULT = {"category_id": 1, "bbox": [1, 1, 10, 10], "score": 0.5}
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_boxes_of_images_that_are_not_evaluated_are_not_measured(
+    columns: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = index_of(["a"], ["/m/0a"])
+    if columns:
+        path = tmp_path / "found.csv"
+        # The other image is in pixels, and without any area.
+        path.write_text(
+            "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\na,/m/0a,0.5,0.1,0.2,0.1,0.2\n"
+            + "b,/m/0a,0.5,30,20,30,20\n" * 2
+        )
+    else:
+        path = tmp_path / "found.json"
+        path.write_text(json.dumps([{**RESULT, "image_id": name} for name in "abb"]))
+    read_predictions(path, index, RowErrors("stop"), explain=True)
+    out = capsys.readouterr().out
+    assert "2 of 3 detections are of images that are not evaluated and do not count, b (line " in out
+    assert "no width or height" not in out
+    assert "reach far out" not in out
+
+
+@pytest.mark.parametrize("name", ["missing.json", "folder", "found.json/below.json"])
+def test_a_missing_file_of_ids_is_named_when_results_are_read_and_written(name: str, tmp_path: Path) -> None:
+    index = index_of(["a"], ["/m/0a"])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "found.json").write_text(json.dumps([{**RESULT, "image_id": "a"}]))
+    with pytest.raises(SettingError, match=rf"prediction_ids=.*{name}: no such file"):
+        read_predictions(tmp_path / "found.json", index, RowErrors("stop"), ids=tmp_path / name)
+    with pytest.raises(SettingError, match=rf"prediction_ids=.*{name}: no such file"):
+        CocoResults(index, tmp_path / name)
+
+
+def test_a_category_whose_name_several_classes_have_is_refused_unless_it_names_the_id(tmp_path: Path) -> None:
+    index = index_of(["a"], ["/m/0a", "/m/0b"])
+    index = replace(index, taxonomy=Taxonomy(index.taxonomy.ids, ("Bench", "bench")))
+    file, path = tmp_path / "instances.json", tmp_path / "found.json"
+    path.write_text(json.dumps([{**RESULT, "image_id": 7}]))
+    document: dict[str, Any] = {
+        "images": [{"id": 7, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "Bench"}],
+    }
+    file.write_text(json.dumps(document))
+    with pytest.raises(
+        DataError, match=r"instances.json: category 1: 'Bench' is the name of .*label_name \(/m/0a, /m/0b"
+    ):
+        read_predictions(path, index, RowErrors("stop"), ids=file)
+    document["categories"][0]["label_name"] = "/m/0b"
+    file.write_text(json.dumps(document))
+    assert read_predictions(path, index, RowErrors("stop"), ids=file).class_index.tolist() == [1]

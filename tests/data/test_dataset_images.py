@@ -17,7 +17,7 @@ from made_index import TinyDataset, make_index
 
 from retinaflow.data.augmentation import Augmentation
 from retinaflow.data.batching import AspectBuckets, PlannedBatch, plan_batches
-from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset, Request, collate, keep_rates
+from retinaflow.data.dataset import Batch, BatchLoader, DetectionDataset, Request, Sample, collate, keep_rates
 from retinaflow.data.images import BadImage, attach_files
 from retinaflow.data.index import AnnotationIndex
 from retinaflow.data.known_classes import known_classes
@@ -207,6 +207,17 @@ def test_no_batches_are_loaded_for_an_empty_plan(index: AnnotationIndex) -> None
 def test_a_batch_moved_to_a_device_is_the_same_batch(index: AnnotationIndex) -> None:
     batch = collate([DetectionDataset(index)[Request(image, (64, 96), None)] for image in range(3)])
     assert_same(batch.to(torch.device("cpu")), batch)
+
+
+def test_a_box_that_float32_gives_no_width_is_left_out_of_the_batch(index: AnnotationIndex) -> None:
+    sample = DetectionDataset(index)[Request(0, (64, 96), None)]
+    assert isinstance(sample, Sample)
+    boxes = np.array([[59.9999985, 5, 60, 25], [1, 2, 3, 4], [10, 8.00000001, 20, 8.00000002], [10, 8, 20, 9]])
+    batch = collate(
+        [sample._replace(boxes=boxes, labels=np.arange(4), is_group_of=np.array([False, False, True, True]))]
+    )
+    assert (batch.boxes.tolist(), batch.labels.tolist(), batch.owner.tolist()) == ([[1, 2, 3, 4]], [1], [0])
+    assert (batch.ignore_boxes.tolist(), batch.ignore_labels.tolist()) == ([[10, 8, 20, 9]], [3])
 
 
 def test_the_tiny_data_set_is_what_it_says(tiny_dataset: TinyDataset) -> None:

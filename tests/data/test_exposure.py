@@ -11,6 +11,7 @@ from retinaflow.data.exposure import compare_strategies, exposure_summary, expos
 from retinaflow.data.frequency_bins import make_bins
 from retinaflow.data.image_class_pairs import image_class_pairs
 from retinaflow.data.sampling import STRATEGIES
+from retinaflow.errors import SettingError
 from retinaflow.settings.data_settings import SamplingSettings
 
 # Class 0 on images 0, 1 and 2, class 1 on image 2, class 2 nowhere; image 3 is empty.
@@ -83,3 +84,25 @@ def test_all_strategies_are_compared_on_one_epoch_length() -> None:
     # Planned draws are within one of the expected ones per image, so they agree per class up to its images.
     for exposure in exposures.values():
         assert (np.abs(exposure.planned_per_class - exposure.expected_per_class) <= pairs.images_per_class).all()
+
+
+def test_a_strategy_that_cannot_fill_the_epoch_is_left_out_with_a_line_unless_it_is_chosen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # 2 of 300 images have a box: at most 100 samples of each.
+    pairs = image_class_pairs(make_index([[0], [0], *[[]] * 298], classes=1))
+    bins = make_bins(pairs, num_bins=1)
+    for chosen in ("uniform", "binned"):
+        settings = SamplingSettings(sampling=chosen)  # type: ignore[arg-type]
+        exposures = compare_strategies(pairs, bins, length=300, settings=settings, seed=0)
+        assert tuple(exposures) == tuple(name for name in STRATEGIES if name != "class-aware")
+        out = capsys.readouterr().out
+        assert (
+            "exposure without class-aware, which this data does not allow: epoch_length <= max_repeats x images" in out
+        )
+    with pytest.raises(SettingError, match="epoch_length=300, max_repeats=100, images=2"):
+        compare_strategies(pairs, bins, length=300, settings=SamplingSettings(sampling="class-aware"), seed=0)
+    # Every strategy may fail, also the uniform one: 300 images cannot be sampled 3,000 times with max_repeats=5.
+    settings = SamplingSettings(sampling="uniform", max_repeats=5)
+    with pytest.raises(SettingError, match="epoch_length=3000, max_repeats=5, images=300"):
+        compare_strategies(pairs, bins, length=3000, settings=settings, seed=0)

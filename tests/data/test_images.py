@@ -152,6 +152,23 @@ def test_a_decoding_error_names_the_file(name: str, tmp_path: Path) -> None:
         decode(path, (HEIGHT, WIDTH), (32, 32))
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "cmyk", "png"])
+@pytest.mark.parametrize("target", [(HEIGHT, WIDTH), (12, 20), (6, 10)], ids=str)
+def test_a_file_of_another_shape_than_its_size_is_refused_and_a_scaled_one_fits(
+    kind: str, target: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "replaced.png"
+    path.write_bytes(encoded(kind))
+    for size in ((WIDTH, HEIGHT), (HEIGHT, WIDTH + 40), (200, 50)):
+        with pytest.raises(
+            UnreadableImageError, match=rf"pixels, but {size[1]} x {size[0]} is its size in size_table="
+        ):
+            decode(path, size, target)
+    # The sizes of originals, of which smaller or larger copies are read.
+    for size in ((2 * HEIGHT, 2 * WIDTH), (3 * HEIGHT + 1, 3 * WIDTH - 1), (HEIGHT // 2, WIDTH // 2)):
+        assert decode(path, size, target).shape == (*target, 3)
+
+
 def pattern() -> NDArray[np.uint8]:
     """A smooth image of 256 x 512 whose red grows to the right and whose green grows downwards."""
     y, x = np.mgrid[0:256, 0:512]

@@ -378,12 +378,23 @@ def test_ids_that_could_name_another_folder_are_not_plain(image_id: str) -> None
 
 
 @pytest.mark.parametrize(
-    "content", ["b\na\nb\n", "\ufeffImageID\nb\na\n", "ImageID,Split\r\nb,x\r\na,y\r\n", '"b"\n\n"a"'], ids=repr
+    "content",
+    ["b\na\nb\n", "\ufeffImageID\nb\na\n", "ImageID,Split\r\nb,x\r\na,y\r\n", '"b"\n\n"a"', "a,1\nb"],
+    ids=repr,
 )
 def test_a_list_of_image_ids_may_have_a_header_and_repeats(content: str, tmp_path: Path) -> None:
     path = tmp_path / "ids.csv"
     path.write_bytes(content.encode())
     assert read_image_ids(path).tolist() == ["a", "b"]
+
+
+def test_an_image_id_in_quotes_may_hold_commas_and_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "ids.csv"
+    path.write_text('ImageID,Split\n"a, 1",x\n "b ""2""" ,y\nc"3,z\n"d,4\n' + '"' + "e" * 100 + '",z\n')
+    assert read_image_ids(path).tolist() == ["a, 1", 'b "2"', 'c"3', "d,4", "e" * 100]
+    path.write_text('"' + "e" * 200_000)
+    with pytest.raises(DataError, match="an image id must have at most 255 bytes"):
+        read_image_ids(path)
 
 
 def test_an_empty_or_missing_list_of_image_ids_is_refused(tmp_path: Path) -> None:

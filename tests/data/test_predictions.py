@@ -156,3 +156,11 @@ def test_cp1252_is_an_error_of_the_row(index: AnnotationIndex, tmp_path: Path) -
     (tmp_path / "p.csv").write_bytes("ImageID\n".encode("utf-16-le"))
     with pytest.raises(DataError, match=r"p\.csv line 1: the file must be text in UTF-8, but holds zero bytes"):
         read_predictions(tmp_path / "p.csv", index, RowErrors())
+
+
+def test_a_class_name_in_place_of_the_id_is_said_in_any_case_with_all_its_ids(write: Write) -> None:
+    boxes = {"ImageID": ["x"], "LabelName": ["/m/0a"], "XMin": [0.1], "YMin": [0.1], "XMax": [0.5], "YMax": [0.5]}
+    index = read_ground_truth(boxes, classes={"/m/0a": "Bench", "/m/0b": "Bench"})
+    path = write(f"ImageID,LabelName,Score,{CORNERS}\nx,bench,0.5,0.1,0.2,0.1,0.2\n")
+    with pytest.raises(DataError, match="LabelName is the id of a class: bench is the name of /m/0a and /m/0b"):
+        read_predictions(path, index, RowErrors("stop"))

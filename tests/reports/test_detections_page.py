@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from browser_pages import NEEDS_BROWSER, browser, open_alone, page, screenshot
 
-from retinaflow.data.index import AnnotationIndex
+from retinaflow.data.index import FLAGS, AnnotationIndex
 from retinaflow.data.training_data import load_training_data
 from retinaflow.detections import Detections
 from retinaflow.metric.challenge import Evaluator
@@ -90,6 +90,15 @@ def test_ground_truth_of_another_order_of_images_and_classes_gives_the_same_boxe
 def _on_image(found: Detections, image: int) -> Detections:
     """The detections on another image."""
     return Detections(np.full(len(found), image, dtype=np.int32), found.class_index, found.score, found.boxes)
+
+
+def test_the_slider_begins_at_the_lowest_score_of_a_page_with_group_of_boxes_too(index: AnnotationIndex) -> None:
+    # Group-of boxes have no score of their own.
+    grouped = replace(index, flags=np.full_like(index.flags, 1 << FLAGS.index("IsGroupOf")))
+    found = _found(grouped)
+    text = _written(grouped, found, KnownBoxes(grouped, grouped.labels, _matches(grouped, found)))
+    assert "group" in dict(_groups(text))
+    assert 'id="score" min="0.05"' in text
 
 
 def test_without_ground_truth_nothing_is_true_or_false(index: AnnotationIndex) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from mlflow.tracking import MlflowClient
+from mlflow.tracking import MlflowClient, fluent
+from mlflow.tracking.fluent import _get_experiment_id
 
 from retinaflow.errors import SettingError, StoreError
 from retinaflow.runs.before_work import verify_store
 from retinaflow.runs.experiment import find_experiment, refused_alias, refused_model_name
-from retinaflow.runs.tracking import start_run
+from retinaflow.runs.start import start_run
+from retinaflow.runs.tracking import commit_of
 from retinaflow.settings.data_settings import TrackingSettings
 
 UNREAD = "nowhere"
@@ -84,7 +87,10 @@ def test_the_file_that_tries_an_artifact_root_does_not_stay(tmp_path: Path) -> N
 def test_a_registry_takes_these_names() -> None:
     assert refused_model_name("flowers-v1") is None
     assert refused_alias("champion") is None
+    assert refused_model_name("Bob's model") is None
     assert refused_model_name("") is not None
+    # No filter of the registry can hold both.
+    assert refused_model_name('Bob\'s "model"') == "it holds both kinds of quotes"
     assert refused_alias("a:b") is not None
 
 
@@ -128,6 +134,46 @@ def test_a_command_leaves_the_variables_as_they_were() -> None:
     _experiment_of(experiment="not remembered")
     assert "MLFLOW_EXPERIMENT_ID" not in os.environ
     assert _experiment_of() == "retinaflow"
+
+
+def test_a_resumed_run_leaves_the_experiment_that_a_notebook_has_chosen() -> None:
+    with start_run("train", TrackingSettings(experiment="of the training", output=Path("out"))) as first:
+        pass
+    chosen = mlflow.set_experiment("chosen by hand").experiment_id
+    settings = TrackingSettings(experiment=None, output=Path("out"))
+    try:
+        with start_run("train", settings, resume=first.run_id):
+            pass
+        assert os.environ["MLFLOW_EXPERIMENT_ID"] == chosen
+        with mlflow.start_run() as own:
+            assert own.info.experiment_id == chosen
+        with pytest.raises(StoreError), start_run("train", settings, resume="0" * 32):
+            pass
+        assert _get_experiment_id() == chosen
+    finally:
+        fluent._active_experiment_id = None
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+
+
+def test_the_commit_is_that_of_the_checkout_that_has_the_file(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        person = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *person, *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    installed, own = tmp_path / ".venv" / "module.py", tmp_path / "own.py"
+    installed.parent.mkdir()
+    for path in (installed, own):
+        path.write_text("x = 1\n")
+    git("init", "-q")
+    git("add", "own.py")
+    git("commit", "-qm", "mine")
+    assert commit_of(own)["retinaflow.commit"] == git("rev-parse", "HEAD")
+    # A virtual environment inside of somebody's repository, ignored or not.
+    assert commit_of(installed) == {}
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    assert commit_of(installed) == {}
 
 
 def test_name_and_tags_of_the_run_are_those_of_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:

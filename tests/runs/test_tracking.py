@@ -25,6 +25,7 @@ from retinaflow.reports.class_figures import exposure_curves
 from retinaflow.runs import registry, store, tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.value_types import as_text
 
@@ -50,7 +51,7 @@ def client(_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def _start(command: str = "train", *, track: bool = True, output: Path = Path("out"), **more: Any) -> Any:
     settings = TrackingSettings(track=track, experiment="tests", output=output)
-    return tracking.start_run(command, settings, **more)
+    return start_run(command, settings, **more)
 
 
 def test_a_run_ends_as_finished(client: MlflowClient) -> None:

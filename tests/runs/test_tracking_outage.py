@@ -30,6 +30,7 @@ from retinaflow.errors import StoreError
 from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.run import Run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.resolve import resolve
@@ -152,7 +153,7 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = pd.DataFrame({"class": ["A"], "ap": [0.5]})
-    with tracking.start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
+    with start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
         # So that a few seconds hold several requests that a sleeping server has in its ears but never answered.
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -192,7 +193,7 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "PATIENCE", 0.5)
-    with tracking.start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
+    with start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
         log_steps(run, range(10))
         server.signal(signal.SIGKILL)
         log_steps(run, range(10, 20))
@@ -210,9 +211,7 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     server.start()
     assert MlflowClient().get_run(run.run_id).info.status == "RUNNING"
     monkeypatch.setattr(tracking, "PATIENCE", 120.0)
-    with tracking.start_run(
-        "train", TrackingSettings(experiment="outage", output=Path("out")), resume=run.run_id
-    ) as resumed:
+    with start_run("train", TrackingSettings(experiment="outage", output=Path("out")), resume=run.run_id) as resumed:
         # As after kill -9, which makes a training repeat steps that it had logged.
         log_steps(resumed, range(15, 30))
     assert_all_arrived_once(run.run_id, range(30))
@@ -309,7 +308,7 @@ def test_a_server_that_was_never_there_is_an_error_at_once(server: Server) -> No
     mlflow.set_tracking_uri(nowhere)
     with (
         pytest.raises(StoreError, match=f"experiment outage cannot be opened in {nowhere}"),
-        tracking.start_run("train", TrackingSettings(experiment="outage", output=Path("out"))),
+        start_run("train", TrackingSettings(experiment="outage", output=Path("out"))),
     ):
         pass
     mlflow.set_tracking_uri(server.uri)

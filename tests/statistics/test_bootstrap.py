@@ -210,7 +210,10 @@ def test_runs_on_other_images_or_other_truth_cannot_be_paired() -> None:
     [
         ({"resamples": 0}, "`resamples >= 1` must hold, but got 0"),
         ({"confidence": 1.0}, "`0 < confidence < 1` must hold, but got 1.0"),
-        ({"groups": {"rare": np.array([True, False])}}, r"group rare must be bool \[1\], but got bool \[2\]"),
+        (
+            {"groups": {"rare": np.array([True, False])}},
+            r"group rare must be bool \[1\] or indices of .* bool \[2\]",
+        ),
     ],
 )
 def test_settings_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:

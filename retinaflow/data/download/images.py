@@ -155,7 +155,7 @@ def _fetch(image: RemoteImage, fetcher: Fetcher) -> int:
             return "the MD5 is not that of the table"
         try:
             # Decodes all pixels.
-            decode_bytes(np.frombuffer(data, dtype=np.uint8), (1, 1), (1, 1), name=image.image_id)
+            decode_bytes(np.frombuffer(data, dtype=np.uint8), None, (1, 1), name=image.image_id)
         except UnreadableImageError as error:
             return str(error)
         return None

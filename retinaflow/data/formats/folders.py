@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from retinaflow.data.formats.ids import same_name
 from retinaflow.errors import DataError, SettingError, shown
+from retinaflow.progress import report
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "trainval": "train",
@@ -119,49 +120,106 @@ def existing(folders: Iterator[Path] | Sequence[Path]) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
+class Contents(NamedTuple):
+    """A folder that was searched: what it holds except hidden files, by name, and its time of change in ns before."""
+
+    path: Path
+    entries: list[os.DirEntry[str]]
+    changed_ns: int
+
+
+def folders_under(
+    folder: Path, *, enter: Callable[[Path], bool] = lambda path: True, seen: set[str] | None = None
+) -> Iterator[Contents]:
+    """A folder and those below it at any depth, each once, except hidden ones and those that ``enter`` refuses.
+
+    Links to folders are followed, unless they lead to one that holds ``folder`` itself. They come last: a folder that
+    is reached both ways keeps its own path. ``seen``: folders, links resolved, that several searches share. A folder
+    that may not be read is reported.
+    """
+    seen = set() if seen is None else seen
+    own = os.path.realpath(folder)
+    pending, links = [(folder, own)], list[tuple[Path, str]]()
+    while pending or links:
+        path, real = pending.pop() if pending else links.pop(0)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            if path != folder and not enter(path):
+                continue
+            changed = path.stat().st_mtime_ns
+            with os.scandir(path) as found:
+                entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=_name_of)
+        except OSError as error:
+            if path == folder:
+                raise
+            report(f"{path}: the folder is left out, as it cannot be read: {error.strerror}")
+            continue
+        below = [(entry, Path(entry.path)) for entry in entries if _holds(entry.is_dir)]
+        # The last one is read first.
+        pending += [(inner, str(Path(real, inner.name))) for entry, inner in reversed(below) if not entry.is_symlink()]
+        outer = [(inner, os.path.realpath(inner)) for entry, inner in below if entry.is_symlink()]
+        links += [(inner, target) for inner, target in outer if not Path(own).is_relative_to(target)]
+        yield Contents(path, entries, changed)
+
+
+def _name_of(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a regular file, or a link to one."""
+    return _holds(entry.is_file)
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:
+        # A link that leads in a circle, or to where this user may not look.
+        return False
+
+
+def require_utf8(path: Path) -> None:
+    """Raise DataError for a path that is not UTF-8: no table of results could hold it."""
+    if re.search("[\ud800-\udfff]", str(path)):
+        raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
+
+
 def files_under(
     folder: Path, readable: ReadableFolders | None = None, *, left_out: set[Path] | None = None
 ) -> list[Path]:
-    """All regular files at any depth except hidden ones, sorted.
+    """All regular files of :func:`folders_under`, sorted.
 
-    Links to folders are followed unless they lead to one that holds ``folder`` itself; each folder is read once.
     Folders of results are skipped and added to ``left_out``. Raises SettingError for a link that leads out of the
     ``readable`` folders (None: such links are skipped), DataError for a name that is not UTF-8.
     """
     own_folder = ReadableFolders(folder)
 
     def may_be_read(path: Path) -> bool:
+        if not path.is_symlink():
+            return True
         return own_folder.hold(path) if readable is None else bool(readable.require(path))
 
-    found: list[Path] = []
-    seen: set[str] = set()
-    own = folder.resolve()
-    # Links come last: a folder that is reached both ways keeps its own path, which its label files depend on.
-    pending, links = [folder], list[Path]()
-    while pending or links:
-        top = pending.pop() if pending else links.pop(0)
-        real = os.path.realpath(top)
-        if real in seen:
-            continue
-        seen.add(real)
-        if top != folder and is_result(top):
+    def enter(path: Path) -> bool:
+        require_utf8(path)
+        if not may_be_read(path):
+            return False
+        if is_result(path):
             if left_out is not None:
-                left_out.add(top)
-            continue
-        for entry in sorted(os.scandir(top), key=lambda entry: entry.name, reverse=True):
-            if entry.name.startswith("."):
-                continue
-            path = Path(entry.path)
-            if re.search("[\udc80-\udcff]", entry.name):
-                raise DataError(f"{os.fsencode(path)!r}: a file name must be UTF-8; rename the file or its folder")
-            if entry.is_dir():
-                if entry.is_symlink():
-                    if not own.is_relative_to(path.resolve()) and may_be_read(path):
-                        links.append(path)
-                else:
-                    pending.append(path)
-            elif entry.is_file() and (not entry.is_symlink() or may_be_read(path)):
-                found.append(path)
+                left_out.add(path)
+            return False
+        return True
+
+    found: list[Path] = []
+    for contents in folders_under(folder, enter=enter):
+        for entry in contents.entries:
+            if is_regular(entry):
+                path = Path(entry.path)
+                require_utf8(path)
+                if not entry.is_symlink() or may_be_read(path):
+                    found.append(path)
     return sorted(found)
 
 

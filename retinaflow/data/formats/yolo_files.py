@@ -26,7 +26,7 @@ _NAME_FILE = re.compile(r"(classes|obj|_darknet|predefined_classes)\.(txt|names|
 """Files with the name of a class in each line."""
 _NOT_READ = (".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".dng", ".mpo", ".pfm")
 """Suffixes of image files that other programs read."""
-_OTHER_KEYS = ("path", "names", "nc", "download", "kpt_shape", "flip_idx", "roboflow", "backup", "classes", "eval")
+_OTHER_KEYS = ("path", "names", "nc", "download", "kpt_shape", "flip_idx", "roboflow", "backup", "classes")
 
 
 @dataclass
@@ -122,6 +122,9 @@ def by_document(files: SplitFiles, document: dict[str, Any], path: Path) -> None
             continue
         for part in parts:
             target = files.find(part, [base, files.root], f"{path.name}: {key}: {part}")
+            if target is None and str(key).lower() == "eval":
+                # The name of a metric, as in darknet's files.
+                continue
             if target is None and split == "test" and not files.images.keys().isdisjoint(("train", "validation")):
                 report(f"{path.name}: {key}: {part} is no folder or file under {base}, and is left out")
             elif target is None:
@@ -133,9 +136,12 @@ def by_document(files: SplitFiles, document: dict[str, Any], path: Path) -> None
 
 
 def by_data_file(files: SplitFiles, path: Path) -> None:
-    """Add the lists that darknet's ``*.data`` names. Raises DataError for one that is not there."""
+    """Add the lists that darknet's ``*.data`` names. Raises DataError for one that is not there.
+
+    Its ``eval`` is no split: it names a metric (``eval=coco``).
+    """
     for key, given in data_file(path).items():
-        split = SPLIT_NAMES.get(key)
+        split = SPLIT_NAMES.get(key) if key != "eval" else None
         if split is not None:
             target = files.find(given, [files.root], f"{path.name}: {key} = {given}")
             if target is None or not target.is_file():

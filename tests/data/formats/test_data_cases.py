@@ -357,6 +357,21 @@ def test_folders_of_one_coco_file_and_a_split_of_each_image_state_splits(tmp_pat
         converted(tmp_path / "two")
 
 
+METRICS: dict[str, Files] = {
+    # Darknet's own coco.data has this line, also where a file of that name lies there.
+    "*.data": {"coco.data": "classes= 1\ntrain = train.txt\nvalid = val.txt\nnames = c.names\nbackup = b/\neval=coco\n",
+               "coco": "no list\n", "c.names": "cup\n", "train.txt": "images/a.jpg\n", "val.txt": "images/b.jpg\n"},
+    "data.yaml": {"data.yaml": "names: [cup]\ntrain: train.txt\nval: val.txt\nEval: coco\n",
+                  "train.txt": "images/a.jpg\n", "val.txt": "images/b.jpg\n"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_that_eval_names_is_no_split(tmp_path: Path, converted: Any, name: str) -> None:
+    put(tmp_path, {**yolo("ab"), **METRICS[name]}, jpgs("images", "ab"))
+    assert converted(tmp_path).ids == {"a": "train", "b": "validation"}
+
+
 UNKNOWN: dict[str, tuple[Files, str]] = {
     "a key": ({"data.yaml": "names: [cup]\ntrain: images\nminival: images\n"}, r"minival: 'images' names files of an"),
     "a list": ({"classes.txt": "cup\n", "train.txt": "see the manual\n"}, r"train.txt: the list of a split must name"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinaflow.data.formats.source import ClassNames, SourceSet
+from retinaflow.data.formats.source import ClassNames, SourceSet, note
 from retinaflow.data.formats.yolo import find_yolo, read_yolo
 from retinaflow.data.tables import RowErrors
 from retinaflow.errors import DataError
@@ -276,3 +276,16 @@ def test_images_of_several_splits_are_counted(tmp_path: Path, write_image: Any, 
     write(tmp_path / "val.txt", "images/b.png\n")
     assert {image.split for image in read(tmp_path).images} == {"train"}
     assert [line for line in said() if "1 images are in more than one split" in line]
+
+
+@pytest.mark.parametrize(("on_bad_row", "most"), [("stop", 5), ("drop", 20_000)])
+def test_however_many_files_are_wrong_few_errors_are_kept(on_bad_row: Any, most: int) -> None:
+    errors = RowErrors(on_bad_row)
+    for number in range(21_000):
+        note(errors, f"{number}.txt", "a row must hold numbers", "x", line=1)
+    assert (len(errors.found), errors.count) == (most, 21_000)
+    if on_bad_row == "stop":
+        with pytest.raises(DataError, match=r"21,000 rows break a rule:\n  0.txt line 1: .*(?s:.*)and 20,995 more"):
+            errors.settle()
+    else:
+        assert errors.frame()["rows"].sum() == 21_000
