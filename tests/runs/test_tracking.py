@@ -233,7 +233,7 @@ def test_a_full_disk_takes_files_and_not_the_work(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_room(*_given: object, **_more: object) -> str:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "full/x")
 
     with _start() as run:
         with monkeypatch.context() as patch:
@@ -245,7 +245,7 @@ def test_a_full_disk_takes_files_and_not_the_work(
             run.log_written("bug.txt", lambda path: path.with_name("none").read_text())
     assert {item.path for item in client.list_artifacts(run.run_id)} >= {"later.txt"}
     said = capsys.readouterr().err
-    assert "document.json is not logged: No space left on device: /tmp/x; make room, or give another output=" in said
+    assert "document.json is not logged: No space left on device: full/x; make room, or give another output=" in said
     assert "the image Car of step 1 is not logged: No space left on device" in said
 
 
