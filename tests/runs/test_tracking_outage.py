@@ -236,7 +236,7 @@ def test_what_never_arrived_is_named_with_what_helps(
     with contextlib.ExitStack() as ended:
         for command in WHAT_HELPS:
             config = TrackingSettings(experiment="outage", output=Path(f"out-{command}"))
-            runs[command] = ended.enter_context(tracking.start_run(command, config)).run_id
+            runs[command] = ended.enter_context(start_run(command, config)).run_id
         server.signal(signal.SIGKILL)
     said = capsys.readouterr().err
     server.start()
