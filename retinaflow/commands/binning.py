@@ -6,7 +6,7 @@ from retinaflow.data.training_data import load_training_data
 from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
 from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.names import run_name
-from retinaflow.runs.tracking import start_run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import BinningConfig
 
 

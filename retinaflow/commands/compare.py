@@ -12,8 +12,8 @@ from retinaflow.comparison.comparison_page import PageNotes, comparison_page, pa
 from retinaflow.comparison.conclusion import conclusion
 from retinaflow.comparison.difference_figure import difference_vs_frequency
 from retinaflow.progress import report
-from retinaflow.runs import tracking
 from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import CompareConfig
 
 
@@ -26,7 +26,7 @@ def run(config: CompareConfig) -> Comparison:
     comparison = compare_runs(sides, resampling)
     notes = page_notes(chosen, comparison, samples=config.samples)
     page = comparison_page(comparison, notes)
-    with tracking.start_run("compare", config) as run:
+    with start_run("compare", config) as run:
         run.log_params(config.model_dump())
         run.set_tags(_links(chosen, comparison, notes.title))
         run.log_metrics(_metrics(comparison), step=0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from retinaflow.comparison.stored_matches import store_matches
 from retinaflow.data.predictions import predictions_frame
 from retinaflow.data.skipped_images import SkippedImages
@@ -16,7 +14,8 @@ from retinaflow.reports.detections_page import log_page
 from retinaflow.runs.datasets import evaluated_dataset
 from retinaflow.runs.evaluated_detections import detections_to_evaluate
 from retinaflow.runs.names import description, run_name
-from retinaflow.runs.run import FolderRun, Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.run import refuse_folder_of_another, with_folder
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import EvaluateConfig
 from retinaflow.taxonomy import expand_to_ancestors
 
@@ -29,7 +28,7 @@ def run(config: EvaluateConfig) -> EvaluationResult:
     source = detections_to_evaluate(config)
     config, index, bins, dropped = source.config, source.index, source.bins, source.images.dropped
     skipped = SkippedImages()
-    with _started(config) as run:
+    with start_run("evaluate", config, default_name=run_name("evaluate", config)) as run:
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
         tags = {"retinaflow.evaluated": source.name, "retinaflow.data_digest": index.digest[:16]}
@@ -79,11 +78,3 @@ def run(config: EvaluateConfig) -> EvaluationResult:
         run.set_description(description(evaluation.metrics, dataset, lines=(f"Evaluated: {source.name}",)))
         reports.report_evaluation(evaluation)
         return evaluation
-
-
-def _started(config: EvaluateConfig) -> contextlib.AbstractContextManager[Run]:
-    if not config.track:
-        return contextlib.nullcontext(FolderRun(config.output))
-    from retinaflow.runs import tracking
-
-    return tracking.start_run("evaluate", config, default_name=run_name("evaluate", config))

@@ -18,7 +18,7 @@ from retinaflow.reports.page import Report
 from retinaflow.runs.datasets import explored_dataset
 from retinaflow.runs.names import run_name
 from retinaflow.runs.run import with_folder
-from retinaflow.runs.tracking import start_run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import ExploreConfig
 from retinaflow.training.fit_to_data import fit_to_data
 

@@ -16,10 +16,11 @@ from retinaflow.data.training_data import TrainingData, load_training_data
 from retinaflow.errors import SettingError
 from retinaflow.progress import report
 from retinaflow.reports.bins_and_exposure import log_bins, log_exposure
-from retinaflow.runs import store, tracking
+from retinaflow.runs import store
 from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.names import run_name
 from retinaflow.runs.run import Run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import MainConfig, TrainConfig
 from retinaflow.training.earlier_training import own_training, training_key
 from retinaflow.training.fit_to_data import fit_to_data
@@ -47,7 +48,7 @@ def run(config: MainConfig) -> None:
     # The baseline is what people do without retinaflow: every image has the same weight and the same augmentation.
     plain = {"sampling": "uniform", "rare_augment": config.augment, "loss": "focal", "copy_paste": 0.0}
     baseline = config.model_copy(update=plain | {"register_as": None})
-    with tracking.start_run("main", config, default_name=called) as parent:
+    with start_run("main", config, default_name=called) as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         parent.set_tags({"retinaflow.data_digest": data.digest})

@@ -27,12 +27,13 @@ from retinaflow.reports.evaluation_artifacts import (
     metrics_document,
     report_evaluation,
 )
-from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput, evaluated_dataset
 from retinaflow.runs.logged_model import model_of_run
 from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import MergeConfig
 from retinaflow.settings.model_settings import JoinSettings
+from retinaflow.settings.resolve import with_absolute_paths
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def run(
     )
     bins = ensemble_bins(ensemble)
     evaluation = score_detections(detections, ensemble.evaluated, bins, group_of_weight=ensemble.group_of_weight)
-    with tracking.start_run("merge", config, name=name, default_name="merge") as run:
+    with start_run("merge", config, name=name, default_name="merge") as run:
         targets = with_folder(run, config)
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
@@ -81,7 +82,7 @@ def run(
             log_detections(target, detections, ensemble.evaluated)
             log_calibration(target, calibrated, table)
         log_analysis(targets, evaluation, detections, ensemble.evaluated)
-        settings = {**config.model_dump(mode="json"), "runs": [member.name for member in ensemble.members]}
+        settings = {**with_absolute_paths(config), "runs": [member.name for member in ensemble.members]}
         write_matches(
             targets, evaluation, detections, ensemble.evaluated, bins, settings=settings, evaluated_from=source
         )

@@ -24,6 +24,7 @@ from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.names import run_name
 from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.model_settings import PostprocessSettings
 from retinaflow.settings.resolve import changed
@@ -43,8 +44,8 @@ def run(config: PredictConfig) -> Path:
     file_format = (
         CocoResults(wanted.index, config.prediction_ids) if config.file_format == "json" else config.file_format
     )
+    stop = StopRequest(watch_parent=tracking.launched_by_mlflow())
     with (
-        StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
         PredictionFolder.opened(
             config.output,
             _request(model.checkpoint, config, wanted),
@@ -53,7 +54,7 @@ def run(config: PredictConfig) -> Path:
             nproc=config.nproc,
             overwrite=config.overwrite,
         ) as folder,
-        tracking.start_run("predict", config, default_name=called) as run,
+        start_run("predict", config, default_name=called) as run,
     ):
         run.log_params(config.model_dump())
         run.log_json(config.model_dump(mode="json"), "config.json")
@@ -93,11 +94,12 @@ def _predict(work: Work, config: PredictConfig, folder: PredictionFolder, stop: 
         report(f"{done:,} of {total:,} images are done already")
     if outdated := sum(shard.path.is_file() for shard in left):
         report(f"{outdated} of {len(shards)} shards are done again: damaged, or image files have changed since")
-    with ImageProgress(total, what="predicting", done=done) as progress:
+    with stop, ImageProgress(total, what="predicting", done=done) as progress:
         for finished in predict_shards(work, left, nproc=config.nproc, stop=stop, after_batch=progress.add):
             for image in finished.skipped:
                 progress.add(1)
                 report(f"skipped {image.image_id}: {image.reason}")
+        stop.check()
         return progress.images_per_second if left else None
 
 

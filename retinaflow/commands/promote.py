@@ -6,9 +6,10 @@ from retinaflow.comparison.chosen_runs import candidates
 from retinaflow.comparison.promotion import Decision, best_of, decide, has_model, promoted_run
 from retinaflow.errors import SettingError
 from retinaflow.progress import report
-from retinaflow.runs import registry, tracking
+from retinaflow.runs import registry
 from retinaflow.runs.logged_model import model_of_run
 from retinaflow.runs.names import run_name
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import PromoteConfig
 
 
@@ -19,7 +20,7 @@ def run(config: PromoteConfig) -> Decision:
     candidate = best_of(candidates(config))
     run_id = promoted_run(candidate)
     present = registry.champion(config.register_as, config.alias)
-    with tracking.start_run("promote", config, default_name=run_name("promote", config)) as run:
+    with start_run("promote", config, default_name=run_name("promote", config)) as run:
         run.log_params(config.model_dump())
         run.log_model_input(model_of_run(run_id))
         decision = decide(config, candidate, run_id, present)

@@ -27,7 +27,8 @@ __all__ = ["Search", "open_search", "run"]
 
 def run(config: SearchConfig) -> None:
     """Run the missing trials, log the results, and compare the best trial with the defaults on fresh seeds."""
-    with quiet(), StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop:
+    stop = StopRequest(watch_parent=tracking.launched_by_mlflow())
+    with quiet():
         if config.dry_run:
             estimate(config, stop)
             return
@@ -35,13 +36,15 @@ def run(config: SearchConfig) -> None:
             _report_start(search)
             log_bins(search.runs.parent, search.data)
             try:
-                run_stage(search, "trials")
+                with stop:
+                    run_stage(search, "trials")
             finally:
                 results.log_results(search)
             results.report_best(search)
             if config.confirm_seeds and confirmation.arms(search):
                 report(f"\ncomparing the best trial with the defaults on {config.confirm_seeds} fresh seeds")
-                run_stage(search, "confirmation")
+                with stop:
+                    run_stage(search, "confirmation")
                 confirmation.log_comparison(search)
 
 

@@ -19,8 +19,8 @@ from retinaflow.ensemble.group_training import (
 )
 from retinaflow.ensemble.members import load_ensemble
 from retinaflow.progress import report
-from retinaflow.runs import tracking
 from retinaflow.runs.datasets import training_datasets
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import MergeConfig, SplitConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.earlier_training import EarlierTraining, earlier_training, training_key
@@ -44,7 +44,7 @@ def run(config: SplitConfig) -> Comparison:
     data = load_training_data(config)
     config = fit_to_data(config, data.train)
     base = None if config.from_run is None else chosen_run(config.from_run).stored
-    with tracking.start_run("split", config, default_name="split") as parent:
+    with start_run("split", config, default_name="split") as parent:
         parent.log_params(config.model_dump())
         parent.log_json(config.model_dump(mode="json"), "config.json")
         parent.log_datasets(training_datasets(config.model_dump(), data))

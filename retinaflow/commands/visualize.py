@@ -29,6 +29,7 @@ from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.names import run_name
 from retinaflow.runs.run import with_folder
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import VisualizeConfig
 from retinaflow.settings.data_settings import DataSettings
 from retinaflow.settings.model_settings import refuse_settings_of_model
@@ -48,10 +49,8 @@ def run(config: VisualizeConfig) -> list[Path]:
     trained = checkpoint.settings if checkpoint else {}
     taxonomy = checkpoint.taxonomy if checkpoint else _taxonomy(config)
     wanted = wanted_images(config, taxonomy, trained, choose=lambda ids: _chosen(config, ids))
-    with (
-        StopRequest(watch_parent=tracking.launched_by_mlflow()) as stop,
-        tracking.start_run("visualize", config, default_name=called) as run,
-    ):
+    stop = StopRequest(watch_parent=tracking.launched_by_mlflow())
+    with start_run("visualize", config, default_name=called) as run:
         run.log_params(config.model_dump())
         run.log_model_input(model.model_id if model and config.track else None)
         run.set_tags(model.tags() if model else {"retinaflow.predictions": str(config.predictions)})
@@ -120,9 +119,12 @@ def _detections(
         found = found.take(found.image_index >= 0)
     else:
         assert checkpoint is not None
-        found = Detector.load(checkpoint, config, parents=config.parents, sizes=index.sizes).detect(
-            index,
-            after_batch=lambda images: stop.check(),
-            on_bad_image=skipped.add if config.on_bad_image == "skip" else None,
-        )
+        detector = Detector.load(checkpoint, config, parents=config.parents, sizes=index.sizes)
+        with stop:
+            found = detector.detect(
+                index,
+                after_batch=lambda images: stop.check(),
+                on_bad_image=skipped.add if config.on_bad_image == "skip" else None,
+            )
+        stop.check()
     return without_parents(found.take(found.score >= config.min_score), index.taxonomy)

@@ -15,16 +15,15 @@ from retinaflow.comparison.comparison import LETTERS, Side
 from retinaflow.comparison.stored_matches import FILE_NAME, StoredMatches, read_matches
 from retinaflow.errors import SettingError
 from retinaflow.runs import store
+from retinaflow.runs.datasets import training_digest
 from retinaflow.runs.run import tags_of_folder
 from retinaflow.runs.store import RunRecord
+from retinaflow.settings.commands import ABOUT_DATA, WITHOUT_EFFECT
 from retinaflow.settings.model_settings import ComparisonSettings
 from retinaflow.settings.resolve import refuse_without_effect
 from retinaflow.settings.value_types import as_text
 
-NOT_A_SETTING = frozenset(
-    ("track", "experiment", "output", "config", "resume", "register_as", "from_run", "workers", "bootstrap", "seed")
-)
-"""Settings that may differ between runs of one side: paths, tracking, and the seed."""
+TRAINING_DATA = "(training data)"
 NAME_SETTINGS = 3
 PREDICTIONS = "predictions"
 """Setting of an evaluation of a file."""
@@ -44,8 +43,21 @@ class ChosenRun:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that affect its score, as written on the command line."""
-        return {name: _text(value) for name, value in self.stored.settings.items() if name not in NOT_A_SETTING}
+        """The settings that affect its score, as written on the command line, without its seed and its data."""
+        left_out = {*WITHOUT_EFFECT, "seed"}
+        return {name: _text(value) for name, value in self.stored.settings.items() if name not in left_out}
+
+    @property
+    def choice_of_data(self) -> dict[str, str]:
+        """The settings by which its training has chosen its data; the digest tells whether it is the same."""
+        names = [name for name in self.stored.settings if name in WITHOUT_EFFECT & ABOUT_DATA]
+        return {name: _text(self.stored.settings[name]) for name in names}
+
+    @property
+    def training_data(self) -> dict[str, str]:
+        """The digest of what its model was trained on, by :data:`TRAINING_DATA`; empty where that is not known."""
+        digest = training_digest(self.record.tags)
+        return {TRAINING_DATA: digest} if digest else {}
 
     @property
     def about(self) -> str:
@@ -100,9 +112,10 @@ def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
     table = differing_settings(chosen).set_index("setting")
     shown = [name for name in table.index if not name.startswith("(")]
     shown = [PREDICTIONS] if PREDICTIONS in shown else shown[:NAME_SETTINGS]
+    files = {setting: _file_names(table.loc[setting].tolist()) for setting in shown}
     sides = []
     for letter, runs in zip(LETTERS, chosen, strict=False):
-        by_settings = ", ".join(f"{setting}={table[letter][setting]}" for setting in shown)
+        by_settings = ", ".join(f"{setting}={files[setting][table[letter][setting]]}" for setting in shown)
         if PREDICTIONS in shown and PREDICTIONS not in runs[0].settings:
             by_settings = ""
         name = by_settings or " + ".join(run.record.name for run in runs)
@@ -110,23 +123,29 @@ def as_sides(chosen: Sequence[Sequence[ChosenRun]]) -> list[Side]:
     return sides
 
 
+def _file_names(values: Sequence[str]) -> dict[str, str]:
+    """Each value as it is shown: the last part of a path, where the values are different without the others."""
+    names = {value: Path(value).name if Path(value).is_absolute() else value for value in values}
+    return names if len(set(names.values())) == len(names) else {value: value for value in values}
+
+
 def differing_settings(chosen: Sequence[Sequence[ChosenRun]]) -> pd.DataFrame:
     """``setting``, then a column per letter: the settings, the training data and the device where they differ."""
-    columns = [runs[0].settings | _circumstances(runs) for runs in chosen]
+    columns = [runs[0].settings | _circumstances(runs[0]) for runs in chosen]
+    if len({column[TRAINING_DATA] for column in columns if TRAINING_DATA in column}) > 1:
+        columns = [runs[0].choice_of_data | column for runs, column in zip(chosen, columns, strict=True)]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[column.get(name, "–") for column in columns] for name in names]
     rows_that_differ = [[name, *row] for name, row in zip(names, rows, strict=True) if len(set(row)) > 1]
     return pd.DataFrame(rows_that_differ, columns=["setting", *LETTERS[: len(chosen)]])
 
 
-def _circumstances(runs: Sequence[ChosenRun]) -> dict[str, str]:
-    """What is no setting but can affect the score. The digest of the training data is the first half of its tag."""
-    tags = runs[0].record.tags
-    digest = tags.get("retinaflow.data_digest", "")
+def _circumstances(run: ChosenRun) -> dict[str, str]:
+    """What is no setting but can affect the score."""
+    tags = run.record.tags
     found = {"(device)": tags.get("retinaflow.device"), "(arithmetic)": tags.get("retinaflow.precision")}
     found["(code)"] = tags.get("retinaflow.commit", "")[:7] or None
-    found["(training data)"] = digest.split("-")[0] if "-" in digest else None
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value} | run.training_data
 
 
 def chosen_run(name: str) -> ChosenRun:
@@ -161,7 +180,7 @@ def _found(config: ComparisonSettings, *, fewest: int) -> list[ChosenRun]:
 def _pooled(runs: Sequence[ChosenRun]) -> list[list[ChosenRun]]:
     sides: dict[str, list[ChosenRun]] = {}
     for run in runs:
-        sides.setdefault(json.dumps(run.settings, sort_keys=True), []).append(run)
+        sides.setdefault(json.dumps(run.settings | run.training_data, sort_keys=True), []).append(run)
     if len(sides) == 1 and len(runs) == 2:
         return [[run] for run in runs]
     if len(sides) == 1:
@@ -172,11 +191,13 @@ def _pooled(runs: Sequence[ChosenRun]) -> list[list[ChosenRun]]:
 def _refuse_mixed(side: Sequence[ChosenRun]) -> None:
     first = side[0]
     for run in side[1:]:
-        names = {*first.settings, *run.settings}
-        different = sorted(n for n in names if first.settings.get(n) != run.settings.get(n))
+        ours, theirs = first.settings | first.training_data, run.settings | run.training_data
+        # What a run of an earlier version was trained on is not known.
+        names = {*ours, *theirs} - ({TRAINING_DATA} if not first.training_data or not run.training_data else set())
+        different = sorted(name for name in names if ours.get(name) != theirs.get(name))
         if different:
             name = different[0]
-            values = f"{first.settings.get(name)} in {first.record.name}, {run.settings.get(name)} in {run.record.name}"
+            values = f"{ours.get(name)} in {first.record.name}, {theirs.get(name)} in {run.record.name}"
             raise SettingError(f"runs joined by + must differ in their seed only, but got {name}={values}")
         if run.seed == first.seed:
             raise SettingError(f"runs joined by + must differ in their seed, but got seed={run.seed} twice")

@@ -32,6 +32,7 @@ from retinaflow.runs import store
 from retinaflow.runs.run import Run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.model_settings import EvaluationSettings
+from retinaflow.settings.resolve import with_absolute_paths
 
 FILE_NAME = "matches.npz"
 FORMAT = 1
@@ -224,8 +225,8 @@ def store_matches(
     trained: Mapping[str, Any] | None = None,
 ) -> StoredMatches:
     """Write ``matches.npz`` with every target, and return what it holds. ``trained``: settings that the evaluated model
-    was trained with."""
-    own = config.model_dump(mode="json")
+    was trained with, with absolute paths as those that are stored."""
+    own = with_absolute_paths(config)
     on_trained_data = own["data"] == "trained" and trained is not None
     return write_matches(
         targets,
@@ -233,7 +234,7 @@ def store_matches(
         detections,
         index,
         bins,
-        settings=own if isinstance(config, TrainConfig) else _settings(config, trained),
+        settings=own if isinstance(config, TrainConfig) else _settings(config, own, trained),
         evaluated_from={
             "command": "train" if isinstance(config, TrainConfig) or on_trained_data else "evaluate",
             "settings": trained if on_trained_data else own,
@@ -273,11 +274,9 @@ def write_matches(
     return stored
 
 
-def _settings(config: EvaluateConfig, trained: Mapping[str, Any] | None) -> dict[str, Any]:
+def _settings(config: EvaluateConfig, own: Mapping[str, Any], trained: Mapping[str, Any] | None) -> dict[str, Any]:
     """How detections were made: the settings of the training, with those that ``evaluate`` changed."""
-    own = config.model_dump(mode="json")
     names = [*EvaluationSettings.model_fields, *(["expand_predictions"] if config.expand_predictions else [])]
-    names += [] if config.data == "trained" else ["data", "eval_split"]
     names += [] if config.image_size == "trained" else ["image_size"]
     names += [] if config.predictions is None else ["predictions"]
     return {**(trained or {}), **{name: own[name] for name in names}}

@@ -176,8 +176,10 @@ def detect_again(run: ChosenRun, images: AnnotationIndex, model: Checkpoint | st
     report(f"{called(run)}: detecting on {len(images):,} images")
     skipped = SkippedImages()
     with StopRequest(watch_parent=launched_by_mlflow()) as stop:
-        return Detector.load(model).detect(
+        found = Detector.load(model).detect(
             images,
             after_batch=lambda count: stop.check(),
             on_bad_image=skipped.add if run.stored.settings.get("on_bad_image") == "skip" else None,
         )
+    stop.check()
+    return found

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from retinaflow.files import atomic_file
 from retinaflow.reports.figure_style import font_file
 
 Pixels = NDArray[np.uint8]
@@ -83,9 +84,9 @@ def side_by_side(images: Sequence[Pixels]) -> Pixels:
 
 
 def save_image(canvas: Pixels, path: Path) -> None:
-    """Write an image in the file format of the suffix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas).save(path, quality=92)
+    """Write an image in the file format of the suffix; a file that is there is replaced, not written into."""
+    with atomic_file(path) as partial:
+        Image.fromarray(canvas).save(partial, Image.registered_extensions()[path.suffix.lower()], quality=92)
 
 
 def _write(

@@ -22,6 +22,8 @@ from retinaflow.settings.model_settings import ImagesSettings
 
 DIGEST_LETTERS = 16
 """Hex digits of a digest; MLflow takes at most 36."""
+TRAINING_DIGEST = "retinaflow.training_digest"
+"""Tag of an evaluation with the digest of what its model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,13 @@ def evaluated_dataset(
     if settings.get("eval_ids") is not None:
         splits = [Path(settings["eval_ids"]).stem]
     return DatasetInput.of(index, *_named(settings, splits, files), context)
+
+
+def training_digest(tags: Mapping[str, str]) -> str | None:
+    """The digest of what the model of a run was trained on, from the tags of a training (``TRAIN-EVALUATED``) or of an
+    evaluation; None where it is not known."""
+    both = tags.get("retinaflow.data_digest", "")
+    return tags.get(TRAINING_DIGEST) or (both.split("-")[0] if "-" in both else None)
 
 
 def explored_dataset(settings: Mapping[str, Any], index: AnnotationIndex) -> DatasetInput:

@@ -23,6 +23,7 @@ from retinaflow.detections import Detections
 from retinaflow.errors import DataError, SettingError
 from retinaflow.inference.image_selection import settings_of_training
 from retinaflow.interrupts import StopRequest
+from retinaflow.runs.datasets import TRAINING_DIGEST, training_digest
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.data_settings import DataSettings, EvalSplitSettings
 from retinaflow.settings.model_settings import refuse_settings_of_model
@@ -87,18 +88,23 @@ def _of_model(config: EvaluateConfig) -> EvaluatedDetections:
 
     model_id = model.model_id if config.track else None
 
+    stop = StopRequest(watch_parent=launched_by_mlflow())
+
     def detect(skipped: SkippedImages) -> Detections:
         detector = Detector.load(checkpoint, config, sizes=images.index.sizes)
-        with StopRequest(watch_parent=launched_by_mlflow()) as stop:
-            return detector.detect(
+        with stop:
+            found = detector.detect(
                 images.index,
                 after_batch=lambda images: stop.check(),
                 on_bad_image=skipped.add if images.settings["on_bad_image"] == "skip" else None,
             )
+        stop.check()
+        return found
 
-    return EvaluatedDetections(
-        model.name, config, images, checkpoint.bins, detect, checkpoint.settings, model_id, model.tags()
-    )
+    tags = model.tags()
+    trained_on = training_digest({"retinaflow.data_digest": checkpoint.data_digest})
+    tags |= {TRAINING_DIGEST: trained_on} if trained_on else {}
+    return EvaluatedDetections(model.name, config, images, checkpoint.bins, detect, checkpoint.settings, model_id, tags)
 
 
 def _of_predictions(config: EvaluateConfig) -> EvaluatedDetections:
@@ -108,7 +114,8 @@ def _of_predictions(config: EvaluateConfig) -> EvaluatedDetections:
     found = read_predictions(config.predictions, images.index, errors, ids=config.prediction_ids, explain=True)
     images = replace(images, dropped=pd.concat([images.dropped, errors.frame()], ignore_index=True))
     bins = ClassBins.unknown(images.index.num_classes)
-    return EvaluatedDetections(str(config.predictions), config, images, bins, lambda skipped: found)
+    # Another command that reads the file again may run in another folder.
+    return EvaluatedDetections(str(config.predictions.absolute()), config, images, bins, lambda skipped: found)
 
 
 _HOW_TO_READ = ("size_table", "on_bad_image", "on_bad_row")
@@ -161,13 +168,14 @@ def images_for_predictions(config: EvaluateConfig) -> EvaluatedImages:
     loaded = read_split(
         config,
         [config.eval_split],
-        with_images=in_pixels and _has_images(config),
+        with_images=in_pixels and has_image_files(config),
         allow_repeats=True,
     )
     return EvaluatedImages(listed_only(loaded.index, config), loaded.dropped, config.model_dump())
 
 
-def _has_images(config: EvaluateConfig) -> bool:
+def has_image_files(config: EvaluateConfig) -> bool:
+    """Whether a folder of images is given or found."""
     return bool(config.images) or (config.data != "trained" and has_images(config, [config.eval_split]))
 
 

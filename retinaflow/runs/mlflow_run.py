@@ -8,13 +8,14 @@ sent again, and everything else replaces what was there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from mlflow.entities import DatasetInput as MlflowDatasetInput
 from PIL import Image
 
 from retinaflow.addresses import without_secrets
-from retinaflow.errors import first_line
+from retinaflow.errors import first_line, refusal
 from retinaflow.progress import print_to
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.logged_model import link_metrics, log_checkpoint
@@ -89,8 +90,12 @@ class MlflowRun(Run):
         self.log_json({"columns": list(values), "data": values.to_numpy().tolist()}, name)
         self._outbox.put("table", {"name": name})
 
+    def log_written(self, name: str, write: Callable[[Path], object]) -> None:
+        with _left_out_without_room(name):
+            super().log_written(name, write)
+
     def log_image(self, image: Pixels, *, key: str, step: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with _left_out_without_room(f"the image {key} of step {step}"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image.png"
             Image.fromarray(image).save(path)
             self._outbox.put("image", {"key": key, "step": step, "time": int(time.time() * 1000)}, path)
@@ -267,6 +272,18 @@ def _as_mlflow(name: str, digest: str, source: str, profile: Mapping[str, Any], 
 def _stored(value: float) -> float:
     """A value as a store gives it back; NaN as infinity, which no store keeps, so that it equals itself."""
     return math.inf if math.isnan(value) else max(min(value, sys.float_info.max), -sys.float_info.max)
+
+
+@contextlib.contextmanager
+def _left_out_without_room(name: str) -> Iterator[None]:
+    """A full disk, and whatever else the system refuses, must not end the work: the file is reported and left out."""
+    try:
+        yield
+    except OSError as error:
+        reason = refusal(error)
+        if reason is None:
+            raise
+        warn(f"{name} is not logged: {reason}")
 
 
 def warn(text: str) -> None:

@@ -119,11 +119,21 @@ class Outbox:
         self._thread.start()
 
     def put(self, kind: str, content: Mapping[str, Any], file: Path | None = None) -> None:
-        """Take an item and return at once. ``file`` is stored as it is now; the original may be removed or replaced."""
+        """Take an item and return at once. ``file`` is stored as it is now; the original may be removed or replaced.
+
+        On a full disk a file is left out, which is reported: it must not end the work.
+        """
         with self._change:
             self._count += 1
             own_folder = self._folder / "files" / f"{self._count:06d}"
-            stored = None if file is None else _store_copy(file, own_folder)
+            try:
+                stored = None if file is None else _store_copy(file, own_folder)
+            except OSError as error:
+                if file is not None and not file.is_file():
+                    raise
+                shutil.rmtree(own_folder, ignore_errors=True)
+                self._report(f"{file.name if file else kind} is not sent to {self._store}: {first_line(error)}")
+                return
             entry = _Entry(self._count, Item(kind, content, stored))
             self._waiting.append(entry)
             # A full disk must not end the work: the item is in memory too.

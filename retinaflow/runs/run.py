@@ -6,10 +6,9 @@ same files to MLflow. A command takes a :class:`Run` and never asks which of the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +78,22 @@ class Run:
     def log_model(self, checkpoint: Path, *, register_as: str | None, step: int, dataset: DatasetInput) -> None: ...
 
     def log_json(self, document: Any, name: str) -> None:
-        with _named(name) as path:
-            path.write_text(without_secrets(json.dumps(document, indent=1, default=str)) + "\n", encoding="utf-8")
-            self.log_file(path)
+        self.log_text(json.dumps(document, indent=1, default=str) + "\n", name)
 
     def log_text(self, text: str, name: str) -> None:
-        with _named(name) as path:
-            path.write_text(without_secrets(text), encoding="utf-8")
-            self.log_file(path)
+        self.log_written(name, lambda path: path.write_text(without_secrets(text), encoding="utf-8"))
 
     def log_csv(self, table: pd.DataFrame, name: str) -> None:
-        with _named(name) as path:
-            for_spreadsheet(_without_secrets(table)).to_csv(path, index=False)
-            self.log_file(path)
+        self.log_written(name, lambda path: for_spreadsheet(_without_secrets(table)).to_csv(path, index=False))
 
     def log_figure(self, figure: Figure, name: str) -> None:
-        with _named(name) as path:
-            figure.savefig(path, dpi=FIGURE_DPI)
+        self.log_written(name, lambda path: figure.savefig(path, dpi=FIGURE_DPI))
+
+    def log_written(self, name: str, write: Callable[[Path], object]) -> None:
+        """A file of that name, which ``write`` makes."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            write(path)
             self.log_file(path)
 
 
@@ -196,9 +194,3 @@ class FolderRun(Run):
 def with_folder(run: Run, config: TrackingSettings) -> list[Run]:
     """Where the files of a command go that people open: the run, and ``output`` beside MLflow."""
     return [run, FolderRun(config.output)] if config.track else [run]
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / name

@@ -1,7 +1,8 @@
 """Starting and ending tracked runs.
 
-A command opens a run with :func:`start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under ``mlflow run`` the run
-that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as FAILED.
+A command opens a run with :func:`retinaflow.runs.start.start_run` and gets a :class:`~retinaflow.runs.run.Run`. Under
+``mlflow run`` the run that it made is joined. A run ends as FINISHED, as KILLED when it was stopped on request, else as
+FAILED.
 
 Child runs (the trials of a search) are made, found and opened by id in any process on any machine. They leave MLflow's
 active run alone and are ended by :func:`end_run`.
@@ -33,7 +34,7 @@ from retinaflow.runs.experiment import (
 from retinaflow.runs.mlflow_run import MlflowRun, warn
 from retinaflow.runs.names import is_generated
 from retinaflow.runs.outbox import Unsent
-from retinaflow.runs.run import FolderRun, Run, refuse_folder_of_another
+from retinaflow.runs.run import Run
 from retinaflow.settings.data_settings import TrackingSettings
 
 _LAUNCHED = "MLFLOW_RUN_ID" in os.environ
@@ -51,42 +52,16 @@ def launched_by_mlflow() -> bool:
 
 
 @contextlib.contextmanager
-def start_run(
+def start_tracked_run(
     command: str,
     config: TrackingSettings,
     *,
-    output: Path | None = None,
-    name: str | None = None,
-    default_name: str | None = None,
-    resume: str | None = None,
-) -> Iterator[Run]:
-    """Open a run, nested when one is open; end it by how the block ends.
-
-    ``output``: another folder than that of the settings. ``name``: of the run; ``default_name``: where neither this,
-    nor the environment, nor ``mlflow run --run-name`` gives one. ``resume``: id of an MLflow run to resume instead of a
-    new one. Raises StoreError when no run can be started, and SettingError where the files of a command would replace
-    those of a training or of a run that it reads.
-    """
-    output = output or config.output
-    if command != "train":
-        refuse_folder_of_another(config, output)
-    if not config.track:
-        yield FolderRun(output, resumed=resume is not None)
-        return
-    with _tracked(command, config, output, name=name, default_name=default_name, resume=resume) as run:
-        yield run
-
-
-@contextlib.contextmanager
-def _tracked(
-    command: str,
-    config: TrackingSettings,
     output: Path,
-    *,
     name: str | None = None,
     default_name: str | None = None,
     resume: str | None = None,
 ) -> Iterator[MlflowRun]:
+    """:func:`retinaflow.runs.start.start_run` with ``track=true``."""
     run_id = _started(config.experiment, name=name, default_name=default_name, resume=resume)
     run = open_run(run_id, output, resumed=resume is not None)
     run.set_tags({"retinaflow.command": command, **_commit(), **_tags_without_secrets()})
@@ -95,9 +70,9 @@ def _tracked(
     except BaseException as error:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         run.set_tags({"retinaflow.end": without_secrets(f"{type(error).__name__}: {error}")[:500]})
-        end_run(run, "KILLED" if stopped else "FAILED", is_current=True)
+        end_run(run, "KILLED" if stopped else "FAILED", command=command, is_current=True)
         raise
-    end_run(run, "FINISHED", is_current=True)
+    end_run(run, "FINISHED", command=command, is_current=True)
 
 
 def _started(experiment: str | None, *, name: str | None, default_name: str | None, resume: str | None) -> str:
@@ -160,17 +135,19 @@ def start_path_run(command: str, config: TrackingSettings, *, default_name: str 
     """The run of a command whose ``output`` is a data folder or a file: all its results. Without MLflow nothing is
     logged."""
     if config.track:
-        with _tracked(command, config, config.output.absolute().parent, default_name=default_name) as run:
+        with start_tracked_run(
+            command, config, output=config.output.absolute().parent, default_name=default_name
+        ) as run:
             yield run
     else:
         yield Run()
 
 
-def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:
+def end_run(run: MlflowRun, status: str, *, command: str | None = None, is_current: bool = False) -> None:
     """End a run as FINISHED, FAILED or KILLED once all has arrived, and report the file of what did not.
 
-    Waits for a store that is out of reach, but not long for a run that was stopped. ``is_current``: it is MLflow's
-    active run.
+    Waits for a store that is out of reach, but not long for a run that was stopped. ``command``: whose run it is, None
+    for one that no command logs to again. ``is_current``: it is MLflow's active run.
     """
     patience = min(PATIENCE, PATIENCE_STOPPED) if status == "KILLED" else PATIENCE
     try:
@@ -182,10 +159,16 @@ def end_run(run: MlflowRun, status: str, *, is_current: bool = False) -> None:
             with contextlib.suppress(Exception):
                 mlflow.end_run(status)
         if unsent is not None:
-            warn(_unsent_message(run.run_id, unsent) + (_SENT_LATER.format(run.run_id) if is_current else ""))
+            later = "" if command is None else _SENT_LATER.get(command, _LOGGED_AGAIN).format(run.run_id)
+            warn(_unsent_message(run.run_id, unsent) + later)
 
 
-_SENT_LATER = "; a training that resumes resume={} sends them first"
+_SENT_LATER = {
+    "train": "; a training that resumes resume={} sends them first",
+    "search": "; the same search sends them first when it is started again",
+    "main": "; main with resume=auto logs them to a new run and trains nothing again",
+}
+_LOGGED_AGAIN = "; the same command logs them to a new run when it is started again"
 
 
 def _unsent_message(run_id: str, unsent: Unsent) -> str:

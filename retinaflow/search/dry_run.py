@@ -34,7 +34,8 @@ def estimate(config: SearchConfig, stop: StopRequest) -> None:
     trainings = config.trials * config.seeds + 2 * config.confirm_seeds
     trained = epoch_length(settings, data) * settings.epochs
     evaluated = len(data.evaluated) * evaluations(settings)
-    per_trained, per_evaluated = measure(settings, data, stop)
+    with stop:
+        per_trained, per_evaluated = measure(settings, data, stop)
     seconds = trained * per_trained + evaluated * per_evaluated
     report(
         f"{config.trials} trials of {config.seeds} training(s) each, then {2 * config.confirm_seeds} to compare the "

@@ -32,13 +32,12 @@ from retinaflow.search.trial import (
     state_of,
     states_of,
 )
-from retinaflow.settings.commands import TrainConfig
-from retinaflow.settings.data_settings import TrackingSettings
+from retinaflow.settings.commands import ABOUT_DATA, WITHOUT_EFFECT, TrainConfig
 from retinaflow.settings.value_types import as_text
 
 FEWEST_FOR_IMPORTANCE = 4
 """Number of complete trials below which importances are not computed."""
-_NOT_IN_BEST = {*TrackingSettings.model_fields, "resume", "register_as", "workers"} - {"seed"}
+_NOT_IN_BEST = WITHOUT_EFFECT - ABOUT_DATA
 
 
 def report_best(search: Search) -> None:

@@ -20,24 +20,21 @@ from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.datasets import training_datasets
 from retinaflow.runs.run import Run
+from retinaflow.runs.start import start_run
 from retinaflow.search.objective import Objective, ObjectiveMetrics, keep_best_of, read_objective
 from retinaflow.search.runs import FolderRuns, MlflowRuns, SearchRuns
 from retinaflow.search.sampler_and_pruner import pruner_of, quiet
 from retinaflow.search.seed_test import SeedTest
 from retinaflow.search.space import SEARCHABLE, Space, read_space
 from retinaflow.search.storage import StudyStorage, as_optuna, open_storage, storage_url
-from retinaflow.settings.commands import SearchConfig, TrainConfig, may_change
+from retinaflow.settings.commands import WITHOUT_EFFECT, SearchConfig, TrainConfig
 from retinaflow.settings.resolve import changed
-from retinaflow.settings.value_types import OnResume
 from retinaflow.training.earlier_training import digest_of_weights
 from retinaflow.training.fit_to_data import fit_to_data
 from retinaflow.training.validation import known_metrics
 
 IDENTITY, PARENT = "retinaflow", "retinaflow_run"
 """User attributes of a study: what makes its trials comparable, and the run that holds their runs."""
-_FREE = may_change(OnResume.FREE)
-"""Training settings that may differ between commands that share a study: paths and processes of a machine, and what the
-digest of the data covers."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def open_search(config: SearchConfig, *, stop: StopRequest | None = None) -> Ite
         is_lost = known is not None and config.track and not store.has_run(known)
         if is_lost:
             report(f"the study's run {known} is not in {store.uri()}: a new run continues it")
-        with tracking.start_run(
+        with start_run(
             "search",
             config,
             output=config.output / config.study,
@@ -134,7 +131,7 @@ class _Setup:
             "data digest": self.data.digest,
             **digest_of_weights(self.space.base),
             "settings": {
-                name: base[name] for name in TrainConfig.model_fields if name not in _FREE and name not in searched
+                name: base[name] for name in TrainConfig.model_fields if name not in {*WITHOUT_EFFECT, *searched}
             },
         }
 
@@ -217,7 +214,7 @@ def _parent_run(config: SearchConfig, run: Run, parent: str) -> Iterator[Run]:
         yield first
         status = "FINISHED"
     finally:
-        tracking.end_run(first, status)
+        tracking.end_run(first, status, command="search")
 
 
 def _search(setup: _Setup, storage: StudyStorage, study: optuna.Study, parent_run: Run, stop: StopRequest) -> Search:

@@ -21,6 +21,7 @@ from retinaflow.settings.data_settings import (
     DataSettings,
     EvalSplitSettings,
     SampledDataSettings,
+    SplitSettings,
     TrackingSettings,
     TrainSplitSettings,
     with_defaults,
@@ -318,9 +319,16 @@ def searchable() -> Mapping[str, Searched]:
     return dict(sorted(found.items(), key=lambda pair: bool(pair[1].when)))
 
 
-def may_change(kind: OnResume) -> frozenset[str]:
+def _may_change(kind: OnResume) -> frozenset[str]:
     """The settings of a training with this metadata: what may change when it is resumed."""
     return frozenset(name for name, field in TrainConfig.model_fields.items() if kind in field.metadata)
+
+
+WITHOUT_EFFECT, STEERING = _may_change(OnResume.FREE), _may_change(OnResume.STEERS)
+"""Settings of a training that change nothing of its result, and those that steer the rest when it is resumed. Which
+data it is on is without effect, as its digest is compared."""
+ABOUT_DATA = frozenset({*DataSettings.model_fields, *SplitSettings.model_fields})
+"""Settings that choose and read the data."""
 
 
 COMMANDS: Mapping[str, type[TrackingSettings]] = {

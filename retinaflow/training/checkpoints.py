@@ -11,6 +11,7 @@ from typing import Any
 from retinaflow.data.batching import AspectBuckets
 from retinaflow.data.training_data import TrainingData
 from retinaflow.errors import DataError
+from retinaflow.files import atomic_file
 from retinaflow.inference.checkpoint import Checkpoint, save_checkpoint
 from retinaflow.progress import report
 from retinaflow.runs.run import Run
@@ -40,8 +41,9 @@ class Checkpoints:
     def take_over(self, best: Path) -> None:
         """Begin with the best checkpoint of the training that is resumed."""
         if self._trainer.world.is_first and best.resolve() != self.best.resolve():
-            self.best.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, self.best)
+            # Never written into: the file that is there may be linked from what waits for MLflow.
+            with atomic_file(self.best) as partial:
+                shutil.copyfile(best, partial)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Write ``best.pt``, the checkpoint that was evaluated."""

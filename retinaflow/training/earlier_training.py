@@ -21,11 +21,10 @@ from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.runs.owner import owner_of, owner_where_writable
 from retinaflow.runs.run import CHECKPOINTS, FINISHED, STATUS_TAG, tags_of_folder
-from retinaflow.settings.commands import TrainConfig
+from retinaflow.settings.commands import WITHOUT_EFFECT, TrainConfig
 from retinaflow.training.distributed import ALONE, World
 from retinaflow.training.resume import (
     AUTO,
-    WITHOUT_EFFECT,
     Resumed,
     find_resumed,
     folder_of_run,

@@ -3,7 +3,8 @@
 The settings are those of the checkpoint, so ``resume=RUN_ID`` alone is enough. A setting that is given besides is used
 when it changes nothing of what was done (paths, number of ranks), used and reported when it steers the rest (more
 epochs, another learning rate), and refused when the checkpoint cannot be resumed with it (another network, another
-order of images).
+order of images). Sampling and its like may change between two epochs only: the trainer refuses another plan for an
+epoch that has begun.
 """
 
 from __future__ import annotations
@@ -19,16 +20,13 @@ from retinaflow.inference.checkpoint import Checkpoint, load_checkpoint, require
 from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.runs.run import CHECKPOINTS
-from retinaflow.settings.commands import TrainConfig, may_change
+from retinaflow.settings.commands import STEERING, WITHOUT_EFFECT, TrainConfig
 from retinaflow.settings.resolve import resolve
-from retinaflow.settings.value_types import OnResume, as_text
+from retinaflow.settings.value_types import as_text
 
 AUTO = "auto"
 """Value of ``resume``: the unfinished training of the same settings and data, or a new one
 (:mod:`retinaflow.training.earlier_training`)."""
-WITHOUT_EFFECT, STEERING = may_change(OnResume.FREE), may_change(OnResume.STEERS)
-"""By the metadata of the settings. Sampling and its like may change between two epochs only: the trainer refuses
-another plan for an epoch that has begun. Where the data lies is free: that it is the same is seen by its digest."""
 
 _BEFORE = {"backbone_lr_factor": 1.0}
 """What trainings did before a setting existed, where its default is another."""

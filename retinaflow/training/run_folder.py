@@ -11,6 +11,7 @@ from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.owner import OWNER, owner_of, owner_where_writable
 from retinaflow.runs.run import CHECKPOINTS, FINISHED, STATUS_TAG, Run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.training.distributed import World
 from retinaflow.training.resume import Resumed
@@ -75,10 +76,11 @@ def training_run(
             owned.enter_context(_emptied(folder))
         elif is_elsewhere and resume is not None:
             owned.enter_context(owner_of(folder / CHECKPOINTS))
-        with tracking.start_run(
+        with start_run(
             "train",
             config,
-            output=config.output / folder_name,
+            # With MLflow only what has not arrived waits there, and is found by the id of its run.
+            output=config.output if config.track else config.output / folder_name,
             name=name,
             default_name=called,
             resume=resume,

@@ -126,7 +126,7 @@ class _Training(Generic[Result]):
                 self.results.recv_bytes()
         self.process.join()
         if self.run_id is not None and (self.process.exitcode or 0) < 0:
-            tracking.end_run(tracking.open_run(self.run_id, self.folder), "KILLED")
+            tracking.end_run(tracking.open_run(self.run_id, self.folder), "KILLED", command="train")
 
 
 def _train(

@@ -24,9 +24,9 @@ from retinaflow.comparison.promotion import Decision, champion_matches, promoted
 from retinaflow.comparison.stored_matches import read_matches, save_matches
 from retinaflow.errors import DataError, SettingError
 from retinaflow.metric.challenge import average_precision
-from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.models import TrainedModel
+from retinaflow.runs.start import start_run
 from retinaflow.runs.store import find_run
 from retinaflow.settings.commands import EvaluateConfig, PromoteConfig
 from retinaflow.settings.data_settings import TrackingSettings
@@ -40,12 +40,22 @@ def made() -> World:
     return world(6, 60)
 
 
-def _logged(made: World, name: str, *, skill: float, seed: int, command: str = "train", **settings: object) -> str:
+def _logged(
+    made: World,
+    name: str,
+    *,
+    skill: float,
+    seed: int,
+    command: str = "train",
+    tags: dict[str, str] | None = None,
+    **settings: object,
+) -> str:
     """A finished run with matches, as ``train`` would leave it. Returns its id."""
     kept = run(made, skill, seed=seed, settings=settings)
-    with tracking.start_run(command, TrackingSettings(experiment="compared", output=Path("out")), name=name) as logged:
+    with start_run(command, TrackingSettings(experiment="compared", output=Path("out")), name=name) as logged:
         save_matches(kept, Path("matches.npz"))
         logged.log_file(Path("matches.npz"))
+        logged.set_tags(tags or {})
     return logged.run_id
 
 
@@ -122,6 +132,35 @@ def test_a_filter_pools_what_differs_in_its_seed_only(store: Any, capsys: pytest
     assert "C is one training and is assumed to vary over seeds as A does (2 trainings" in shown
 
 
+def test_machine_and_place_of_the_data_make_no_other_setting_but_its_content_does(
+    store: Any, made: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make() -> None:
+        here: dict[str, Any] = {"nproc": 1, "data": "mydata", "save_minutes": 5.0, "compile": False}
+        there: dict[str, Any] = {"nproc": 2, "data": "/there/mydata", "save_minutes": 0.0, "compile": True}
+        for name, seed, place, digest in (("one", 1, here, "0a"), ("two", 2, there, "0a"), ("other", 3, there, "0b")):
+            tags = {"retinaflow.data_digest": f"{digest}-1"}
+            _logged(made, f"place {name}", skill=0.0, seed=seed, lr=0.5, tags=tags, **place)
+        # An evaluation names what its model was trained on.
+        tags = {"retinaflow.data_digest": "1", "retinaflow.training_digest": "0a"}
+        _logged(made, "evaluated there", skill=0.0, seed=4, command="evaluate", lr=0.5, tags=tags, **there)
+
+    store.once("places", make)
+    assert _compare(store, runs="place one+place two+evaluated there,b1", output="places", track="false") == 0
+    shown = capsys.readouterr().out
+    assert "B (lr=0.01) against A (lr=0.5):" in shown
+    assert "as A does (3 trainings;" in shown
+    assert _compare(store, runs="place one+place other,b1", track="false") == 2
+    assert "but got (training data)=0a in place one, 0b in place other" in capsys.readouterr().err
+    assert _compare(store, filter="attributes.run_name LIKE 'place %'", output="contents", track="false") == 0
+    assert "B (data=/there/mydata) against A (data=mydata)" in capsys.readouterr().out
+    rows = pd.read_csv("contents/settings.csv").set_index("setting")
+    assert rows.to_dict("index") == {
+        "data": {"A": "mydata", "B": "/there/mydata"},
+        "(training data)": {"A": "0a", "B": "0b"},
+    }
+
+
 def test_folders_of_untracked_runs_are_compared_too(store: Any, made: World) -> None:
     for name, skill in (("left", 0.0), ("right", 1.0)):
         Path(name).mkdir(exist_ok=True)
@@ -157,7 +196,7 @@ WRONG = {
 def test_what_cannot_be_compared_is_named(fault: str, store: Any, capsys: pytest.CaptureFixture[str]) -> None:
     given, message = WRONG[fault]
     store.once("elsewhere", lambda: _logged(world(6, 60, seed=5), "elsewhere", skill=0.0, seed=1, command="test"))
-    with tracking.start_run("test", TrackingSettings(experiment="compared", output=Path("out")), name="bare"):
+    with start_run("test", TrackingSettings(experiment="compared", output=Path("out")), name="bare"):
         pass
     if fault == "no matches":
         bare = _last("test").info.run_id
@@ -230,9 +269,7 @@ def with_model(trained: TrainResult, workshop: Any, made: World) -> Iterator[dic
         ids, dataset = {}, DatasetInput("made/validation", "0123456789abcdef", "made", {}, "validation")
         for name, skill, seed in (("weak", 0.0, 1), ("better", 1.5, 2), ("equal", 1.5, 3)):
             kept = run(made, skill, seed=seed)
-            with tracking.start_run(
-                "train", TrackingSettings(experiment="champions", output=Path("out")), name=name
-            ) as one:
+            with start_run("train", TrackingSettings(experiment="champions", output=Path("out")), name=name) as one:
                 save_matches(kept, Path("matches.npz"))
                 one.log_file(Path("matches.npz"))
                 one.log_file(trained.checkpoint, "checkpoints")
@@ -300,14 +337,14 @@ def test_one_that_is_not_surely_better_stays_outside_unless_forced(with_model: d
 def test_a_champion_evaluated_on_other_data_is_not_tested_against(with_model: dict[str, str]) -> None:
     _promote(runs="weak")
     other = run(world(6, 60, seed=5), 3.0, seed=1)
-    with tracking.start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as evaluated:
+    with start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as evaluated:
         save_matches(other, Path("matches.npz"))
         evaluated.log_file(Path("matches.npz"))
         evaluated.set_tags({"retinaflow.evaluated": "models:/flowers/2", "retinaflow.model_run": with_model["better"]})
     with pytest.raises(ValueError, match="only runs evaluated on the same data can be compared"):
         _promote(runs=evaluated.run_id)
     # Once the champion is evaluated on that data too, the two can be tested.
-    with tracking.start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as champion:
+    with start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as champion:
         save_matches(run(world(6, 60, seed=5), 0.0, seed=2), Path("matches.npz"))
         champion.log_file(Path("matches.npz"))
         evaluated_champion = {"retinaflow.evaluated": "models:/flowers@champion"}
@@ -335,7 +372,7 @@ def test_an_evaluation_stands_for_the_training_however_its_model_was_named(
 
 def test_an_evaluation_of_a_file_that_no_run_has_logged_says_so(store: Any, made: World) -> None:
     del store
-    with tracking.start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as evaluated:
+    with start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out"))) as evaluated:
         save_matches(run(made, 1.0, seed=1), Path("matches.npz"))
         evaluated.log_file(Path("matches.npz"))
         evaluated.set_tags({"retinaflow.evaluated": "elsewhere.pt", "retinaflow.model_digest": "0" * 16})
@@ -352,9 +389,7 @@ def test_without_ground_truth_nothing_is_promoted_but_by_force(store: Any, made:
         kept = run(made, 1.0, seed=number)
         matches = replace(kept.matches, gt_image=none, gt_class=none, gt_count=none)
         name = f"unannotated{number}"
-        with tracking.start_run(
-            "evaluate", TrackingSettings(experiment="champions", output=Path("out")), name=name
-        ) as logged:
+        with start_run("evaluate", TrackingSettings(experiment="champions", output=Path("out")), name=name) as logged:
             save_matches(replace(kept, matches=matches, settings={"predictions": f"{name}.csv"}), Path("matches.npz"))
             logged.log_file(Path("matches.npz"))
     assert _promote(runs="unannotated1", register_as="unannotated").promoted
@@ -376,7 +411,7 @@ def test_a_model_may_have_a_quote_in_its_name(name: str, with_model: dict[str, s
 def test_a_run_is_found_by_its_name_whatever_quotes_it_has(name: str, store: Any) -> None:
     del store
     for own in (name, name.replace("i", "I").replace("a", "A")):
-        with tracking.start_run("test", TrackingSettings(experiment="quotes", output=Path("out")), name=own) as logged:
+        with start_run("test", TrackingSettings(experiment="quotes", output=Path("out")), name=own) as logged:
             pass
     assert find_run(name).name == name
     assert find_run(own).run_id == logged.run_id

@@ -12,6 +12,10 @@ import pytest
 from scoring_scenes import CASE_NAMES, CASES
 
 from retinaflow.cli import main
+from retinaflow.comparison.chosen_runs import chosen_run
+from retinaflow.comparison.images_of_run import images_of_run_with_all_classes
+from retinaflow.ensemble.member_detections import detections_of
+from retinaflow.metric.challenge import average_precision
 
 
 def _evaluate(case: Path, output: Path, **more: Any) -> int:
@@ -83,6 +87,24 @@ def test_predictions_as_parquet_score_as_the_csv(case: Path, tmp_path: Path) -> 
     for number, name in enumerate(("predictions.csv", "predictions.parquet")):
         assert _evaluate(case, tmp_path / str(number), predictions=case / name) == 0
     assert (tmp_path / "0" / "per_class_ap.csv").read_bytes() == (tmp_path / "1" / "per_class_ap.csv").read_bytes()
+
+
+def test_an_evaluated_file_is_found_from_another_folder(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(case)
+    names = {name: f"{name}.csv" for name in ("predictions", "boxes", "classes")}
+    with (case / "predictions.csv").open("a") as file:
+        file.write("x,/m/0b,0.7,0.1,0.5,0.1,0.5\n")
+    assert _evaluate(case, tmp_path / "out", **names, image_labels="labels.csv", class_group="A") == 0
+    monkeypatch.chdir(tmp_path)
+    chosen = chosen_run(str(tmp_path / "out"))
+    images = images_of_run_with_all_classes(chosen.stored)
+    images = images.with_classes(np.array([images.taxonomy.find("A")]))
+    # Without its row of the other class it is complete.
+    found, matches = detections_of(chosen, images, "there is no model")
+    assert len(found) == 2
+    assert average_precision(matches).tolist() == [0.5]
 
 
 def test_eval_ids_keep_the_judgement_to_some_images(case: Path, tmp_path: Path) -> None:

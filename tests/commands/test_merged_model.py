@@ -235,7 +235,7 @@ REFUSED = {
     "a file": (
         "merge",
         {"runs": "of_file"},
-        "is the evaluation of a file, merged_pair/predictions.parquet, whose model is",
+        "/merged_pair/predictions.parquet, whose model is not here",
     ),
 }
 

@@ -17,11 +17,11 @@ import torch
 from retinaflow.commands import predict, train
 from retinaflow.errors import WorkerError
 from retinaflow.inference.checkpoint import load_checkpoint
-from retinaflow.settings.commands import PredictConfig, TrainConfig
+from retinaflow.settings.commands import STEERING, WITHOUT_EFFECT, PredictConfig, TrainConfig
 from retinaflow.settings.resolve import resolve
 from retinaflow.training.loop import StepResult
 from retinaflow.training.progress import Progress
-from retinaflow.training.resume import STEERING, WITHOUT_EFFECT, resumed_settings
+from retinaflow.training.resume import resumed_settings
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,18 @@ from scoring_scenes import Label, Scene, Truth
 from simulated_runs import run, world
 
 from retinaflow.comparison.ground_truth_digest import ground_truth_digest
-from retinaflow.comparison.stored_matches import load_matches, save_matches
+from retinaflow.comparison.images_of_run import images_of_run
+from retinaflow.comparison.stored_matches import load_matches, read_matches, save_matches, store_matches
+from retinaflow.data.frequency_bins import ClassBins
+from retinaflow.data.training_data import load_training_data
+from retinaflow.detections import Detections
 from retinaflow.errors import DataError
 from retinaflow.metric.challenge import average_precision
 from retinaflow.metric.matches import Kind
+from retinaflow.metric.result import score_detections
+from retinaflow.runs.run import FolderRun
+from retinaflow.settings.commands import EvaluateConfig, TrainConfig
+from retinaflow.settings.resolve import resolve, with_absolute_paths
 
 BOX, FAR = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 0.9, 0.9)
 
@@ -181,3 +190,26 @@ def test_a_box_of_a_child_shows_in_its_parent_too() -> None:
     before, after = ground_truth_digest(one.annotations()), ground_truth_digest(other.annotations())
     assert before.classes[2] != after.classes[2]
     assert before.classes[1] == after.classes[1]
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, EvaluateConfig])
+def test_what_was_evaluated_is_found_from_another_folder_and_has_the_settings_of_the_checkpoint(
+    kind: type[TrainConfig] | type[EvaluateConfig],
+    tiny_dataset: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny_dataset().parent)
+    trained = resolve(TrainConfig, {"data": "tiny"})
+    config = trained if kind is TrainConfig else resolve(EvaluateConfig, {"data": "tiny"})
+    index, nothing = load_training_data(trained).evaluated, Detections.empty()
+    bins = ClassBins.unknown(index.num_classes)
+    evaluation = score_detections(nothing, index, bins, group_of_weight=1.0)
+    # A checkpoint holds them so.
+    stored = with_absolute_paths(trained)
+    store_matches([FolderRun(tmp_path / "out")], evaluation, nothing, index, bins, config, trained=stored)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    kept = read_matches(str(tmp_path / "out"))
+    assert kept.settings == stored
+    np.testing.assert_array_equal(images_of_run(kept).image_ids, index.image_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,7 @@ def test_pictures_are_put_in_a_row_and_written(tmp_path: Path) -> None:
     save_image(row, tmp_path / "new" / "row.png")
     with Image.open(tmp_path / "new" / "row.png") as image:
         assert image.size == (408, 120)
+    os.link(tmp_path / "new" / "row.png", tmp_path / "unsent.png")
+    before = (tmp_path / "unsent.png").read_bytes()
+    save_image(BLANK, tmp_path / "new" / "row.png")
+    assert (tmp_path / "unsent.png").read_bytes() == before, "what waits for MLflow is a link to it"

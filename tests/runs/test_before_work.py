@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from retinaflow.errors import SettingError, StoreError
 from retinaflow.runs.before_work import verify_store
 from retinaflow.runs.experiment import find_experiment, refused_alias, refused_model_name
-from retinaflow.runs.tracking import start_run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.data_settings import TrackingSettings
 
 UNREAD = "nowhere"

@@ -11,9 +11,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.fluent import _get_experiment_id
 from mlflow.utils.name_utils import _generate_random_name
 
-from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.names import description, is_generated, run_name
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import EvaluateConfig, TrainConfig
 from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.resolve import resolve
@@ -85,7 +85,7 @@ def test_a_run_of_mlflow_run_gets_the_name_unless_somebody_gave_it_one(
     # In the experiment that another test may have set for this process.
     run_id = client.create_run(_get_experiment_id(), run_name=made).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    with tracking.start_run("binning", TrackingSettings(experiment=None, output=Path("out")), default_name="uniform"):
+    with start_run("binning", TrackingSettings(experiment=None, output=Path("out")), default_name="uniform"):
         pass
     assert client.get_run(run_id).info.run_name == found
 
@@ -97,7 +97,7 @@ def test_the_environment_names_a_run_before_its_settings_do(workshop: Any, monke
         if variable:
             monkeypatch.setenv("MLFLOW_RUN_NAME", variable)
         settings = TrackingSettings(experiment="names", output=Path("out"))
-        with tracking.start_run("binning", settings, name=name, default_name="uniform") as run:
+        with start_run("binning", settings, name=name, default_name="uniform") as run:
             pass
         assert MlflowClient().get_run(run.run_id).info.run_name == found
 
@@ -108,7 +108,7 @@ def test_an_experiment_has_the_kind_of_trainings_unless_somebody_chose_one(works
     client = MlflowClient()
     chosen = client.create_experiment("chosen", tags={"mlflow.experimentKind": "genai_development"})
     for name in ("fresh", "chosen"):
-        with tracking.start_run("binning", TrackingSettings(experiment=name, output=Path("out"))):
+        with start_run("binning", TrackingSettings(experiment=name, output=Path("out"))):
             pass
     assert client.get_experiment_by_name("fresh").tags["mlflow.experimentKind"] == "custom_model_development"
     assert client.get_experiment(chosen).tags["mlflow.experimentKind"] == "genai_development"
@@ -118,14 +118,12 @@ def test_an_experiment_has_the_kind_of_trainings_unless_somebody_chose_one(works
 def test_a_description_of_ours_is_renewed_and_that_of_a_person_stays(workshop: Any) -> None:
     del workshop
     client = MlflowClient()
-    with tracking.start_run("binning", TrackingSettings(experiment="words", output=Path("out"))) as run:
+    with start_run("binning", TrackingSettings(experiment="words", output=Path("out"))) as run:
         run.set_description("mAP 0.1")
         run.set_description("mAP 0.2")
     assert client.get_run(run.run_id).data.tags["mlflow.note.content"] == "mAP 0.2"
     client.set_tag(run.run_id, "mlflow.note.content", "my words")
-    with tracking.start_run(
-        "binning", TrackingSettings(experiment="words", output=Path("out")), resume=run.run_id
-    ) as again:
+    with start_run("binning", TrackingSettings(experiment="words", output=Path("out")), resume=run.run_id) as again:
         again.set_description("mAP 0.3")
     assert client.get_run(run.run_id).data.tags["mlflow.note.content"] == "my words"
     assert mlflow.active_run() is None

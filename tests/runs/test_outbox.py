@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -196,6 +199,38 @@ def test_a_journal_that_cannot_be_written_loses_nothing_that_arrives(store: Stor
     box.put("metrics", {"n": 0})
     assert finish(box, 10) is None
     assert store.got == [("metrics", 0, None)]
+
+
+@pytest.mark.parametrize("step", ["the folder", "the copy"])
+def test_a_file_that_finds_no_room_is_named_and_the_rest_arrives(
+    step: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("a,b")
+    box = store.outbox(tmp_path / "unsent")
+    with monkeypatch.context() as patch:
+        if step == "the copy":
+            patch.setattr(shutil, "copyfile", _no_room)
+        else:
+            patch.setattr(Path, "mkdir", _no_room)
+        box.put("file", {"n": 0}, path)
+    box.put("file", {"n": 1}, path)
+    assert finish(box, 10) is None
+    assert store.got == [("file", 1, "a,b")]
+    assert store.said == ["table.csv is not sent to the store: [Errno 28] No space left on device"]
+    assert not (tmp_path / "unsent").exists()
+
+
+def test_a_file_that_is_not_there_is_a_bug_and_no_full_disk(store: Store, tmp_path: Path) -> None:
+    box = store.outbox(tmp_path / "unsent")
+    with pytest.raises(FileNotFoundError):
+        box.put("file", {"n": 0}, tmp_path / "none.csv")
+    assert finish(box, 10) is None
+
+
+def _no_room(*_given: object, **_more: object) -> None:
+    """As a full disk answers."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_closing_without_waiting_leaves_what_waits(store: Store, tmp_path: Path) -> None:

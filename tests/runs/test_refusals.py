@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from retinaflow.runs import outbox, tracking
+from retinaflow.runs import outbox
 from retinaflow.runs.run import FolderRun
+from retinaflow.runs.start import start_run
 from retinaflow.settings.data_settings import TrackingSettings
 
 LONG = "0123456789" * 700
@@ -29,7 +30,7 @@ def _in_the_workshop(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(**given: Any) -> Any:
-    return tracking.start_run("train", TrackingSettings(experiment="tests", output=Path("out")), **given)
+    return start_run("train", TrackingSettings(experiment="tests", output=Path("out")), **given)
 
 
 def test_a_refused_parameter_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from retinaflow.runs import tracking
+from retinaflow.runs.start import start_run
 from retinaflow.settings.data_settings import TrackingSettings
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def _files(run_id: str) -> list[list[str]]:
 
 
 def _started(**more: Any) -> Any:
-    return tracking.start_run("train", TrackingSettings(experiment="images", output=Path("out")), **more)
+    return start_run("train", TrackingSettings(experiment="images", output=Path("out")), **more)
 
 
 def _of(*steps: int) -> list[list[str]]:
@@ -82,7 +82,8 @@ from pathlib import Path
 import numpy as np
 from mlflow.tracking import MlflowClient
 
-from retinaflow.runs import store, tracking
+from retinaflow.runs import store
+from retinaflow.runs.start import start_run
 from retinaflow.settings.data_settings import TrackingSettings
 
 left, log_artifact = [int(sys.argv[2])], MlflowClient.log_artifact
@@ -98,7 +99,7 @@ def killed(client, *words):
 
 MlflowClient.log_artifact = killed
 store.use(sys.argv[1])
-with tracking.start_run("train", TrackingSettings(experiment="images", output=Path("out"))) as run:
+with start_run("train", TrackingSettings(experiment="images", output=Path("out"))) as run:
     print(run.run_id, flush=True)
     for step in (3, 6):
         run.log_image(np.full((90, 400, 3), 200, dtype=np.uint8), key="validation/1 Bus", step=step)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from retinaflow.reports.class_figures import exposure_curves
 from retinaflow.runs import registry, store, tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.run import FolderRun, Run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.value_types import as_text
 
@@ -48,7 +51,7 @@ def client(_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def _start(command: str = "train", *, track: bool = True, output: Path = Path("out"), **more: Any) -> Any:
     settings = TrackingSettings(track=track, experiment="tests", output=output)
-    return tracking.start_run(command, settings, **more)
+    return start_run(command, settings, **more)
 
 
 def test_a_run_ends_as_finished(client: MlflowClient) -> None:
@@ -224,6 +227,26 @@ def _log_everything(run: Run) -> None:
     run.log_figure(exposure_curves({"uniform": np.ones(2)}, images_per_class=np.array([1, 2])), "curves.png")
     Path("last.pt").write_bytes(b"weights")
     run.log_file(Path("last.pt"), "checkpoints")
+
+
+def test_a_full_disk_takes_files_and_not_the_work(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*_given: object, **_more: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    with _start() as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "mkdtemp", no_room)
+            _log_everything(run)
+            run.log_image(np.zeros((4, 4, 3), dtype=np.uint8), key="Car", step=1)
+        run.log_text("room again", "later.txt")
+        with pytest.raises(FileNotFoundError):
+            run.log_written("bug.txt", lambda path: path.with_name("none").read_text())
+    assert {item.path for item in client.list_artifacts(run.run_id)} >= {"later.txt"}
+    said = capsys.readouterr().err
+    assert "document.json is not logged: No space left on device: /tmp/x; make room, or give another output=" in said
+    assert "the image Car of step 1 is not logged: No space left on device" in said
 
 
 def test_a_folder_gets_the_files_that_mlflow_gets(client: MlflowClient, tmp_path: Path) -> None:

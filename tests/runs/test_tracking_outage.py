@@ -3,6 +3,7 @@ once, or is named."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from retinaflow.errors import StoreError
 from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.run import Run
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.resolve import resolve
@@ -151,7 +153,7 @@ def test_everything_arrives_in_order_and_once_from_a_server_that_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = pd.DataFrame({"class": ["A"], "ap": [0.5]})
-    with tracking.start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
+    with start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
         # So that a few seconds hold several requests that a sleeping server has in its ears but never answered.
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -191,7 +193,7 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "PATIENCE", 0.5)
-    with tracking.start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
+    with start_run("train", TrackingSettings(experiment="outage", output=Path("out"))) as run:
         log_steps(run, range(10))
         server.signal(signal.SIGKILL)
         log_steps(run, range(10, 20))
@@ -199,7 +201,9 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     assert mlflow.active_run() is None
     last = capsys.readouterr().err.strip().splitlines()[-1]
     journal = Path(f"out/unsent-{run.run_id}/unsent.jsonl")
-    assert re.match(rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), the end of the run never", last)
+    assert re.match(
+        rf"run {run.run_id}: \d+ points of curves, 1 files \(config.json\), .*the end of the run never", last
+    )
     assert f"They are in {journal}; a training that resumes resume={run.run_id} sends them first" in last
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "metrics"][-10:] == list(range(10, 20))
@@ -207,14 +211,39 @@ def test_what_never_arrived_is_in_the_file_of_the_last_message_and_resuming_the_
     server.start()
     assert MlflowClient().get_run(run.run_id).info.status == "RUNNING"
     monkeypatch.setattr(tracking, "PATIENCE", 120.0)
-    with tracking.start_run(
-        "train", TrackingSettings(experiment="outage", output=Path("out")), resume=run.run_id
-    ) as resumed:
+    with start_run("train", TrackingSettings(experiment="outage", output=Path("out")), resume=run.run_id) as resumed:
         # As after kill -9, which makes a training repeat steps that it had logged.
         log_steps(resumed, range(15, 30))
     assert_all_arrived_once(run.run_id, range(30))
     assert mlflow.artifacts.load_dict(f"runs:/{run.run_id}/config.json") == {"a": 1}
     assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
+
+
+WHAT_HELPS = {
+    "train": "a training that resumes resume={} sends them first",
+    "search": "the same search sends them first when it is started again",
+    "main": "main with resume=auto logs them to a new run and trains nothing again",
+    "evaluate": "the same command logs them to a new run when it is started again",
+    "split": "the same command logs them to a new run when it is started again",
+}
+
+
+def test_what_never_arrived_is_named_with_what_helps(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 0.5)
+    runs = {}
+    with contextlib.ExitStack() as ended:
+        for command in WHAT_HELPS:
+            config = TrackingSettings(experiment="outage", output=Path(f"out-{command}"))
+            runs[command] = ended.enter_context(tracking.start_run(command, config)).run_id
+        server.signal(signal.SIGKILL)
+    said = capsys.readouterr().err
+    server.start()
+    for command, text in WHAT_HELPS.items():
+        (line,) = (line for line in said.splitlines() if line.startswith(f"run {runs[command]}:"))
+        journal = f"out-{command}/unsent-{runs[command]}/unsent.jsonl"
+        assert line.endswith(f"They are in {journal}; {text.format(runs[command])}")
 
 
 def kill_after_first_epoch(server: Server, output: Path) -> threading.Thread:
@@ -279,7 +308,7 @@ def test_a_server_that_was_never_there_is_an_error_at_once(server: Server) -> No
     mlflow.set_tracking_uri(nowhere)
     with (
         pytest.raises(StoreError, match=f"experiment outage cannot be opened in {nowhere}"),
-        tracking.start_run("train", TrackingSettings(experiment="outage", output=Path("out"))),
+        start_run("train", TrackingSettings(experiment="outage", output=Path("out"))),
     ):
         pass
     mlflow.set_tracking_uri(server.uri)

@@ -30,9 +30,9 @@ from retinaflow.metric.per_class import summary
 from retinaflow.metric.result import EvaluationResult
 from retinaflow.reports.class_figures import ap_vs_frequency, class_frequency
 from retinaflow.reports.evaluation_artifacts import log_tables
-from retinaflow.runs import tracking
 from retinaflow.runs.datasets import DatasetInput
 from retinaflow.runs.logged_model import link_metrics
+from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.data_settings import TrackingSettings
 from retinaflow.settings.resolve import resolve
@@ -61,9 +61,7 @@ def _log(name: str, skill: Any, seed: int) -> None:
     table = table_of(kept, MADE)
     scores = Scores(average_precision(kept.matches), kept.matches.num_truths, kept.matches)
     counts = kept.training
-    with tracking.start_run(
-        "train", TrackingSettings(experiment="retinaflow", output=Path("out")), name=name
-    ) as logged:
+    with start_run("train", TrackingSettings(experiment="retinaflow", output=Path("out")), name=name) as logged:
         logged.log_params(config.model_dump())
         logged.log_datasets([TRAIN, VALIDATION])
         for step in range(4):
@@ -99,7 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with _warnings_off():
             mlflow.set_tracking_uri(uri)
             mlflow.search_experiments()
-        with tracking.start_run("main", TrackingSettings(experiment="retinaflow", output=Path("out")), name="main"):
+        with start_run("main", TrackingSettings(experiment="retinaflow", output=Path("out")), name="main"):
             for seed, name in enumerate(("uniform", "binned")):
                 _log(name, SKILLS[name], seed)
         _log("class-aware", SKILLS["class-aware"], 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -79,6 +80,24 @@ def test_the_earlier_training_can_be_resumed_while_the_new_one_runs(workshop: An
         refuse_second_training(config, _resumed(earlier), folder_name="train-1")
         with training_run(config, _resumed(earlier), ALONE, name=None, called="train", folder_name="train-1"):
             pass
+
+
+@pytest.mark.parametrize("name", [None, "uniform", "people-clothing"])
+def test_what_a_training_could_not_send_is_found_under_whatever_name_it_was_trained(
+    name: str | None, workshop: Any, tmp_path: Path
+) -> None:
+    """By the id of its run, in ``output``: ``train`` resumes what ``main`` and ``split`` have begun."""
+    run_id = str(mlflow.MlflowClient().create_run("0").info.run_id)
+    point = {"kind": "metrics", "time": 1, "step": 1, "metrics": {"val/mAP": 0.5}}
+    journal = tmp_path / f"unsent-{run_id}" / "unsent.jsonl"
+    (tmp_path / "last").mkdir()
+    journal.parent.mkdir()
+    journal.write_text(json.dumps(point) + "\n", encoding="utf-8")
+    config, resumed = workshop.settings(output=str(tmp_path)), _resumed(tmp_path / "last", run_id)
+    with training_run(config, resumed, ALONE, name=name, called="train", folder_name=name or "train"):
+        pass
+    assert mlflow.get_run(run_id).data.metrics == {"val/mAP": 0.5}
+    assert not journal.parent.exists()
 
 
 @pytest.mark.parametrize("how", ["deleted", "unknown"])
