@@ -30,7 +30,7 @@ MAX_PIXELS = 178_956_970
 _SOS, _EOI = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """The next marker after the data of a scan, in which FF is followed by 00 or by a restart marker."""
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 _COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 
 
@@ -93,9 +93,9 @@ def has_many_scans(data: NDArray[np.uint8]) -> bool:
 def without_compressed_parts(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The file without the compressed texts and colour profile of a PNG; any other file as it is."""
     content = data.tobytes()
-    if not content.startswith(_PNG_START) or not any(kind in content for kind in _COMPRESSED):
+    if not content.startswith(PNG_START) or not any(kind in content for kind in _COMPRESSED):
         return data
-    parts, offset = [_PNG_START], len(_PNG_START)
+    parts, offset = [PNG_START], len(PNG_START)
     while offset + 8 <= len(content):
         end = offset + 12 + int.from_bytes(content[offset : offset + 4], "big")
         if content[offset + 4 : offset + 8] not in _COMPRESSED:

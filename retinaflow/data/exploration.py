@@ -30,13 +30,12 @@ def class_table(index: AnnotationIndex, given: ImageClassPairs, bins: ClassBins)
     width = index.num_classes
     labels, count = np.asarray(index.labels), given.boxes_per_class
     present = np.asarray(index.verified_present)
-    number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
     group_of = np.bincount(labels, weights=index.is_group_of, minlength=width)
     table = pd.DataFrame(
         {
             "class": index.taxonomy.labels,
             "class_id": index.taxonomy.ids,
-            "bin": number.where(number > 0),
+            "bin": bins.number_of_class,
             "images": given.images_per_class,
             "boxes": count,
             "tree_images": bins.images_per_class,

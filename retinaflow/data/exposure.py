@@ -152,12 +152,11 @@ def exposure_table(
     columns ``{strategy}_expected`` and ``{strategy}_planned`` (samples per epoch) and ``{strategy}_repeats`` (samples
     per image). With ``pastes`` also pasted_expected, pasted_planned and covered_planned (boxes per epoch)."""
     images = pairs.images_per_class
-    number = pd.Series(bins.bin_of_class + 1, dtype="Int64")
     table = pd.DataFrame(
         {
             "class": taxonomy.labels,
             "class_id": taxonomy.ids,
-            "bin": number.where(number > 0),
+            "bin": bins.number_of_class,
             "train_images": images,
             "train_boxes": pairs.boxes_per_class,
         }

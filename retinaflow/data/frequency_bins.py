@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from retinaflow.errors import DataError, SettingError
@@ -74,6 +75,12 @@ class ClassBins:
     def empty_classes(self) -> NDArray[np.int64]:
         """Classes without a training image."""
         return np.flatnonzero(self.bin_of_class < 0)
+
+    @property
+    def number_of_class(self) -> pd.Series:
+        """``[K]`` Int64: the bin of each class as tables show it, 1 the rarest, missing for none."""
+        numbers = pd.Series(self.bin_of_class + 1, dtype="Int64")
+        return numbers.mask(numbers == 0)
 
     def medians(self) -> NDArray[np.float64]:
         """``[B]`` median images per class of each bin."""

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from retinaflow.data.decoding_limits import open_header, start_of_scan
+from retinaflow.data.decoding_limits import PNG_START, open_header, start_of_scan
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_PNG_START = b"\x89PNG\r\n\x1a\n"
 _TAIL = 4096
 """Bytes at the end of a JPEG that are searched for its end marker first; cameras append thumbnails and padding."""
 _SAMPLED = 32
@@ -55,7 +54,7 @@ def _is_cut_file(path: Path, kind: str) -> bool:
 
 def _has_last_chunk(file: BinaryIO, bytes_there: int) -> bool:
     """Whether the chunks of a PNG lead to IEND within the file; each begins with its length."""
-    offset = len(_PNG_START)
+    offset = len(PNG_START)
     while offset + 12 <= bytes_there:
         file.seek(offset)
         length, name = struct.unpack(">I4s", file.read(8))
@@ -111,4 +110,4 @@ def _bits_of_png(path: Path) -> int:
             start = file.read(25)
     except OSError:
         return 0
-    return start[24] if len(start) == 25 and start.startswith(_PNG_START) else 0
+    return start[24] if len(start) == 25 and start.startswith(PNG_START) else 0

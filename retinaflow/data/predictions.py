@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pa_compute
-from numpy.typing import NDArray
 
 from retinaflow.data.annotation_rows import CORNERS
 from retinaflow.data.coco_results import read_coco_results
@@ -115,7 +114,7 @@ def _read_submission(source: Source, header: list[str], errors: RowErrors) -> Ta
 def _with_numbers(table: Table, errors: RowErrors) -> Table:
     """The words of Score and the corners as float64; a word that is no finite number becomes an error."""
     for name in _WORDS[1:]:
-        values = _floats(table.texts[name])
+        values = table.texts[name].numbers()
         table = table.require(np.isfinite(values), f"{name} must be a number", [name], errors)
         table.columns[name] = values[np.isfinite(values)]
         del table.texts[name]
@@ -147,15 +146,6 @@ def submission_rows(table: pa.Table, image_ids: Sequence[str]) -> pd.DataFrame:
     for image_id, text in zip(table["ImageID"].to_pylist(), texts.to_pylist(), strict=True):
         of_image[image_id].append(text)
     return pd.DataFrame({"ImageId": list(of_image), _STRING: [" ".join(found) for found in of_image.values()]})
-
-
-def _floats(texts: TextColumn) -> NDArray[np.float64]:
-    """The numbers in a text column; NaN where the text is no number."""
-    try:
-        values = texts.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        values = pd.to_numeric(texts.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
-    return np.asarray(values[texts.codes], dtype=np.float64)
 
 
 def source_of(given: object, name: str) -> Source:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
@@ -180,19 +179,13 @@ def _parse_carefully(
         rule = f"a row must have {len(header)} fields"
         errors.note(path.name, rule, numbers_of[cut_rows], lambda n: f"fields={cut[n][1]}")
     table = _table(path, arrow, np.delete(numbers_of, cut_rows))
-    numbers = {name: _numbers(table.texts[name]) for name, kind in types.items() if kind != pa.string()}
+    numbers = {name: table.texts[name].numbers() for name, kind in types.items() if kind != pa.string()}
     for name in numbers:
         unread = np.isnan(numbers[name])
         table = table.require(~unread, f"{name} must be a number", [name], errors)
         numbers = {other: column[~unread] for other, column in numbers.items()}
     texts = {name: column for name, column in table.texts.items() if name not in numbers}
     return Table(path, numbers, texts, table.lines)
-
-
-def _numbers(texts: TextColumn) -> NDArray[np.float64]:
-    """The numbers in a text column; NaN where the text is no number."""
-    values = pd.to_numeric(texts.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
-    return np.asarray(values[texts.codes], dtype=np.float64)
 
 
 def _table(path: Path, arrow: pa.Table, lines: NDArray[np.int64]) -> Table:

@@ -161,6 +161,14 @@ class TextColumn:
     def _is_used(self) -> NDArray[np.bool_]:
         return np.bincount(self.codes, minlength=len(self.values)) > 0
 
+    def numbers(self) -> NDArray[np.float64]:
+        """``[R]`` the numbers that the texts are; NaN where a text is no number."""
+        try:
+            values = self.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            values = pd.to_numeric(self.values.to_pandas(), errors="coerce").to_numpy(dtype=np.float64)
+        return np.asarray(values[self.codes], dtype=np.float64)
+
     @staticmethod
     def encode(column: pa.ChunkedArray) -> TextColumn:
         """The codes and distinct values of an Arrow text column."""

@@ -50,18 +50,12 @@ class Evaluation:
     taxonomy: Taxonomy
     iou_thresholds: tuple[float, ...]
     ap_by_iou: NDArray[np.float64]
-    """``[T, K]`` AP at each of ``iou_thresholds``; its mean over thresholds and classes is ``mean_ap_over_iou``."""
+    """``[T, K]`` AP at each of ``iou_thresholds``."""
 
     @property
     def mean_ap(self) -> float:
         """Mean over the classes with ground truth at IoU 0.5; NaN when there is none."""
         return self.scores.mean_ap
-
-    @property
-    def mean_ap_over_iou(self) -> float:
-        """Mean over ``iou_thresholds`` and the classes with ground truth; NaN without either."""
-        known = self.ap_by_iou[:, np.isfinite(self.scores.ap)]
-        return float(known.mean()) if known.size else float("nan")
 
     @property
     def not_a_challenge_score(self) -> tuple[str, ...]:
