@@ -63,6 +63,10 @@ def _verify_before_work(command: str, config: TrackingSettings) -> None:
     """Whether the results can be stored, before minutes are spent on reading annotations."""
     if command != "export":
         _verify_folder("output", config.output)
+    if command not in ("train", "convert", "download", "export"):
+        from retinaflow.runs.run import refuse_folder_of_another
+
+        refuse_folder_of_another(config)
     file = "output" if command == "export" else "submission"
     if (path := getattr(config, file, None)) is not None:
         if path.is_dir():

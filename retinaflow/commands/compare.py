@@ -12,14 +12,13 @@ from retinaflow.comparison.comparison_page import PageNotes, comparison_page, pa
 from retinaflow.comparison.conclusion import conclusion
 from retinaflow.comparison.difference_figure import difference_vs_frequency
 from retinaflow.progress import report
-from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.run import Run, with_folder
 from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import CompareConfig
 
 
 def run(config: CompareConfig) -> Comparison:
     """Compare, write the page, log it as a run of its own, and print the result."""
-    refuse_folder_of_another(config)
     chosen = chosen_runs(config)
     sides = as_sides(chosen)
     resampling = Resampling(config.bootstrap, config.confidence, config.seed)

@@ -14,7 +14,7 @@ from retinaflow.reports.detections_page import log_page
 from retinaflow.runs.datasets import evaluated_dataset
 from retinaflow.runs.evaluated_detections import detections_to_evaluate
 from retinaflow.runs.names import description, run_name
-from retinaflow.runs.run import refuse_folder_of_another, with_folder
+from retinaflow.runs.run import with_folder
 from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import EvaluateConfig
 from retinaflow.taxonomy import expand_to_ancestors
@@ -24,7 +24,6 @@ from retinaflow.taxonomy import expand_to_ancestors
 
 def run(config: EvaluateConfig) -> EvaluationResult:
     """Evaluate, log, print. Returns scores, table and aggregates."""
-    refuse_folder_of_another(config)
     source = detections_to_evaluate(config)
     config, index, bins, dropped = source.config, source.index, source.bins, source.images.dropped
     skipped = SkippedImages()

@@ -29,7 +29,7 @@ from retinaflow.reports.evaluation_artifacts import (
 )
 from retinaflow.runs.datasets import DatasetInput, evaluated_dataset
 from retinaflow.runs.logged_model import model_of_run
-from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.run import Run, with_folder
 from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import MergeConfig
 from retinaflow.settings.model_settings import JoinSettings
@@ -50,7 +50,6 @@ def run(
 ) -> MergeResult:
     """Merge, evaluate, log, print. ``ensemble``: the models, where they are loaded already; ``name``: of the run;
     ``with_model``: whether it leaves a model. Raises SettingError where its files would replace others' files."""
-    refuse_folder_of_another(config)
     ensemble = ensemble or load_ensemble(config.runs or parts_of_last_split(), register_as=config.register_as)
     calibrated = calibrate(ensemble, config)
     detections = merge_detections(

@@ -23,7 +23,7 @@ from retinaflow.runs import tracking
 from retinaflow.runs.datasets import predicted_dataset
 from retinaflow.runs.models import TrainedModel
 from retinaflow.runs.names import run_name
-from retinaflow.runs.run import Run, refuse_folder_of_another, with_folder
+from retinaflow.runs.run import Run, with_folder
 from retinaflow.runs.start import start_run
 from retinaflow.settings.commands import PredictConfig
 from retinaflow.settings.model_settings import PostprocessSettings
@@ -35,7 +35,6 @@ MAX_LOGGED_BYTES = 50 << 20
 
 def run(config: PredictConfig) -> Path:
     """Predict what is not done yet, join the shards, log. Returns the file of all predictions."""
-    refuse_folder_of_another(config)
     model, called = TrainedModel.find(config.from_run), run_name("predict", config)
     config = as_trained(config, model.checkpoint)
     # The precision is part of the request: a run that is resumed on another machine must not change it unseen.

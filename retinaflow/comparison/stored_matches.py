@@ -113,7 +113,7 @@ def load_matches(path: Path) -> StoredMatches:
         # numpy reads a damaged array without an error; the archive has checksums.
         check_archive(path, most=(64 << 20) + EXPANSION * path.stat().st_size)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            columns = _current_names({name: file[name] for name in file.files})
+            columns = {name: file[name] for name in file.files}
         header = json.loads(columns.pop("header").tobytes())
     # A damaged file makes the readers raise whatever their parsing meets.
     except Exception as error:
@@ -122,7 +122,6 @@ def load_matches(path: Path) -> StoredMatches:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = str(header.get("format"))[:20] if isinstance(header, dict) else "none"
         raise DataError(f"{path}: format {FORMAT} is needed, but the file has {found}; evaluate it again")
-    header = _current_names(header)
     try:
         _check_columns(columns, header)
         return _stored(columns, header)
@@ -144,14 +143,6 @@ def _stored(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> S
         settings=header["settings"],
         evaluated_from=header["evaluated_from"],
     )
-
-
-_RENAMED = {"judged": "evaluated", "judged_from": "evaluated_from", "class_not_judged": "class_not_evaluated"}
-"""Name in earlier files -> name now."""
-
-
-def _current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
 _ROWS = {
@@ -209,7 +200,7 @@ def _matches(columns: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> 
         gt_count=columns["truth_count"],
         image_ids=columns["image_ids"],
         evaluated=columns["evaluated"],
-        dropped=Dropped(**_current_names(header["dropped"])),
+        dropped=Dropped(**header["dropped"]),
         **{name: header[stored] for stored, name in _COUNTS.items()},
     )
 

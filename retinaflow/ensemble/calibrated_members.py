@@ -79,7 +79,7 @@ def calibration_table(calibrated: Sequence[CalibratedMember], ensemble: Ensemble
                 "class": taxonomy.labels[one.member.classes[row.class_index]],
                 "method": row.calibrator.method,
                 "num_truths": row.num_truths,
-                "judged_detections": row.num_evaluated,
+                "evaluated_detections": row.num_evaluated,
                 "log_loss_before": row.loss_before,
                 "log_loss_after": row.loss_after,
                 "class_id": taxonomy.ids[one.member.classes[row.class_index]],
@@ -92,11 +92,11 @@ def calibration_table(calibrated: Sequence[CalibratedMember], ensemble: Ensemble
 
 def mean_losses(table: pd.DataFrame) -> dict[str, float]:
     """``calibration/log_loss_before`` and ``_after``: means over the evaluated detections of a calibration table."""
-    evaluated = table[table["judged_detections"] > 0]
+    evaluated = table[table["evaluated_detections"] > 0]
     if evaluated.empty:
         return {}
     return {
-        f"calibration/{name}": float(np.average(evaluated[name], weights=evaluated["judged_detections"]))
+        f"calibration/{name}": float(np.average(evaluated[name], weights=evaluated["evaluated_detections"]))
         for name in ("log_loss_before", "log_loss_after")
     }
 

@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import errno
 import functools
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -119,12 +118,7 @@ def find_run(name: str) -> RunRecord:
     run = _read(name)
     if run is not None:
         return _record(run)
-    if "'" in name and '"' in name:
-        # No filter can hold it, but one that leaves its quotes open.
-        pattern = re.sub(r"['\\]", "_", name)
-        found = [run for run in find_runs(f"attributes.run_name LIKE '{pattern}'") if run.name == name]
-    else:
-        found = find_runs(filter_of({"attributes.run_name": name}))
+    found = find_runs(filter_of({"attributes.run_name": name}))
     if not found:
         raise SettingError(f"run {name}: there is no such id or name in {uri()}")
     if len(found) > 1:
@@ -138,7 +132,7 @@ def filter_of(values: Mapping[str, str]) -> str:
     a filter cannot hold."""
     for value in values.values():
         if "'" in value and '"' in value:
-            raise SettingError(f"a name must not hold both kinds of quotes, ' and \", but got {value}")
+            raise SettingError(f"a name with both kinds of quotes, ' and \", cannot be looked up: {value}; give an id")
     quoted = {name: f'"{value}"' if "'" in value else f"'{value}'" for name, value in values.items()}
     return " and ".join(f"{name} = {value}" for name, value in quoted.items())
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,15 +227,10 @@ def _checked(
         raise ValueError(f"`0 < confidence < 1` must hold, but got {confidence}")
     indices: dict[str, NDArray[np.integer]] = {}
     for name, members in (groups or {}).items():
-        is_mask = members.dtype == np.bool_ and members.shape == (num_classes,)
-        found: NDArray[Any] = np.flatnonzero(members) if is_mask else members
-        if found.dtype.kind in "iu" and found.ndim == 1:
-            indices[name] = found
-        else:
-            raise ValueError(
-                f"group {name} must be bool [{num_classes}] or indices of classes, but got {members.dtype} "
-                f"{list(members.shape)}"
-            )
+        try:
+            indices[name] = np.arange(num_classes)[members]
+        except IndexError as error:
+            raise ValueError(f"group {name} must be bool [{num_classes}] or indices of classes: {error}") from None
     return indices
 
 

@@ -407,7 +407,7 @@ def test_a_model_may_have_a_quote_in_its_name(name: str, with_model: dict[str, s
         assert (found.run_id, str(found.version)) == (with_model["weak"], "1")
 
 
-@pytest.mark.parametrize("name", ["it's", 'a "run"', 'it\'s "it"', '100% a_run \\ it\'s "it"'])
+@pytest.mark.parametrize("name", ["it's", 'a "run"', "100% a_run \\ it's"])
 def test_a_run_is_found_by_its_name_whatever_quotes_it_has(name: str, store: Any) -> None:
     del store
     for own in (name, name.replace("i", "I").replace("a", "A")):
@@ -415,6 +415,8 @@ def test_a_run_is_found_by_its_name_whatever_quotes_it_has(name: str, store: Any
             pass
     assert find_run(name).name == name
     assert find_run(own).run_id == logged.run_id
+    with pytest.raises(SettingError, match=r"cannot be looked up: .*; give an id"):
+        find_run(name + "'\"")
 
 
 def test_a_run_without_a_model_and_an_untracked_promotion_are_refused(

@@ -61,21 +61,6 @@ def test_an_entry_takes_about_a_dozen_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "matches.npz").stat().st_size < 16 * len(kept.matches.score)
 
 
-def test_a_file_of_version_0_1_0_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "matches.npz"
-    save_matches(run(world(3, 20), 0.5, seed=0), path)
-    with np.load(path) as file:
-        columns = {name: file[name] for name in file.files}
-    header = json.loads(columns["header"].tobytes())
-    del header["dropped"]["class_not_evaluated"]
-    header["dropped"]["class_not_judged"] = 7
-    header["judged_from"] = header.pop("evaluated_from")
-    columns["judged"] = columns.pop("evaluated")
-    columns["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    np.savez_compressed(path, **columns)
-    assert load_matches(path).matches.dropped.class_not_evaluated == 7
-
-
 @pytest.mark.parametrize("damage", ["cut short", "no archive", "another format"])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "matches.npz"
