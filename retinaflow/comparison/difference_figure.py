@@ -14,9 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
 
-from retinaflow.reports.figure_style import NO_BIN, shortened
+from retinaflow.reports.figure_style import NO_BIN, name_points
 
 NAMED = 12
 """Largest number of classes with a name: the significant ones first, then those that differ most."""
@@ -48,7 +47,8 @@ def difference_vs_frequency(table: pd.DataFrame, letter: str, *, narrow: bool = 
     axes.scatter(images[sure], difference[sure], s=size * 1.3, c=colors[sure], edgecolors="black", linewidths=0.5)
     _bin_means(axes, images, difference, bins)
     _legend(figure, bool(sure.any()))
-    _names(axes, table["class"].tolist(), images, difference, sure, limit=NAMED // 2 if narrow else NAMED)
+    order = np.lexsort((-np.abs(difference), ~sure))[: NAMED // 2 if narrow else NAMED]
+    name_points(axes, images, difference, table["class"].tolist(), order=order.tolist())
     return figure
 
 
@@ -77,29 +77,3 @@ def _legend(figure: Figure, any_significant: bool) -> None:
         label = "significant"
         handles.insert(1, Line2D([], [], **dot, markerfacecolor="#31688E", label=label))  # type: ignore[arg-type]
     figure.legend(handles=handles, loc="upper center", ncols=3, frameon=False, fontsize=8.5, handletextpad=0.4)
-
-
-def _names(axes: Axes, names: list[str], x: np.ndarray, y: np.ndarray, sure: np.ndarray, *, limit: int) -> None:
-    """Names beside the dots that matter most, left out where there is no space."""
-    dots = axes.transData.transform(np.column_stack([x, y])) if len(x) else np.zeros((0, 2))
-    taken = [Bbox.from_bounds(px - 4, py - 4, 8, 8) for px, py in dots]
-    frame = axes.get_window_extent()
-    for k in np.lexsort((-np.abs(y), ~sure))[:limit]:
-        for dx, dy in ((6, 0), (-6, 0), (0, 7), (0, -7)):
-            text = axes.annotate(
-                shortened(names[k], 22),
-                (x[k], y[k]),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                fontsize=7.5,
-                ha="left" if dx > 0 else "right" if dx < 0 else "center",
-                va="bottom" if dy > 0 else "top" if dy < 0 else "center",
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-            )
-            box = text.get_window_extent()
-            others = taken[:k] + taken[k + 1 :]
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in others):
-                taken.append(box)
-                break
-            text.remove()

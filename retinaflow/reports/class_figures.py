@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox, blended_transform_factory
+from matplotlib.transforms import blended_transform_factory
 from numpy.typing import NDArray
 
 from retinaflow.reports.figure_style import (
@@ -27,6 +26,7 @@ from retinaflow.reports.figure_style import (
     class_figure,
     decades,
     legend,
+    name_points,
     shortened,
 )
 
@@ -75,7 +75,7 @@ def ap_vs_frequency(table: pd.DataFrame) -> Figure:
     if (~shown).any():
         axes.text(1.03, 0.0, f"{(~shown).sum()} without ground truth,\nnot shown", transform=axes.transAxes, fontsize=8)
     if len(table) <= MAX_NAMES:
-        _name_points(axes, x[shown], ap[shown], table["class"][shown].tolist())
+        name_points(axes, x[shown], ap[shown], table["class"][shown].tolist())
     return figure
 
 
@@ -179,29 +179,3 @@ def _name_bins(axes: Axes, bins: NDArray[np.integer]) -> None:
         ends[level] = centre + half_width
         text = f"{f'bin {number + 1}' if number >= 0 else 'no bin'}\n{len(position)}"
         axes.text(centre, 0.985 - 0.085 * level, text, transform=strip, ha="center", va="top", fontsize=8)
-
-
-def _name_points(axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], names: Sequence[str]) -> None:
-    """Write each name at the first free position around its point; leave it out when there is none."""
-    frame = axes.get_window_extent()
-    points = axes.transData.transform(np.column_stack([x, y])) if len(x) else np.zeros((0, 2))
-    taken = [Bbox.from_bounds(px - 5, py - 5, 10, 10) for px, py in points]
-    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-    offsets = [(dx * distance, dy * distance) for distance in (5, 12) for dx, dy in sides]
-    for number, name in enumerate(names):
-        for dx, dy in offsets:
-            text: Annotation = axes.annotate(
-                shortened(name),
-                (x[number], y[number]),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                fontsize=7,
-                ha="left" if dx > 0 else "right" if dx < 0 else "center",
-                va="bottom" if dy > 0 else "top" if dy < 0 else "center",
-            )
-            box = text.get_window_extent()
-            others = taken[:number] + taken[number + 1 :]
-            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(box.overlaps(other) for other in others):
-                taken.append(box)
-                break
-            text.remove()

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from retinaflow.reports.figure_style import MAX_NAMES, OKABE_ITO, shortened
+from retinaflow.reports.figure_style import MAX_NAMES, OKABE_ITO, name_points, shortened
 
 BLUE, ORANGE = OKABE_ITO[0], OKABE_ITO[1]
 GREY = "#666666"
@@ -155,8 +155,7 @@ def label_coverage(
     axes.set(xscale="log", yscale="log", xlim=(0.4, top), ylim=(0.4, top))
     axes.set(xlabel="images verified present (0: at the left edge)", ylabel="images verified absent (0: at the bottom)")
     if len(names) <= 12:
-        for name, at_x, at_y in zip(names, x, y, strict=True):
-            axes.annotate(shortened(name), (at_x, at_y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        name_points(axes, x, y, names)
     return figure
 
 

@@ -18,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -128,3 +130,38 @@ def shortened(name: str, length: int = 24) -> str:
     """
     text = name if len(name) <= length else f"{name[: length - 1]}…"
     return text.replace("$", r"\$")
+
+
+def name_points(
+    axes: Axes, x: NDArray[np.floating], y: NDArray[np.floating], names: Sequence[str], *, order: Sequence[int] = ()
+) -> None:
+    """Write each name at the first free position around its point; leave it out where there is none.
+
+    ``order``: the points to name, the most important first; empty: all. Free is what no name, point or horizontal line
+    covers.
+    """
+    frame = axes.get_window_extent()
+    points = axes.transData.transform(np.column_stack([x, y])) if len(x) else np.zeros((0, 2))
+    others = [Bbox.from_bounds(px - 5, py - 5, 10, 10) for px, py in points]
+    flat = [line for line in axes.get_lines() if np.ptp(np.asarray(line.get_ydata(), dtype=np.float64)) == 0]
+    taken = [line.get_window_extent().padded(1) for line in flat]
+    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+    offsets = [(dx * distance, dy * distance) for distance in (5, 12) for dx, dy in sides]
+    for number in order if len(order) else range(len(names)):
+        for dx, dy in offsets:
+            text = axes.annotate(
+                shortened(names[number]),
+                (x[number], y[number]),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=7.5,
+                ha="left" if dx > 0 else "right" if dx < 0 else "center",
+                va="bottom" if dy > 0 else "top" if dy < 0 else "center",
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )
+            box = text.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(one) for one in [*taken, *others[:number], *others[number + 1 :]]):
+                taken.append(box)
+                break
+            text.remove()
