@@ -33,7 +33,7 @@ from retinaflow.metric.matches import Matches
 from retinaflow.progress import report
 from retinaflow.runs import store
 from retinaflow.runs.models import TrainedModel
-from retinaflow.runs.run import Run
+from retinaflow.runs.run import CHECKPOINTS, Run
 from retinaflow.runs.tracking import launched_by_mlflow
 
 PREDICTIONS = "predictions.parquet"
@@ -126,7 +126,7 @@ def model_of(run: ChosenRun) -> Checkpoint | str:
 
 def _trained(run: ChosenRun) -> Checkpoint | str:
     """The best model of a training."""
-    own = Path(run.record.run_id) / "checkpoints" / "best.pt"
+    own = Path(run.record.run_id) / CHECKPOINTS / "best.pt"
     return _one_network(run, TrainedModel.find(run.record.run_id if run.record.experiment_id else own))
 
 

@@ -15,10 +15,11 @@ from retinaflow.ensemble.calibrated_members import CalibratedMember
 from retinaflow.ensemble.members import Ensemble
 from retinaflow.inference.checkpoint import Checkpoint
 from retinaflow.inference.merged_checkpoint import MergedCheckpoint, MergedMember
+from retinaflow.runs.run import CHECKPOINTS
 from retinaflow.settings.commands import MergeConfig
 from retinaflow.settings.model_settings import JoinSettings, OverlapSettings
 
-FILE = Path("checkpoints") / "best.pt"
+FILE = Path(CHECKPOINTS) / "best.pt"
 """Path of the model in the folder of a merge: that of a training."""
 
 

@@ -15,7 +15,7 @@ from retinaflow.errors import StoreError
 from retinaflow.progress import report
 from retinaflow.runs import store, tracking
 from retinaflow.runs.mlflow_run import MlflowRun
-from retinaflow.runs.run import TAGS, FolderRun, Pixels, Run, tags_of_folder
+from retinaflow.runs.run import CHECKPOINTS, TAGS, FolderRun, Pixels, Run, tags_of_folder
 from retinaflow.runs.store import RunRecord
 
 STATE, REASON, STUDY, TRIAL = (f"retinaflow.{name}" for name in ("state", "reason", "study", "trial"))
@@ -132,7 +132,7 @@ class TrialRun(Run):
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         # 200 MB of weights per trial are of no use; the best settings are trained again in full.
-        if folder != "checkpoints":
+        if folder != CHECKPOINTS:
             self._run.log_file(path, folder)
 
     def log_written(self, name: str, write: Callable[[Path], object]) -> None:

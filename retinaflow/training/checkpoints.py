@@ -14,7 +14,7 @@ from retinaflow.errors import DataError
 from retinaflow.files import atomic_file
 from retinaflow.inference.checkpoint import Checkpoint, save_checkpoint
 from retinaflow.progress import report
-from retinaflow.runs.run import Run
+from retinaflow.runs.run import CHECKPOINTS, Run
 from retinaflow.settings.commands import TrainConfig
 from retinaflow.settings.resolve import with_absolute_paths
 from retinaflow.training.loop import Trainer
@@ -82,7 +82,7 @@ class Checkpoints:
         """Log the files that are there."""
         for path in (self.last, self.best):
             if self._trainer.world.is_first and path.is_file():
-                run.log_file(path, "checkpoints")
+                run.log_file(path, CHECKPOINTS)
 
     def current(self, progress: Mapping[str, Any] | None = None) -> Checkpoint:
         """The present weights as a checkpoint; with ``progress`` one to resume from."""
